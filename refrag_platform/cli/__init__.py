@@ -1,0 +1,56 @@
+"""`refrag`: every stage of the pipeline and every look at its results, from a shell.
+
+Each module here holds one family of commands; heavy libraries are imported inside the commands,
+so that `refrag --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+
+from refrag_platform.errors import RefragError
+
+FAMILIES = ("recipes", "run", "evaluate", "lineage", "ask", "demo")
+NO_TELEMETRY = {
+    "DAGSTER_DISABLE_TELEMETRY": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "BENTOML_DO_NOT_TRACK": "True",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class RefragGroup(typer.core.TyperGroup):
+    """Turns a RefragError into one message on stderr and exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RefragError as error:
+            typer.secho(f"refrag: {error}", fg=typer.colors.RED, err=True)
+            sys.exit(2)
+
+
+app = typer.Typer(
+    cls=RefragGroup,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="Train, version, check and serve a decoder that reads retrieved passages as chunk vectors (REFRAG).",
+)
+
+
+@app.callback()
+def _quiet() -> None:
+    """No telemetry leaves the machine by default."""
+    for name, value in NO_TELEMETRY.items():
+        os.environ.setdefault(name, value)
+
+
+for _family in FAMILIES:
+    importlib.import_module(f"refrag_platform.cli.{_family}").register(app)

@@ -1,0 +1,7 @@
+"""`refrag ask`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""

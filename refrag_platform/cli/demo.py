@@ -1,0 +1,7 @@
+"""`refrag demo`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""

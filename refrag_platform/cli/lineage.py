@@ -1,0 +1,7 @@
+"""`refrag lineage`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""

@@ -1,0 +1,33 @@
+"""`refrag run`: make one artifact, or all of them, without Dagster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""
+    app.command("run")(run)
+
+
+def run(
+    stage: Annotated[str, typer.Argument(help="corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package, or all.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")],
+    force: Annotated[bool, typer.Option("--force", help="Run even if the artifact is up to date.")] = False,
+) -> None:
+    """Make the artifact STAGE of a model from the artifacts before it.
+
+    Nothing is done when inputs, settings, seed and code are those of the artifact in place. A killed
+    run continues from its newest complete checkpoint. The artifact replaces the old one only when it
+    is whole and passes its blocking checks.
+    """
+    from refrag_platform.project import Project
+    from refrag_platform.stages import STAGES, run_stage
+
+    project = Project.find()
+    for name in STAGES if stage == "all" else [stage]:
+        result = run_stage(project, name, model, force=force)
+        state = "cached" if result.cached else f"made in {result.manifest.seconds:.1f} s"
+        typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")

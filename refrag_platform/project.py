@@ -1,0 +1,89 @@
+"""Where things lie: the project's root, its models and the folder of each artifact.
+
+    models/NAME/recipe.yaml         what the model is made of
+    models/NAME/STAGE/content/      the artifact: what DVC hashes, content only
+    models/NAME/STAGE/manifest.json beside it: inputs, settings, seed, commit, hardware, metrics
+    data/NAME/{corpus,chunks}/      the same for data
+    work/NAME/STAGE/                scratch of a stage that has not finished: resumable, never trusted
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.recipes import Recipe, read_recipe
+
+DATA_STAGES = frozenset({"corpus", "chunks"})
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout of refrag-platform, or any folder with `models/` and `params.yaml` laid out like one."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Project:
+        """The project around `start` (default: $REFRAG_ROOT, else the working directory).
+
+        Raises:
+            RefragError: no folder upwards has params.yaml and models/.
+        """
+        begin = (start or Path(os.environ.get("REFRAG_ROOT", "."))).resolve()
+        for folder in (begin, *begin.parents):
+            if (folder / "params.yaml").is_file() and (folder / "models").is_dir():
+                return cls(folder)
+        raise RefragError(
+            f"{begin} is not inside a refrag project (no params.yaml with models/ beside it); "
+            "change into the checkout or set REFRAG_ROOT"
+        )
+
+    def params(self) -> dict[str, Any]:
+        """params.yaml as plain values."""
+        return yaml.safe_load((self.root / "params.yaml").read_text(encoding="utf-8")) or {}
+
+    def models(self) -> list[str]:
+        """The models that DVC and Dagster run, in params.yaml's order."""
+        return list(self.params()["models"])
+
+    def recipes(self) -> list[str]:
+        """Every model with a recipe, run or not."""
+        return sorted(path.parent.name for path in (self.root / "models").glob("*/recipe.yaml"))
+
+    def recipe_path(self, model: str) -> Path:
+        return self.root / "models" / model / "recipe.yaml"
+
+    def recipe(self, model: str) -> Recipe:
+        """The recipe of `model` with params.yaml's overrides.
+
+        Raises:
+            RecipeError: there is no such recipe, or it is wrong.
+        """
+        path = self.recipe_path(model)
+        if not path.is_file():
+            raise RecipeError(f"no model {model!r}; there are: {', '.join(self.recipes()) or 'none'}")
+        recipe = read_recipe(path, (self.params().get("overrides") or {}).get(model))
+        if recipe.name != model:
+            raise RecipeError(f"{path}: name is {recipe.name!r}; it must equal its folder, {model!r}")
+        return recipe
+
+    def stage_dir(self, stage: str, model: str) -> Path:
+        """The published folder of an artifact: `content/`, `manifest.json` and what lies beside them."""
+        return self.root / ("data" if stage in DATA_STAGES else "models") / model / stage
+
+    def content(self, stage: str, model: str) -> Path:
+        return self.stage_dir(stage, model) / "content"
+
+    def work_dir(self, stage: str, model: str) -> Path:
+        """The resumable scratch folder of a stage."""
+        return self.root / "work" / model / stage
+
+    def source_dir(self, model: str) -> Path:
+        """Where a user drops documents of the `files` source."""
+        return self.root / "data" / "sources" / model

@@ -1,0 +1,349 @@
+"""The pipeline: one stage = one function = one CLI verb = one DVC stage = one Dagster asset, by one name.
+
+`run_stage` makes an artifact in a scratch folder, checks it and renames it into place, so that no
+half-written artifact is ever taken for a whole one. Run: `refrag run cpt --model tiny`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
+from refrag_platform.versioning import manifest as manifests
+from refrag_platform.versioning.digest import code_digest, folder_digest
+from refrag_platform.versioning.manifest import InputRecord, Manifest
+
+MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
+TRAINING_CODE = (*MODEL_CODE, "refrag_platform/training/core")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage is made from. `code` and `sections` are what dvc.yaml lists as deps and params."""
+
+    name: str
+    title: str
+    function: str
+    inputs: tuple[str, ...]
+    sections: tuple[str, ...]
+    code: tuple[str, ...]
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "corpus",
+            "tokenized corpus",
+            "refrag_platform.corpus.build:build_corpus",
+            (),
+            ("decoder", "encoder", "corpus"),
+            ("refrag_platform/corpus", "refrag_platform/weights.py"),
+        ),
+        Stage(
+            "reconstruction",
+            "reconstruction checkpoint",
+            "refrag_platform.training.reconstruction:train_reconstruction",
+            ("corpus",),
+            ("decoder", "encoder", "projection", "reconstruction"),
+            (*TRAINING_CODE, "refrag_platform/training/reconstruction.py"),
+        ),
+        Stage(
+            "cpt",
+            "CPT checkpoint",
+            "refrag_platform.training.cpt:train_cpt",
+            ("corpus", "reconstruction"),
+            ("cpt",),
+            (*TRAINING_CODE, "refrag_platform/training/cpt.py"),
+        ),
+        Stage(
+            "chunks",
+            "chunk-embedding store",
+            "refrag_platform.store.build:build_chunks",
+            ("corpus", "cpt"),
+            ("chunks",),
+            (*MODEL_CODE, "refrag_platform/store"),
+        ),
+        Stage(
+            "policy",
+            "RL policy",
+            "refrag_platform.training.policy:train_policy",
+            ("corpus", "cpt"),
+            ("policy",),
+            (*TRAINING_CODE, "refrag_platform/training/policy.py"),
+        ),
+        Stage(
+            "finetuned",
+            "fine-tuned model",
+            "refrag_platform.training.finetuned:train_finetuned",
+            ("corpus", "cpt", "policy"),
+            ("finetuned", "policy"),
+            (*TRAINING_CODE, "refrag_platform/training/finetuned.py"),
+        ),
+        Stage(
+            "evaluation",
+            "evaluation",
+            "refrag_platform.evaluation.stage:evaluate_stage",
+            ("corpus", "chunks", "finetuned"),
+            ("policy", "evaluation"),
+            (*MODEL_CODE, "refrag_platform/evaluation"),
+        ),
+        Stage(
+            "package",
+            "Bento",
+            "refrag_platform.serving.package:build_package",
+            ("chunks", "finetuned", "evaluation"),
+            ("policy", "serving"),
+            ("refrag_platform/serving", "refrag_platform/store", *MODEL_CODE, "bentofile.yaml"),
+        ),
+    )
+}
+
+
+@dataclass
+class StageContext:
+    """What a stage function gets.
+
+    It reads `inputs[NAME]` (content folders of earlier artifacts) and `recipe`, writes the artifact
+    into `out` (empty at the start), keeps what a killed run can continue from in `work`, and puts what
+    is not content (metrics.jsonl, timings, pictures) into `beside`. Files that it reads from outside the
+    pipeline go to `sources`. It returns its metrics.
+    """
+
+    project: Project
+    recipe: Recipe
+    stage: str
+    inputs: dict[str, Path]
+    out: Path
+    work: Path
+    beside: Path
+    sources: list[InputRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """An artifact that is in place. `cached`: nothing had to be done."""
+
+    manifest: Manifest
+    path: Path
+    cached: bool
+
+
+def stage_function(stage: Stage) -> Callable[[StageContext], dict[str, Any]]:
+    """Import and return the function of a stage; heavy imports happen here and nowhere earlier."""
+    module, name = stage.function.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    """The recipe sections a stage depends on."""
+    return {name: recipe.section(name) for name in stage.sections}
+
+
+def input_records(project: Project, stage: Stage, model: str) -> dict[str, InputRecord]:
+    """Path and hash of every input artifact.
+
+    Raises:
+        ArtifactError: an input has not been made, or is damaged.
+    """
+    records = {}
+    for name in stage.inputs:
+        folder = project.stage_dir(name, model)
+        recover(project, name, model)
+        if not (folder / manifests.FILE_NAME).is_file():
+            raise ArtifactError(
+                f"{stage.name} needs the {STAGES[name].title} of {model}, which is not at {folder}; "
+                f"make it with `refrag run {name} --model {model}`"
+            )
+        manifest = Manifest.read(folder)
+        found = folder_digest(folder / "content")
+        if found != manifest.hash:
+            raise ArtifactError(
+                f"{folder / 'content'} has hash {found}, its manifest says {manifest.hash}: the files were changed; "
+                f"restore them with `dvc checkout` or make them again with `refrag run {name} --model {model}`"
+            )
+        records[name] = InputRecord(path=(folder / "content").relative_to(project.root).as_posix(), hash=found)
+    return records
+
+
+def fingerprint(project: Project, stage: Stage, recipe: Recipe, inputs: dict[str, InputRecord]) -> str:
+    """One hash over all that decides an artifact's bytes; equal fingerprints need no second run."""
+    sources = folder_digest(project.source_dir(recipe.name)) if stage.name == "corpus" else ""
+    facts = {
+        "stage": stage.name,
+        "inputs": {name: record.hash for name, record in inputs.items()},
+        "settings": settings_of(stage, recipe),
+        "seed": recipe.seed,
+        "sources": sources,
+        "code": code_digest(project.root, stage.code),
+    }
+    return hashlib.md5(json.dumps(facts, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+
+
+def published(project: Project, stage: str, model: str) -> Manifest | None:
+    """The manifest of the artifact in place, or None when there is none or its bytes are not the manifest's."""
+    folder = project.stage_dir(stage, model)
+    try:
+        manifest = Manifest.read(folder)
+    except ArtifactError:
+        return None
+    return manifest if folder_digest(folder / "content") == manifest.hash else None
+
+
+def run_stage(project: Project, name: str, model: str, *, force: bool = False) -> StageResult:
+    """Make the artifact `name` of `model`, or find that it is up to date.
+
+    Raises:
+        RefragError: an unknown stage, or another process is running this one.
+        ArtifactError: an input is missing or damaged.
+        CheckFailed: a blocking check failed; the last good version stays in place.
+    """
+    if name not in STAGES:
+        raise RefragError(f"no stage {name!r}; the stages are: {', '.join(STAGES)}")
+    stage, recipe = STAGES[name], project.recipe(model)
+    work = project.work_dir(name, model)
+    with _only_runner(work):
+        recover(project, name, model)
+        inputs = input_records(project, stage, model)
+        wanted = fingerprint(project, stage, recipe, inputs)
+        current = published(project, name, model)
+        if current is not None and current.fingerprint == wanted and not force:
+            return StageResult(current, project.stage_dir(name, model), cached=True)
+        context = _prepare(project, stage, recipe, inputs, work, wanted)
+        started, clock = manifests.now(), time.monotonic()
+        metrics = stage_function(stage)(context)
+        manifest = Manifest(
+            stage=name,
+            model=model,
+            hash=folder_digest(context.out),
+            fingerprint=wanted,
+            inputs=inputs,
+            sources=context.sources,
+            settings=settings_of(stage, recipe),
+            seed=recipe.seed,
+            code=code_digest(project.root, stage.code),
+            commit=manifests.git_commit(project.root),
+            started=started,
+            finished=manifests.now(),
+            seconds=round(time.monotonic() - clock, 3),
+            hardware=manifests.hardware(),
+            libraries=manifests.libraries(),
+            metrics=metrics,
+        )
+        _check(stage, recipe, context)
+        manifest.write(context.beside)
+        _publish(project, name, model)
+        return StageResult(manifest, project.stage_dir(name, model), cached=False)
+
+
+def recover(project: Project, stage: str, model: str) -> None:
+    """Finish or undo a publication that was killed between its two renames."""
+    folder = project.stage_dir(stage, model)
+    ready, old = _ready_dir(project, stage, model), _old_dir(project, stage, model)
+    if not folder.exists() and (ready / manifests.FILE_NAME).is_file():
+        ready.rename(folder)
+    elif not folder.exists() and old.exists():
+        old.rename(folder)
+    if folder.exists() and old.exists():
+        shutil.rmtree(old)
+
+
+def _ready_dir(project: Project, stage: str, model: str) -> Path:
+    """A finished artifact, manifest included, that waits for its rename."""
+    return project.work_dir(stage, model) / "ready"
+
+
+def _old_dir(project: Project, stage: str, model: str) -> Path:
+    return project.work_dir(stage, model) / "old"
+
+
+@contextmanager
+def _only_runner(work: Path) -> Iterator[None]:
+    """Hold the stage's lock; the kernel drops it when the process dies, however it dies."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefragError(f"another process is running this stage (lock {work / '.lock'}); wait for it") from None
+        yield
+
+
+def _prepare(
+    project: Project, stage: Stage, recipe: Recipe, inputs: dict[str, InputRecord], work: Path, wanted: str
+) -> StageContext:
+    """Scratch folders of a run: resumable state is kept only when it was made for the same fingerprint."""
+    mark = work / "fingerprint"
+    if not mark.is_file() or mark.read_text() != wanted:
+        for entry in work.iterdir():
+            if entry.name not in {".lock", "old"}:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        mark.write_text(wanted)
+    making, state = work / "making", work / "state"
+    shutil.rmtree(making, ignore_errors=True)
+    for folder in (making / "content", state):
+        folder.mkdir(parents=True, exist_ok=True)
+    return StageContext(
+        project=project,
+        recipe=recipe,
+        stage=stage.name,
+        inputs={name: project.root / record.path for name, record in inputs.items()},
+        out=making / "content",
+        work=state,
+        beside=making,
+    )
+
+
+def _check(stage: Stage, recipe: Recipe, context: StageContext) -> None:
+    """Run the stage's quality suite over the artifact before it is published.
+
+    Great Expectations is an extra: a bare GPU machine trains without it, and the pipeline that takes
+    the artifact in checks it there.
+    """
+    try:
+        from refrag_platform.quality.checks import check_artifact
+    except ModuleNotFoundError as error:
+        if error.name not in {"great_expectations", "pandas"}:
+            raise
+        return
+    results = check_artifact(stage.name, recipe, context.out, context.inputs, docs=context.beside / "checks")
+    failed = [result for result in results if not result.passed and result.blocking]
+    if failed:
+        kept = context.beside.parent / "failed"
+        shutil.rmtree(kept, ignore_errors=True)
+        context.beside.rename(kept)
+        raise CheckFailed(
+            f"{stage.name} of {recipe.name} fails {len(failed)} blocking check(s) and is not published:\n"
+            + "\n".join(f"  {result.name}: {result.message}" for result in failed)
+            + f"\nIts files are at {kept}"
+        )
+
+
+def _publish(project: Project, stage: str, model: str) -> None:
+    """Two renames put the finished folder into place; `recover` finishes what a kill interrupts."""
+    folder, ready, old = (
+        project.stage_dir(stage, model),
+        _ready_dir(project, stage, model),
+        _old_dir(project, stage, model),
+    )
+    for leftover in (ready, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (project.work_dir(stage, model) / "making").rename(ready)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        folder.rename(old)
+    ready.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(project.work_dir(stage, model) / "state", ignore_errors=True)

@@ -1,0 +1,38 @@
+"""Shared fixtures: a copy of the project that tests may write into."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from refrag_platform.project import Project
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A project of its own: the library's source, the recipes and params.yaml, no artifacts."""
+    return copy_project(tmp_path / "project")
+
+
+def copy_project(target: Path) -> Project:
+    """Copy what a clone would hold (code, recipes, pipeline files), without artifacts."""
+    target.mkdir(parents=True)
+    for name in ("refrag_platform", "assets"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "pyproject.toml", ".gitignore"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, target / name)
+    for recipe in (ROOT / "models").glob("*/recipe.yaml"):
+        folder = target / "models" / recipe.parent.name
+        folder.mkdir(parents=True)
+        for file in recipe.parent.iterdir():
+            if file.is_file():
+                shutil.copy(file, folder / file.name)
+        sources = target / "data" / "sources" / recipe.parent.name
+        sources.mkdir(parents=True)
+        (sources / ".gitkeep").touch()
+    return Project(target)
