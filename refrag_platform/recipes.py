@@ -178,7 +178,6 @@ class CptRecipe(TrainingRecipe):
         0.2, ge=0, le=1, description="share of the steps, the last ones, with chunks kept as tokens at random"
     )
     mixed_share_kept: Share = Field(0.1, ge=0, le=1, description="p of those steps")
-    lora_rank: int = Field(0, ge=0, description="0: train the whole decoder; else adapters of this rank")
 
 
 class PolicyRecipe(TrainingRecipe):

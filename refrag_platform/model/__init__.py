@@ -1,0 +1,1 @@
+"""The REFRAG model (section 2): encoder, projection, an untouched decoder, and the policy that expands chunks."""

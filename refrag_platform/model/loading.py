@@ -1,0 +1,76 @@
+"""From a model's name or folder to a model that is ready to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.model.policy import SETTINGS_FILE as POLICY_FILE
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.refrag import SETTINGS_FILE, RefragModel
+from refrag_platform.project import Project
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model with the policy that was trained for it, if there is one."""
+
+    model: RefragModel
+    policy: PolicyNetwork | None
+    folder: Path
+
+    @property
+    def share_kept(self) -> float:
+        """The budget p that the policy was trained with; 0 without a policy."""
+        return self.policy.share_kept if self.policy else 0.0
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA; float32 on a CPU, where it is exact and no slower for one request."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def model_folder(name_or_dir: str, project: Project | None = None) -> Path:
+    """The folder that holds model.json, for a model's name or a folder (with or without `content/`).
+
+    Raises:
+        ArtifactError: neither is there; the message says how to make it.
+    """
+    given = Path(name_or_dir)
+    candidates = [given, given / "content"]
+    if len(given.parts) == 1:
+        project = project or Project.find()
+        candidates.insert(0, project.content("finetuned", name_or_dir))
+    for folder in candidates:
+        if (folder / SETTINGS_FILE).is_file():
+            return folder
+    raise ArtifactError(
+        f"no model at {name_or_dir!r}: it is neither a folder with {SETTINGS_FILE} nor a model whose fine-tuned "
+        f"checkpoint has been made (`refrag run finetuned --model {name_or_dir}`)"
+    )
+
+
+def load_bundle(
+    name_or_dir: str,
+    project: Project | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Bundle:
+    """Load a model and its policy in evaluation mode.
+
+    Raises:
+        ArtifactError: there is no such model.
+    """
+    folder = model_folder(name_or_dir, project)
+    target = torch.device(device) if device else default_device()
+    model = RefragModel.load(folder, dtype or default_dtype(target), target)
+    policy = PolicyNetwork.load(folder, target) if (folder / POLICY_FILE).is_file() else None
+    return Bundle(model, policy, folder)

@@ -1,0 +1,231 @@
+"""RefragModel: encoder, projection and an unmodified decoder in one module that saves and loads as a folder.
+
+    model = RefragModel.load(Path("models/tiny/finetuned/content"))
+    inputs = model.embed([[Text(question_ids), Chunks(passage_ids)]])
+    logits = model.decoder(inputs_embeds=inputs.embeds, attention_mask=inputs.attention_mask).logits
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.model.encoder import ChunkEncoder, strip_backbone, token_table
+from refrag_platform.model.projection import Projection
+from refrag_platform.model.segments import Prompt, lay_out
+from refrag_platform.recipes import Recipe
+from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer
+
+FORMAT = 1
+SETTINGS_FILE, WEIGHTS_FILE = "model.json", "encoder.safetensors"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the decoder is called with: embeds [B, N, d], attention_mask [B, N] bool, position_ids [B, N]."""
+
+    embeds: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+
+
+class RefragModel(nn.Module):
+    """A decoder that reads chunks of passages as single vectors."""
+
+    def __init__(
+        self,
+        encoder: ChunkEncoder,
+        projection: Projection,
+        decoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projection, self.decoder = encoder, projection, decoder
+        self.tokenizer = tokenizer
+        self._digest: str | None = None
+
+    @classmethod
+    def create(cls, recipe: Recipe, base: Path) -> RefragModel:
+        """An untrained model of a recipe; `base` is the recipe's folder, for `path:` sources.
+
+        Raises:
+            RefragError: a package, path or hub id of the recipe can't be had.
+        """
+        decoder = load_decoder(recipe.decoder, base, recipe.seed)
+        tokenizer = load_tokenizer(recipe.decoder, base)
+        backbone, encoder_tokenizer = load_encoder(recipe.encoder, base, recipe.seed)
+        embeddings = decoder.get_input_embeddings().weight.detach().float()
+        generator = torch.Generator().manual_seed(recipe.seed)
+        table = token_table(backbone, encoder_tokenizer, tokenizer, embeddings.shape[0], generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            encoder = ChunkEncoder(
+                strip_backbone(backbone),
+                table,
+                embeddings,
+                recipe.encoder.chunk_size,
+                recipe.encoder.pooling,
+                recipe.encoder.token_skip,
+                recipe.encoder.train_token_table,
+            )
+            width = embeddings.shape[1]
+            projection = Projection(
+                encoder.vector_dim,
+                width,
+                recipe.projection.hidden_size or width,
+                recipe.projection.activation,
+                residual=recipe.encoder.token_skip,
+                gain=float(embeddings.pow(2).mean().sqrt()),
+            )
+        return cls(encoder, projection, decoder, tokenizer)
+
+    @property
+    def chunk_size(self) -> int:
+        """k: decoder tokens in a chunk."""
+        return self.encoder.chunk_size
+
+    @property
+    def vector_dim(self) -> int:
+        """Numbers in one chunk vector."""
+        return self.encoder.vector_dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.projection.inner.weight.device
+
+    @property
+    def start_token_id(self) -> int:
+        """The token that starts a sequence without context: the one between documents in pre-training."""
+        token = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        unknown = token is None or token == self.tokenizer.unk_token_id
+        candidates = [None if unknown else token, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0]
+        return next(candidate for candidate in candidates if candidate is not None)
+
+    def encoder_digest(self) -> str:
+        """Hash of the encoder, kept after the first call while the model is in evaluation mode."""
+        if self.training or self._digest is None:
+            self._digest = self.encoder.digest()
+        return self._digest
+
+    def encode(self, token_ids: Tensor, padded: bool | None = None) -> Tensor:
+        """Chunk vectors [n, vector_dim] of token ids [n, k], -1 = padding (`padded=False`: there is none)."""
+        return self.encoder(token_ids.to(self.device), padded)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """What the decoder reads, [n, d], for vectors [n, vector_dim]."""
+        return self.projection(vectors.to(self.device, self.projection.inner.weight.dtype))
+
+    def gather(self, token_ids: Tensor, chunk_index: Tensor, chunk_embeds: Tensor) -> Tensor:
+        """Decoder input [B, N, d]: the chunk's embedding where chunk_index >= 0, else the token's."""
+        tokens = self.decoder.get_input_embeddings()(token_ids)
+        if chunk_embeds.shape[0] == 0:
+            return tokens
+        chunks = nn.functional.embedding(chunk_index.clamp(min=0), chunk_embeds.to(tokens.dtype))
+        return torch.where((chunk_index >= 0)[..., None], chunks, tokens)
+
+    def embed(self, prompts: Sequence[Prompt], padding_side: Literal["left", "right"] = "left") -> Inputs:
+        """Decoder input of a batch of prompts; vectors that prompts don't bring are encoded here."""
+        layout = lay_out(prompts, self.chunk_size, padding_side)
+        if layout.vectors is not None:
+            vectors = layout.vectors
+        elif len(layout.chunk_token_ids):
+            vectors = self.encode(layout.chunk_token_ids)
+        else:
+            vectors = torch.empty(0, self.vector_dim)
+        embeds = self.gather(
+            layout.token_ids.to(self.device), layout.chunk_index.to(self.device), self.project(vectors)
+        )
+        return Inputs(embeds, layout.attention_mask.to(self.device), layout.position_ids.to(self.device))
+
+    def forward(self, prompts: Sequence[Prompt], padding_side: Literal["left", "right"] = "left") -> Tensor:
+        """Logits [B, N, vocabulary] of a batch of prompts."""
+        inputs = self.embed(prompts, padding_side)
+        return self.decoder(
+            inputs_embeds=inputs.embeds,
+            attention_mask=inputs.attention_mask.long(),
+            position_ids=inputs.position_ids,
+            use_cache=False,
+        ).logits
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write model.json, encoder.safetensors, decoder/ and tokenizer/ into an existing folder."""
+        state = {
+            f"{part}.{name}": tensor.detach().to("cpu", dtype).contiguous()
+            for part, module in (("encoder", self.encoder), ("projection", self.projection))
+            for name, tensor in module.state_dict().items()
+        }
+        save_file(state, folder / WEIGHTS_FILE)
+        # A copy in the right type would double the memory; the state dict does not.
+        decoder_state = {name: tensor.detach().to("cpu", dtype) for name, tensor in self.decoder.state_dict().items()}
+        self.decoder.save_pretrained(folder / "decoder", state_dict=decoder_state)
+        _set_dtype(folder / "decoder" / "config.json", dtype)
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        settings = {
+            "format": FORMAT,
+            "encoder": self.encoder.settings(),
+            "projection": self.projection.settings(),
+            "encoder_digest": self.encoder.digest(),
+            "vector_dim": self.vector_dim,
+        }
+        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(
+        cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> RefragModel:
+        """The model in `folder`, in evaluation mode.
+
+        Raises:
+            ArtifactError: the folder holds no model, or one of another format.
+        """
+        settings = read_settings(folder)
+        decoder = AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=dtype, attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        vocabulary, width = decoder.get_input_embeddings().weight.shape
+        encoder = ChunkEncoder.empty(settings["encoder"], vocabulary, width)
+        projection = Projection(
+            encoder.vector_dim, width, **_hidden(settings["projection"]), residual=encoder.token_skip, gain=1.0
+        )
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
+            for part, module in (("encoder.", encoder), ("projection.", projection)):
+                state = {name.removeprefix(part): tensors.get_tensor(name) for name in tensors.keys() if name.startswith(part)}  # noqa: SIM118
+                module.load_state_dict(state)
+        model = cls(encoder, projection, decoder, tokenizer).to(device=device, dtype=dtype).eval()
+        model._digest = settings["encoder_digest"]
+        return model
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """model.json of a model folder.
+
+    Raises:
+        ArtifactError: there is none, or it is of another format.
+    """
+    try:
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} holds no model: {SETTINGS_FILE} is missing") from None
+    if settings.get("format") != FORMAT:
+        raise ArtifactError(f"{folder / SETTINGS_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}")
+    return settings
+
+
+def _hidden(settings: dict[str, Any]) -> dict[str, Any]:
+    return {"hidden": settings["hidden_size"], "activation": settings["activation"]}
+
+
+def _set_dtype(config: Path, dtype: torch.dtype) -> None:
+    """config.json must name the type of the saved tensors, not that of the training weights."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,175 @@
+"""Compress anywhere (appendix A, figure 5): a prompt is an ordered list of text and chunks.
+
+A chunk takes one decoder position, an expanded chunk its own tokens; positions run on over the compressed
+sequence. `lay_out` turns prompts into the index tensors from which `RefragModel` gathers its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PAD = -1
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokens that the decoder reads as they are."""
+
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A passage cut into chunks, some of them kept as tokens.
+
+    token_ids: [n, k], the last row padded with -1. keep: [n] bool, True = expanded to its tokens (default:
+    none). vectors: [n, dim] from the store; None = encoded when needed.
+    """
+
+    token_ids: Tensor
+    keep: Tensor = field(default=None)  # type: ignore[assignment]
+    vectors: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is None:
+            object.__setattr__(self, "keep", torch.zeros(len(self.token_ids), dtype=torch.bool))
+        if len(self.keep) != len(self.token_ids):
+            raise ValueError(f"keep has {len(self.keep)} flags for {len(self.token_ids)} chunks")
+        if self.vectors is not None and len(self.vectors) != len(self.token_ids):
+            raise ValueError(f"{len(self.vectors)} vectors for {len(self.token_ids)} chunks")
+
+    def kept(self, keep: Tensor) -> Chunks:
+        """The same passage with other chunks expanded."""
+        return Chunks(self.token_ids, keep, self.vectors)
+
+
+Prompt = Sequence[Text | Chunks]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each decoder position's embedding comes from, for a batch of prompts.
+
+    token_ids: [B, N], the token of a position, 0 where there is none. chunk_index: [B, N], the row of
+    `chunk_token_ids` whose vector the position takes, -1 where it takes a token. attention_mask: [B, N] bool.
+    chunk_token_ids: [M, k], the compressed chunks of all prompts. vectors: [M, dim], or None when some
+    chunk came without.
+    """
+
+    token_ids: Tensor
+    chunk_index: Tensor
+    attention_mask: Tensor
+    chunk_token_ids: Tensor
+    vectors: Tensor | None
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[B, N], contiguous over each prompt's real positions."""
+        return (self.attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def chunk_tokens(token_ids: Sequence[int], chunk_size: int) -> Tensor:
+    """Cut tokens into chunks of k: [ceil(n / k), k], the last row padded with -1."""
+    chunks = -(-len(token_ids) // chunk_size)
+    padded = torch.full((chunks * chunk_size,), PAD, dtype=torch.long)
+    padded[: len(token_ids)] = torch.as_tensor(token_ids, dtype=torch.long)
+    return padded.view(chunks, chunk_size)
+
+
+def unchunk(token_ids: Tensor) -> list[int]:
+    """The tokens of chunks [n, k], padding left out."""
+    return token_ids[token_ids != PAD].tolist()
+
+
+def prompt_length(prompt: Prompt) -> int:
+    """Decoder positions of a prompt."""
+    return sum(
+        len(part.token_ids)
+        if isinstance(part, Text)
+        else int((~part.keep).sum()) + int((part.token_ids[part.keep] != PAD).sum())
+        for part in prompt
+    )
+
+
+def plain_tokens(prompt: Prompt) -> list[int]:
+    """The prompt's tokens with every chunk expanded: what a plain decoder would read."""
+    return [
+        token for part in prompt for token in (part.token_ids if isinstance(part, Text) else unchunk(part.token_ids))
+    ]
+
+
+def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["left", "right"] = "left") -> Layout:
+    """Index tensors of a batch of prompts; shorter ones are padded on `padding_side`.
+
+    Raises:
+        ValueError: there are no prompts, one is empty, or a passage was cut with another chunk size.
+    """
+    rows, chunk_rows, vector_rows = [], [], []
+    compressed = 0
+    for number, prompt in enumerate(prompts):
+        tokens, index = [], []
+        for part in prompt:
+            if isinstance(part, Text):
+                tokens += part.token_ids
+                index += [-1] * len(part.token_ids)
+                continue
+            if part.token_ids.shape[1] != chunk_size:
+                raise ValueError(f"a passage has chunks of {part.token_ids.shape[1]} tokens; the model's k is {chunk_size}")
+            for row, kept in enumerate(part.keep.tolist()):
+                if kept:
+                    real = unchunk(part.token_ids[row])
+                    tokens += real
+                    index += [-1] * len(real)
+                else:
+                    tokens.append(0)
+                    index.append(compressed)
+                    compressed += 1
+            folded = ~part.keep
+            chunk_rows.append(part.token_ids[folded])
+            vector_rows.append(None if part.vectors is None else part.vectors[folded.to(part.vectors.device)])
+        if not tokens:
+            raise ValueError(f"prompt {number} is empty")
+        rows.append((tokens, index))
+    if not rows:
+        raise ValueError("no prompts to lay out")
+    longest = max(len(tokens) for tokens, _ in rows)
+    token_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    chunk_index = torch.full((len(rows), longest), -1, dtype=torch.long)
+    attention_mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for number, (tokens, index) in enumerate(rows):
+        where = slice(longest - len(tokens), None) if padding_side == "left" else slice(0, len(tokens))
+        token_ids[number, where] = torch.tensor(tokens)
+        chunk_index[number, where] = torch.tensor(index)
+        attention_mask[number, where] = True
+    chunk_token_ids = torch.cat(chunk_rows) if chunk_rows else torch.empty(0, chunk_size, dtype=torch.long)
+    given = [vectors for vectors in vector_rows if vectors is not None]
+    complete = bool(given) and len(given) == len(vector_rows)
+    return Layout(token_ids, chunk_index, attention_mask, chunk_token_ids, torch.cat(given) if complete else None)
+
+
+def window_layout(context: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Layout of equal windows in which every row keeps the same number of chunks: no padding, no loop.
+
+    Args:
+        context: [B, L, k] token ids without padding. keep: [B, L] bool, the same count in every row.
+
+    Returns:
+        token_ids and chunk_index, [B, N] with N = L - T + T k for T kept chunks; chunk b, l has index b L + l.
+    """
+    batch, chunks, size = context.shape
+    kept = int(keep[0].sum())
+    if not bool((keep.sum(1) == kept).all()):
+        raise ValueError("every window must keep the same number of chunks")
+    # A chunk is described by k slots; a compressed one uses only the first of them.
+    used = torch.ones(batch, chunks, size, dtype=torch.bool)
+    used[..., 1:] = keep[..., None]
+    index = torch.arange(batch * chunks).view(batch, chunks, 1).expand(-1, -1, size)
+    index = torch.where(keep[..., None], -1, index)
+    tokens = torch.where(keep[..., None], context, 0)
+    length = chunks - kept + kept * size
+    return tokens[used].view(batch, length), index[used].view(batch, length)

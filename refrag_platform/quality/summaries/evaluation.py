@@ -1,0 +1,96 @@
+"""Summary rows of an evaluation: one per reported row, and one per system that must be there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, wanted
+
+PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero")
+RAG_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_wrong")
+PREFIXES = (16, 32, 128, 512)
+
+
+def files(artifact: Artifact) -> list[Row]:
+    """Both reports."""
+    return artifact.files(["perplexity.json", "rag.json"])
+
+
+def perplexity(artifact: Artifact) -> list[Row]:
+    """One row per perplexity row: log-perplexities and how many of them are not finite positive numbers."""
+    columns = prefixes(artifact)
+    return [
+        {
+            "row": f"{row['system']} k={row.get('k')} share={row.get('share_kept')}",
+            **{column: row.get(column) for column in columns},
+            "nonfinite": sum(not (is_finite(row.get(column)) and row[column] >= 0) for column in columns),
+        }
+        for row in _rows(artifact, "perplexity.json")
+    ]
+
+
+def perplexity_systems(artifact: Artifact) -> list[Row]:
+    """One row per system that must be reported."""
+    found = {row["system"] for row in _rows(artifact, "perplexity.json")}
+    return [{"row": system, "missing": int(system not in found)} for system in PERPLEXITY_SYSTEMS]
+
+
+def gain(artifact: Artifact) -> list[Row]:
+    """One row per prefix length: mean log-perplexity of no context, another document's chunks and REFRAG."""
+    reports = _rows(artifact, "perplexity.json")
+    return [
+        {
+            "row": column,
+            "none": _mean(reports, "none", column),
+            "shuffled": _mean(reports, "refrag_shuffled", column),
+            "refrag": _mean(reports, "refrag", column),
+        }
+        for column in prefixes(artifact)
+    ]
+
+
+def rag(artifact: Artifact) -> list[Row]:
+    """One row per RAG row."""
+    return [
+        {
+            "row": f"{row['system']} passages={row['passages']}",
+            **{column: row.get(column) for column in ("exact_match", "f1", "decoder_tokens")},
+        }
+        for row in _rows(artifact, "rag.json")
+    ]
+
+
+def rag_systems(artifact: Artifact) -> list[Row]:
+    """One row per system and number of passages that must be reported; no context has no passages."""
+    found = {(row["system"], row["passages"]) for row in _rows(artifact, "rag.json")}
+    systems = {system for system, _ in found}
+    return [
+        {"row": f"{system} passages={count}", "missing": int((system, count) not in found)}
+        for system in RAG_SYSTEMS
+        if system != "none"
+        for count in artifact.recipe.evaluation.passages
+    ] + [{"row": "none", "missing": int("none" not in systems)}]
+
+
+def prefixes(artifact: Artifact) -> list[str]:
+    """P16, P32 ... as far as the recipe's windows reach."""
+    return [f"P{count}" for count in PREFIXES if count <= artifact.recipe.evaluation.output_tokens]
+
+
+def _rows(artifact: Artifact, name: str) -> list[dict[str, Any]]:
+    return wanted(artifact.read_json(name), "rows", name)
+
+
+def _mean(rows: list[dict[str, Any]], system: str, column: str) -> float | None:
+    values = [row[column] for row in rows if row["system"] == system and is_finite(row.get(column))]
+    return sum(values) / len(values) if values else None
+
+
+TABLES: dict[str, Table] = {
+    "files": files,
+    "perplexity": perplexity,
+    "perplexity_systems": perplexity_systems,
+    "gain": gain,
+    "rag": rag,
+    "rag_systems": rag_systems,
+}

@@ -1,0 +1,35 @@
+"""Summary rows of a package: one per artifact that it names by digest."""
+
+from __future__ import annotations
+
+from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, wanted
+from refrag_platform.versioning.digest import folder_digest
+
+LOCK_FILE = "package.json"
+
+
+def files(artifact: Artifact) -> list[Row]:
+    """The lock."""
+    return artifact.files([LOCK_FILE])
+
+
+def holds(artifact: Artifact) -> list[Row]:
+    """One row per input of the stage: whether the lock names it by the hash of its bytes."""
+    lock = artifact.read_json(LOCK_FILE)
+    stated = set(_strings(wanted(lock, "digests", LOCK_FILE)))
+    return [
+        {"row": name, "differs": int(folder_digest(folder) not in stated)}
+        for name, folder in sorted(artifact.inputs.items())
+    ]
+
+
+def _strings(value: object) -> list[str]:
+    """All strings in nested mappings and lists."""
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+TABLES: dict[str, Table] = {"files": files, "holds": holds}

@@ -1,0 +1,1 @@
+"""The model as a service: engine (no HTTP), OpenAI-shaped API, BentoML service and the package stage."""

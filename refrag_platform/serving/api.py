@@ -1,0 +1,248 @@
+"""The HTTP API in OpenAI's shape: chat completions (streamed or not), models, retrieval.
+
+`create_app` makes the application that the BentoML service mounts under /v1. The engine is put into
+`app.state.engine` once it is loaded; until then every route that needs it answers 503.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from refrag_platform.errors import RefragError
+from refrag_platform.serving.admission import Admission, Ticket
+from refrag_platform.serving.engine import BadRequest, Citation, Engine, Generation, Usage
+from refrag_platform.serving.errors import ApiError, error_response
+from refrag_platform.serving.guard import LimitBody, RequireKey
+from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
+
+logger = logging.getLogger("refrag.serving")
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """Limits of the service.
+
+    api_key: asked for when set. max_body: bytes. max_waiting: requests that may wait for the model while
+    another is answered; further ones get 429. deadline: seconds from arrival to the last token.
+    """
+
+    api_key: str | None = None
+    max_body: int = 4 * 1024 * 1024
+    max_waiting: int = 16
+    deadline: float = 300.0
+
+
+def create_app(model: str, settings: ApiSettings | None = None, tag: str | None = None) -> FastAPI:
+    """The application for one model, by its name; `tag` is a further name that requests may use.
+
+    Routes have no /v1 in front: mount it there.
+    """
+    settings = settings or ApiSettings()
+    app = FastAPI(title="refrag-platform", docs_url="/docs", redoc_url=None)
+    app.state.engine = None
+    app.state.failure = None
+    app.state.names = {model, tag} - {None}
+    app.state.model = model
+    app.state.created = int(time.time())
+    app.state.admission = Admission(settings.max_waiting, settings.deadline)
+    # The last one added stands first: the key is asked for before a byte of the body is read.
+    app.add_middleware(LimitBody, most=settings.max_body)
+    if settings.api_key:
+        app.add_middleware(RequireKey, key=settings.api_key)
+    _add_error_handlers(app)
+    app.add_api_route("/chat/completions", chat_completions, methods=["POST"], response_model=None)
+    app.add_api_route("/models", list_models, methods=["GET"])
+    app.add_api_route("/models/{model:path}", show_model, methods=["GET"])
+    app.add_api_route("/retrieve", retrieve, methods=["POST"])
+    return app
+
+
+async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    """Answer the last message over retrieved passages, over those in the request, or over both."""
+    _check_model(request, body.model)
+    engine = _engine(request)
+    admission: Admission = request.app.state.admission
+    ticket = await admission.enter(request)
+    try:
+        generation = await ticket.run(_start, engine, body)
+        pieces = ticket.iterate(generation)
+        # The first piece comes before the status line, so that a failure until then has a status of its own.
+        first = await anext(pieces, None)
+        answer = _Answer(body.model, generation)
+        if body.stream:
+            return StreamingResponse(
+                answer.events(first, pieces, ticket),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            )
+        text = (first or "") + "".join([piece async for piece in pieces])
+        ticket.leave()
+        return JSONResponse(answer.whole(text))
+    except BaseException:
+        ticket.leave()
+        raise
+
+
+async def list_models(request: Request) -> dict[str, Any]:
+    """The one model that is served."""
+    return {"object": "list", "data": [_model_card(request)]}
+
+
+async def show_model(request: Request, model: str) -> dict[str, Any]:
+    """The model by its name or tag."""
+    _check_model(request, model)
+    return _model_card(request)
+
+
+async def retrieve(request: Request, body: RetrieveRequest) -> dict[str, Any]:
+    """The passages that fit a query best, best first."""
+    engine = _engine(request)
+    async with await request.app.state.admission.enter(request) as ticket:
+        passages = await ticket.run(engine.retrieve, body.query, body.k)
+    return {
+        "object": "list",
+        "data": [
+            {"id": passage.id, "title": passage.title, "text": passage.text, "score": passage.score}
+            for passage in passages
+        ],
+    }
+
+
+class _Answer:
+    """OpenAI's bodies around one generation."""
+
+    def __init__(self, model: str, generation: Generation) -> None:
+        self.generation = generation
+        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self, text: str) -> dict[str, Any]:
+        """A chat.completion with its usage and the `refrag` field."""
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": self.generation.finish_reason,
+            "logprobs": None,
+        }
+        return {**self.head, "object": "chat.completion", "choices": [choice], **self._tail()}
+
+    async def events(self, first: str | None, pieces: AsyncIterator[str], ticket: Ticket) -> AsyncIterator[str]:
+        """Server-sent chat.completion.chunk events; the last one bears usage and the `refrag` field."""
+        try:
+            yield self._event({"role": "assistant", "content": ""})
+            if first:
+                yield self._event({"content": first})
+            async for piece in pieces:
+                yield self._event({"content": piece})
+            yield self._event({}, self.generation.finish_reason, self._tail())
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            # The status line is gone: the client learns of the failure by an event.
+            yield f"data: {json.dumps(_as_api_error(error).body())}\n\n"
+        finally:
+            ticket.leave()
+
+    def _event(self, delta: dict[str, str], reason: str | None = None, tail: dict[str, Any] | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        body = {**self.head, "object": "chat.completion.chunk", "choices": [choice], **(tail or {})}
+        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+    def _tail(self) -> dict[str, Any]:
+        return {
+            "usage": usage_body(self.generation.usage),
+            "refrag": refrag_body(self.generation.usage, self.generation.citations),
+        }
+
+
+def usage_body(usage: Usage) -> dict[str, int]:
+    """OpenAI's usage: prompt tokens are the positions that the decoder read."""
+    return {
+        "prompt_tokens": usage.prompt_positions,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_positions + usage.completion_tokens,
+    }
+
+
+def refrag_body(usage: Usage, citations: list[Citation]) -> dict[str, Any]:
+    """The `refrag` field: what was read, how far it was compressed, how soon the first token came."""
+    return {"citations": [asdict(citation) for citation in citations], **asdict(usage)}
+
+
+def _start(engine: Engine, body: ChatRequest) -> Generation:
+    """Retrieval and prompt; runs on the model's thread."""
+    messages = [message.message() for message in body.messages]
+    count = body.to_retrieve(engine.settings.passages if engine.store else 0)
+    passages = [*body.given(), *engine.retrieve(messages[-1].content, count)]
+    return engine.start(messages, passages, body.sampling(engine.settings.max_new_tokens), body.share_kept)
+
+
+def _engine(request: Request) -> Engine:
+    state = request.app.state
+    if state.engine is None:
+        if state.failure is not None:
+            raise ApiError(503, f"{state.model} can't be served: {state.failure}", code="model_failed")
+        raise ApiError(
+            503, f"{state.model} is still being loaded; try again soon", code="model_loading", headers={"Retry-After": "5"}
+        )
+    return state.engine
+
+
+def _check_model(request: Request, name: str) -> None:
+    state = request.app.state
+    if name not in state.names:
+        raise ApiError(
+            404, f"no model {name!r} here; this server serves {state.model!r}", code="model_not_found", param="model"
+        )
+
+
+def _model_card(request: Request) -> dict[str, Any]:
+    state = request.app.state
+    return {"id": state.model, "object": "model", "created": state.created, "owned_by": "refrag-platform"}
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape, those of the framework included."""
+
+    async def answer(_: Request, error: Exception) -> Response:
+        return error_response(_as_api_error(error))
+
+    for kind in (ApiError, RefragError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case BadRequest():
+            return ApiError(400, str(error), code=error.code, param=error.param)
+        case RequestValidationError():
+            return _validation_error(error)
+        case HTTPException():
+            codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+            headers = dict(error.headers or {})
+            return ApiError(error.status_code, error.detail, code=codes.get(error.status_code), headers=headers)
+        case _:
+            logger.exception("a request failed", exc_info=error)
+            return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
+
+
+def _validation_error(error: RequestValidationError) -> ApiError:
+    faults = [
+        (".".join(str(part) for part in fault["loc"] if part != "body") or "body", fault["msg"])
+        for fault in error.errors()
+    ]
+    if any(fault["type"] == "json_invalid" for fault in error.errors()):
+        return ApiError(400, f"the body is not valid JSON: {faults[0][1]}", code="invalid_json")
+    message = "; ".join(f"{where}: {what}" for where, what in faults)
+    return ApiError(422, message, code="invalid_value", param=faults[0][0])

@@ -1,0 +1,74 @@
+"""What stands before the routes: the API key and the largest body, as plain ASGI middleware.
+
+Both answer before a body is parsed, in the OpenAI error shape.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from refrag_platform.serving.errors import ApiError, error_response
+
+
+class RequireKey:
+    """401 unless the request bears `Authorization: Bearer KEY`; compared in constant time."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app = app
+        self._expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = Headers(scope=scope).get("authorization", "")
+            # The scheme's case doesn't matter (RFC 9110); the key's does.
+            scheme, _, credentials = given.partition(" ")
+            normal = f"{scheme.capitalize()} {credentials.strip()}".encode()
+            if not hmac.compare_digest(normal, self._expected):
+                what = "an incorrect API key" if given else "no API key"
+                error = ApiError(
+                    401,
+                    f"The request bears {what}; send `Authorization: Bearer KEY` with the key in REFRAG_API_KEY.",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+                return await error_response(error)(scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+class LimitBody:
+    """413 for a body above `most` bytes, whether its length is declared or only found out while reading."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdigit() and int(declared) > self.most:
+            return await error_response(self._error(int(declared)))(scope, receive, send)
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self.most:
+                    # The framework re-raises an HTTPException from reading a body; any other would become a 400.
+                    raise HTTPException(413, self._error(seen).message)
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _error(self, size: int) -> ApiError:
+        return ApiError(
+            413,
+            f"The body has at least {size:,} bytes, the limit is {self.most:,}; send fewer or shorter passages.",
+            code="request_too_large",
+        )

@@ -1,0 +1,77 @@
+"""Token ids to text, piece by piece: no broken UTF-8 is ever sent, and no part of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A character of UTF-8 has at most four bytes, so at most three are pending.
+MOST_PENDING = 3
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+class Detokenizer:
+    """Incremental decoding of one answer.
+
+    A token may hold part of a character, and a tokenizer may treat the first token of a text
+    differently; so a short window that begins at an earlier token is decoded again with each new token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._window = 0  # the window's first token
+        self._settled = 0  # tokens before this one have been sent whole
+        self._sent = 0  # characters of the window that have been sent
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now that `token_id` has come; empty while a character is incomplete."""
+        self._ids.append(token_id)
+        text = self._decode(self._window)
+        pending = min(len(text) - len(text.rstrip(REPLACEMENT)), MOST_PENDING)
+        whole = text[: len(text) - pending]
+        piece = whole[self._sent :]
+        self._sent += len(piece)
+        if not pending:
+            self._window, self._settled = self._settled, len(self._ids)
+            self._sent = len(self._decode(self._window))
+        return piece
+
+    def _decode(self, start: int) -> str:
+        return self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)
+
+
+class StopStrings:
+    """Ends a text before the first of some strings; text that may begin one is held back."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, piece: str) -> str:
+        """The part of the text so far that can be sent; sets `stopped` when a stop string has come."""
+        text = self._held + piece
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        held = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held]
+
+    def flush(self) -> str:
+        """What was held back, once no more text comes."""
+        text, self._held = self._held, ""
+        return text
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """Length of the longest end of `text` that begins `stop`."""
+        return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

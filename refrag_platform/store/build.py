@@ -1,0 +1,202 @@
+"""Passages and chunk vectors of a corpus, made with the encoder that will be served: `refrag run chunks --model NAME`.
+
+The work goes in parts of a few hundred passages. A finished part is renamed into the stage's scratch folder,
+so a killed run continues with the first part that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.model.loading import default_device
+from refrag_platform.model.prompts import passage_text
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import chunk_tokens
+from refrag_platform.progress import Progress
+from refrag_platform.recipes import Recipe
+from refrag_platform.stages import StageContext
+from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
+from refrag_platform.store.retriever import Retriever, load_retriever
+from refrag_platform.weights import tokenizer_digest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PASSAGES_PER_PART = 256
+CHUNKS_PER_FILE = 262_144
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def build_chunks(context: StageContext) -> dict[str, Any]:
+    """Chunk, encode and write every passage of the corpus (REFRAG, section 2: chunk vectors are precomputable).
+
+    Memory is bounded by one chunk file, whatever the corpus' size.
+
+    Raises:
+        ArtifactError: the corpus has no passages.
+        RefragError: vectors don't fit float16, or the recipe trains the encoder after this stage.
+    """
+    passages = context.inputs["corpus"] / PASSAGES_FILE
+    model = RefragModel.load(encoder_folder(context.recipe, context.inputs))
+    device = default_device()
+    # Float32 whatever the device: vectors are made once and read for ever. The decoder stays where it is.
+    model.encoder.to(device)
+    base = context.project.recipe_path(context.recipe.name).parent
+    retriever = load_retriever(context.recipe.chunks.retriever, base, device)
+    total = _passages(passages)
+    with Progress("encode passages", total, "passages") as progress:
+        for number, batch in enumerate(_batches(passages)):
+            part = _part(context.work, number)
+            if not part.is_file():
+                _save(_encode(model, retriever, batch, context.recipe.chunks.batch_size), part)
+            progress.update(batch.num_rows)
+    files, metrics = _assemble(passages, context.work, context.out, retriever.dim)
+    StoreDescription(
+        model=context.recipe.name,
+        encoder_digest=model.encoder_digest(),
+        tokenizer_digest=tokenizer_digest(model.tokenizer),
+        chunk_size=model.chunk_size,
+        vector_dim=model.vector_dim,
+        retriever=retriever.name,
+        retriever_digest=retriever.digest,
+        retriever_dim=retriever.dim,
+        passages=total,
+        chunks=sum(files.values()),
+        files=files,
+    ).write(context.out)
+    return {"passages": total, "chunks": sum(files.values()), **metrics}
+
+
+def encoder_folder(recipe: Recipe, inputs: dict[str, Path]) -> Path:
+    """The model whose encoder makes the store: the last one that trains it.
+
+    Fine-tuning keeps the encoder frozen unless `finetuned.train_encoder` says otherwise; then the
+    pipeline must give this stage the fine-tuned model.
+
+    Raises:
+        RefragError: `finetuned.train_encoder` is true and the fine-tuned model is not an input.
+    """
+    if not recipe.finetuned.train_encoder:
+        return inputs["cpt"]
+    if "finetuned" not in inputs:
+        raise RefragError(
+            "finetuned.train_encoder is true, so the store must be made from the fine-tuned encoder, but this "
+            "stage has only the CPT checkpoint; set finetuned.train_encoder to false, or list `finetuned` among "
+            "the inputs of `chunks` in refrag_platform/stages.py and dvc.yaml"
+        )
+    return inputs["finetuned"]
+
+
+def _passages(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    total = int(pq.ParquetFile(path).metadata.num_rows)
+    if not total:
+        raise ArtifactError(f"{path} has no passages; make the corpus again with `refrag run corpus --force`")
+    return total
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The corpus' passages, a part at a time and always cut alike."""
+    import pyarrow.parquet as pq
+
+    columns = ["id", "document_id", "title", "text"]
+    yield from pq.ParquetFile(path).iter_batches(batch_size=PASSAGES_PER_PART, columns=columns)
+
+
+def _part(work: Path, number: int) -> Path:
+    return work / f"part-{number:06}.safetensors"
+
+
+def _encode(model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, batch_size: int) -> Arrays:
+    """One part: token_ids [n, k], vectors [n, dim], chunk_counts [passages], retrieval_vectors [passages, r]."""
+    texts = [
+        passage_text(title, text)
+        for title, text in zip(batch["title"].to_pylist(), batch["text"].to_pylist(), strict=True)
+    ]
+    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
+    token_ids = torch.cat(chunks)
+    device = next(model.encoder.parameters()).device
+    with torch.inference_mode():
+        vectors = torch.cat(
+            [model.encoder(rows.to(device)).half().cpu() for rows in token_ids.split(batch_size)]
+        )
+    if not bool(vectors.isfinite().all()):
+        raise RefragError(
+            f"the encoder's vectors of passages {batch['id'][0]} to {batch['id'][-1]} are not finite in float16; "
+            "train the checkpoint again with a lower encoder_learning_rate"
+        )
+    return {
+        "token_ids": token_ids.numpy().astype(np.int32),
+        "vectors": vectors.numpy(),
+        "chunk_counts": np.array([len(rows) for rows in chunks], np.int32),
+        "retrieval_vectors": retriever.encode(texts).astype(np.float32),
+    }
+
+
+def _save(arrays: Arrays, path: Path) -> None:
+    """Write a file whose name appears only when all its bytes are on the disk."""
+    partial = path.with_suffix(".partial")
+    save_file(arrays, partial)
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _assemble(
+    passages: Path, work: Path, out: Path, retriever_dim: int
+) -> tuple[dict[str, int], dict[str, float]]:
+    """Join the parts into chunk files and passages.parquet; returns chunks per file, and metrics."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = passage_schema(retriever_dim)
+    files: dict[str, int] = {}
+    waiting: list[Arrays] = []
+    chunks, norms, mean, squares = 0, 0.0, 0.0, 0.0
+
+    def flush() -> None:
+        joined = {name: np.concatenate([part[name] for part in waiting]) for name in ("token_ids", "vectors")}
+        name = chunk_file(len(files))
+        save_file(joined, out / name)
+        files[name] = len(joined["vectors"])
+        waiting.clear()
+
+    with pq.ParquetWriter(out / PASSAGES_FILE, schema) as writer:
+        for number, batch in enumerate(_batches(passages)):
+            part = load_file(_part(work, number))
+            size = len(part["vectors"])
+            if waiting and sum(len(held["vectors"]) for held in waiting) + size > CHUNKS_PER_FILE:
+                flush()
+            waiting.append(part)
+            counts = part["chunk_counts"]
+            starts = chunks + np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+            retrieval = pa.FixedSizeListArray.from_arrays(
+                pa.array(part["retrieval_vectors"].ravel()), retriever_dim
+            )
+            columns = [batch[name] for name in ("id", "document_id", "title", "text")]
+            columns += [pa.array(starts), pa.array(counts), retrieval]
+            writer.write_batch(
+                pa.RecordBatch.from_arrays(
+                    [c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
+                )
+            )
+            vectors = part["vectors"].astype(np.float64)
+            chunks += size
+            norms += float(np.linalg.norm(vectors, axis=1).sum())
+            mean, squares = mean + vectors.sum(0), squares + (vectors**2).sum(0)
+    flush()
+    # Near zero means that the encoder has collapsed to a constant.
+    spread = float(np.sqrt(np.maximum(squares / chunks - (mean / chunks) ** 2, 0)).mean())
+    return files, {"vector_norm": round(norms / chunks, 4), "vector_std": round(spread, 6)}

