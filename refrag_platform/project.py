@@ -1,10 +1,10 @@
 """Where things lie: the project's root, its models and the folder of each artifact.
 
-    models/NAME/recipe.yaml         what the model is made of
-    models/NAME/STAGE/content/      the artifact: what DVC hashes, content only
-    models/NAME/STAGE/manifest.json beside it: inputs, settings, seed, commit, hardware, metrics
-    data/NAME/{corpus,chunks}/      the same for data
-    work/NAME/STAGE/                scratch of a stage that has not finished: resumable, never trusted
+models/NAME/recipe.yaml         what the model is made of
+models/NAME/STAGE/content/      the artifact: what DVC hashes, content only
+models/NAME/STAGE/manifest.json beside it: inputs, settings, seed, commit, hardware, metrics
+data/NAME/{corpus,chunks}/      the same for data
+work/NAME/STAGE/                scratch of a stage that has not finished: resumable, never trusted
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ class EncoderRecipe(Section):
         "decoder's embedding space and cannot collapse to a constant",
     )
     train_token_table: bool = Field(
-        False, description="train the encoder's token table too; frozen, it can be rebuilt from the packaged weights"
+        False,
+        description="train the encoder's token table too; frozen, it can be rebuilt from the packaged weights",
     )
 
 
@@ -97,7 +98,8 @@ class CorpusRecipe(Section):
     validation_share: Share = Field(0.05, gt=0, lt=0.5, description="share of documents held out for validation")
     test_share: Share = Field(0.1, gt=0, lt=0.5, description="share of documents held out for tests")
     on_bad_input: Literal["skip", "stop"] = Field(
-        "skip", description="broken UTF-8, empty text or missing columns: skip and count, or stop at the first"
+        "skip",
+        description="broken UTF-8, empty text or missing columns: skip and count, or stop at the first",
     )
     passage_tokens: int = Field(128, ge=16, description="longest retrieval passage, in decoder tokens")
     shard_tokens: int = Field(16_777_216, ge=1024, description="tokens in one shard file")
@@ -198,7 +200,7 @@ class FinetunedRecipe(TrainingRecipe):
     """Instruction tuning on RAG questions, multi-turn questions and summaries."""
 
     tasks: dict[Literal["rag", "multi_turn", "summarization"], float] = Field(
-        default_factory=lambda: {"rag": 0.6, "multi_turn": 0.2, "summarization": 0.2},
+        default={"rag": 0.6, "multi_turn": 0.2, "summarization": 0.2},
         description="mixing weights",
     )
     train_encoder: bool = Field(
@@ -207,7 +209,8 @@ class FinetunedRecipe(TrainingRecipe):
     max_passages: int = Field(8, ge=1, description="passages in one prompt, at most")
     no_answer_share: Share = Field(0.1, ge=0, lt=1, description="share of questions without the gold passage")
     questions: list[str] = Field(
-        default_factory=list, description="further question files (rows id, question, answers, passages, gold)"
+        default_factory=list,
+        description="further question files (rows id, question, answers, passages, gold)",
     )
     summaries: list[str] = Field(default_factory=list, description="summary files (rows id, document, summaries)")
 
@@ -240,7 +243,8 @@ class Recipe(Section):
     description: str = Field(description="one sentence for `refrag recipes ls`")
     seed: int = Field(0, ge=0, description="of weights, data order and sampling")
     maturity: Literal["undertrained", "released"] = Field(
-        "undertrained", description="quality thresholds warn for an undertrained recipe and block for a released one"
+        "undertrained",
+        description="quality thresholds warn for an undertrained recipe and block for a released one",
     )
     decoder: DecoderRecipe
     encoder: EncoderRecipe
@@ -321,9 +325,9 @@ def _explain(fault: Any) -> str:
 
 
 def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
-    section: Any = Recipe
+    section: type[BaseModel] = Recipe
     for part in location:
-        if isinstance(part, str) and isinstance(section, type) and part in section.model_fields:
+        if isinstance(part, str) and part in section.model_fields:
             annotation = section.model_fields[part].annotation
             candidates = [annotation, *getattr(annotation, "__args__", ())]
             section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section)

@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.versioning import manifest as manifests
+from refrag_platform.versioning import reports
 from refrag_platform.versioning.digest import code_digest, folder_digest
 from refrag_platform.versioning.manifest import InputRecord, Manifest
 
@@ -152,29 +153,46 @@ def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     return {name: recipe.section(name) for name in stage.sections}
 
 
-def input_records(project: Project, stage: Stage, model: str) -> dict[str, InputRecord]:
-    """Path and hash of every input artifact.
+def recorded_inputs(project: Project, stage: Stage, model: str) -> dict[str, InputRecord]:
+    """Path and hash of every input artifact, as their manifests say; the bytes are not read.
 
     Raises:
-        ArtifactError: an input has not been made, or is damaged.
+        ArtifactError: an input has not been made.
     """
     records = {}
     for name in stage.inputs:
         folder = project.stage_dir(name, model)
-        recover(project, name, model)
         if not (folder / manifests.FILE_NAME).is_file():
             raise ArtifactError(
                 f"{stage.name} needs the {STAGES[name].title} of {model}, which is not at {folder}; "
                 f"make it with `refrag run {name} --model {model}`"
             )
-        manifest = Manifest.read(folder)
-        found = folder_digest(folder / "content")
-        if found != manifest.hash:
+        path = (folder / "content").relative_to(project.root).as_posix()
+        records[name] = InputRecord(path=path, hash=Manifest.read(folder).hash)
+    return records
+
+
+def input_records(project: Project, stage: Stage, model: str) -> dict[str, InputRecord]:
+    """Path and hash of every input artifact, after their bytes were found to be the manifests'.
+
+    Raises:
+        ArtifactError: an input has not been made, or is damaged.
+    """
+    for name in stage.inputs:
+        if not project.stage_dir(name, model).exists():
+            # Where the stage is running, its own runner does this.
+            with suppress(RefragError), _only_runner(project.work_dir(name, model)):
+                recover(project, name, model)
+    records = recorded_inputs(project, stage, model)
+    for name, record in records.items():
+        content = project.root / record.path
+        found = folder_digest(content)
+        if found != record.hash:
             raise ArtifactError(
-                f"{folder / 'content'} has hash {found}, its manifest says {manifest.hash}: the files were changed; "
-                f"restore them with `dvc checkout` or make them again with `refrag run {name} --model {model}`"
+                f"{content} has hash {found}, its manifest says {record.hash}: the files were changed; "
+                f"restore them with `dvc checkout {name}@{model}` or make them again with "
+                f"`refrag run {name} --model {model}`"
             )
-        records[name] = InputRecord(path=(folder / "content").relative_to(project.root).as_posix(), hash=found)
     return records
 
 
@@ -192,8 +210,19 @@ def fingerprint(project: Project, stage: Stage, recipe: Recipe, inputs: dict[str
     return hashlib.md5(json.dumps(facts, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
 
 
+def made_from_current(project: Project, manifest: Manifest) -> bool:
+    """Whether a run of the stage now would start from the same inputs, settings, seed and code.
+
+    Raises:
+        ArtifactError: an input has not been made.
+    """
+    stage = STAGES[manifest.stage]
+    inputs = recorded_inputs(project, stage, manifest.model)
+    return fingerprint(project, stage, project.recipe(manifest.model), inputs) == manifest.fingerprint
+
+
 def published(project: Project, stage: str, model: str) -> Manifest | None:
-    """The manifest of the artifact in place, or None when there is none or its bytes are not the manifest's."""
+    """The manifest of the artifact in place; None when there is none or its bytes are not the manifest's."""
     folder = project.stage_dir(stage, model)
     try:
         manifest = Manifest.read(folder)
@@ -220,6 +249,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         wanted = fingerprint(project, stage, recipe, inputs)
         current = published(project, name, model)
         if current is not None and current.fingerprint == wanted and not force:
+            reports.export(project, current)
             return StageResult(current, project.stage_dir(name, model), cached=True)
         context = _prepare(project, stage, recipe, inputs, work, wanted)
         started, clock = manifests.now(), time.monotonic()
@@ -242,9 +272,12 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
             libraries=manifests.libraries(),
             metrics=metrics,
         )
+        if recorded_inputs(project, stage, model) != inputs:
+            raise ArtifactError(f"an input of {name} was replaced while it ran; run it again")
         _check(stage, recipe, context)
         manifest.write(context.beside)
         _publish(project, name, model)
+        reports.export(project, manifest)
         return StageResult(manifest, project.stage_dir(name, model), cached=False)
 
 

@@ -65,9 +65,7 @@ def load_decoder(recipe: DecoderRecipe, base: Path, seed: int) -> PreTrainedMode
     source = _locate(recipe.source, base)
     return _load(
         recipe.source,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, attn_implementation=ATTENTION
-        ).eval(),
+        lambda: AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=ATTENTION).eval(),
     )
 
 
@@ -83,12 +81,10 @@ def load_tokenizer(recipe: DecoderRecipe, base: Path) -> PreTrainedTokenizerFast
     source = recipe.tokenizer or recipe.source
     located = _locate(source, base)
     if Path(located).is_file():
+        if Path(located).name != "tokenizer.json":
+            raise RefragError(f"{source} names a file that is not called tokenizer.json; rename it")
         located = str(Path(located).parent)
-    tokenizer = _load(source, lambda: AutoTokenizer.from_pretrained(located))
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise RefragError(
-            f"{source}: {type(tokenizer).__name__} is not a fast tokenizer; a tokenizer.json is needed"
-        )
+    tokenizer = _pretrained_tokenizer(source, located)
     if tokenizer.eos_token_id is None:
         raise RefragError(f"{source}: no eos_token; name it in a tokenizer_config.json beside tokenizer.json")
     # Llama has no padding token, Qwen no beginning: both are masked or unused wherever they stand.
@@ -116,7 +112,7 @@ def load_encoder(
     source = _locate(recipe.source, base)
     return (
         _load(recipe.source, lambda: _pretrained_encoder(source)),
-        _load(recipe.source, lambda: AutoTokenizer.from_pretrained(source)),
+        _pretrained_tokenizer(recipe.source, source),
     )
 
 
@@ -134,18 +130,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("REFRAG_CACHE") or Path.home() / ".cache/refrag-platform").expanduser()
 
 
+def _pretrained_tokenizer(source: str, located: str, **options: Any) -> PreTrainedTokenizerFast:
+    tokenizer = _load(source, lambda: AutoTokenizer.from_pretrained(located, **options))
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise RefragError(f"{source}: {type(tokenizer).__name__} is not a fast tokenizer; add its tokenizer.json")
+    return tokenizer
+
+
 def _pretrained_encoder(source: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(source)
     # Only models of BERT's kind have a pooling layer to leave out.
-    model_class = AutoModel._model_mapping[type(config)]
-    options = (
-        {"add_pooling_layer": False}
-        if "add_pooling_layer" in inspect.signature(model_class).parameters
-        else {}
-    )
-    return AutoModel.from_pretrained(
-        source, dtype=torch.float32, attn_implementation=ATTENTION, **options
-    ).eval()
+    model_class: Any = AutoModel._model_mapping[type(config)]
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
+    return AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=ATTENTION, **options).eval()
 
 
 def _at_random(make: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:
@@ -162,19 +159,16 @@ def _load(source: str, load: Callable[[], Loaded]) -> Loaded:
             return load()
     except (OSError, ValueError, KeyError) as error:
         hint = (
-            "the download failed or the repository does not exist; with no network, load it once where there is "
-            "one, or give a local folder as path:DIR"
+            "the download failed or there is no such repository; a local copy can be given as path:DIR"
             if source.startswith("hub:")
             else "it must hold config.json, *.safetensors and tokenizer.json"
         )
-        raise RefragError(
-            f"{source} can't be loaded: {hint} ({str(error).strip().splitlines()[0]})"
-        ) from error
+        raise RefragError(f"{source} can't be loaded: {hint} ({str(error).strip().splitlines()[0]})") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and load reports (a pooler left out on purpose); both as before afterwards."""
+    """Without transformers' bars and load reports, which are about a pooler left out on purpose."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -219,9 +213,7 @@ def _package_folder(name: str) -> Path:
             return _converted(Path(str(file.locate())), f"{name}-{package.version}-{key}")
         if path.endswith("/model.safetensors") and path.replace("model.safetensors", "config.json") in files:
             return Path(str(file.locate())).parent
-    raise RefragError(
-        f"package {name} holds no weights (neither a .gguf file nor config.json with model.safetensors)"
-    )
+    raise RefragError(f"package {name} holds no weights (neither a .gguf file nor config.json with model.safetensors)")
 
 
 def _converted(gguf: Path, name: str) -> Path:
@@ -243,14 +235,12 @@ def _converted(gguf: Path, name: str) -> Path:
 
 def _convert(gguf: Path, target: Path) -> None:
     """Dequantize a GGUF file into float32 safetensors with its tokenizer and chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = _pretrained_tokenizer(gguf.name, str(gguf.parent), gguf_file=gguf.name)
     _repair_digits(tokenizer, gguf)
     # Newer releases leave the weights packed where a kernel for them is installed, unless told not to.
     gguf_config = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": gguf_config(dequantize=True)} if gguf_config else {}
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpack
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpack)
     # What a GGUF was loaded into refuses to be saved, so the weights move into a plain model.
     config = type(loaded.config)(**{**loaded.config.to_dict(), **_special_ids(tokenizer)})
     if hasattr(config, "quantization_config"):
@@ -267,7 +257,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def _repair_digits(tokenizer: PreTrainedTokenizerFast, gguf: Path) -> None:
-    """SmolLM's pre-tokenizer splits every digit; transformers' GGUF reader knows the name but not the rule."""
+    """SmolLM's pre-tokenizer splits every digit; transformers' GGUF reader doesn't."""
     from gguf import GGUFReader
 
     field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
@@ -285,9 +275,7 @@ def _only_converter(name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock: Any = (folder / f".{name}.lock").open("w")
     except OSError as error:
-        raise RefragError(
-            f"{folder} can't be written ({error}); set REFRAG_CACHE to a folder that can"
-        ) from None
+        raise RefragError(f"{folder} can't be written ({error}); set REFRAG_CACHE to a folder that can") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from refrag_platform.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
+DVC_FILES = (".dvcignore", ".dvc/config", ".dvc/.gitignore")
 
 
 @pytest.fixture
@@ -18,12 +20,34 @@ def project(tmp_path: Path) -> Project:
     return copy_project(tmp_path / "project")
 
 
+@pytest.fixture
+def repository(project: Project) -> Project:
+    """The project as a Git and DVC repository with one commit and no artifacts."""
+    return init_repository(project)
+
+
+def init_repository(project: Project) -> Project:
+    """Make a copied project a Git repository; DVC's remote lies beside it, not in the user's home."""
+    for command in (
+        ["init", "--quiet", "--initial-branch", "main"],
+        ["config", "user.name", "Tester"],
+        ["config", "user.email", "tester@localhost"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--message", "The project"],
+    ):
+        subprocess.run(["git", *command], cwd=project.root, check=True)
+    remote = project.root.parent / "remote"
+    (project.root / ".dvc" / "config.local").write_text(f"['remote \"default\"']\n    url = {remote}\n")
+    return project
+
+
 def copy_project(target: Path) -> Project:
     """Copy what a clone would hold (code, recipes, pipeline files), without artifacts."""
     target.mkdir(parents=True)
     for name in ("refrag_platform", "assets"):
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "pyproject.toml", ".gitignore"):
+    (target / ".dvc").mkdir()
+    for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "pyproject.toml", ".gitignore", *DVC_FILES):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, target / name)
     for recipe in (ROOT / "models").glob("*/recipe.yaml"):

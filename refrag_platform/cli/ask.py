@@ -1,7 +1,110 @@
-"""`refrag ask`."""
+"""`refrag ask` and `refrag serve`: questions from a shell, and the packaged service on a port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
+DEFAULT_MODEL = "smollm2-135m"
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    app.command("ask")(ask)
+    app.command("serve")(serve)
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, in quotes.")],
+    model: Model = DEFAULT_MODEL,
+    passages: Annotated[
+        int | None, typer.Option("--passages", "-n", min=0, help="Passages to retrieve; default the recipe's.")
+    ] = None,
+    share_kept: Annotated[
+        float | None,
+        typer.Option("--share-kept", "-p", min=0, max=1, help="Share of chunks kept as tokens; default the recipe's."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, help="Longest answer; default the recipe's.")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0: the likeliest answer.")] = 0.0,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="Ask a running server, e.g. http://127.0.0.1:3000; its key: $REFRAG_API_KEY."),
+    ] = None,
+) -> None:
+    """Answer QUESTION from the model's chunk store, with citations.
+
+    Without --url the fine-tuned model and its store are loaded here; with it a server answers.
+    """
+    if url:
+        from refrag_platform.serving import client
+
+        given = {"retrieve": passages, "share_kept": share_kept, "max_tokens": max_tokens, "temperature": temperature}
+        extra: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        streamed = client.ask(url, question, None, client.api_key(), **extra)
+        _stream(streamed)
+        _report(streamed.refrag)
+        return
+
+    from refrag_platform.project import Project
+    from refrag_platform.serving.api import refrag_body
+    from refrag_platform.serving.contract import Message, Sampling
+    from refrag_platform.serving.engine import Engine
+
+    engine = Engine.load(Project.find(), model)
+    found = engine.retrieve(question, engine.settings.passages if passages is None else passages)
+    sampling = Sampling(max_tokens or engine.settings.max_new_tokens, temperature)
+    generation = engine.start([Message("user", question)], found, sampling, share_kept)
+    _stream(generation)
+    _report(refrag_body(generation.usage, generation.citations))
+
+
+def serve(
+    model: Model = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to bind; set REFRAG_API_KEY before you open it to a network.")
+    ] = "127.0.0.1",
+) -> None:
+    """Serve a model's Bento: an OpenAI-shaped API under /v1, health and metrics beside it.
+
+    REFRAG_API_KEY asks for a key; REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
+    REFRAG_DEADLINE (seconds) set limits.
+    """
+    import os
+
+    from refrag_platform.project import Project
+    from refrag_platform.serving import bento
+
+    project = Project.find()
+    command = bento.serve_command(bento.Package.of(project, model).bento_tag, port, host)
+    # Replaces this process, so that signals reach BentoML's own supervisor.
+    os.execve(command[0], command, bento.environment(project))
+
+
+def _stream(pieces: Iterable[str]) -> None:
+    for piece in pieces:
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _report(refrag: dict[str, Any]) -> None:
+    """Citations and cost, on stderr: stdout holds the answer alone."""
+    for number, citation in enumerate(refrag["citations"], start=1):
+        score = "" if citation["score"] is None else f", score {citation['score']:.3f}"
+        typer.echo(
+            f"[{number}] {citation['title'] or 'untitled'} ({citation['id']}{score}, "
+            f"{citation['chunks_expanded']} of {citation['chunks']} chunks expanded): {citation['text'][:100]!r}",
+            err=True,
+        )
+    first = refrag["time_to_first_token_ms"]
+    typer.echo(
+        f"{refrag['chunks_expanded']} of {refrag['chunks']} chunks expanded, compression "
+        f"{refrag['compression_rate']:.2f}x: {refrag['prompt_positions']} positions instead of "
+        f"{refrag['plain_prompt_tokens']} tokens, first token after {'-' if first is None else f'{first:.0f}'} ms",
+        err=True,
+    )

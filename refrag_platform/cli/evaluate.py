@@ -1,7 +1,202 @@
-"""`refrag evaluate`."""
+"""`refrag evaluate`: log-perplexity and question answering of a model, on any documents and questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from refrag_platform.evaluation.scoring import PlainSystem
+    from refrag_platform.model.loading import Bundle
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A model of `refrag recipes ls` (its fine-tuned checkpoint), or a model folder."
+    ),
+]
+Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Also write report.md, report.json and a picture into this folder.")
+]
+Controls = Annotated[
+    Path | None,
+    typer.Option("--controls", help="Folder of tuned controls: model folders named full, none, truncated."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    family = typer.Typer(no_args_is_help=True, help="Log-perplexity and question answering against controls.")
+    family.command("perplexity")(perplexity)
+    family.command("rag")(rag)
+    app.add_typer(family, name="evaluate")
+
+
+def perplexity(
+    model: Model,
+    documents: Annotated[
+        Path, typer.Option("--documents", help=".txt, .md, .jsonl or .parquet file, .zst of these, or a folder.")
+    ],
+    context: Annotated[int, typer.Option("--context", min=1, help="s: context tokens, a multiple of the model's k.")],
+    output: Annotated[int, typer.Option("--output", min=16, help="o: tokens predicted after the context.")],
+    json: Json,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows over all documents, at most.")] = 64,
+    share_kept: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--share-kept",
+            min=0,
+            max=1,
+            help="p: share of chunks that the policy keeps as tokens; give it again for more rows. Default 0.",
+        ),
+    ] = None,
+    controls: Controls = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows at once.")] = 8,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Log-perplexity of the first 16, 32, 128 and 512 tokens after a compressed context.
+
+    Systems: full context, no context, the last s/k tokens; REFRAG with its own chunks, with another
+    document's, and with zero vectors. Use documents that the model was never trained on. The gap
+    recovered between no and full context is given against tuned controls only.
+    """
+    from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.perplexity import evaluate_perplexity
+    from refrag_platform.evaluation.report import perplexity_report
+    from refrag_platform.evaluation.stage import write_json, write_reports
+    from refrag_platform.evaluation.windows import cut_windows, read_documents
+
+    bundle = _load(model)
+    if context % bundle.model.chunk_size:
+        raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {bundle.model.chunk_size}")
+    found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, windows, seed)
+    untuned, source = _untuned(model, bundle)
+    result: dict[str, Any] = {
+        **evaluate_perplexity(
+            bundle.model,
+            bundle.policy,
+            found,
+            untuned=untuned,
+            controls=_control_folders(controls),
+            shares=share_kept or [0.0],
+            batch_size=batch_size,
+            seed=seed,
+        ),
+        "model": model,
+        "documents": str(documents),
+        "untuned_decoder": source,
+        "context_tokens": context,
+        "output_tokens": output,
+        "seed": seed,
+    }
+    json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(json, result)
+    if report:
+        write_reports(report, f"Log-perplexity of {model}", perplexity=result)
+    typer.echo(perplexity_report(result))
+
+
+def rag(
+    model: Model,
+    questions: Annotated[
+        Path, typer.Option("--questions", help=".jsonl rows id, question, answers, passages [{title, text}].")
+    ],
+    json: Json,
+    passages: Annotated[str, typer.Option("--passages", help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="This many questions, spread evenly over the file.")
+    ] = None,
+    share_kept: Annotated[
+        float | None,
+        typer.Option(
+            "--share-kept", min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
+    controls: Controls = None,
+    seed: Seed = 0,
+    report: Report = None,
+) -> None:
+    """Exact match, F1, decoder tokens and time to first token on questions with passages.
+
+    Systems: all passages as text, no passages, the last tokens of the passages (as many positions as
+    REFRAG takes), REFRAG, and REFRAG with the passages of another question. Passages are taken in the
+    order listed; where a row names its `gold` passages, these are among them.
+    """
+    from refrag_platform.evaluation.questions import read_questions
+    from refrag_platform.evaluation.rag import evaluate_rag
+    from refrag_platform.evaluation.report import rag_report
+    from refrag_platform.evaluation.stage import write_json, write_reports
+
+    counts = _counts(passages)
+    rows = read_questions(questions, limit)
+    bundle = _load(model)
+    share = bundle.share_kept if share_kept is None else share_kept
+    found = evaluate_rag(
+        bundle.model,
+        bundle.policy,
+        rows,
+        passages=counts,
+        share_kept=share,
+        controls=_control_folders(controls),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    result: dict[str, Any] = {
+        "rows": found.rows,
+        "intervals": found.intervals,
+        "answers": found.answers,
+        "model": model,
+        "questions": str(questions),
+        "questions_used": len(rows),
+        "plain_decoder": "controls" if controls else "the model's own",
+        "device": str(bundle.model.device),
+        "seed": seed,
+    }
+    json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(json, result)
+    if report:
+        write_reports(report, f"Questions answered by {model}", rag=result)
+    typer.echo(rag_report(result))
+
+
+def _load(model: str) -> Bundle:
+    from refrag_platform.model.loading import load_bundle
+
+    return load_bundle(model)
+
+
+def _untuned(model: str, bundle: Bundle) -> tuple[PreTrainedModel, str]:
+    """The recipe's decoder before training, and its source; the model's own where the recipe is not known."""
+    from refrag_platform.evaluation.decoders import recipe_of, untuned_decoder
+
+    known = recipe_of(model, bundle.folder)
+    if known is None:
+        return bundle.model.decoder, "the model's own, for want of its recipe"
+    recipe, base = known
+    return untuned_decoder(recipe, base, like=bundle.model), recipe.decoder.source
+
+
+def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:
+    from refrag_platform.evaluation.decoders import control_folders
+
+    return control_folders(controls) if controls else {}
+
+
+def _counts(passages: str) -> list[int]:
+    from refrag_platform.errors import RefragError
+
+    try:
+        counts = sorted({int(part) for part in passages.split(",")})
+    except ValueError:
+        counts = []
+    if not counts or counts[0] < 1:
+        raise RefragError(f"--passages is {passages!r}; give numbers of at least 1, e.g. 1,5,10")
+    return counts

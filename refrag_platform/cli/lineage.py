@@ -1,7 +1,147 @@
-"""`refrag lineage`."""
+"""`refrag lineage`, `status`, `commit`, `push`, `pull`, `remote`: what is there, what made it, who keeps it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from refrag_platform.versioning.lineage import Node
+
+Model = Annotated[str, typer.Option("--model", help="A model, e.g. tiny.")]
+AnyModel = Annotated[str | None, typer.Option("--model", help="One model's artifacts only; default: all of them.")]
+STATE_COLOURS = {"current": "green", "stale": "yellow", "damaged": "red", "missing": "bright_black"}
+WIDE = 100_000  # in a pipe nothing is wrapped
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    app.command("lineage")(show_lineage)
+    app.command("status")(show_status)
+    app.command("commit")(commit)
+    app.command("push")(push)
+    app.command("pull")(pull)
+    remote = typer.Typer(no_args_is_help=True, help="Where `refrag push` keeps artifacts.")
+    remote.command("set")(set_remote)
+    app.add_typer(remote, name="remote")
+
+
+def show_lineage(
+    path: Annotated[Path, typer.Argument(help="An artifact's folder, e.g. models/tiny/finetuned.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, settings and metrics too, as JSON.")] = False,
+) -> None:
+    """Print what an artifact was made from, down to the source files, with hashes, settings, commit, metrics.
+
+    Reads the manifest.json files only: neither Dagster's nor DVC's records are needed.
+    """
+    from rich.console import Console
+
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.lineage import trace
+
+    node = trace(Project.find(path if path.is_dir() else path.parent), path)
+    if as_json:
+        typer.echo(json.dumps(node.plain(), indent=2))
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(_tree(node))
+
+
+def show_status(model: AnyModel = None) -> None:
+    """Show every artifact of every model: current, stale, damaged or missing, its hash and its folder.
+
+    Files are hashed again, so that a damaged one is found. `dvc status` says why one is stale.
+    """
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.status import status
+
+    project = Project.find()
+    line = "{:<16} {:<16} {:<10} {:<38} {:<9} {}"
+    typer.secho(line.format("model", "stage", "state", "hash", "dvc.lock", "path"), bold=True)
+    for name in [model] if model else project.models():
+        for entry in status(project, name):
+            recorded = "recorded" if entry.recorded else ""
+            text = line.format(entry.model, entry.stage, entry.state, entry.hash or "", recorded, entry.path)
+            typer.secho(text.rstrip(), fg=STATE_COLOURS[entry.state])
+
+
+def commit(
+    model: Model,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="The commit's message.")] = None,
+) -> None:
+    """Record dvc.lock and a model's manifests in Git, on the branch runs/MODEL.
+
+    Your branch, index and files stay as they are. `refrag push` (or `dvc push`) then copies the artifacts to
+    the remote; `git clone -b runs/MODEL` and `refrag pull` (or `dvc pull`) bring all of it back elsewhere.
+    """
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.runs import branch, commit_run
+
+    typer.echo(f"{branch(model)}: {commit_run(Project.find(), model, message)}")
+
+
+def push(model: AnyModel = None) -> None:
+    """Copy recorded artifacts to the remote (default ~/.local/share/refrag-platform/dvc)."""
+    from refrag_platform.project import Project
+    from refrag_platform.versioning import dvc
+
+    dvc.push(Project.find(), model)
+
+
+def pull(model: AnyModel = None) -> None:
+    """Fetch recorded artifacts from the remote into their places; changed files there are replaced."""
+    from refrag_platform.project import Project
+    from refrag_platform.versioning import dvc
+
+    dvc.pull(Project.find(), model)
+
+
+def set_remote(
+    url: Annotated[str, typer.Argument(help="A folder outside the project, or any URL that DVC knows.")],
+) -> None:
+    """Choose the remote of this clone; it is kept in .dvc/config.local, not in Git."""
+    from refrag_platform.project import Project
+    from refrag_platform.versioning import dvc
+
+    dvc.set_remote(Project.find(), url)
+
+
+def _tree(root: Node) -> Tree:
+    """The chain as a tree; what lies behind an artifact that comes up again is printed once."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    printed: set[str] = set()
+
+    def add(node: Node, tree: Tree) -> None:
+        if node.path in printed:
+            return
+        printed.add(node.path)
+        manifest = node.manifest
+        tree.add(f"[dim]commit[/] {manifest.commit or 'none'}  [dim]seed[/] {manifest.seed}")
+        tree.add(f"[dim]settings[/] {escape(_line(manifest.settings))}")
+        tree.add(f"[dim]metrics[/] {escape(_line(manifest.metrics))}")
+        for source in node.sources:
+            note = "  [yellow]changed since[/]" if source.changed else ""
+            tree.add(f"[cyan]{escape(source.record.path)}[/] {source.record.hash}{note}")
+        for below in node.inputs.values():
+            add(below, tree.add(title(below)))
+
+    def title(node: Node) -> str:
+        text = f"[bold]{escape(node.path)}[/] {node.recorded}"
+        if node.replaced:
+            text += f"  [yellow]replaced since, now {node.manifest.hash}[/]"
+        return text + ("  [dim](shown above)[/]" if node.path in printed else "")
+
+    tree = Tree(title(root))
+    add(root, tree)
+    return tree
+
+
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(", ", ": "))

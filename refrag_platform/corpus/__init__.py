@@ -1,1 +1,4 @@
-"""From sources to documents, splits, token shards, passages and questions. Run: `refrag run corpus --model tiny`."""
+"""From sources to documents, splits, token shards, passages and questions.
+
+Run: `refrag run corpus --model tiny`.
+"""

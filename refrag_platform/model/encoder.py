@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class ChunkEncoder(nn.Module):
     root mean square: it starts as the sum of the chunk's own embeddings over sqrt(k), and the backbone adds
     what context within the chunk gives. A plain projection collapses to a constant within 50 steps.
     """
+
+    decoder_embeddings: Tensor
 
     def __init__(
         self,
@@ -118,13 +120,18 @@ class ChunkEncoder(nn.Module):
         return digest.hexdigest()[:32]
 
 
+def embedding_weight(model: PreTrainedModel) -> Tensor:
+    """The weight [vocabulary, width] of a model's input embeddings."""
+    return cast(nn.Embedding, model.get_input_embeddings()).weight
+
+
 def strip_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
     """Take the word table and the pooler out: the encoder has a table of its own and pools itself."""
     backbone.set_input_embeddings(nn.Embedding(1, backbone.config.hidden_size))
     for parameter in backbone.get_input_embeddings().parameters():
         parameter.requires_grad_(False)
     if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
+        setattr(backbone, "pooler", None)  # noqa: B010 (a module may not be None to the type checker)
     return backbone
 
 
@@ -140,12 +147,12 @@ def token_table(
     Each row is the mean of the encoder's own word vectors of the decoder token's text; tokens without text
     (special ones, byte fragments), and all of them when there is no encoder tokenizer, get small random rows.
     """
-    words = backbone.get_input_embeddings().weight.detach().float()
+    words = embedding_weight(backbone).detach().float()
     table = torch.randn(vocabulary, words.shape[1], generator=generator) * words.std()
     if encoder_tokenizer is None:
         return table
     known = min(vocabulary, len(decoder_tokenizer))
-    texts = [decoder_tokenizer.decode([token]) for token in range(known)]
+    texts = [str(decoder_tokenizer.decode([token])) for token in range(known)]
     usable = [number for number, text in enumerate(texts) if re.search(r"\S", text) and "\ufffd" not in text]
     pieces = encoder_tokenizer([texts[number] for number in usable], add_special_tokens=False)["input_ids"]
     for number, ids in zip(usable, pieces, strict=True):

@@ -27,17 +27,29 @@ class PolicyNetwork(nn.Module):
     def __init__(self, vector_dim: int, hidden_size: int, layers: int, heads: int, share_kept: float) -> None:
         super().__init__()
         self.share_kept = share_kept
-        self._settings = {"vector_dim": vector_dim, "hidden_size": hidden_size, "layers": layers, "heads": heads}
+        self._settings = {
+            "vector_dim": vector_dim,
+            "hidden_size": hidden_size,
+            "layers": layers,
+            "heads": heads,
+        }
         self.norm = nn.LayerNorm(vector_dim)
         self.inner = nn.Linear(vector_dim, hidden_size)
         layer = nn.TransformerEncoderLayer(
-            hidden_size, heads, 4 * hidden_size, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            hidden_size,
+            heads,
+            4 * hidden_size,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, 1))
+        score = nn.Linear(hidden_size, 1)
+        self.head = nn.Sequential(nn.LayerNorm(hidden_size), score)
         # A fresh policy is uniform: training starts from random selection.
-        nn.init.zeros_(self.head[1].weight)
-        nn.init.zeros_(self.head[1].bias)
+        nn.init.zeros_(score.weight)
+        nn.init.zeros_(score.bias)
 
     def forward(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits [B, L] for vectors [B, L, dim]; mask [B, L] is True at real chunks, the others get -inf."""
@@ -49,7 +61,10 @@ class PolicyNetwork(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write policy.json and policy.safetensors into an existing folder."""
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
+            folder / WEIGHTS_FILE,
+        )
         settings = self._settings | {"share_kept": self.share_kept}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -89,7 +104,9 @@ def select(logits: Tensor, mask: Tensor | None, share: float) -> Tensor:
     """
     real = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
     order = logits.masked_fill(~real, -math.inf).argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(logits.shape[1], device=logits.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(logits.shape[1], device=logits.device).expand_as(order)
+    )
     budgets = torch.tensor([budget(int(count), share) for count in real.sum(1)], device=logits.device)
     return (rank < budgets[:, None]) & real
 

@@ -55,9 +55,7 @@ def rag_prompt(
         return Text(tokenizer(string, add_special_tokens=False)["input_ids"])
 
     system = "\n".join([turn["content"] for turn in history if turn["role"] == "system"] or [INSTRUCTIONS[instruction]])
-    turns = "".join(
-        f"{START}{turn['role']}\n{turn['content']}{END}\n" for turn in history if turn["role"] != "system"
-    )
+    turns = "".join(f"{START}{turn['role']}\n{turn['content']}{END}\n" for turn in history if turn["role"] != "system")
     asked = f"{START}user\n{question}{END}\n" if question else ""
     opening = text(f"{START}system\n{system}\n")
     return [opening, *passages, text(f"{END}\n{turns}{asked}{START}assistant\n")]
@@ -65,5 +63,8 @@ def rag_prompt(
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Ids that end an answer."""
-    ids = {tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in (END, "<|endoftext|>"))}
+    ids = {
+        tokenizer.eos_token_id,
+        *(tokenizer.convert_tokens_to_ids(token) for token in (END, "<|endoftext|>")),
+    }
     return {token for token in ids if token is not None and token != tokenizer.unk_token_id}

@@ -1,8 +1,8 @@
 """RefragModel: encoder, projection and an unmodified decoder in one module that saves and loads as a folder.
 
-    model = RefragModel.load(Path("models/tiny/finetuned/content"))
-    inputs = model.embed([[Text(question_ids), Chunks(passage_ids)]])
-    logits = model.decoder(inputs_embeds=inputs.embeds, attention_mask=inputs.attention_mask).logits
+model = RefragModel.load(Path("models/tiny/finetuned/content"))
+inputs = model.embed([[Text(question_ids), Chunks(passage_ids)]])
+logits = model.decoder(inputs_embeds=inputs.embeds, attention_mask=inputs.attention_mask).logits
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from refrag_platform.errors import ArtifactError
-from refrag_platform.model.encoder import ChunkEncoder, strip_backbone, token_table
+from refrag_platform.model.encoder import ChunkEncoder, embedding_weight, strip_backbone, token_table
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.segments import Prompt, lay_out
 from refrag_platform.recipes import Recipe
@@ -64,7 +63,7 @@ class RefragModel(nn.Module):
         decoder = load_decoder(recipe.decoder, base, recipe.seed)
         tokenizer = load_tokenizer(recipe.decoder, base)
         backbone, encoder_tokenizer = load_encoder(recipe.encoder, base, recipe.seed)
-        embeddings = decoder.get_input_embeddings().weight.detach().float()
+        embeddings = embedding_weight(decoder).detach().float()
         generator = torch.Generator().manual_seed(recipe.seed)
         table = token_table(backbone, encoder_tokenizer, tokenizer, embeddings.shape[0], generator)
         with torch.random.fork_rng(devices=[]):
@@ -180,9 +179,7 @@ class RefragModel(nn.Module):
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(
-        cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> RefragModel:
+    def load(cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> RefragModel:
         """The model in `folder`, in evaluation mode.
 
         Raises:
@@ -190,16 +187,20 @@ class RefragModel(nn.Module):
         """
         settings = read_settings(folder)
         decoder = AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=dtype, attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        vocabulary, width = decoder.get_input_embeddings().weight.shape
+        tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder / "tokenizer"))
+        vocabulary, width = embedding_weight(decoder).shape
         encoder = ChunkEncoder.empty(settings["encoder"], vocabulary, width)
         projection = Projection(
-            encoder.vector_dim, width, **_hidden(settings["projection"]), residual=encoder.token_skip, gain=1.0
+            encoder.vector_dim,
+            width,
+            **_hidden(settings["projection"]),
+            residual=encoder.token_skip,
+            gain=1.0,
         )
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as tensors:
-            for part, module in (("encoder.", encoder), ("projection.", projection)):
-                state = {name.removeprefix(part): tensors.get_tensor(name) for name in tensors.keys() if name.startswith(part)}  # noqa: SIM118
-                module.load_state_dict(state)
+        tensors = load_file(folder / WEIGHTS_FILE)
+        modules: dict[str, nn.Module] = {"encoder.": encoder, "projection.": projection}
+        for part, module in modules.items():
+            module.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
         model = cls(encoder, projection, decoder, tokenizer).to(device=device, dtype=dtype).eval()
         model._digest = settings["encoder_digest"]
         return model
@@ -216,7 +217,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArtifactError(f"{folder} holds no model: {SETTINGS_FILE} is missing") from None
     if settings.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / SETTINGS_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}")
+        raise ArtifactError(
+            f"{folder / SETTINGS_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}"
+        )
     return settings
 
 

@@ -119,7 +119,9 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
                 index += [-1] * len(part.token_ids)
                 continue
             if part.token_ids.shape[1] != chunk_size:
-                raise ValueError(f"a passage has chunks of {part.token_ids.shape[1]} tokens; the model's k is {chunk_size}")
+                raise ValueError(
+                    f"a passage has chunks of {part.token_ids.shape[1]} tokens; the model's k is {chunk_size}"
+                )
             for row, kept in enumerate(part.keep.tolist()):
                 if kept:
                     real = unchunk(part.token_ids[row])

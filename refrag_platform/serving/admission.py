@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.requests import Request
 
-from refrag_platform.serving.engine import Generation
 from refrag_platform.serving.errors import ApiError
+
+if TYPE_CHECKING:
+    from refrag_platform.serving.engine import Generation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,10 +55,13 @@ class Admission:
             )
         self._inside += 1
         ticket = Ticket(self, request)
+        turn = asyncio.ensure_future(self._turn.acquire())
         try:
-            await ticket.until_deadline(self._turn.acquire())
+            await ticket.until_deadline(turn)
         except BaseException:
             self._inside -= 1
+            if turn.done() and not turn.cancelled():
+                self._turn.release()
             raise
         ticket.begun = time.monotonic()
         return ticket
@@ -134,9 +139,8 @@ class Ticket:
                 headers={"Retry-After": "1"},
             )
         finally:
-            for future in (task, gone):
-                if not future.done():
-                    future.cancel()
+            task.cancel()
+            gone.cancel()
 
     async def _disconnected(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":

@@ -10,21 +10,25 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from refrag_platform.errors import RefragError
-from refrag_platform.serving.admission import Admission, Ticket
-from refrag_platform.serving.engine import BadRequest, Citation, Engine, Generation, Usage
+from refrag_platform.serving.admission import Admission, ClientGone, Ticket
+from refrag_platform.serving.contract import BadRequest, Citation, Usage
 from refrag_platform.serving.errors import ApiError, error_response
 from refrag_platform.serving.guard import LimitBody, RequireKey
 from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
+
+if TYPE_CHECKING:
+    from refrag_platform.serving.engine import Engine, Generation
 
 logger = logging.getLogger("refrag.serving")
 
@@ -42,6 +46,31 @@ class ApiSettings:
     max_waiting: int = 16
     deadline: float = 300.0
 
+    @classmethod
+    def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
+        """Settings from REFRAG_API_KEY, REFRAG_MAX_BODY, REFRAG_MAX_WAITING and REFRAG_DEADLINE.
+
+        Raises:
+            RefragError: one of them is not a number above zero.
+        """
+
+        def number(name: str, default: float) -> float:
+            given = values.get(name, "")
+            try:
+                value = float(given) if given else default
+            except ValueError:
+                value = 0.0
+            if value <= 0:
+                raise RefragError(f"{name} is {given!r}; it must be a number above 0")
+            return value
+
+        return cls(
+            api_key=values.get("REFRAG_API_KEY") or None,
+            max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
+            max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
+            deadline=number("REFRAG_DEADLINE", cls.deadline),
+        )
+
 
 def create_app(model: str, settings: ApiSettings | None = None, tag: str | None = None) -> FastAPI:
     """The application for one model, by its name; `tag` is a further name that requests may use.
@@ -56,6 +85,8 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     app.state.model = model
     app.state.created = int(time.time())
     app.state.admission = Admission(settings.max_waiting, settings.deadline)
+    # Look-ups have a queue and a thread of their own: they don't wait for an answer to end.
+    app.state.look_ups = Admission(settings.max_waiting, settings.deadline)
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
     if settings.api_key:
@@ -81,11 +112,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
         first = await anext(pieces, None)
         answer = _Answer(body.model, generation)
         if body.stream:
-            return StreamingResponse(
-                answer.events(first, pieces, ticket),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-            )
+            return _EventStream(answer.events(first, pieces), ticket)
         text = (first or "") + "".join([piece async for piece in pieces])
         ticket.leave()
         return JSONResponse(answer.whole(text))
@@ -108,7 +135,7 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
 async def retrieve(request: Request, body: RetrieveRequest) -> dict[str, Any]:
     """The passages that fit a query best, best first."""
     engine = _engine(request)
-    async with await request.app.state.admission.enter(request) as ticket:
+    async with await request.app.state.look_ups.enter(request) as ticket:
         passages = await ticket.run(engine.retrieve, body.query, body.k)
     return {
         "object": "list",
@@ -117,6 +144,21 @@ async def retrieve(request: Request, body: RetrieveRequest) -> dict[str, Any]:
             for passage in passages
         ],
     }
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events that give the model free however they end: at the last one, or with the client."""
+
+    def __init__(self, events: AsyncIterator[str], ticket: Ticket) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._ticket = ticket
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ticket.leave()
 
 
 class _Answer:
@@ -136,7 +178,7 @@ class _Answer:
         }
         return {**self.head, "object": "chat.completion", "choices": [choice], **self._tail()}
 
-    async def events(self, first: str | None, pieces: AsyncIterator[str], ticket: Ticket) -> AsyncIterator[str]:
+    async def events(self, first: str | None, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
         """Server-sent chat.completion.chunk events; the last one bears usage and the `refrag` field."""
         try:
             yield self._event({"role": "assistant", "content": ""})
@@ -148,9 +190,10 @@ class _Answer:
             yield "data: [DONE]\n\n"
         except Exception as error:
             # The status line is gone: the client learns of the failure by an event.
-            yield f"data: {json.dumps(_as_api_error(error).body())}\n\n"
-        finally:
-            ticket.leave()
+            known = as_api_error(error)
+            if known.status == 500:
+                logger.exception("a streamed answer failed")
+            yield f"data: {json.dumps(known.body())}\n\n"
 
     def _event(self, delta: dict[str, str], reason: str | None = None, tail: dict[str, Any] | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
@@ -192,7 +235,10 @@ def _engine(request: Request) -> Engine:
         if state.failure is not None:
             raise ApiError(503, f"{state.model} can't be served: {state.failure}", code="model_failed")
         raise ApiError(
-            503, f"{state.model} is still being loaded; try again soon", code="model_loading", headers={"Retry-After": "5"}
+            503,
+            f"{state.model} is still being loaded; try again soon",
+            code="model_loading",
+            headers={"Retry-After": "5"},
         )
     return state.engine
 
@@ -201,7 +247,10 @@ def _check_model(request: Request, name: str) -> None:
     state = request.app.state
     if name not in state.names:
         raise ApiError(
-            404, f"no model {name!r} here; this server serves {state.model!r}", code="model_not_found", param="model"
+            404,
+            f"no model {name!r} here; this server serves {state.model!r}",
+            code="model_not_found",
+            param="model",
         )
 
 
@@ -214,16 +263,18 @@ def _add_error_handlers(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape, those of the framework included."""
 
     async def answer(_: Request, error: Exception) -> Response:
-        return error_response(_as_api_error(error))
+        return error_response(as_api_error(error))
 
-    for kind in (ApiError, RefragError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, ClientGone, RefragError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
 
-def _as_api_error(error: Exception) -> ApiError:
+def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case ClientGone():
+            return ApiError(499, "the client closed the connection")
         case BadRequest():
             return ApiError(400, str(error), code=error.code, param=error.param)
         case RequestValidationError():
@@ -233,7 +284,6 @@ def _as_api_error(error: Exception) -> ApiError:
             headers = dict(error.headers or {})
             return ApiError(error.status_code, error.detail, code=codes.get(error.status_code), headers=headers)
         case _:
-            logger.exception("a request failed", exc_info=error)
             return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 
 

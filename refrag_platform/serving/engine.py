@@ -1,9 +1,11 @@
-"""Answers questions with one model: retrieval, policy, prompt, generation. Knows nothing of HTTP.
+"""Answers questions with one model: retrieval, policy, prompt, generation.
 
     engine = Engine.load(project, "tiny")
-    generation = engine.start([Message("user", "What is the capital of Peru?")], engine.retrieve("capital of Peru", 4))
-    for piece in generation: print(piece, end="")
+    generation = engine.start([Message("user", question)], engine.retrieve(question, 4))
+    print(*generation, sep="")
     generation.citations, generation.usage
+
+It knows nothing of HTTP; `refrag ask QUESTION` uses it as it is.
 """
 
 from __future__ import annotations
@@ -11,91 +13,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from refrag_platform.errors import RefragError
 from refrag_platform.model.generate import generate
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.policy import select
-from refrag_platform.model.prompts import passage_text, rag_prompt
-from refrag_platform.model.segments import Chunks, Prompt, chunk_tokens, plain_tokens, prompt_length
+from refrag_platform.model.prompts import Turn, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
+from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
+from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Usage
 from refrag_platform.serving.text import Detokenizer, StopStrings
-from refrag_platform.store import ChunkStore
+from refrag_platform.store.retriever import load_retriever
+from refrag_platform.store.table import ChunkStore, Hit
 
 SNIPPET_CHARACTERS = 240
-
-
-class BadRequest(RefragError):
-    """A question that this model can't take; `code` and `param` are those of OpenAI's error shape."""
-
-    def __init__(self, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code, self.param = code, param
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A passage to read. Those of the store bring token_ids [n, k] and vectors [n, dim]; others are encoded."""
-
-    id: str
-    title: str
-    text: str
-    score: float | None = None
-    token_ids: Tensor | None = None
-    vectors: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn. Temperature 0 takes the likeliest token each time."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Citation:
-    """A passage of the prompt, as the answer names it."""
-
-    id: str
-    title: str
-    score: float | None
-    text: str
-    chunks: int
-    chunks_expanded: int
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What an answer cost. `prompt_positions` is what the decoder read, `plain_prompt_tokens` what it would
-    have read without compression; `compression_rate` is the ratio of the two over the passages alone."""
-
-    prompt_positions: int
-    plain_prompt_tokens: int
-    completion_tokens: int
-    chunks: int
-    chunks_expanded: int
-    share_kept: float
-    compression_rate: float
-    time_to_first_token_ms: float | None
 
 
 class Engine:
@@ -112,22 +48,42 @@ class Engine:
         Raises:
             RefragError: an artifact is missing, or the store was made by another encoder.
         """
-        recipe = project.recipe(model)
         return cls.open(
-            model, project.content("finetuned", model), project.content("chunks", model), recipe.serving, project
+            model,
+            project.content("finetuned", model),
+            project.content("chunks", model),
+            project.recipe(model).serving,
+            base=project.recipe_path(model).parent,
         )
 
     @classmethod
     def open(
-        cls, name: str, model_dir: Path, chunks_dir: Path, settings: ServingRecipe, project: Project | None = None
+        cls,
+        name: str,
+        model_dir: Path,
+        chunks_dir: Path,
+        settings: ServingRecipe,
+        tables: Path | None = None,
+        base: Path | None = None,
+        retriever: str | None = None,
     ) -> Engine:
         """The model and the store in two content folders.
+
+        Args:
+            tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
+            retriever: source of the retriever, if it is no longer where the store says.
 
         Raises:
             RefragError: either is damaged, or the store was made by another encoder.
         """
-        bundle = load_bundle(model_dir, project=project)
-        store = ChunkStore.open(chunks_dir, expect_encoder=bundle.model.encoder_digest())
+        bundle = load_bundle(str(model_dir))
+        store = ChunkStore.open(
+            chunks_dir,
+            expect_encoder=bundle.model.encoder_digest(),
+            tables=tables,
+            base=base,
+            retriever=load_retriever(retriever, base or model_dir) if retriever else None,
+        )
         return cls(name, bundle, store, settings)
 
     def retrieve(self, query: str, count: int) -> list[Passage]:
@@ -140,10 +96,7 @@ class Engine:
             return []
         if self.store is None:
             raise BadRequest(f"{self.name} is served without a chunk store; send `passages`", param="retrieve")
-        return [
-            Passage(hit.id, hit.title, hit.text, float(hit.score), hit.token_ids, hit.vectors)
-            for hit in self.store.search(query, count)
-        ]
+        return [_passage(hit) for hit in self.store.search(query, count)]
 
     def start(
         self,
@@ -165,9 +118,8 @@ class Engine:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
-        with self._model_free:
-            chunks = self.choose([self._chunks(passage) for passage in passages], share)
-        history = [{"role": message.role, "content": message.content} for message in messages[:-1]]
+        chunks = self._expand(passages, share)
+        history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
         prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
         self._check_length(prompt, sampling.max_tokens)
         citations = [
@@ -193,53 +145,41 @@ class Engine:
         )
         return Generation(self, prompt, sampling, citations, usage, begun)
 
-    @torch.inference_mode()
-    def choose(self, passages: Sequence[Chunks], share: float) -> list[Chunks]:
-        """Keep the share of chunks that the policy scores highest, over all passages together (appendix A.1).
-
-        Raises:
-            BadRequest: the share is neither 0 nor 1 and the model has no policy.
-        """
-        if not passages or share in (0, 1):
-            return [part.kept(torch.full((len(part.keep),), share == 1)) for part in passages]
-        policy = self.bundle.policy
-        if policy is None:
+    def _expand(self, passages: Sequence[Passage], share: float) -> list[Chunks]:
+        """The passages as chunks, the share that the policy scores highest kept as tokens (appendix A.1)."""
+        if self.bundle.policy is None and passages and share not in (0, 1):
             raise BadRequest(
-                f"share_kept is {share}, but {self.name} has no policy to choose with; only 0 and 1 are possible",
+                f"share_kept is {share}, but {self.name} has no policy to choose with; use 0 or 1",
                 param="share_kept",
             )
-        device, dtype = self.bundle.model.device, next(policy.parameters()).dtype
-        vectors = torch.cat([part.vectors for part in passages])[None].to(device, dtype)
-        mask = torch.ones(vectors.shape[:2], dtype=torch.bool, device=device)
-        keep = select(policy(vectors, mask), mask, share)[0].cpu()
-        pieces = keep.split([len(part.keep) for part in passages])
-        return [part.kept(flags) for part, flags in zip(passages, pieces, strict=True)]
+        with self._model_free:
+            chunks = [self._chunks(passage) for passage in passages]
+            return expand(self.bundle.model, chunks, share, self.bundle.policy) if chunks else []
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _chunks(self, passage: Passage) -> Chunks:
         """A passage as chunks with vectors: from the store, or encoded now."""
+        if passage.token_ids is not None and passage.vectors is not None:
+            return Chunks(passage.token_ids, vectors=passage.vectors.float())
         model = self.bundle.model
-        token_ids = passage.token_ids
-        if token_ids is None:
-            ids = model.tokenizer.encode(passage_text(passage.title, passage.text), add_special_tokens=False)
-            token_ids = chunk_tokens(ids, model.chunk_size)
-        vectors = model.encode(token_ids) if passage.vectors is None else passage.vectors
-        return Chunks(token_ids.long(), vectors=vectors)
+        chunks = passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
+        # On the CPU and in one type, so that they can stand beside vectors of the store.
+        return Chunks(chunks.token_ids, vectors=model.encode(chunks.token_ids).float().cpu())
 
     def _check_length(self, prompt: Prompt, max_tokens: int) -> None:
         positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
         if positions > limit:
             raise BadRequest(
-                f"the prompt takes {positions} decoder positions, the limit of {self.name} is {limit}; send fewer or "
-                "shorter passages or messages, or a lower share_kept",
+                f"the prompt takes {positions} decoder positions, the limit of {self.name} is {limit}; "
+                "send fewer or shorter passages or messages, or a lower share_kept",
                 code="context_length_exceeded",
                 param="messages",
             )
         window = self.bundle.model.decoder.config.max_position_embeddings
         if positions + max_tokens > window:
             raise BadRequest(
-                f"the prompt takes {positions} decoder positions and max_tokens asks for {max_tokens} more, the "
-                f"decoder's window is {window}; lower max_tokens to {window - positions} or shorten the prompt",
+                f"the prompt takes {positions} decoder positions and max_tokens asks for {max_tokens} more, "
+                f"the decoder's window is {window}; lower max_tokens or shorten the prompt",
                 code="context_length_exceeded",
                 param="max_tokens",
             )
@@ -273,8 +213,8 @@ class Generation:
         self._pieces.close()  # type: ignore[attr-defined]
 
     def _generate(self) -> Iterator[str]:
-        model, sampling = self._engine.bundle.model, self._sampling
-        text, stops = Detokenizer(model.tokenizer), StopStrings(sampling.stop)
+        sampling = self._sampling
+        text, stops = Detokenizer(self._decode), StopStrings(sampling.stop)
         with self._engine._model_free:
             count = 0
             for token_id in self._token_ids():
@@ -290,8 +230,24 @@ class Generation:
                 yield piece
 
     def _token_ids(self) -> Iterator[int]:
-        sampling = self._sampling
-        raise NotImplementedError(generate, sampling)
+        sampling, model = self._sampling, self._engine.bundle.model
+        generator = torch.Generator()
+        if sampling.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(sampling.seed)
+        return generate(
+            model,
+            self._prompt,
+            sampling.max_tokens,
+            stop_ids(model.tokenizer),
+            sampling.temperature,
+            sampling.top_p,
+            generator,
+        )
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._engine.bundle.model.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def _count(self, tokens: int) -> None:
         first = self.usage.time_to_first_token_ms
@@ -300,11 +256,13 @@ class Generation:
         self.usage = replace(self.usage, completion_tokens=tokens, time_to_first_token_ms=first)
 
 
+def _passage(hit: Hit) -> Passage:
+    token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors.copy())
+    return Passage(hit.id, hit.title, hit.text, float(hit.score), token_ids, vectors)
+
+
 def _snippet(text: str) -> str:
     """The start of a passage, cut at a word."""
     if len(text) <= SNIPPET_CHARACTERS:
         return text
     return text[:SNIPPET_CHARACTERS].rsplit(" ", 1)[0] + " …"
-
-
-__all__ = ["Any", "BadRequest", "Citation", "Engine", "Generation", "Message", "Passage", "Sampling", "Usage"]

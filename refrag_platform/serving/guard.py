@@ -23,15 +23,14 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            given = Headers(scope=scope).get("authorization", "")
+            given = dict(scope["headers"]).get(b"authorization", b"")
             # The scheme's case doesn't matter (RFC 9110); the key's does.
-            scheme, _, credentials = given.partition(" ")
-            normal = f"{scheme.capitalize()} {credentials.strip()}".encode()
-            if not hmac.compare_digest(normal, self._expected):
+            scheme, _, credentials = given.partition(b" ")
+            if not hmac.compare_digest(scheme.capitalize() + b" " + credentials.strip(), self._expected):
                 what = "an incorrect API key" if given else "no API key"
                 error = ApiError(
                     401,
-                    f"The request bears {what}; send `Authorization: Bearer KEY` with the key in REFRAG_API_KEY.",
+                    f"the request bears {what}; send `Authorization: Bearer KEY`, KEY being the server's",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
@@ -60,7 +59,7 @@ class LimitBody:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > self.most:
-                    # The framework re-raises an HTTPException from reading a body; any other would become a 400.
+                    # The framework lets an HTTPException from reading a body pass; others become a 400.
                     raise HTTPException(413, self._error(seen).message)
             return message
 
@@ -69,6 +68,6 @@ class LimitBody:
     def _error(self, size: int) -> ApiError:
         return ApiError(
             413,
-            f"The body has at least {size:,} bytes, the limit is {self.most:,}; send fewer or shorter passages.",
+            f"the body has at least {size:,} bytes, the limit is {self.most:,}; send less",
             code="request_too_large",
         )

@@ -1,4 +1,4 @@
-"""Bodies of requests: OpenAI's fields that this service honours, and its own (passages, retrieve, share_kept)."""
+"""Bodies of requests: OpenAI's fields that are honoured here, and passages, retrieve and share_kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from refrag_platform.serving.engine import Message, Passage, Sampling
+from refrag_platform.serving.contract import Message, Passage, Sampling
 
 MOST_PASSAGES = 256
 MOST_TOKENS = 8192
@@ -63,13 +63,21 @@ class ChatRequest(BaseModel):
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     passages: list[GivenPassage] | None = Field(
-        None, max_length=MOST_PASSAGES, description="read these; nothing is retrieved unless `retrieve` says so"
+        None,
+        max_length=MOST_PASSAGES,
+        description="read these; nothing is retrieved unless `retrieve` says so",
     )
     retrieve: int | None = Field(
-        None, ge=0, le=MOST_PASSAGES, description="passages retrieved for the last message; default the recipe's"
+        None,
+        ge=0,
+        le=MOST_PASSAGES,
+        description="passages retrieved for the last message; default the recipe's",
     )
     share_kept: float | None = Field(
-        None, ge=0, le=1, description="p: share of chunks that the policy keeps as tokens; default the recipe's"
+        None,
+        ge=0,
+        le=1,
+        description="p: share of chunks that the policy keeps as tokens; default the recipe's",
     )
 
     @model_validator(mode="after")

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character of UTF-8 has at most four bytes, so at most three are pending.
 MOST_PENDING = 3
-
-
-class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
-
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str: ...
 
 
 class Detokenizer:
@@ -23,8 +16,8 @@ class Detokenizer:
     differently; so a short window that begins at an earlier token is decoded again with each new token.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
         self._ids: list[int] = []
         self._window = 0  # the window's first token
         self._settled = 0  # tokens before this one have been sent whole
@@ -33,18 +26,15 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """The text that is certain now that `token_id` has come; empty while a character is incomplete."""
         self._ids.append(token_id)
-        text = self._decode(self._window)
+        text = self._decode(self._ids[self._window :])
         pending = min(len(text) - len(text.rstrip(REPLACEMENT)), MOST_PENDING)
         whole = text[: len(text) - pending]
         piece = whole[self._sent :]
         self._sent += len(piece)
         if not pending:
             self._window, self._settled = self._settled, len(self._ids)
-            self._sent = len(self._decode(self._window))
+            self._sent = len(self._decode(self._ids[self._window :]))
         return piece
-
-    def _decode(self, start: int) -> str:
-        return self._tokenizer.decode(self._ids[start:], skip_special_tokens=True)
 
 
 class StopStrings:

@@ -1,1 +1,5 @@
-"""The chunk-embedding store: passages with retrieval vectors, chunks with encoder vectors, and search over them."""
+"""The chunk-embedding store: passages and chunks with their vectors, and search over them."""
+
+from refrag_platform.store.table import ChunkStore, Hit
+
+__all__ = ["ChunkStore", "Hit"]

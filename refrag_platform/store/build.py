@@ -1,4 +1,4 @@
-"""Passages and chunk vectors of a corpus, made with the encoder that will be served: `refrag run chunks --model NAME`.
+"""The chunks stage, passages and chunk vectors of a corpus: `refrag run chunks --model NAME`.
 
 The work goes in parts of a few hundred passages. A finished part is renamed into the stage's scratch folder,
 so a killed run continues with the first part that is not there.
@@ -38,7 +38,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def build_chunks(context: StageContext) -> dict[str, Any]:
-    """Chunk, encode and write every passage of the corpus (REFRAG, section 2: chunk vectors are precomputable).
+    """Chunk, encode and write every passage (REFRAG, section 2: chunk vectors can be made ahead).
 
     Memory is bounded by one chunk file, whatever the corpus' size.
 
@@ -90,9 +90,9 @@ def encoder_folder(recipe: Recipe, inputs: dict[str, Path]) -> Path:
         return inputs["cpt"]
     if "finetuned" not in inputs:
         raise RefragError(
-            "finetuned.train_encoder is true, so the store must be made from the fine-tuned encoder, but this "
-            "stage has only the CPT checkpoint; set finetuned.train_encoder to false, or list `finetuned` among "
-            "the inputs of `chunks` in refrag_platform/stages.py and dvc.yaml"
+            "finetuned.train_encoder is true, so the store must be made from the fine-tuned encoder, "
+            "but this stage has only the CPT checkpoint; set finetuned.train_encoder to false, or list "
+            "`finetuned` among the inputs of `chunks` in refrag_platform/stages.py and dvc.yaml"
         )
     return inputs["finetuned"]
 
@@ -119,7 +119,7 @@ def _part(work: Path, number: int) -> Path:
 
 
 def _encode(model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, batch_size: int) -> Arrays:
-    """One part: token_ids [n, k], vectors [n, dim], chunk_counts [passages], retrieval_vectors [passages, r]."""
+    """A part: token_ids [n, k], vectors [n, dim], and per passage chunk_counts and retrieval_vectors."""
     texts = [
         passage_text(title, text)
         for title, text in zip(batch["title"].to_pylist(), batch["text"].to_pylist(), strict=True)
@@ -129,12 +129,10 @@ def _encode(model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, bat
     token_ids = torch.cat(chunks)
     device = next(model.encoder.parameters()).device
     with torch.inference_mode():
-        vectors = torch.cat(
-            [model.encoder(rows.to(device)).half().cpu() for rows in token_ids.split(batch_size)]
-        )
+        vectors = torch.cat([model.encoder(rows.to(device)).half().cpu() for rows in token_ids.split(batch_size)])
     if not bool(vectors.isfinite().all()):
         raise RefragError(
-            f"the encoder's vectors of passages {batch['id'][0]} to {batch['id'][-1]} are not finite in float16; "
+            f"the encoder's vectors of passages {batch['id'][0]} to {batch['id'][-1]} don't fit float16; "
             "train the checkpoint again with a lower encoder_learning_rate"
         )
     return {
@@ -154,9 +152,7 @@ def _save(arrays: Arrays, path: Path) -> None:
     partial.replace(path)
 
 
-def _assemble(
-    passages: Path, work: Path, out: Path, retriever_dim: int
-) -> tuple[dict[str, int], dict[str, float]]:
+def _assemble(passages: Path, work: Path, out: Path, retriever_dim: int) -> tuple[dict[str, int], dict[str, float]]:
     """Join the parts into chunk files and passages.parquet; returns chunks per file, and metrics."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -182,9 +178,7 @@ def _assemble(
             waiting.append(part)
             counts = part["chunk_counts"]
             starts = chunks + np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-            retrieval = pa.FixedSizeListArray.from_arrays(
-                pa.array(part["retrieval_vectors"].ravel()), retriever_dim
-            )
+            retrieval = pa.FixedSizeListArray.from_arrays(pa.array(part["retrieval_vectors"].ravel()), retriever_dim)
             columns = [batch[name] for name in ("id", "document_id", "title", "text")]
             columns += [pa.array(starts), pa.array(counts), retrieval]
             writer.write_batch(

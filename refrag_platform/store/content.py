@@ -60,17 +60,13 @@ class StoreDescription:
                 "make one with `refrag run chunks --model NAME`"
             ) from None
         except json.JSONDecodeError as error:
-            raise ArtifactError(
-                f"{path} is damaged ({error}); run `refrag run chunks --force` again"
-            ) from None
+            raise ArtifactError(f"{path} is damaged ({error}); run `refrag run chunks --force` again") from None
         if values.get("format") != FORMAT:
             raise ArtifactError(f"{path} has format {values.get('format')!r}; this version reads {FORMAT}")
         try:
             return cls(**values)
         except TypeError as error:
-            raise ArtifactError(
-                f"{path} is damaged ({error}); run `refrag run chunks --force` again"
-            ) from None
+            raise ArtifactError(f"{path} is damaged ({error}); run `refrag run chunks --force` again") from None
 
     def require_encoder(self, digest: str) -> None:
         """Refuse vectors that another encoder made: the decoder would read them as noise.

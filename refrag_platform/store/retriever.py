@@ -1,11 +1,13 @@
-"""Sentence vectors for retrieval: a pretrained encoder with mean pooling, or hashed words, which need no weights."""
+"""Sentence vectors for retrieval: a pretrained encoder with mean pooling, or hashed words without weights."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,8 +24,8 @@ HASH_DIM = 512
 MAX_WORD_PIECES = 256
 # Words that say nothing about a passage's subject.
 STOP_WORDS = frozenset(
-    "a an and are as at be by for from has have how in is it its of on or that the this to was what when where "
-    "which who whose why will with".split()
+    """a an and are as at be by for from has have how in is it its of on or that the this to was what when
+    where which who whose why will with""".split()  # noqa: SIM905
 )
 
 
@@ -50,6 +52,8 @@ class SentenceEncoder:
         self.name, self._model, self._tokenizer = name, model, tokenizer
         self.dim = int(model.config.hidden_size)
         self._digest: str | None = None
+        # A tokenizer that pads keeps state: two threads in it raise "Already borrowed".
+        self._lock = threading.Lock()
 
     @property
     def digest(self) -> str:
@@ -79,7 +83,9 @@ class SentenceEncoder:
         import torch
 
         limit = min(MAX_WORD_PIECES, self._model.config.max_position_embeddings)
-        batch = self._tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        options = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        with self._lock:
+            batch = self._tokenizer(texts, **options)
         batch = batch.to(self._model.device)
         states = self._model(**batch).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
@@ -101,7 +107,7 @@ class HashedWords:
             words = [word for word in re.findall(r"\w+", text.lower()) if word not in STOP_WORDS]
             for term in [
                 *words,
-                *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False)),
+                *(f"{first} {second}" for first, second in pairwise(words)),
             ]:
                 code = zlib.crc32(term.encode())
                 row[code % self.dim] += 1.0 if code & 0x8000_0000 else -1.0
@@ -121,6 +127,8 @@ def load_retriever(source: str, base: Path, device: torch.device | str = "cpu") 
     """
     if source == HASH:
         return HashedWords()
+    import torch
+
     from refrag_platform.errors import RefragError
     from refrag_platform.recipes import EncoderRecipe
     from refrag_platform.weights import load_encoder
@@ -132,4 +140,5 @@ def load_retriever(source: str, base: Path, device: torch.device | str = "cpu") 
     model, tokenizer = load_encoder(EncoderRecipe(source=source), base, seed=0)
     if tokenizer is None:
         raise RefragError(f"chunks.retriever {source} has no tokenizer")
-    return SentenceEncoder(source, model.to(device), tokenizer)
+    torch.nn.Module.to(model, device)
+    return SentenceEncoder(source, model, tokenizer)

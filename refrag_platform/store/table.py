@@ -54,9 +54,7 @@ class Hit:
 class ChunkStore:
     """The tables of one store, open for search. Safe to share between threads."""
 
-    def __init__(
-        self, description: StoreDescription, retriever: Retriever, tables: lancedb.DBConnection
-    ) -> None:
+    def __init__(self, description: StoreDescription, retriever: Retriever, tables: lancedb.DBConnection) -> None:
         self.description, self.retriever = description, retriever
         self._passages = tables.open_table("passages")
         self._chunks = tables.open_table("chunks")
@@ -88,13 +86,12 @@ class ChunkStore:
         retriever = retriever or load_retriever(description.retriever, base or Path.cwd())
         if retriever.digest != description.retriever_digest:
             raise ArtifactError(
-                f"the store's retrieval vectors were made by {description.retriever} {description.retriever_digest}, "
-                f"the retriever here is {retriever.name} {retriever.digest}; make the store again with "
+                f"the store's retrieval vectors are of {description.retriever} "
+                f"({description.retriever_digest}), the retriever here is {retriever.name} "
+                f"({retriever.digest}); make the store again with "
                 f"`refrag run chunks --model {description.model}`"
             )
-        return cls(
-            description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance"))
-        )
+        return cls(description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance")))
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The k best passages: vector search and full-text search, fused by reciprocal rank, best first."""
@@ -102,12 +99,13 @@ class ChunkStore:
             raise RefragError(f"the number of passages is {k}; it must be at least 1")
         wanted = k * CANDIDATES_PER_HIT
         vector = self.retriever.encode([query])[0]
-        near = self._passages.search(vector, vector_column_name="retrieval_vector").distance_type("cosine")
+        near: Any = self._passages.search(vector, vector_column_name="retrieval_vector")
+        near = near.distance_type("cosine")
         if self.description.passages >= INDEX_FROM_PASSAGES:
             near = near.refine_factor(10)
         lists = [near.select(["id", "_distance"]).limit(wanted).to_list()] if vector.any() else []
         if query.strip():
-            words = self._passages.search(query, query_type="fts", fts_columns="text")
+            words = self._passages.search(query, query_type="fts", fts_columns=["title", "text"])
             lists.append(words.select(["id", "_score"]).limit(wanted).to_list())
         ranked = fuse([[row["id"] for row in rows] for rows in lists])[:k]
         return self._hits(ranked)
@@ -128,13 +126,7 @@ class ChunkStore:
         if not ranked:
             return []
         names = ", ".join("'" + name.replace("'", "''") + "'" for name, _ in ranked)
-        found = (
-            self._passages.search()
-            .where(f"id IN ({names})")
-            .select(PASSAGE_COLUMNS)
-            .limit(len(ranked))
-            .to_list()
-        )
+        found = self._passages.search().where(f"id IN ({names})").select(PASSAGE_COLUMNS).limit(len(ranked)).to_list()
         rows = {row["id"]: row for row in found}
         present = [(rows[name], score) for name, score in ranked if name in rows]
         chunks = self._take([(row["chunk_start"], row["chunk_count"]) for row, _ in present])
@@ -206,9 +198,7 @@ def _only_builder(parent: Path) -> Iterator[None]:
         parent.mkdir(parents=True, exist_ok=True)
         lock = (parent / ".lock").open("w")
     except OSError as error:
-        raise RefragError(
-            f"search tables can't be written to {parent} ({error}); give another folder"
-        ) from None
+        raise RefragError(f"search tables can't be written to {parent} ({error}); give another folder") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -239,18 +229,18 @@ def _build(content: Path, folder: Path) -> None:
     )
     if (passages.count_rows(), chunks.count_rows()) != (description.passages, description.chunks):
         raise ArtifactError(
-            f"{content} holds {passages.count_rows()} passages and {chunks.count_rows()} chunks, its store.json says "
-            f"{description.passages} and {description.chunks}; run `refrag run chunks --model {description.model} --force`"
+            f"{content} holds {passages.count_rows()} passages and {chunks.count_rows()} chunks, its "
+            f"store.json says {description.passages} and {description.chunks}; make the store again with "
+            f"`refrag run chunks --model {description.model} --force`"
         )
     passages.create_index("id", config=BTree())
-    passages.create_index("text", config=FTS())
+    for column in ("title", "text"):
+        passages.create_index(column, config=FTS())
     if description.passages >= INDEX_FROM_PASSAGES:
         passages.create_index("retrieval_vector", config=IvfPq(distance_type="cosine"))
 
 
-def _chunk_batches(
-    content: Path, description: StoreDescription, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
+def _chunk_batches(content: Path, description: StoreDescription, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The chunk files' rows in order, some thousands at a time."""
     import pyarrow as pa
     from safetensors import safe_open
@@ -260,10 +250,11 @@ def _chunk_batches(
         with safe_open(content / name, framework="np") as tensors:
             token_ids, vectors = tensors.get_slice("token_ids"), tensors.get_slice("vectors")
             for begin in range(0, size, ROWS_PER_BATCH):
-                ids, rows = token_ids[begin : begin + ROWS_PER_BATCH], vectors[begin : begin + ROWS_PER_BATCH]
+                end = min(begin + ROWS_PER_BATCH, size)
+                ids, rows = token_ids[begin:end], vectors[begin:end]
                 yield pa.RecordBatch.from_arrays(
                     [
-                        pa.array(np.arange(first + begin, first + begin + len(ids))),
+                        pa.array(np.arange(first + begin, first + end)),
                         pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), description.chunk_size),
                         pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), description.vector_dim),
                         pa.array([description.encoder_digest] * len(ids)),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 BLOCK = 1 << 20
@@ -19,10 +21,14 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """DVC's hash of a folder: MD5 over the sorted list of (file hash, relative path), ending in `.dir`."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    entries = [{"md5": file_digest(folder / name), "relpath": name} for name in sorted(files, key=lambda n: n.split("/"))]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    """DVC's hash of a folder: MD5 over its files as JSON, in the order of their paths, ending in `.dir`.
+
+    Empty folders and modes do not count; a linked file counts as its target; a folder that is missing
+    hashes as an empty one.
+    """
+    entries = [{"md5": file_digest(folder / name), "relpath": name} for name in sorted(_files(folder))]
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
 def path_digest(path: Path) -> str:
@@ -31,10 +37,17 @@ def path_digest(path: Path) -> str:
 
 
 def code_digest(root: Path, paths: tuple[str, ...]) -> str:
-    """One hash over source files and folders (only .py files), given relative to `root`."""
+    """One hash over source files and folders (their .py files), given relative to `root`."""
     digest = hashlib.md5(usedforsecurity=False)
     for entry in sorted(paths):
         path = root / entry
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+            digest.update(f"{file.relative_to(root).as_posix()} {file_digest(file)}\n".encode())
     return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of all files below `folder`, relative to it, with slashes; linked folders are not entered."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            yield (Path(base) / name).relative_to(folder).as_posix()

@@ -1,4 +1,4 @@
-"""manifest.json beside every artifact: what it is, what it was made from, how, where and with which result."""
+"""manifest.json beside every artifact: what it is, what it was made from, how, where, with which result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from refrag_platform.errors import ArtifactError
 
 FILE_NAME = "manifest.json"
-LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "lancedb", "deepspeed", "bentoml")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pyarrow",
+    "lancedb",
+    "deepspeed",
+    "bentoml",
+)
 
 
 class InputRecord(BaseModel):
@@ -33,9 +43,9 @@ class Manifest(BaseModel):
     stage: str
     model: str
     hash: str = Field(description="DVC's hash of content/")
-    fingerprint: str = Field(description="hash over inputs, settings, seed and code: equal means nothing to do")
+    fingerprint: str = Field(description="hash over inputs, settings, seed, code: equal means nothing to do")
     inputs: dict[str, InputRecord] = Field(default_factory=dict)
-    sources: list[InputRecord] = Field(default_factory=list, description="files read from outside the pipeline")
+    sources: list[InputRecord] = Field(default_factory=list, description="files from outside the pipeline")
     settings: dict[str, Any]
     seed: int
     code: str = Field(description="hash over the source files that the stage uses")
@@ -90,7 +100,12 @@ def hardware() -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "gpus": gpus, "python": platform.python_version()}
+    return {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+    }
 
 
 def libraries() -> dict[str, str]:

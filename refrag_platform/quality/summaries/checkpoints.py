@@ -1,21 +1,25 @@
-"""Summary rows of a model folder: one per weight file, per part of the model, and one of its training."""
+"""Summary rows of a model folder: one per weight file, per part of the model, of its training, of its vectors."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from refrag_platform.errors import ArtifactError
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, read_json, wanted
 
 TRAINING_FILE = "training.json"
+CHUNKS_TRIED = 256
+# Kept beside the parameters: a copy of the untrained decoder's embeddings, and a head tied to its embeddings.
+NOT_PARAMETERS = {"encoder": {"encoder.decoder_embeddings"}, "decoder": {"lm_head.weight"}}
 
 
 def files(artifact: Artifact) -> list[Row]:
     """The parts of a model folder; the fine-tuned model carries its policy too."""
-    names = ["model.json", "encoder.safetensors", "tokenizer/*", TRAINING_FILE]
-    if artifact.stage != "reconstruction":
-        names.append("decoder/*.safetensors")
+    names = ["model.json", "encoder.safetensors", "decoder/*.safetensors", "tokenizer/*", TRAINING_FILE]
     if artifact.stage == "finetuned":
         names += ["policy.json", "policy.safetensors"]
     return artifact.files(names)
@@ -23,49 +27,32 @@ def files(artifact: Artifact) -> list[Row]:
 
 def weights(artifact: Artifact) -> list[Row]:
     """One row per .safetensors file, read tensor by tensor: tensors, parameters, non-finite numbers."""
-    paths = sorted(artifact.content.rglob("*.safetensors"))
-    return [_weights_row(artifact.content, path) for path in paths]
-
-
-def _weights_row(content: Path, path: Path) -> Row:
-    from safetensors import safe_open
-
-    tensors = parameters = nonfinite = 0
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-            tensor = file.get_tensor(name)
-            tensors, parameters = tensors + 1, parameters + tensor.numel()
+    rows: dict[str, Row] = {}
+    for path in _weight_files(artifact.content):
+        name = path.relative_to(artifact.content).as_posix()
+        row = rows[name] = {"row": name, "tensors": 0, "parameters": 0, "nonfinite": 0}
+        for _, tensor in _tensors(path):
+            row["tensors"] += 1
+            row["parameters"] += tensor.numel()
             if tensor.is_floating_point():
-                nonfinite += tensor.numel() - int(tensor.isfinite().sum())
-    return {
-        "row": path.relative_to(content).as_posix(),
-        "tensors": tensors,
-        "parameters": parameters,
-        "nonfinite": nonfinite,
-        "empty": int(parameters == 0),
-    }
+                row["nonfinite"] += tensor.numel() - int(tensor.isfinite().sum())
+    return list(rows.values())
 
 
 def parameters(artifact: Artifact) -> list[Row]:
-    """One row per part (encoder, projection, decoder): parameters in the files and as training.json states."""
+    """One row per part (encoder, projection, decoder, policy): parameters in its files and in training.json."""
     from safetensors import safe_open
 
+    tied = _ties_its_head(artifact.content)
     found: dict[str, int] = defaultdict(int)
-    for path in sorted(artifact.content.rglob("*.safetensors")):
+    for path in _weight_files(artifact.content):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = path.parent.name if path.parent != artifact.content else name.split(".")[0]
-                shape = file.get_slice(name).get_shape()
-                count = 1
-                for size in shape:
-                    count *= size
-                found[part] += count
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                part = _part(artifact.content, path, name)
+                if name not in NOT_PARAMETERS.get(part, ()) or (part == "decoder" and not tied):
+                    found[part] += math.prod(file.get_slice(name).get_shape())
     stated = wanted(artifact.read_json(TRAINING_FILE), "parameters", TRAINING_FILE)
-    return [
-        {"row": part, "found": found.get(part, 0), "stated": count}
-        for part, count in stated.items()
-        if part != "decoder" or part in found
-    ]
+    return [{"row": part, "found": found.get(part, 0), "stated": count} for part, count in stated.items()]
 
 
 def training(artifact: Artifact) -> list[Row]:
@@ -73,8 +60,6 @@ def training(artifact: Artifact) -> list[Row]:
     values = artifact.read_json(TRAINING_FILE)
     first, last = (wanted(values, key, TRAINING_FILE) for key in ("first_loss", "last_loss"))
     asked = getattr(artifact.recipe, artifact.stage).steps
-    if "chunk_vector_std" not in values:
-        raise ArtifactError(f"{TRAINING_FILE} has no 'chunk_vector_std': collapse of the encoder can't be ruled out")
     return [
         {
             "row": artifact.stage,
@@ -82,9 +67,71 @@ def training(artifact: Artifact) -> list[Row]:
             "last_loss": last,
             "loss_faults": sum(not is_finite(loss) for loss in (first, last)),
             "steps_missing": asked - wanted(values, "steps", TRAINING_FILE),
-            "chunk_vector_std": values["chunk_vector_std"],
         }
     ]
 
 
-TABLES: dict[str, Table] = {"files": files, "weights": weights, "parameters": parameters, "training": training}
+def vectors(artifact: Artifact) -> list[Row]:
+    """The one row of what the loaded encoder makes of the corpus' first chunks.
+
+    spread: standard deviation over chunks of what the decoder reads, relative to its root mean square; a
+    collapsed encoder says the same of every chunk, whatever its loss.
+    """
+    import torch
+
+    from refrag_platform.corpus.shards import TokenShards
+    from refrag_platform.model.refrag import RefragModel
+
+    model = RefragModel.load(artifact.content)
+    tokens = TokenShards(artifact.inputs["corpus"], "train")
+    count = min(CHUNKS_TRIED, tokens.total // model.chunk_size)
+    if count < 2:
+        raise ArtifactError("the corpus has no two chunks to try the encoder on")
+    ids = torch.from_numpy(tokens.tokens(0, count * model.chunk_size)).view(count, model.chunk_size)
+    with torch.no_grad():
+        embeds = model.project(model.encode(ids)).float()
+    usable = embeds[embeds.isfinite().all(1)]
+    spread = usable.std(0, correction=0).square().mean().sqrt() / usable.square().mean().sqrt().clamp(min=1e-12)
+    return [
+        {
+            "row": f"{count} chunks",
+            "nonfinite": count - len(usable),
+            "spread": float(spread),
+            "encoder_digest": model.encoder.digest(),
+            "encoder_digest_stated": wanted(artifact.read_json("model.json"), "encoder_digest", "model.json"),
+        }
+    ]
+
+
+def _weight_files(content: Path) -> list[Path]:
+    return sorted(content.rglob("*.safetensors"))
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
+    """Name and tensor, one at a time: the whole file need not fit into memory."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            yield name, file.get_tensor(name)
+
+
+def _part(content: Path, path: Path, tensor: str) -> str:
+    """decoder/*.safetensors is the decoder; encoder.safetensors holds two parts, told apart by prefix."""
+    if path.parent != content:
+        return path.parent.name
+    return tensor.split(".")[0] if path.stem == "encoder" else path.stem
+
+
+def _ties_its_head(content: Path) -> bool:
+    config = content / "decoder" / "config.json"
+    return config.is_file() and bool(read_json(config).get("tie_word_embeddings", False))
+
+
+TABLES: dict[str, Table] = {
+    "files": files,
+    "weights": weights,
+    "parameters": parameters,
+    "training": training,
+    "vectors": vectors,
+}

@@ -15,7 +15,10 @@ def files(artifact: Artifact) -> list[Row]:
 
 
 def shards(artifact: Artifact) -> list[Row]:
-    """One row per vector file: chunks, vectors, norms, spread over chunks, token ids out of range."""
+    """One row per vector file: chunks, vectors, norms, spread, token ids out of range.
+
+    spread: standard deviation over chunks relative to the vectors' root mean square; 0 = all vectors equal.
+    """
     import torch
     from safetensors import safe_open
 
@@ -37,7 +40,8 @@ def shards(artifact: Artifact) -> list[Row]:
                 squares += block[finite].square().sum(0)
         norm = torch.cat(norms) if norms else torch.zeros(0)
         usable = max(len(norm), 1)
-        spread = (squares / usable - (total / usable).square()).clamp(min=0).sqrt().mean()
+        power = squares.sum() / usable
+        spread = ((power - (total / usable).square().sum()).clamp(min=0) / power.clamp(min=1e-12)).sqrt()
         padded = token_ids < 0
         holes = (padded[:, :-1] & ~padded[:, 1:]).any(1) | padded.all(1)
         rows.append(
@@ -94,7 +98,7 @@ def store(artifact: Artifact) -> list[Row]:
             "spans_wrong": spans_wrong,
             "duplicates": sum(times - 1 for times in identities.values()),
             "encoder_digest": wanted(facts, "encoder_digest", "store.json"),
-            "encoder_digest_served": wanted(served, "encoder_digest", "model.json of cpt"),
+            "encoder_digest_cpt": wanted(served, "encoder_digest", "model.json of cpt"),
             "chunk_size": width,
             "chunk_size_of_recipe": artifact.recipe.encoder.chunk_size,
             "retrieval_faults": retrieval_faults,

@@ -36,14 +36,14 @@ def perplexity_systems(artifact: Artifact) -> list[Row]:
 
 
 def gain(artifact: Artifact) -> list[Row]:
-    """One row per prefix length: mean log-perplexity of no context, another document's chunks and REFRAG."""
+    """One row per prefix length: lowest log-perplexity of no context and of another document's chunks; REFRAG's."""
     reports = _rows(artifact, "perplexity.json")
     return [
         {
             "row": column,
-            "none": _mean(reports, "none", column),
-            "shuffled": _mean(reports, "refrag_shuffled", column),
-            "refrag": _mean(reports, "refrag", column),
+            "none": min(_figures(reports, column, system="none"), default=None),
+            "shuffled": min(_figures(reports, column, system="refrag_shuffled"), default=None),
+            "refrag": min(_figures(reports, column, system="refrag"), default=None),
         }
         for column in prefixes(artifact)
     ]
@@ -72,6 +72,20 @@ def rag_systems(artifact: Artifact) -> list[Row]:
     ] + [{"row": "none", "missing": int("none" not in systems)}]
 
 
+def rag_gain(artifact: Artifact) -> list[Row]:
+    """One row per number of passages: F1 without context and of REFRAG."""
+    reports = _rows(artifact, "rag.json")
+    none = max(_figures(reports, "f1", system="none"), default=None)
+    return [
+        {
+            "row": f"{count} passages",
+            "none": none,
+            "refrag": max(_figures(reports, "f1", system="refrag", passages=count), default=None),
+        }
+        for count in artifact.recipe.evaluation.passages
+    ]
+
+
 def prefixes(artifact: Artifact) -> list[str]:
     """P16, P32 ... as far as the recipe's windows reach."""
     return [f"P{count}" for count in PREFIXES if count <= artifact.recipe.evaluation.output_tokens]
@@ -81,9 +95,10 @@ def _rows(artifact: Artifact, name: str) -> list[dict[str, Any]]:
     return wanted(artifact.read_json(name), "rows", name)
 
 
-def _mean(rows: list[dict[str, Any]], system: str, column: str) -> float | None:
-    values = [row[column] for row in rows if row["system"] == system and is_finite(row.get(column))]
-    return sum(values) / len(values) if values else None
+def _figures(rows: list[dict[str, Any]], column: str, **which: Any) -> list[float]:
+    """Finite values of a column in the rows whose keys have the given values."""
+    chosen = [row for row in rows if all(row.get(key) == value for key, value in which.items())]
+    return [row[column] for row in chosen if is_finite(row.get(column))]
 
 
 TABLES: dict[str, Table] = {
@@ -93,4 +108,5 @@ TABLES: dict[str, Table] = {
     "gain": gain,
     "rag": rag,
     "rag_systems": rag_systems,
+    "rag_gain": rag_gain,
 }

@@ -16,20 +16,11 @@ def files(artifact: Artifact) -> list[Row]:
 def holds(artifact: Artifact) -> list[Row]:
     """One row per input of the stage: whether the lock names it by the hash of its bytes."""
     lock = artifact.read_json(LOCK_FILE)
-    stated = set(_strings(wanted(lock, "digests", LOCK_FILE)))
+    stated = wanted(lock, "inputs", LOCK_FILE)
     return [
-        {"row": name, "differs": int(folder_digest(folder) not in stated)}
+        {"row": name, "differs": int(folder_digest(folder) != stated.get(name))}
         for name, folder in sorted(artifact.inputs.items())
     ]
-
-
-def _strings(value: object) -> list[str]:
-    """All strings in nested mappings and lists."""
-    if isinstance(value, dict):
-        return [text for item in value.values() for text in _strings(item)]
-    if isinstance(value, list):
-        return [text for item in value for text in _strings(item)]
-    return [value] if isinstance(value, str) else []
 
 
 TABLES: dict[str, Table] = {"files": files, "holds": holds}

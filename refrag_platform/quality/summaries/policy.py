@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refrag_platform.quality.summaries import checkpoints
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, read_json, wanted
 
 TRIED_LENGTHS = (8, 32, 128)
 CONTEXTS_PER_LENGTH = 4
@@ -11,11 +11,11 @@ CONTEXTS_PER_LENGTH = 4
 
 def files(artifact: Artifact) -> list[Row]:
     """Facts and weights."""
-    return artifact.files(["policy.json", "policy.safetensors"])
+    return artifact.files(["policy.json", "policy.safetensors", checkpoints.TRAINING_FILE])
 
 
 def scores(artifact: Artifact) -> list[Row]:
-    """One row per number of chunks L: the policy scores standard normal vectors and keeps its share of them."""
+    """One row per number of chunks L: the policy scores standard normal vectors and keeps its share."""
     import torch
 
     from refrag_platform.model.policy import PolicyNetwork, select
@@ -26,7 +26,7 @@ def scores(artifact: Artifact) -> list[Row]:
     generator = torch.Generator().manual_seed(artifact.recipe.seed)
     rows = []
     for length in TRIED_LENGTHS:
-        vectors = torch.randn(CONTEXTS_PER_LENGTH, length, policy.vector_dim, generator=generator)
+        vectors = torch.randn(CONTEXTS_PER_LENGTH, length, facts["vector_dim"], generator=generator)
         mask = torch.ones(CONTEXTS_PER_LENGTH, length, dtype=torch.bool)
         with torch.no_grad():
             logits = policy(vectors, mask).float()
@@ -44,9 +44,24 @@ def scores(artifact: Artifact) -> list[Row]:
 
 
 def budget(artifact: Artifact) -> list[Row]:
-    """The one row of the share of chunks that the policy was trained to keep."""
-    stated = wanted(artifact.read_json("policy.json"), "share_kept", "policy.json")
-    return [{"row": "policy", "share_kept": stated, "share_of_recipe": artifact.recipe.policy.share_kept}]
+    """The one row of what the policy was made for: its share of chunks and the encoder's vectors."""
+    facts = artifact.read_json("policy.json")
+    encoder = read_json(artifact.inputs["cpt"] / "model.json")
+    return [
+        {
+            "row": "policy",
+            "share_kept": wanted(facts, "share_kept", "policy.json"),
+            "share_of_recipe": artifact.recipe.policy.share_kept,
+            "vector_dim": wanted(facts, "vector_dim", "policy.json"),
+            "vector_dim_of_encoder": wanted(encoder, "vector_dim", "model.json of cpt"),
+        }
+    ]
 
 
-TABLES: dict[str, Table] = {"files": files, "weights": checkpoints.weights, "scores": scores, "budget": budget}
+TABLES: dict[str, Table] = {
+    "files": files,
+    "weights": checkpoints.weights,
+    "training": checkpoints.training,
+    "scores": scores,
+    "budget": budget,
+}

@@ -1,0 +1,1 @@
+"""The Dagster code location: a thin skin over refrag_platform. Look at it with `make ui`."""

@@ -1,0 +1,22 @@
+"""Chunk-embedding store: passages to search, and chunk vectors by the encoder that is served."""
+
+from __future__ import annotations
+
+from dagster import MetadataValue
+
+from assets.metadata import Metadata, Published
+from assets.stage_asset import GPU_POOL, stage_asset
+
+
+def describe(published: Published) -> Metadata:
+    """How much is stored, and by which encoder."""
+    facts = published.read_json("store.json")
+    return {
+        "dagster/row_count": MetadataValue.int(facts["passages"]),
+        "chunks": MetadataValue.int(facts["chunks"]),
+        "encoder_digest": MetadataValue.text(facts["encoder_digest"]),
+        "facts": MetadataValue.json(facts),
+    }
+
+
+chunks = stage_asset("chunks", description=__doc__, group="data", kinds=("lance",), describe=describe, pool=GPU_POOL)

@@ -1,0 +1,14 @@
+"""CPT checkpoint: continual pre-training on compressed contexts, then with some chunks kept as tokens."""
+
+from __future__ import annotations
+
+from assets.metadata import Metadata, Published, curve
+from assets.stage_asset import GPU_POOL, stage_asset
+
+
+def describe(published: Published) -> Metadata:
+    """The loss of the tokens after the context."""
+    return curve(published)
+
+
+cpt = stage_asset("cpt", description=__doc__, group="training", kinds=("pytorch",), describe=describe, pool=GPU_POOL)

@@ -1,0 +1,34 @@
+"""All of the code location on one screen. `dagster dev` (or `make ui`) loads `defs`.
+
+corpus -> reconstruction -> cpt -> {chunks, policy} -> finetuned -> evaluation -> package
+"""
+
+from __future__ import annotations
+
+from dagster import Definitions, multiprocess_executor
+
+from assets.chunks import chunks
+from assets.corpus import corpus
+from assets.cpt import cpt
+from assets.evaluation import evaluation
+from assets.finetuned import finetuned
+from assets.jobs import refrag_pipeline, weekly
+from assets.package import package
+from assets.pipes import StageProcess
+from assets.policy import policy
+from assets.reconstruction import reconstruction
+
+
+def definitions(stage_process: StageProcess) -> Definitions:
+    """The code location, with the given way to run a stage."""
+    return Definitions(
+        assets=[corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package],
+        jobs=[refrag_pipeline],
+        schedules=[weekly],
+        resources={"stage_process": stage_process},
+        # Stages run in processes of their own; two steps at once keep a device and a core busy.
+        executor=multiprocess_executor.configured({"max_concurrent": 2}),
+    )
+
+
+defs = definitions(StageProcess())

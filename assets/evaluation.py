@@ -1,0 +1,27 @@
+"""Evaluation: log-perplexity and RAG answers, REFRAG beside full, no and truncated context, held-out data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dagster import MetadataValue
+
+from assets.metadata import Metadata, Published, numbers, table
+from assets.stage_asset import GPU_POOL, stage_asset
+
+
+def describe(published: Published) -> Metadata:
+    """Both reports as tables; REFRAG's own log-perplexities as numbers that plot."""
+    perplexity, rag = (published.read_json(name) for name in ("perplexity.json", "rag.json"))
+    refrag: dict[str, Any] = next((row for row in perplexity["rows"] if row["system"] == "refrag"), {})
+    return {
+        "perplexity": table(perplexity["rows"]),
+        "rag": table(rag["rows"]),
+        "gap_recovered": MetadataValue.json(perplexity.get("gap_recovered") or {}),
+        **numbers({key: value for key, value in refrag.items() if key.startswith("P")}, "refrag."),
+    }
+
+
+evaluation = stage_asset(
+    "evaluation", description=__doc__, group="release", kinds=("pytorch",), describe=describe, pool=GPU_POOL
+)

@@ -1,0 +1,107 @@
+"""Run the whole pipeline of a model in this process, as `make demo` does: the UI later shows the run.
+
+python -m assets.materialize MODEL
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import psutil
+from dagster import (
+    AssetKey,
+    DagsterEvent,
+    DagsterExecutionInterruptedError,
+    DagsterInstance,
+    DagsterRunStatus,
+    RunsFilter,
+)
+
+from assets.partitions import MODELS, find_project
+from refrag_platform.errors import RefragError
+from refrag_platform.stages import STAGES
+
+PROCESS_TAG = "refrag/process"
+
+
+def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
+    """Materialize the assets of `model` on the project's Dagster instance; True when all succeeded.
+
+    Progress bars show on a terminal, other output as it comes. `stages`: only these.
+
+    Raises:
+        RefragError: params.yaml does not name the model.
+        KeyboardInterrupt: a signal stopped it, after the running stage had its time to save.
+    """
+    # Loaded here: definitions take seconds.
+    from assets.definitions import definitions
+    from assets.pipes import StageProcess
+
+    if model not in MODELS.get_partition_keys():
+        known = ", ".join(MODELS.get_partition_keys())
+        raise RefragError(f"params.yaml does not name {model!r} under models; it names {known}")
+    os.environ.setdefault("DAGSTER_HOME", str(find_project().root / ".dagster_home"))
+    with DagsterInstance.get() as instance:
+        close_dead_runs(instance)
+        defs = definitions(StageProcess(terminal=_terminal()))
+        try:
+            result = defs.resolve_job_def("refrag_pipeline").execute_in_process(
+                instance=instance,
+                partition_key=model,
+                asset_selection=[AssetKey(stage) for stage in stages],
+                raise_on_error=False,
+                # Dagster's own errors are stack traces; what a user needs is printed below.
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                tags={PROCESS_TAG: _this_process()},
+            )
+        except DagsterExecutionInterruptedError:
+            raise KeyboardInterrupt from None
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        print(f"{event.step_key} failed: {_reason(event)}", file=sys.stderr)
+    return result.success
+
+
+def close_dead_runs(instance: DagsterInstance) -> list[str]:
+    """End the runs whose process was killed: they would hold their pool's slot, and look alive, for ever."""
+    dead = [
+        run
+        for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]))
+        if PROCESS_TAG in run.tags and not _alive(run.tags[PROCESS_TAG])
+    ]
+    for run in dead:
+        instance.report_run_failed(run, "the process of this run was killed")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    return [run.run_id for run in dead]
+
+
+def _reason(failure: DagsterEvent) -> str:
+    data = failure.step_failure_data
+    said = data.user_failure_data.description if data.user_failure_data else None
+    return said or (data.error.message.strip() if data.error else "no reason given")
+
+
+def _terminal() -> int | None:
+    """A copy of stderr when it is a terminal; Dagster takes the original for its logs."""
+    return os.dup(2) if os.isatty(2) else None
+
+
+def _this_process() -> str:
+    """Number and start of this process: numbers are given again."""
+    return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
+
+
+def _alive(process: str) -> bool:
+    number, started = process.split("@")
+    try:
+        return f"{psutil.Process(int(number)).create_time():.2f}" == started
+    except psutil.NoSuchProcess:
+        return False
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(not materialize_all(sys.argv[1]))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run it again to continue")

@@ -1,0 +1,130 @@
+"""What the UI shows of an artifact: its manifest as numbers and tables, its loss as a picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
+
+from refrag_platform.project import Project
+from refrag_platform.versioning.manifest import Manifest
+
+Metadata = dict[str, MetadataValue]
+ROWS_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Published:
+    """An artifact in place: its folder (content/, manifest.json and what lies beside) and its manifest."""
+
+    project: Project
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def content(self) -> Path:
+        return self.folder / "content"
+
+    @classmethod
+    def read(cls, project: Project, stage: str, model: str) -> Published:
+        folder = project.stage_dir(stage, model)
+        return cls(project, folder, Manifest.read(folder))
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the content."""
+        return json.loads((self.content / name).read_text(encoding="utf-8"))
+
+
+def common(published: Published, cached: bool) -> Metadata:
+    """What every artifact shows: where it is, what it was made from, how long it took, its figures."""
+    manifest = published.manifest
+    lineage = [
+        {"input": name, "path": record.path, "hash": record.hash}
+        for name, record in [*manifest.inputs.items(), *(("source", record) for record in manifest.sources)]
+    ]
+    return {
+        "cached": MetadataValue.bool(cached),
+        "hash": MetadataValue.text(manifest.hash),
+        "path": MetadataValue.path(published.content),
+        "manifest": MetadataValue.path(published.folder / "manifest.json"),
+        "data_docs": MetadataValue.path(published.folder / "checks" / "index.html"),
+        "made": MetadataValue.text(manifest.finished),
+        "seconds": MetadataValue.float(float(manifest.seconds)),
+        "commit": MetadataValue.text(manifest.commit or "outside Git"),
+        "settings": MetadataValue.json(manifest.settings),
+        "lineage": table(lineage),
+        **numbers(manifest.metrics),
+    }
+
+
+def numbers(values: Mapping[str, Any], prefix: str = "") -> Metadata:
+    """Every number of nested figures under its dotted name: the UI plots them over runs."""
+    found: Metadata = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"{prefix}{name}"] = MetadataValue.float(float(value))
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> MetadataValue:
+    """Rows as the UI's table; other values than text and numbers are shown as JSON."""
+    shown = [{name: _cell(value) for name, value in row.items()} for row in rows[:ROWS_SHOWN]]
+    columns = list(dict.fromkeys(name for row in shown for name in row))
+    schema = TableSchema([TableColumn(name, _column_type(shown, name)) for name in columns])
+    records = [TableRecord({name: row.get(name) for name in columns}) for row in shown]
+    return MetadataValue.table(records, schema)
+
+
+def curve(published: Published, column: str = "loss", name: str = "metrics.jsonl") -> Metadata:
+    """The course of `column` over steps as a picture, and its log as a path; nothing when there is no log."""
+    path = published.folder / name
+    if not path.is_file():
+        return {}
+    points = [
+        (row["step"], row[column])
+        for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        if row.get(column) is not None and "step" in row
+    ]
+    if not points:
+        return {}
+    picture = base64.b64encode(_plot(points, column)).decode()
+    return {
+        f"{column}_curve": MetadataValue.md(f"![{column}](data:image/png;base64,{picture})"),
+        "metrics": MetadataValue.path(path),
+    }
+
+
+def _plot(points: Sequence[tuple[float, float]], column: str) -> bytes:
+    """A PNG, drawn without pyplot: it keeps global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="step", ylabel=column)
+    axes.plot(*zip(*points, strict=True))
+    axes.grid(alpha=0.3)
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=90)
+    return target.getvalue()
+
+
+def _cell(value: Any) -> str | float | int | bool | None:
+    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value)
+
+
+def _column_type(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    kinds = {type(row[name]) for row in rows if row.get(name) is not None}
+    if kinds == {bool}:
+        return "bool"
+    if kinds <= {int, float} and kinds:
+        return "int" if kinds == {int} else "float"
+    return "string"

@@ -1,0 +1,18 @@
+"""One partition per model of params.yaml, as DVC's matrix has; and the project they belong to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dagster import StaticPartitionsDefinition
+
+from refrag_platform.project import Project
+
+
+def find_project() -> Project:
+    """The project of $REFRAG_ROOT, else the one this package lies in."""
+    return Project.find(Path(os.environ.get("REFRAG_ROOT") or Path(__file__).parent))
+
+
+MODELS = StaticPartitionsDefinition(find_project().models())

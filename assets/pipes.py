@@ -1,0 +1,120 @@
+"""Runs a stage outside Dagster's process: a Pipes client that owns the whole process group.
+
+Dagster's own subprocess client signals only the direct child and kills nothing; ranks and data workers
+would live on. Here an interruption sends SIGTERM to the group, the trainer saves, and what is still
+there after the grace time is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+from dagster import (
+    AssetExecutionContext,
+    ConfigurableResource,
+    PipesSession,
+    PipesTempFileContextInjector,
+    PipesTempFileMessageReader,
+    PreviewWarning,
+    open_pipes_session,
+)
+from pydantic import Field
+
+
+class StageFailed(Exception):
+    """The stage's process ended with another status than 0."""
+
+
+class StageProcess(ConfigurableResource):
+    """Starts `refrag run STAGE --model MODEL` for an asset and waits for it."""
+
+    grace_seconds: float = Field(
+        default=120.0, description="After a cancellation the trainer has this long to save its checkpoint."
+    )
+    terminal: int | None = Field(
+        default=None, description="File descriptor of a terminal for progress bars. Default: the step's stderr."
+    )
+
+    def run(self, context: AssetExecutionContext, root: Path, stage: str, model: str) -> None:
+        """Run one stage of the project at `root`; its output is forwarded as it comes.
+
+        Raises:
+            StageFailed: it ended with another status than 0.
+        """
+        with _session(context) as session:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "assets.child", stage, model],
+                cwd=root,
+                env={
+                    **os.environ,
+                    **session.get_bootstrap_env_vars(),
+                    "REFRAG_ROOT": str(root),
+                    "REFRAG_STEP_PID": str(os.getpid()),
+                    "PYTHONUNBUFFERED": "1",
+                },
+                stdin=subprocess.DEVNULL,
+                stderr=self.terminal,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait()
+            except BaseException:  # Dagster's interruption and KeyboardInterrupt are no Exceptions
+                context.log.info(f"interrupted: {stage} has {self.grace_seconds:.0f} s to save")
+                stop_group(process, self.grace_seconds)
+                raise
+            finally:
+                _signal_group(process.pid, signal.SIGKILL)
+        if status:
+            raise StageFailed(f"{stage} of {model} ended with status {status}; the step's logs say why")
+
+
+@contextmanager
+def _session(context: AssetExecutionContext) -> Iterator[PipesSession]:
+    """A Pipes session over temporary files."""
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            # Dagster warns of a preview function that its own session calls.
+            warnings.simplefilter("ignore", PreviewWarning)
+            session = stack.enter_context(
+                open_pipes_session(context, PipesTempFileContextInjector(), PipesTempFileMessageReader())
+            )
+        yield session
+
+
+def stop_group(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    """SIGTERM to the group that `process` leads, then, at the latest after the grace time, SIGKILL."""
+    deadline = time.monotonic() + grace_seconds
+    try:
+        _signal_group(process.pid, signal.SIGTERM)
+        while group_alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:  # a second interruption ends the grace time
+        _signal_group(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def group_alive(group: int) -> bool:
+    """Whether any process of the group still runs; the dead that nobody has reaped don't count."""
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return False
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return

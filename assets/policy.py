@@ -1,0 +1,23 @@
+"""RL policy: scores chunks and keeps the best share of them as tokens; GRPO with PPO clipping."""
+
+from __future__ import annotations
+
+from dagster import MetadataValue
+
+from assets.metadata import Metadata, Published, curve
+from assets.stage_asset import GPU_POOL, stage_asset
+
+
+def describe(published: Published) -> Metadata:
+    """The budget, and reward and loss over the steps."""
+    facts = published.read_json("policy.json")
+    return {
+        "share_kept": MetadataValue.float(float(facts["share_kept"])),
+        **curve(published, "reward"),
+        **curve(published),
+    }
+
+
+policy = stage_asset(
+    "policy", description=__doc__, group="training", kinds=("pytorch",), describe=describe, pool=GPU_POOL
+)

@@ -1,0 +1,16 @@
+"""Reconstruction checkpoint: encoder and projection learn to carry a chunk's text; the decoder is frozen."""
+
+from __future__ import annotations
+
+from assets.metadata import Metadata, Published, curve
+from assets.stage_asset import GPU_POOL, stage_asset
+
+
+def describe(published: Published) -> Metadata:
+    """The loss over the table-8 curriculum."""
+    return curve(published)
+
+
+reconstruction = stage_asset(
+    "reconstruction", description=__doc__, group="training", kinds=("pytorch",), describe=describe, pool=GPU_POOL
+)

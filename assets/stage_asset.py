@@ -1,0 +1,103 @@
+"""The one mechanism of all assets: cached, or run through Pipes; checked; recorded in DVC; reported.
+
+DVC knows which bytes are current, `refrag run` makes them, Dagster decides when. No DVC lock is held
+while a stage runs.
+"""
+
+# No `from __future__ import annotations`: Dagster looks at the annotations of an asset's parameters.
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dagster import (
+    AssetCheckResult,
+    AssetExecutionContext,
+    AssetsDefinition,
+    DataVersion,
+    Failure,
+    MaterializeResult,
+    asset,
+)
+
+from assets.checks import blocking_failures, check_specs, run_checks
+from assets.metadata import Metadata, Published, common
+from assets.partitions import MODELS, find_project
+from assets.pipes import StageFailed, StageProcess
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from refrag_platform.versioning import dvc
+from refrag_platform.versioning.digest import code_digest
+
+OWNERS = ["team:refrag"]
+# Whatever trains or encodes takes a slot of this pool: one device, one stage at a time.
+GPU_POOL = "gpu"
+
+
+def stage_asset(
+    name: str,
+    *,
+    description: str | None,
+    group: str,
+    kinds: Sequence[str],
+    describe: Callable[[Published], Metadata],
+    pool: str | None = None,
+) -> AssetsDefinition:
+    """The asset of the stage `name`; special about it are its words and `describe`, its own metadata."""
+    stage = STAGES[name]
+    root = find_project().root
+
+    @asset(
+        name=name,
+        deps=list(stage.inputs),
+        partitions_def=MODELS,
+        description=description,
+        group_name=group,
+        kinds={*kinds, "dvc"},
+        owners=OWNERS,
+        check_specs=check_specs(name),
+        metadata={"command": f"refrag run {name} --model MODEL"},
+        pool=pool,
+        code_version=code_digest(root, stage.code),
+    )
+    def materialize(context: AssetExecutionContext, stage_process: StageProcess) -> Iterator[Any]:
+        yield from _materialize(context, stage_process, name, describe)
+
+    return materialize
+
+
+def _materialize(
+    context: AssetExecutionContext, stage_process: StageProcess, name: str, describe: Callable[[Published], Metadata]
+) -> Iterator[AssetCheckResult | MaterializeResult[Any]]:
+    project, model = find_project(), context.partition_key
+    cached = dvc.is_current(project, name, model)
+    if cached:
+        print(f"{name} of {model}: cached, {dvc.recorded_hash(project, name, model)}", flush=True)
+    else:
+        yield from _run(context, stage_process, project, name, model)
+    results = run_checks(project, name, model, project.stage_dir(name, model))
+    if failures := blocking_failures(results):
+        yield from results
+        reason = f"{name} of {model} fails blocking checks:\n" + "\n".join(failures)
+        raise Failure(reason, allow_retries=False)
+    if not cached:
+        dvc.record(project, name, model)
+    published = Published.read(project, name, model)
+    yield MaterializeResult(
+        metadata={**common(published, cached), **describe(published)},
+        data_version=DataVersion(published.manifest.hash),
+        check_results=results,
+    )
+
+
+def _run(
+    context: AssetExecutionContext, stage_process: StageProcess, project: Project, name: str, model: str
+) -> Iterator[AssetCheckResult]:
+    """Run the stage; when its artifact failed its checks, report them first: the UI then shows which."""
+    failed = project.work_dir(name, model) / "failed"
+    shutil.rmtree(failed, ignore_errors=True)
+    try:
+        stage_process.run(context, project.root, name, model)
+    except StageFailed as error:
+        if failed.is_dir():
+            yield from run_checks(project, name, model, failed)
+        raise Failure(str(error), allow_retries=False) from None

@@ -1,0 +1,143 @@
+"""The recipe's sources, read one after the other as one stream of documents."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from refrag_platform.corpus import factbook
+from refrag_platform.corpus.bad_input import BadInput
+from refrag_platform.corpus.documents import Document
+from refrag_platform.corpus.files import find_files, read_file, row_document
+from refrag_platform.errors import RefragError
+from refrag_platform.progress import Progress
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe, SourceRecipe
+from refrag_platform.versioning.digest import file_digest, folder_digest
+from refrag_platform.versioning.manifest import InputRecord
+
+
+def source_records(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """Every file, package and dataset that the corpus of `recipe` is made from, with its hash.
+
+    Raises:
+        RefragError: a source is not there.
+    """
+    records = []
+    if (recipe.decoder.tokenizer or "").startswith("path:"):
+        given = str(recipe.decoder.tokenizer).removeprefix("path:")
+        records.append(_file_record(project, project.recipe_path(recipe.name).parent / given, given))
+    for source in recipe.corpus.sources:
+        if source.kind == "factbook":
+            name = f"package:{factbook.PACKAGE}=={factbook.version()}"
+            records.append(InputRecord(path=name, hash=folder_digest(factbook.folder())))
+        elif source.kind == "hub":
+            records.append(InputRecord(path=f"hub:{source.path}", hash=_hub_revision(str(source.path))))
+        else:
+            root = _root(project, recipe, source)
+            for file in find_files(root):
+                inside = file.relative_to(root).as_posix() if file != root else ""
+                records.append(_file_record(project, file, "/".join(filter(None, (source.path or "", inside)))))
+    return records
+
+
+def sources_digest(project: Project, recipe: Recipe) -> str:
+    """One hash over all sources: equal digests need no second corpus run."""
+    lines = (f"{record.path} {record.hash}\n" for record in source_records(project, recipe))
+    return hashlib.md5("".join(lines).encode(), usedforsecurity=False).hexdigest()
+
+
+def read_sources(project: Project, recipe: Recipe, bad: BadInput) -> Iterator[Document]:
+    """The documents of all sources in the recipe's order, with progress on the screen."""
+    for number, source in enumerate(recipe.corpus.sources, start=1):
+        reader = {"factbook": _read_factbook, "files": _read_files, "hub": _read_hub}[source.kind]
+        # Only the first source of a kind goes without a number, so that ids stay unique.
+        earlier = sum(other.kind == source.kind for other in recipe.corpus.sources[: number - 1])
+        prefix = source.kind if not earlier else f"{source.kind}-{earlier + 1}"
+        yield from reader(project, recipe, source, prefix, bad)
+
+
+def _read_factbook(
+    project: Project, recipe: Recipe, source: SourceRecipe, prefix: str, bad: BadInput
+) -> Iterator[Document]:
+    documents = factbook.read_factbook(recipe.corpus, source.documents)
+    with Progress("corpus from the World Factbook", len(documents), "countries") as progress:
+        for document in documents:
+            yield document
+            progress.update()
+
+
+def _read_files(
+    project: Project, recipe: Recipe, source: SourceRecipe, prefix: str, bad: BadInput
+) -> Iterator[Document]:
+    root = _root(project, recipe, source)
+    files = find_files(root)
+    if not files:
+        return
+    total = sum(file.stat().st_size for file in files)
+    with Progress(f"corpus from {root.name}", total // 1024, "KiB") as progress:
+        read = taken = 0
+
+        def advance(count: int) -> None:
+            nonlocal read
+            progress.update((read + count) // 1024 - read // 1024)
+            read += count
+
+        for file in files:
+            name = file.relative_to(root).as_posix() if file != root else file.name
+            for document in read_file(file, f"{prefix}/{name}", source, bad, advance):
+                yield document
+                taken += 1
+                if taken == source.documents:
+                    return
+
+
+def _read_hub(project: Project, recipe: Recipe, source: SourceRecipe, prefix: str, bad: BadInput) -> Iterator[Document]:
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError:
+        raise RefragError("hub sources need the datasets package; run `pip install 'refrag-platform[hub]'`") from None
+    path = str(source.path)
+    revision = None if Path(path).is_dir() else _hub_revision(path)
+    try:
+        rows = load_dataset(path, split="train", streaming=True, revision=revision)
+        with Progress(f"corpus from {path}", source.documents or 0, "rows") as progress:
+            for row, values in enumerate(rows, start=1):
+                for document in row_document(values, f"{prefix}/{Path(path).name}", row, source, bad):
+                    yield document
+                    progress.update()
+                if progress.done == source.documents:
+                    return
+    except (OSError, ValueError) as error:
+        raise RefragError(f"dataset {path} can't be read: {str(error).splitlines()[0]}") from error
+
+
+def _hub_revision(path: str) -> str:
+    """The commit of a hub dataset, or the hash of a local folder that is one."""
+    if Path(path).is_dir():
+        return folder_digest(Path(path))
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(path).sha)
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise RefragError(f"dataset {path} can't be reached on the hub: {str(error).splitlines()[0]}") from error
+
+
+def _root(project: Project, recipe: Recipe, source: SourceRecipe) -> Path:
+    """The file or folder of a `files` source; relative paths are relative to the project."""
+    if source.path is None:
+        return project.source_dir(recipe.name)
+    path = project.root / Path(os.path.expandvars(source.path)).expanduser()
+    if not path.exists():
+        raise RefragError(f"corpus.sources: path is {source.path!r}, and there is no {path}")
+    return path
+
+
+def _file_record(project: Project, file: Path, given: str) -> InputRecord:
+    inside = file.resolve().is_relative_to(project.root.resolve())
+    name = file.resolve().relative_to(project.root.resolve()).as_posix() if inside else given
+    return InputRecord(path=name, hash=file_digest(file))

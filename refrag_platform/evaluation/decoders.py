@@ -1,0 +1,83 @@
+"""The plain decoders that REFRAG is held against: the untrained base, and controls tuned on the same tokens.
+
+A controls folder holds model folders (docs/architecture.md) named full, none and truncated, each trained by
+`cpt` on the same documents with that kind of context; fewer are allowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
+from refrag_platform.model.refrag import RefragModel, read_settings
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
+from refrag_platform.versioning.manifest import FILE_NAME, Manifest
+from refrag_platform.weights import load_decoder
+
+
+def control_folders(controls: Path) -> dict[PlainSystem, Path]:
+    """The tuned controls in a folder, by system.
+
+    Raises:
+        ArtifactError: the folder is missing or holds none.
+    """
+    found: dict[PlainSystem, Path] = {}
+    for system in PLAIN_SYSTEMS:
+        for folder in (controls / system, controls / system / "content"):
+            if folder.is_dir() and (folder / "model.json").is_file():
+                read_settings(folder)
+                found[system] = folder
+    if not found:
+        raise ArtifactError(
+            f"{controls} holds no tuned controls; it must have model folders named {', '.join(PLAIN_SYSTEMS)}, "
+            "each with a model.json"
+        )
+    return found
+
+
+def load_control(folder: Path, like: RefragModel) -> RefragModel:
+    """A control in the type and on the device of the model it is held against.
+
+    Raises:
+        ArtifactError: its vocabulary is another, so that it does not predict the same tokens.
+    """
+    control = RefragModel.load(folder, _dtype(like), like.device)
+    if len(control.tokenizer) != len(like.tokenizer):
+        raise ArtifactError(
+            f"the control {folder} has {len(control.tokenizer)} tokens, the model {len(like.tokenizer)}; "
+            "train it from the same recipe"
+        )
+    return control
+
+
+def recipe_of(name_or_dir: str, folder: Path) -> tuple[Recipe, Path] | None:
+    """The recipe of a model and its folder, by name or by the manifest beside the artifact; None if unknown."""
+    name = name_or_dir
+    if (folder.parent / FILE_NAME).is_file():
+        name = Manifest.read(folder.parent).model
+    try:
+        project = Project.find()
+        return project.recipe(name), project.recipe_path(name).parent
+    except RefragError:
+        return None
+
+
+def untuned_decoder(recipe: Recipe, base: Path, like: RefragModel) -> PreTrainedModel:
+    """The recipe's decoder before any training here, in the type and on the device of `like`.
+
+    Raises:
+        RefragError: the recipe's source can't be had.
+    """
+    decoder = load_decoder(recipe.decoder, base, recipe.seed)
+    # Not decoder.to(...): transformers wraps it in a way that type checkers can't follow.
+    torch.nn.Module.to(decoder, device=like.device, dtype=_dtype(like))
+    return decoder.eval()
+
+
+def _dtype(model: RefragModel) -> torch.dtype:
+    return next(model.decoder.parameters()).dtype

@@ -1,0 +1,88 @@
+"""An evaluation as pictures: log-perplexity by prefix, answers by what the decoder had to read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.report import system_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = {
+    "full": "#2f6f4e",
+    "none": "#9a3b3b",
+    "truncated": "#b98a2f",
+    "refrag": "#2b5a9c",
+    "refrag_shuffled": "#7f8c9b",
+    "refrag_zero": "#b5b5b5",
+    "refrag_wrong": "#7f8c9b",
+}
+
+
+def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
+    """Log-perplexity over the first N tokens, a line per row; untuned controls and rows with p > 0 are dashed."""
+    figure, (axes,) = _figure(1)
+    drawn: list[float] = []
+    for row in result["rows"]:
+        points = [(tokens, row[prefix_name(tokens)]) for tokens in PREFIXES if row[prefix_name(tokens)] is not None]
+        if points:
+            drawn += [value for _, value in points]
+            line = "-" if row["tuned"] and not row["share_kept"] else "--"
+            name = system_name(row)
+            axes.plot(*zip(*points, strict=True), line, marker="o", color=COLORS[row["system"]], label=name)
+    axes.set_xscale("log", base=2)
+    ticks = [tokens for tokens in PREFIXES if any(row[prefix_name(tokens)] is not None for row in result["rows"])]
+    axes.set_xticks(ticks, [str(tokens) for tokens in ticks])
+    axes.set_xlabel("tokens after the context")
+    axes.set_ylabel("log-perplexity, nats")
+    if drawn:
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def rag_figure(result: Mapping[str, Any], path: Path) -> None:
+    """F1 against decoder tokens, and against time to first token where that was measured."""
+    timed = any(row.get("ttft_ms") is not None for row in result["rows"])
+    figure, axes = _figure(2 if timed else 1)
+    _against(axes[0], result, "decoder_tokens", "decoder tokens")
+    if timed:
+        _against(axes[1], result, "ttft_ms", "time to first token, ms")
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _against(axes: Axes, result: Mapping[str, Any], column: str, label: str) -> None:
+    lines: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+    for row in result["rows"]:
+        if row.get(column) is not None and row["f1"] is not None:
+            lines[row["system"]].append((row[column], row["f1"], row["passages"]))
+    for system, points in lines.items():
+        across, up, passages = zip(*points, strict=True)
+        axes.plot(across, up, marker="o", color=COLORS[system], label=system)
+        for x, y, count in zip(across, up, passages, strict=True):
+            axes.annotate(str(count), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    axes.set_xlabel(f"{label} (numbers: passages)")
+    axes.set_ylabel("F1")
+    axes.set_ylim(bottom=0)
+
+
+def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * panels, 4.2), layout="constrained")
+    axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    for panel in axes:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)

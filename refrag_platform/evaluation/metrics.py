@@ -1,0 +1,100 @@
+"""Metrics as pure functions: prefix log-perplexity, gap recovered, bootstrap intervals, exact match and F1."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# P_N: mean negative log-likelihood, in nats, of the first N tokens after the context.
+PREFIXES = (16, 32, 128, 512)
+DECIMALS = 5
+BOOTSTRAP_SAMPLES = 2000
+
+Prefixes = dict[str, float | None]
+
+
+def prefix_name(tokens: int) -> str:
+    return f"P{tokens}"
+
+
+def window_means(nll: NDArray[np.float64], tokens: int) -> NDArray[np.float64] | None:
+    """Mean over the first `tokens` of each window, [windows]; None where there are fewer tokens or no windows.
+
+    Args: nll [windows, output tokens], negative log-likelihoods in nats.
+    """
+    return nll[:, :tokens].mean(1) if nll.size and nll.shape[1] >= tokens else None
+
+
+def log_perplexity(nll: NDArray[np.float64]) -> Prefixes:
+    """P16 to P512 over all windows [windows, output tokens]; null beyond the output tokens."""
+    means = {prefix_name(tokens): window_means(nll, tokens) for tokens in PREFIXES}
+    return {name: None if values is None else rounded(values.mean()) for name, values in means.items()}
+
+
+def gap_recovered(
+    none: Mapping[str, float | None], full: Mapping[str, float | None], system: Mapping[str, float | None]
+) -> Prefixes:
+    """(none - system) / (none - full) for each prefix: 1 is as good as the full context, 0 as good as none.
+
+    Null where a figure is missing, or where the full context is no better than none.
+    """
+    recovered: Prefixes = {}
+    for name in map(prefix_name, PREFIXES):
+        without, whole, found = none.get(name), full.get(name), system.get(name)
+        if without is None or whole is None or found is None or without <= whole:
+            recovered[name] = None
+        else:
+            recovered[name] = rounded((without - found) / (without - whole))
+    return recovered
+
+
+def bootstrap_interval(
+    values: NDArray[np.float64], groups: Sequence[str], generator: np.random.Generator, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile interval of the mean of `values`, resampling whole groups (documents) with replacement.
+
+    Windows of one document are alike, so resampling windows would promise too much. None with one group.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        return None
+    sums, counts = np.bincount(member, weights=values), np.bincount(member)
+    picks = generator.integers(0, len(names), (BOOTSTRAP_SAMPLES, len(names)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return rounded(low), rounded(high)
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """1 if the answer equals one of the references after normalization, else 0."""
+    return float(any(normalize_answer(answer) == normalize_answer(reference) for reference in references))
+
+
+def f1(answer: str, references: Sequence[str]) -> float:
+    """Harmonic mean of word precision and recall against the nearest reference, 0 to 1."""
+    return max((_f1(answer, reference) for reference in references), default=0.0)
+
+
+def _f1(answer: str, reference: str) -> float:
+    found, wanted = normalize_answer(answer).split(), normalize_answer(reference).split()
+    if not found or not wanted:
+        return float(found == wanted)
+    common = sum((Counter(found) & Counter(wanted)).values())
+    return 2 * common / (len(found) + len(wanted))
+
+
+def rounded(value: Any) -> float:
+    """A figure as reports give it; the digits beyond are noise of the arithmetic's order."""
+    return round(float(value), DECIMALS)

@@ -1,0 +1,140 @@
+"""The evaluation stage, on the corpus' held-out documents and questions: `refrag run evaluation --model NAME`.
+
+Content holds figures that a second run gives again; times, tables and pictures lie beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
+from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
+from refrag_platform.evaluation.perplexity import evaluate_perplexity
+from refrag_platform.evaluation.questions import read_questions
+from refrag_platform.evaluation.rag import evaluate_rag
+from refrag_platform.evaluation.report import perplexity_report, rag_report
+from refrag_platform.evaluation.scoring import PlainSystem
+from refrag_platform.evaluation.windows import split_windows
+from refrag_platform.model.loading import load_bundle
+from refrag_platform.stages import StageContext
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import InputRecord
+
+
+def evaluate_stage(context: StageContext) -> dict[str, Any]:
+    """Log-perplexity on the test split and answers to the test questions, against all controls.
+
+    Raises:
+        ArtifactError: the chunk store was made by another encoder than the fine-tuned model's.
+        RefragError: the test split has no document as long as a window, or no questions.
+    """
+    settings, recipe = context.recipe.evaluation, context.recipe
+    bundle = load_bundle(str(context.inputs["finetuned"]))
+    _require_encoder(context.inputs["chunks"], bundle.model.encoder_digest(), recipe.name)
+    base = context.project.recipe_path(recipe.name).parent
+    controls = _controls(context, base)
+    corpus = context.inputs["corpus"]
+    windows = split_windows(
+        corpus, "test", settings.context_tokens, settings.output_tokens, settings.windows, recipe.seed
+    )
+    # p = 0 comes first: it is the one that the gap is counted for.
+    shares = sorted({0.0, bundle.share_kept})
+    perplexity = evaluate_perplexity(
+        bundle.model,
+        bundle.policy,
+        windows,
+        untuned=untuned_decoder(recipe, base, like=bundle.model),
+        controls=controls,
+        shares=shares,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+    )
+    rag = evaluate_rag(
+        bundle.model,
+        bundle.policy,
+        read_questions(corpus / "questions" / "test.jsonl", settings.questions),
+        passages=settings.passages,
+        share_kept=bundle.share_kept,
+        controls=controls,
+        max_new_tokens=settings.max_new_tokens,
+        seed=recipe.seed,
+    )
+    perplexity |= {"context_tokens": settings.context_tokens, "output_tokens": settings.output_tokens}
+    untimed = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in rag.rows]
+    write_json(context.out / "perplexity.json", perplexity)
+    write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals})
+    write_json(context.beside / "answers.json", rag.answers)
+    write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows})
+    return _metrics(perplexity, rag.rows)
+
+
+def write_reports(
+    folder: Path, title: str, perplexity: Mapping[str, Any] | None = None, rag: Mapping[str, Any] | None = None
+) -> None:
+    """report.md, report.json and a picture of each result into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, values = [f"# {title}\n"], {}
+    if perplexity is not None:
+        parts += [perplexity_report(perplexity), "![Log-perplexity](perplexity.png)\n"]
+        values["perplexity"] = perplexity
+        perplexity_figure(perplexity, folder / "perplexity.png")
+    if rag is not None:
+        parts += [rag_report(rag), "![Answers](rag.png)\n"]
+        values["rag"] = rag
+        rag_figure(rag, folder / "rag.png")
+    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    write_json(folder / "report.json", values)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Indented JSON, replaced as a whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:
+    """The tuned controls that the recipe names, recorded as sources of the artifact."""
+    if context.recipe.evaluation.controls is None:
+        return {}
+    folder = base / context.recipe.evaluation.controls
+    found = control_folders(folder)
+    for path in found.values():
+        context.sources.append(InputRecord(path=str(path), hash=folder_digest(path)))
+    return found
+
+
+def _require_encoder(store: Path, digest: str, model: str) -> None:
+    """Vectors that the service will read must be of the encoder that is judged here."""
+    try:
+        found = json.loads((store / "store.json").read_text(encoding="utf-8"))["encoder_digest"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ArtifactError(
+            f"{store} holds no chunk store ({error}); run `refrag run chunks --model {model}`"
+        ) from None
+    if found != digest:
+        raise ArtifactError(
+            f"the chunk store was made by encoder {found}, the fine-tuned model has encoder {digest}; "
+            f"make the store again with `refrag run chunks --model {model}`"
+        )
+
+
+def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures that manifests and plots show: P128, or the longest there is, and the answers at most passages."""
+    longest = next(name for name in ("P128", "P32", "P16", "P512") if perplexity["rows"][0][name] is not None)
+    metrics: dict[str, Any] = {}
+    for row in perplexity["rows"]:
+        tuned = "_tuned" if row["tuned"] and not row["system"].startswith("refrag") else ""
+        metrics.setdefault(f"{longest}_{row['system']}{tuned}", row[longest])
+    metrics |= {f"gap_recovered_{name}": value for name, value in perplexity["gap_recovered"].items() if value}
+    most = max(row["passages"] for row in rag)
+    for row in rag:
+        if row["passages"] in {0, most}:
+            metrics |= {
+                f"{row['system']}_{name}": row[name] for name in ("exact_match", "f1", "decoder_tokens", "ttft_ms")
+            }
+    return {name: value for name, value in metrics.items() if value is not None}

@@ -1,0 +1,142 @@
+"""Hold an artifact's summary rows against its suite: one CheckResult per expectation.
+
+`stages.run_stage` calls `check_artifact` before it publishes, the Dagster assets on what is published.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refrag_platform.quality.docs import build_docs, new_context
+from refrag_platform.quality.suites import SUITES, Check
+from refrag_platform.quality.summaries import TABLES, Artifact
+from refrag_platform.recipes import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from great_expectations.core import ExpectationSuiteValidationResult
+    from great_expectations.data_context import EphemeralDataContext
+
+RESULTS_FILE = "results.json"
+ROWS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came of one expectation. `observed`: what stood in which row (a shard, a split, a file)."""
+
+    name: str
+    passed: bool
+    blocking: bool
+    message: str
+    observed: dict[str, Any] = field(default_factory=dict)
+
+
+def check_artifact(
+    stage: str, recipe: Recipe, content: Path, inputs: dict[str, Path], docs: Path | None = None
+) -> list[CheckResult]:
+    """Check the artifact of `stage` in `content`, made from the content folders `inputs`.
+
+    A table that can't be read fails its checks, so damaged files are results, not exceptions. With `docs`,
+    that folder is replaced by Data Docs and results.json.
+    """
+    artifact = Artifact(recipe, stage, content, inputs)
+    context = new_context(docs)
+    results: dict[str, CheckResult] = {}
+    for table in dict.fromkeys(check.table for check in SUITES[stage]):
+        checks = [check for check in SUITES[stage] if check.table == table]
+        for result in _check_table(context, artifact, table, checks):
+            results[result.name] = result
+    ordered = [results[check.name] for check in SUITES[stage]]
+    if docs is not None:
+        build_docs(context, docs)
+        text = json.dumps([asdict(result) for result in ordered], indent=2, default=str)
+        (docs / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
+    return ordered
+
+
+def blocks(check: Check, recipe: Recipe) -> bool:
+    """Whether a failure of `check` stops what is downstream."""
+    return check.integrity or recipe.maturity == "released"
+
+
+def _check_table(
+    context: EphemeralDataContext, artifact: Artifact, table: str, checks: list[Check]
+) -> list[CheckResult]:
+    """The results of all checks over one table."""
+    try:
+        rows = TABLES[artifact.stage][table](artifact)
+    except Exception as error:  # whatever reading a damaged file raises is the finding
+        return [_unread(check, artifact.recipe, f"{type(error).__name__}: {error}") for check in checks]
+    if not rows:
+        return [_unread(check, artifact.recipe, f"there are no {table} to look at") for check in checks]
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    outcome = _validate(context, f"{artifact.stage}.{table}", frame, checks)
+    # Great Expectations gives results in an order of its own.
+    by_name = {_name_of(result): result for result in outcome.results}
+    return [_result(check, artifact.recipe, frame, by_name[check.name]) for check in checks]
+
+
+def _validate(
+    context: EphemeralDataContext, name: str, frame: pd.DataFrame, checks: list[Check]
+) -> ExpectationSuiteValidationResult:
+    """Run one Great Expectations suite over one table."""
+    import great_expectations as gx
+    import great_expectations.expectations as gxe
+
+    batch = (
+        context.data_sources.add_pandas(name).add_dataframe_asset("summary").add_batch_definition_whole_dataframe("all")
+    )
+    suite = context.suites.add(gx.ExpectationSuite(name=name))
+    for check in checks:
+        expectation = getattr(gxe, check.expectation)
+        severity = "critical" if check.integrity else "warning"
+        suite.add_expectation(
+            expectation(**check.arguments, severity=severity, notes=check.says, meta={"check": check.name})
+        )
+    definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
+    return context.validation_definitions.add(definition).run(
+        batch_parameters={"dataframe": frame},
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
+    )
+
+
+def _name_of(result: Any) -> str:
+    """The check that an expectation's result belongs to."""
+    return result.expectation_config.meta["check"]
+
+
+def _result(check: Check, recipe: Recipe, frame: pd.DataFrame, outcome: Any) -> CheckResult:
+    """One expectation's outcome as a CheckResult whose message names the rows at fault."""
+    # Great Expectations skips empty cells (NaN is one); here a missing figure is a failure.
+    absent = frame[check.columns].isna().any(axis=1)
+    indices = (outcome.result or {}).get("unexpected_index_list") or []
+    faulty = frame["row"].isin([index["row"] for index in indices]) | absent
+    passed = bool(outcome.success) and not absent.any()
+    shown = frame if passed else frame[faulty] if faulty.any() else frame
+    observed: dict[str, Any] = {}
+    for row in json.loads(shown.head(ROWS_SHOWN).to_json(orient="records")):
+        values = {column: row[column] for column in check.columns}
+        observed[str(row["row"])] = values if len(values) > 1 else values[check.columns[0]]
+    return CheckResult(check.name, passed, blocks(check, recipe), _message(check, passed, observed), observed)
+
+
+def _message(check: Check, passed: bool, observed: dict[str, Any]) -> str:
+    if passed:
+        return check.says
+    found = "; ".join(f"{row}: {_words(value)}" for row, value in observed.items())
+    return f"{check.says}: not so. {' / '.join(check.columns[:1])} must be {check.allowed}, found {found}"
+
+
+def _words(value: Any) -> str:
+    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _unread(check: Check, recipe: Recipe, reason: str) -> CheckResult:
+    """A check that could not be made counts as failed."""
+    return CheckResult(check.name, False, blocks(check, recipe), f"{check.says}: can't be checked. {reason}")

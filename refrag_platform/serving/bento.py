@@ -1,0 +1,151 @@
+"""BentoML's store under the project, and a Bento as a process: start, wait until it is ready, stop.
+
+`home` is the one place that says where models and Bentos lie: $BENTOML_HOME, else PROJECT/.bentoml.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.project import Project
+
+if TYPE_CHECKING:
+    from bentoml._internal.models import ModelStore
+
+HOST, PORT = "127.0.0.1", 3000
+PACKAGE_FILE = "package.json"
+SECONDS_TO_STOP = 10.0
+
+
+def home(project: Project) -> Path:
+    """Where BentoML keeps models and Bentos."""
+    given = os.environ.get("BENTOML_HOME")
+    return Path(given).expanduser().resolve() if given else project.root / ".bentoml"
+
+
+def environment(project: Project) -> dict[str, str]:
+    """The environment of `bentoml` commands: our store, no usage statistics."""
+    return {**os.environ, "BENTOML_HOME": str(home(project)), "BENTOML_DO_NOT_TRACK": "True"}
+
+
+def model_store(project: Project) -> ModelStore:
+    """BentoML's model store for this process.
+
+    BentoML fixes its store at the first use in a process; given explicitly, it is always this project's.
+    """
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    from bentoml._internal.models import ModelStore
+
+    return ModelStore(home(project) / "models")
+
+
+@dataclass(frozen=True)
+class Package:
+    """package.json: the tags of what the package stage made."""
+
+    model_tag: str
+    bento_tag: str
+
+    @classmethod
+    def of(cls, project: Project, model: str) -> Package:
+        """The package of a model.
+
+        Raises:
+            ArtifactError: it has not been made, or its Bento is no longer in the store.
+        """
+        path = project.content("package", model) / PACKAGE_FILE
+        command = f"`refrag run package --model {model}`"
+        if not path.is_file():
+            raise ArtifactError(f"no Bento of {model} (no {path}); make it with {command}")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        package = cls(values["model_tag"], values["bento_tag"])
+        for kind, tag in (("models", package.model_tag), ("bentos", package.bento_tag)):
+            if not store_path(project, kind, tag).is_dir():
+                raise ArtifactError(f"{tag} is not in {home(project)}; make it again with {command} --force")
+        return package
+
+
+def store_path(project: Project, kind: str, tag: str) -> Path:
+    """The folder of a tag; kind is `models` or `bentos`."""
+    name, version = tag.split(":")
+    return home(project) / kind / name / version
+
+
+def serve_command(tag: str, port: int, host: str = HOST) -> list[str]:
+    """`bentoml serve`, bound to this machine only unless `host` says otherwise."""
+    return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+
+
+@contextlib.contextmanager
+def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> Iterator[str]:
+    """A model's Bento served on a free port of 127.0.0.1 while the context lasts; yields its URL.
+
+    It runs in a process group of its own, which is ended as a whole.
+
+    Raises:
+        ArtifactError: there is no Bento.
+        RefragError: it ended, or was not ready within `seconds`; the message shows the end of its log.
+    """
+    package, port = Package.of(project, model), _free_port()
+    url = f"http://{HOST}:{port}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            serve_command(package.bento_tag, port),
+            env=environment(project),
+            cwd=project.root,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _wait_until_ready(process, url, log, seconds)
+            yield url
+        finally:
+            _end_group(process)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
+    import httpx
+
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        if process.poll() is not None:
+            raise RefragError(f"the Bento ended with status {process.returncode}:\n{_end_of(log)}")
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.2)
+    raise RefragError(f"the Bento was not ready within {seconds:g} s:\n{_end_of(log)}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask the whole group to end, then make it: a supervisor may not pass a signal on to its workers."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SECONDS_TO_STOP)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_of(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

@@ -1,0 +1,77 @@
+"""The BentoML service: the OpenAI-shaped API under /v1, BentoML's own /healthz, /livez, /readyz and /metrics.
+
+    bentoml build --arg model_tag=refrag-tiny:0123456789abcdef     (`refrag run package` does it)
+    bentoml serve refrag-tiny:... --host 127.0.0.1
+
+BentoML reads a service from the module that defines it, so this one module does its work at import.
+The model is loaded in the background: /livez answers at once, /readyz and /v1 once it is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+
+import bentoml
+from bentoml.models import BentoModel
+from pydantic import BaseModel, ConfigDict
+
+from refrag_platform.serving.api import ApiSettings, create_app
+from refrag_platform.serving.package import load_packaged, packaged_model
+
+logger = logging.getLogger("refrag.serving")
+
+
+class Arguments(BaseModel):
+    """`--arg NAME=VALUE` of `bentoml build` and `bentoml serve`; a Bento remembers those it was built with.
+
+    model_tag: exact tag of the model; default the newest refrag model of the store. gpus: GPUs to reserve;
+    default one where there is one.
+    """
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_tag: str = ""
+    gpus: int | None = None
+
+
+arguments = bentoml.use_arguments(Arguments)
+model_tag = packaged_model(arguments.model_tag)
+# Asked of the kernel: importing torch would double the time that BentoML's supervisor takes to start.
+gpus = int(any(Path("/dev").glob("nvidia[0-9]*"))) if arguments.gpus is None else arguments.gpus
+settings = ApiSettings.from_environment(os.environ)
+app = create_app(model_tag.removeprefix("refrag-").split(":")[0], settings, model_tag)
+
+
+@bentoml.service(
+    name="refrag",
+    workers=1,
+    resources={"gpu": gpus} if gpus else {},
+    # Above the application's own limits, whose answers have OpenAI's shape and a Retry-After.
+    traffic={"timeout": settings.deadline + 30, "max_concurrency": 2 * settings.max_waiting + 32},
+)
+@bentoml.asgi_app(app, path="/v1")
+class RefragService:
+    """A decoder that reads retrieved passages as chunk vectors (REFRAG, arXiv 2509.01092)."""
+
+    model = BentoModel(model_tag)
+
+    def __init__(self) -> None:
+        folder = Path(self.model.path)
+        threading.Thread(target=self._load, args=(folder,), name="load-model", daemon=True).start()
+
+    def _load(self, folder: Path) -> None:
+        try:
+            app.state.engine = load_packaged(folder)
+            logger.info("%s is ready on %s", model_tag, app.state.engine.bundle.model.device)
+        except Exception as error:
+            app.state.failure = str(error)
+            logger.exception("%s can't be loaded", model_tag)
+
+    def __is_ready__(self) -> bool:
+        return app.state.engine is not None
+
+    def __is_alive__(self) -> bool:
+        return app.state.failure is None

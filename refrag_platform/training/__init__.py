@@ -1,0 +1,1 @@
+"""Training: one loop on accelerate (`core/`) and a file for each stage."""

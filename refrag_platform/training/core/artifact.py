@@ -1,0 +1,56 @@
+"""What a training stage leaves: the model folder with training.json, and the metrics beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from typing import Any
+
+import torch
+from torch import nn
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.stages import StageContext
+from refrag_platform.training.core import metrics
+
+TRAINING_FILE = "training.json"
+
+
+def load_model(context: StageContext, stage: str) -> RefragModel:
+    """The model of an earlier stage, in float32 for training."""
+    return RefragModel.load(context.inputs[stage])
+
+
+def save_dtype(context: StageContext) -> torch.dtype:
+    """Weights are kept in the precision that they were trained for."""
+    return torch.bfloat16 if getattr(context.recipe, context.stage).precision == "bf16" else torch.float32
+
+
+def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """Numbers of parameters by part."""
+    return {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
+
+
+def write_training(context: StageContext, summary: dict[str, Any], parameters: dict[str, int]) -> dict[str, Any]:
+    """Write training.json (deterministic figures) into the artifact and metrics.jsonl/.csv beside it.
+
+    Returns the figures, as the stage's metrics.
+    """
+    last = {key: value for key, value in summary["last"].items() if key not in {"tokens_per_second", "memory_gb"}}
+    figures = {
+        "steps": summary["steps"],
+        "first_loss": summary["first_loss"],
+        "last_loss": summary["last_loss"],
+        "last": last,
+        "parameters": parameters,
+    }
+    (context.out / TRAINING_FILE).write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    source = context.work / "metrics.jsonl"
+    shutil.copy(source, context.beside / "metrics.jsonl")
+    lines = metrics.read(source)
+    with (context.beside / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=sorted({key for line in lines for key in line}))
+        writer.writeheader()
+        writer.writerows(lines)
+    return {**{key: figures[key] for key in ("steps", "first_loss", "last_loss")}, **last}

@@ -1,0 +1,52 @@
+"""Small things that the stages share: parameter groups, the decoder without its head, the health of vectors."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import TrainingRecipe
+
+
+def head_weight(decoder: PreTrainedModel) -> Tensor:
+    """The weight [vocabulary, width] of the decoder's output head."""
+    return cast(nn.Linear, decoder.get_output_embeddings()).weight
+
+
+def decoder_body(decoder: PreTrainedModel) -> nn.Module:
+    """The decoder up to its last hidden states: the losses apply the head block by block."""
+    return decoder.get_decoder()
+
+
+def encoder_groups(model: RefragModel, settings: TrainingRecipe) -> list[dict[str, Any]]:
+    """Backbone and token table at the encoder's rate; what is new (pooling, skip, projection) at the projection's."""
+    pretrained = [p for p in (*model.encoder.backbone.parameters(), model.encoder.token_table) if p.requires_grad]
+    known = {id(p) for p in pretrained}
+    fresh = [
+        p
+        for module in (model.encoder, model.projection)
+        for p in module.parameters()
+        if p.requires_grad and id(p) not in known
+    ]
+    return [
+        {"params": pretrained, "lr": settings.encoder_learning_rate},
+        {"params": fresh, "lr": settings.projection_learning_rate},
+    ]
+
+
+def decoder_group(model: RefragModel, settings: TrainingRecipe) -> dict[str, Any]:
+    """The decoder's trainable parameters at its own rate."""
+    return {
+        "params": [p for p in model.decoder.parameters() if p.requires_grad],
+        "lr": settings.decoder_learning_rate,
+    }
+
+
+def vector_std(model: RefragModel, embeds: Tensor) -> Tensor:
+    """Standard deviation over chunks of what the decoder reads, in units of its embeddings' size."""
+    unit = embedding_weight(model.decoder).detach().float().pow(2).mean().sqrt()
+    return embeds.detach().float().std(0).mean() / unit

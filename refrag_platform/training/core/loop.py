@@ -1,0 +1,273 @@
+"""The one training loop: any stage, any number of processes, resumable, stopped cleanly by a signal.
+
+A stage brings a `Task`: a module whose forward is the loss of a batch, and batches decided by the step
+alone. The loop owns the optimizer, the schedule, precision, accumulation, metrics and checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from refrag_platform.errors import RefragError
+from refrag_platform.progress import Progress
+from refrag_platform.recipes import TrainingRecipe
+from refrag_platform.training.core import checkpoint
+from refrag_platform.training.core.metrics import MetricsLog
+from refrag_platform.training.core.prefetch import prefetch
+
+Batch = dict[str, Any]
+# Standard deviation over chunks of what the decoder reads, in units of its embeddings' root mean square; 0.15 is
+# healthy at the start, and a collapsed encoder measures 0.015.
+COLLAPSED = 0.03
+
+
+class TrainingInterrupted(RefragError):
+    """A signal asked the run to stop; its state was saved."""
+
+
+class TrainingDiverged(RefragError):
+    """The loss is not finite, or the chunk vectors have collapsed to a constant."""
+
+
+class Task(nn.Module):
+    """What a stage trains. `forward(batch)` returns the mean loss and figures to log (tensors or floats)."""
+
+    updates_per_batch = 1
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        raise NotImplementedError
+
+    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
+        """Parameters with their peak learning rates: [{"params": [...], "lr": peak}]."""
+        raise NotImplementedError
+
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        """CPU tensors of micro-batch `micro` of a step; `size` sequences over all ranks."""
+        raise NotImplementedError
+
+    def samples(self, step: int, size: int) -> int:
+        """Sequences in a micro-batch of this step; a curriculum gives more short ones."""
+        return size
+
+    def prepare_updates(self, batch: Batch) -> None:
+        """Called once a batch, before its updates, without gradients: the policy draws its samples here."""
+
+    def probe(self, batch: Batch) -> dict[str, float]:
+        """Figures that cost a further forward pass, on logged steps only."""
+        return {}
+
+    def positions(self, batch: Batch) -> int:
+        """Decoder positions of a batch, for the rate."""
+        raise NotImplementedError
+
+
+def learning_rate_factor(step: int, settings: TrainingRecipe) -> float:
+    """Linear warm-up, then a cosine to `final_learning_rate_share`: the share of the peak at a step."""
+    warmup = max(1, round(settings.warmup_share * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    floor = settings.final_learning_rate_share
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def make_accelerator(settings: TrainingRecipe, micro_steps: int = 1) -> Accelerator:
+    """An Accelerator for these settings; the launcher's environment decides processes and strategy."""
+    return Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        gradient_accumulation_steps=micro_steps,
+    )
+
+
+def train(
+    task: Task,
+    settings: TrainingRecipe,
+    work: Path,
+    description: str,
+    stop_after: int | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Train to `settings.steps` and return the deterministic summary of the run.
+
+    Resumes from the newest complete checkpoint under `work`. Metrics go to work/metrics.jsonl.
+
+    Args:
+        stop_after: stop, saved, after this many steps of this call (runs of limited time).
+        on_step: called with the number of finished steps.
+
+    Raises:
+        TrainingInterrupted: SIGINT or SIGTERM came, or `stop_after` was reached; the state is saved.
+        TrainingDiverged: the loss is not finite or the chunk vectors collapsed.
+    """
+    world = _world_size()
+    micro_size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
+    if micro_size < world or settings.batch_size % micro_size:
+        raise RefragError(
+            f"batch_size {settings.batch_size} can't be cut into micro-batches of "
+            f"{settings.micro_batch_size} on {world} processes; make it a multiple"
+        )
+    micro_steps = settings.batch_size // micro_size
+    accelerator = make_accelerator(settings, micro_steps)
+    groups = [group for group in task.parameter_groups(settings) if group["params"]]
+    peaks = [group["lr"] for group in groups]
+    optimizer: Any = torch.optim.AdamW(
+        groups, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=accelerator.device.type == "cuda"
+    )
+    module: Any
+    module, optimizer = accelerator.prepare(task, optimizer)
+    checkpoints = work / "checkpoints"
+    facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
+    step, first_loss = facts["step"], facts["first_loss"]
+    log = MetricsLog(work / "metrics.jsonl", step, facts.get("pending", []), accelerator)
+    run = _compiled(module, settings, accelerator)
+    started_at, loss_value = step, facts.get("last_loss")
+
+    def batches() -> Iterator[list[Batch]]:
+        for number in range(started_at, settings.steps):
+            size = task.samples(number, micro_size)
+            yield [task.batch(number, micro, size, accelerator.process_index, world) for micro in range(micro_steps)]
+
+    def save() -> None:
+        kept = {"first_loss": first_loss, "last_loss": loss_value, "pending": log.pending()}
+        checkpoint.save(accelerator, checkpoints, step, kept, settings.keep_checkpoints)
+
+    with (
+        _stop_on_signal() as stopped,
+        prefetch(batches()) as source,
+        Progress(description, settings.steps, "steps", start=step) as progress,
+    ):
+        for micro_batches in source:
+            factor = learning_rate_factor(step, settings)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            logged = (step + 1) % settings.log_every == 0 or step + 1 in (1, settings.steps)
+            # Before the step: after it the batch is no longer unseen, and the figures would flatter.
+            probe = task.probe(_to_device(micro_batches[0], accelerator.device)) if logged else {}
+            total, figures, positions = _step(task, run, optimizer, accelerator, micro_batches, settings)
+            step += 1
+            log.count(total, figures, positions * world)
+            if logged:
+                line = log.write(step, peaks[0] * factor, probe)
+                loss_value = line["loss"]
+                first_loss = loss_value if first_loss is None else first_loss
+                _refuse_divergence(line, description)
+                progress.update(0, f"loss {loss_value:.4f}")
+            progress.update()
+            if on_step:
+                on_step(step)
+            limit = stop_after is not None and step - started_at >= stop_after and step < settings.steps
+            if _any_rank(stopped["signal"] != 0 or limit, accelerator):
+                save()
+                reason = f"signal {stopped['signal']}" if stopped["signal"] else f"{stop_after} steps"
+                raise TrainingInterrupted(
+                    f"{description}: stopped by {reason} after step {step}; saved, run it again to continue"
+                )
+            if step % settings.save_every == 0 and step < settings.steps:
+                save()
+    accelerator.wait_for_everyone()
+    return {"steps": step, "first_loss": first_loss, "last_loss": loss_value, "last": log.last}
+
+
+def _step(
+    task: Task,
+    run: Any,
+    optimizer: Any,
+    accelerator: Accelerator,
+    micro_batches: list[Batch],
+    settings: TrainingRecipe,
+) -> tuple[Tensor, dict[str, Any], int]:
+    """One optimizer step (or `updates_per_batch` of them on the same batch)."""
+    losses: list[Tensor] = []
+    figures: dict[str, Any] = {}
+    positions = 0
+    on_device = [_to_device(batch, accelerator.device) for batch in micro_batches]
+    for batch in on_device:
+        task.prepare_updates(batch)
+        positions += task.positions(batch)
+    for _ in range(task.updates_per_batch):
+        losses.clear()
+        for batch in on_device:
+            with accelerator.accumulate(run):
+                loss, figures = run(batch)
+                accelerator.backward(loss)
+                losses.append(loss.detach())
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(run.parameters(), settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+    return torch.stack(losses).mean(), figures, positions
+
+
+def _refuse_divergence(line: dict[str, Any], description: str) -> None:
+    """Stop as soon as a run can no longer become useful."""
+    if not math.isfinite(line["loss"]):
+        raise TrainingDiverged(
+            f"{description}: the loss is {line['loss']} at step {line['step']}; lower the learning rates"
+        )
+    if line.get("vector_std", 1.0) < COLLAPSED:
+        raise TrainingDiverged(
+            f"{description}: the chunk vectors collapsed at step {line['step']}: their standard deviation over chunks "
+            f"is {line['vector_std']:.4f} of an embedding's size, below {COLLAPSED}; lower encoder_learning_rate and "
+            "projection_learning_rate, or set encoder.token_skip: true"
+        )
+
+
+def _compiled(module: Any, settings: TrainingRecipe, accelerator: Accelerator) -> Any:
+    if not settings.compile or accelerator.device.type != "cuda":
+        return module
+    import torch._dynamo
+
+    # The curriculum brings one shape a factor; each is worth its own static graph.
+    torch._dynamo.config.cache_size_limit = 64
+    return torch.compile(module, dynamic=False)
+
+
+def _world_size() -> int:
+    import os
+
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+
+
+def _any_rank(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether any process raised the flag: all of them stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[dict[str, int]]:
+    """SIGINT and SIGTERM ask for a stop at the end of the step; a second one acts at once."""
+    state = {"signal": 0}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if state["signal"]:
+            raise KeyboardInterrupt
+        state["signal"] = number
+
+    try:
+        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # Not the main thread: signals can't be handled here.
+        yield state
+        return
+    try:
+        yield state
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -1,0 +1,75 @@
+"""Cross-entropy over a large vocabulary without ever holding all its logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = 4096
+
+
+def _block(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of some rows with its gradients by hidden and weight."""
+    logits = (hidden @ weight.t()).float()
+    lse = logits.logsumexp(-1)
+    loss = (lse - logits.gather(1, labels[:, None])[:, 0]).sum()
+    slope = (logits - lse[:, None]).exp()
+    slope = slope.scatter_add(1, labels[:, None], slope.new_full((len(labels), 1), -1.0)).to(hidden.dtype)
+    return loss, slope @ weight, slope.t() @ hidden
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are made in the forward pass, block by block: memory is rows x vocabulary, not tokens x vocabulary."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
+        block = torch.compile(_block, dynamic=False) if compiled else _block
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        low = weight.to(hidden.dtype)
+        for start in range(0, len(hidden), ROWS):
+            rows = slice(start, start + ROWS)
+            loss, by_hidden, by_weight = block(hidden[rows], low, labels[rows])
+            total += loss
+            grad_hidden[rows] = by_hidden
+            if ctx.needs_input_grad[1]:
+                grad_weight += by_weight
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None)
+        ctx.rows = len(hidden)
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = grads[0] / ctx.rows
+        return (
+            grad_hidden * scale.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * scale,
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of `hidden @ weight.T` against labels, in nats.
+
+    Args: hidden [n, d], weight [vocabulary, d], labels [n] (all of them counted).
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, weight, labels, hidden.is_cuda)
+
+
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood of each label in nats, [n] float32, block by block and without gradients."""
+    parts = []
+    for start in range(0, len(hidden), ROWS):
+        rows = slice(start, start + ROWS)
+        logits = (hidden[rows].to(weight.dtype) @ weight.t()).float()
+        parts.append(logits.logsumexp(-1) - logits.gather(1, labels[rows, None])[:, 0])
+    return torch.cat(parts)

@@ -1,0 +1,44 @@
+"""Windows of text for training: decided by the seed and the step alone, so that a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refrag_platform.corpus.shards import TokenShards
+from refrag_platform.errors import RefragError
+
+
+class Windows:
+    """Random windows of one length within the documents of a split, every start equally likely."""
+
+    def __init__(self, content: Path, split: str, length: int, seed: int) -> None:
+        """
+        Raises:
+            RefragError: no document of the split is as long as a window.
+        """
+        self.shards = TokenShards(content, split)
+        self.length, self.seed = length, seed
+        starts, lengths = self.shards.documents
+        room = np.maximum(lengths - length + 1, 0)
+        if not room.sum():
+            longest = int(lengths.max()) if len(lengths) else 0
+            raise RefragError(
+                f"the {split} split of {content} has no document of {length} tokens (the longest has {longest}); "
+                "add longer documents or shorten context_tokens, output_tokens or the curriculum"
+            )
+        self._starts, self._cumulative = starts, room.cumsum()
+
+    def batch(self, step: int, micro: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
+        """This rank's share of the windows of a step's micro-batch: [size / world, length] token ids."""
+        draws = np.random.default_rng([self.seed, 1, step, micro]).integers(0, self._cumulative[-1], size)
+        rows = [self._window(int(draw)) for draw in draws[rank * size // world : (rank + 1) * size // world]]
+        return torch.from_numpy(np.stack(rows))
+
+    def _window(self, draw: int) -> np.ndarray:
+        document = int(np.searchsorted(self._cumulative, draw, side="right"))
+        before = int(self._cumulative[document - 1]) if document else 0
+        return self.shards.tokens(int(self._starts[document]) + draw - before, self.length)

@@ -1,0 +1,149 @@
+"""Continual pre-training (section 2): the context as vectors, the next o tokens predicted; all weights train.
+
+The last part of the run keeps a random share of chunks as tokens, so that the model reads mixed input.
+The same task trains the controls that read the full context, none, or the last s/k tokens.
+Run: `refrag run cpt --model tiny`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from refrag_platform.model.policy import budget
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import window_layout
+from refrag_platform.recipes import CptRecipe, TrainingRecipe
+from refrag_platform.stages import StageContext
+from refrag_platform.training.core.artifact import load_model, parameter_counts, save_dtype, write_training
+from refrag_platform.training.core.curriculum import Curriculum
+from refrag_platform.training.core.groups import (
+    decoder_body,
+    decoder_group,
+    encoder_groups,
+    head_weight,
+    vector_std,
+)
+from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.windows import Windows
+
+System = Literal["refrag", "full", "none", "truncated"]
+
+
+class CptTask(Task):
+    """Next-paragraph prediction for REFRAG or one of its controls, on the same windows in the same order."""
+
+    def __init__(
+        self,
+        model: RefragModel,
+        settings: CptRecipe,
+        windows: dict[int, Windows],
+        seed: int,
+        system: System = "refrag",
+    ) -> None:
+        """Args: windows: for each number of context chunks L, windows of L k + o tokens."""
+        super().__init__()
+        self.model, self.settings, self.windows, self.seed, self.system = (
+            model,
+            settings,
+            windows,
+            seed,
+            system,
+        )
+        self.chunks = settings.context_tokens // model.chunk_size
+        self.curriculum_steps = round(settings.curriculum_share * settings.steps) if settings.curriculum else 0
+        if settings.curriculum:
+            largest = min(settings.curriculum.max_factor, self.chunks)
+            self.curriculum = Curriculum(
+                self.curriculum_steps, largest, settings.curriculum.stages, dict.fromkeys(windows, 1), seed
+            )
+        if system != "refrag":
+            model.encoder.requires_grad_(False)
+            model.projection.requires_grad_(False)
+
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        k, o = self.model.chunk_size, self.settings.output_tokens
+        chunks = self.curriculum.factor(step) if step < self.curriculum_steps else self.chunks
+        tokens = self.windows[chunks].batch(step, micro, size, rank, world)
+        context, output = tokens[:, : chunks * k].reshape(len(tokens), chunks, k), tokens[:, chunks * k :]
+        mixed = step >= self.settings.steps * (1 - self.settings.mixed_steps_share)
+        kept = budget(chunks, self.settings.mixed_share_kept) if mixed and self.system == "refrag" else 0
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank)
+        ranks = torch.rand(len(tokens), chunks, generator=generator).argsort(1)
+        token_ids, index = window_layout(context, ranks < kept)
+        return {"context": context, "output": output[:, :o], "token_ids": token_ids, "chunk_index": index}
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        if self.system != "refrag":
+            return self.loss(self.control_context(batch), batch["output"]), {}
+        embeds = self.chunk_embeds(batch)
+        context = self.model.gather(batch["token_ids"], batch["chunk_index"], embeds)
+        return self.loss(context, batch["output"]), {"vector_std": vector_std(self.model, embeds)}
+
+    def chunk_embeds(self, batch: Batch) -> Tensor:
+        """[B L, d]: what the decoder reads for every chunk of the batch."""
+        return self.model.project(self.model.encode(batch["context"].flatten(0, 1), padded=False))
+
+    def control_context(self, batch: Batch) -> Tensor:
+        """Token embeddings [B, N, d] of a control's context; no context is the token that separates documents."""
+        tokens = batch["context"].flatten(1)
+        if self.system == "none":
+            tokens = tokens.new_full((len(tokens), 1), self.model.start_token_id)
+        elif self.system == "truncated":
+            tokens = tokens[:, -batch["context"].shape[1] :]
+        return self.model.decoder.get_input_embeddings()(tokens)
+
+    def loss(self, context: Tensor, output: Tensor) -> Tensor:
+        """Mean loss of the o tokens after a context [B, N, d]; its last position predicts the first of them."""
+        text = self.model.decoder.get_input_embeddings()(output)
+        inputs = torch.cat([context.to(text.dtype), text], 1)
+        hidden = decoder_body(self.model.decoder)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        predicting = hidden[:, context.shape[1] - 1 : -1].flatten(0, 1)
+        return linear_cross_entropy(predicting, head_weight(self.model.decoder), output.flatten())
+
+    @torch.no_grad()
+    def probe(self, batch: Batch) -> dict[str, float]:
+        """The loss with the context of another window: it must be worse, or the vectors carry nothing."""
+        if self.system != "refrag" or len(batch["output"]) < 2:
+            return {}
+        with torch.autocast(batch["output"].device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            context = self.model.gather(batch["token_ids"], batch["chunk_index"], self.chunk_embeds(batch))
+            return {
+                "own_loss": float(self.loss(context, batch["output"])),
+                "shuffled_loss": float(self.loss(context.roll(1, 0), batch["output"])),
+            }
+
+    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
+        return [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
+
+    def positions(self, batch: Batch) -> int:
+        size, chunks, k = batch["context"].shape
+        context = {"refrag": batch["token_ids"].shape[1], "full": chunks * k, "none": 1, "truncated": chunks}
+        return size * (context[self.system] + batch["output"].shape[1])
+
+
+def cpt_task(model: RefragModel, corpus: Any, settings: CptRecipe, seed: int, system: System = "refrag") -> CptTask:
+    """The task over a corpus' training split."""
+    k, o = model.chunk_size, settings.output_tokens
+    lengths = {settings.context_tokens // k}
+    if settings.curriculum:
+        largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
+        lengths |= {2**i for i in range(largest.bit_length())}
+    return CptTask(model, settings, {n: Windows(corpus, "train", n * k + o, seed) for n in lengths}, seed, system)
+
+
+def train_cpt(context: StageContext) -> dict[str, Any]:
+    """The stage: the reconstruction checkpoint in, every part trained to use compressed context."""
+    model = load_model(context, "reconstruction")
+    task = cpt_task(model, context.inputs["corpus"], context.recipe.cpt, context.recipe.seed)
+    summary = train(task, context.recipe.cpt, context.work, f"cpt of {context.recipe.name}")
+    model.save(context.out, save_dtype(context))
+    parts: dict[str, nn.Module] = {
+        "encoder": model.encoder,
+        "projection": model.projection,
+        "decoder": model.decoder,
+    }
+    return write_training(context, summary, parameter_counts(parts))

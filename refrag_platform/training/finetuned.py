@@ -1,0 +1,124 @@
+"""Fine-tuning (section 4): instruction tuning on RAG questions, conversations and summaries.
+
+Encoder and policy stay frozen unless the recipe says otherwise, so that store, policy and model agree.
+Half of the prompts have chunks expanded by the policy at its budget, half have none: the model learns
+to read both. Run: `refrag run finetuned --model tiny`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import END, passage_chunks, rag_prompt
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import Chunks, Text, lay_out
+from refrag_platform.model.selection import expand
+from refrag_platform.recipes import FinetunedRecipe, TrainingRecipe
+from refrag_platform.stages import StageContext
+from refrag_platform.training.core.artifact import load_model, parameter_counts, save_dtype, write_training
+from refrag_platform.training.core.groups import decoder_body, decoder_group, encoder_groups, head_weight
+from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.examples import Example, Examples
+
+
+class FinetunedTask(Task):
+    """The answers' loss, the passages read as vectors."""
+
+    def __init__(
+        self, model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+    ) -> None:
+        super().__init__()
+        self.model, self.settings, self.examples = model, settings, examples
+        if not settings.train_encoder:
+            model.encoder.requires_grad_(False)
+            model.encoder.eval()
+        self._policy = [policy]
+
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        rows = range(rank * size // world, (rank + 1) * size // world)
+        examples = [self.examples.draw(step, micro * size + row) for row in rows]
+        return {
+            "prompts": [self._prompt(example) for example in examples],
+            "expanded": [r % 2 == 0 for r in rows],
+        }
+
+    def _prompt(self, example: Example) -> tuple[list[Any], list[int]]:
+        """An example's prompt and its answer's ids."""
+        tokenizer, k = self.model.tokenizer, self.model.chunk_size
+        passages = [passage_chunks(tokenizer, p["title"], p["text"], k) for p in example.passages]
+        kind = "summary" if example.task == "summarization" else "answer"
+        prompt = rag_prompt(tokenizer, example.question, passages, example.history, kind)  # type: ignore[arg-type]
+        answer = tokenizer(example.answer + END, add_special_tokens=False)["input_ids"]
+        return list(prompt), answer
+
+    @torch.no_grad()
+    def prepare_updates(self, batch: Batch) -> None:
+        """Choose the chunks to expand and lay the batch out; both need the model, not gradients."""
+        rows, labels = [], []
+        for (prompt, answer), expanded in zip(batch["prompts"], batch["expanded"], strict=True):
+            chunks = [part for part in prompt if isinstance(part, Chunks)]
+            share = self._policy[0].share_kept if expanded else 0.0
+            chosen = iter(expand(self.model, chunks, share, self._policy[0].to(self.model.device)))
+            parts = [next(chosen) if isinstance(part, Chunks) else part for part in prompt]
+            rows.append([*parts, Text(answer)])
+            labels.append(answer)
+        layout = lay_out(rows, self.model.chunk_size, "right")
+        targets = torch.full(layout.token_ids.shape, -1)
+        for row, answer in enumerate(labels):
+            end = int(layout.attention_mask[row].sum())
+            targets[row, end - len(answer) : end] = torch.tensor(answer)
+        device = self.model.device
+        batch |= {
+            "token_ids": layout.token_ids.to(device),
+            "chunk_index": layout.chunk_index.to(device),
+            "attention_mask": layout.attention_mask.to(device),
+            "targets": targets.to(device),
+            "chunk_token_ids": layout.chunk_token_ids.to(device),
+            "vectors": layout.vectors if not self.settings.train_encoder else None,
+        }
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        vectors = batch["vectors"]
+        if vectors is None:
+            vectors = self.model.encode(batch["chunk_token_ids"])
+        embeds = self.model.gather(batch["token_ids"], batch["chunk_index"], self.model.project(vectors))
+        hidden = decoder_body(self.model.decoder)(
+            inputs_embeds=embeds, attention_mask=batch["attention_mask"].long(), use_cache=False
+        ).last_hidden_state
+        targets = batch["targets"][:, 1:]
+        chosen = targets >= 0
+        head = head_weight(self.model.decoder)
+        return linear_cross_entropy(hidden[:, :-1][chosen], head, targets[chosen]), {}
+
+    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
+        return [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
+
+    def positions(self, batch: Batch) -> int:
+        return batch["token_ids"].numel()
+
+
+def train_finetuned(context: StageContext) -> dict[str, Any]:
+    """The stage: the CPT checkpoint and the policy in; all that serving needs out."""
+    settings = context.recipe.finetuned
+    model = load_model(context, "cpt")
+    policy = PolicyNetwork.load(context.inputs["policy"])
+    examples = Examples(context.inputs["corpus"], settings, context.recipe.seed)
+    summary = train(
+        FinetunedTask(model, policy, settings, examples),
+        settings,
+        context.work,
+        f"finetuned of {context.recipe.name}",
+    )
+    model.save(context.out, save_dtype(context))
+    policy.cpu().save(context.out)
+    parts: dict[str, nn.Module] = {
+        "encoder": model.encoder,
+        "projection": model.projection,
+        "decoder": model.decoder,
+    }
+    return write_training(context, summary, parameter_counts(parts))

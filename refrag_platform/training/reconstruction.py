@@ -1,0 +1,141 @@
+"""Reconstruction (section 2): from the vectors of x_1..x_s predict x_1..x_s, the decoder frozen.
+
+All m vectors come first and then the text, in ONE sequence: [e_1..e_m, E(x_1)..E(x_mk-1)]; the last vector's
+position predicts x_1. Run: `refrag run reconstruction --model tiny`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import ReconstructionRecipe, TrainingRecipe
+from refrag_platform.stages import StageContext
+from refrag_platform.training.core.artifact import parameter_counts, save_dtype, write_training
+from refrag_platform.training.core.curriculum import Curriculum
+from refrag_platform.training.core.groups import decoder_body, encoder_groups, head_weight, vector_std
+from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.windows import Windows
+
+HELPER_CHUNKS = 512
+
+
+class ReconstructionTask(Task):
+    """Encoder and projection learn to carry the text; helper heads that read it off the vectors fade out."""
+
+    def __init__(
+        self, model: RefragModel, settings: ReconstructionRecipe, windows: dict[int, Windows], seed: int
+    ) -> None:
+        """Args: windows: for each factor f, windows of f k tokens."""
+        super().__init__()
+        self.model, self.settings, self.windows = model, settings, windows
+        model.decoder.requires_grad_(False)
+        width = embedding_weight(model.decoder).shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.helper = nn.Linear(width, model.chunk_size * width, bias=False)
+        curriculum = settings.curriculum
+        samples = {factor: curriculum.max_factor // factor for factor in windows}
+        self.curriculum = Curriculum(settings.steps, curriculum.max_factor, curriculum.stages, samples, seed)
+
+    def samples(self, step: int, size: int) -> int:
+        """`size` counts sequences of the largest factor; shorter ones fill the same number of tokens."""
+        return size * self.settings.curriculum.max_factor // self.curriculum.factor(step)
+
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        factor = self.curriculum.factor(step)
+        fade = max(1.0, self.settings.helper_loss_share * self.settings.steps)
+        weight = self.settings.helper_loss_weight * max(0.0, 1.0 - step / fade)
+        tokens = self.windows[factor].batch(step, micro, size, rank, world)
+        chunks = tokens.view(-1, self.model.chunk_size)
+        chosen = torch.randperm(len(chunks), generator=torch.Generator().manual_seed(step))[:HELPER_CHUNKS]
+        return {
+            "tokens": tokens,
+            "chosen": chosen,
+            "helper_weight": torch.tensor(weight),
+            "helper": weight > 0,
+        }
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        tokens = batch["tokens"]
+        chunks = tokens.reshape(-1, self.model.chunk_size)
+        vectors = self.model.encode(chunks, padded=False)
+        embeds = self.model.project(vectors)
+        loss = self.text_loss(embeds, tokens)
+        figures = {"vector_std": vector_std(self.model, embeds), "reconstruction_loss": loss.detach()}
+        if batch["helper"]:
+            helper = self.helper_loss(embeds, chunks, batch["chosen"])
+            figures["helper_loss"] = helper.detach()
+            loss = loss + batch["helper_weight"] * helper
+        return loss, figures
+
+    def text_loss(self, embeds: Tensor, tokens: Tensor) -> Tensor:
+        """Mean loss of the text after its vectors; embeds [B m, d], tokens [B, m k]."""
+        hidden, labels = self.text_states(embeds, tokens)
+        return linear_cross_entropy(hidden, head_weight(self.model.decoder), labels)
+
+    def text_states(self, embeds: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states that predict the text [B m k, d], and the text [B m k]."""
+        batch, length = tokens.shape
+        chunks = length // self.model.chunk_size
+        text = self.model.decoder.get_input_embeddings()(tokens)
+        inputs = torch.cat([embeds.view(batch, chunks, -1).to(text.dtype), text], 1)
+        hidden = decoder_body(self.model.decoder)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return hidden[:, chunks - 1 : chunks - 1 + length].flatten(0, 1), tokens.flatten()
+
+    def helper_loss(self, embeds: Tensor, chunks: Tensor, chosen: Tensor) -> Tensor:
+        """Token ids read off some vectors by one linear head per position."""
+        width = embeds.shape[1]
+        states = self.helper(embeds[chosen] / self.model.projection.gain.detach())
+        table = self.model.encoder.decoder_embeddings * width**-0.5
+        return linear_cross_entropy(states.view(-1, width), table, chunks[chosen].flatten())
+
+    @torch.no_grad()
+    def probe(self, batch: Batch) -> dict[str, float]:
+        """The loss with every sample's vectors taken from another sample: what the text alone would give."""
+        tokens = batch["tokens"]
+        if len(tokens) < 2:
+            return {}
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            embeds = self.model.project(self.model.encode(tokens.reshape(-1, self.model.chunk_size), padded=False))
+            others = embeds.view(len(tokens), -1, embeds.shape[-1]).roll(1, 0).flatten(0, 1)
+            return {
+                "own_loss": float(self.text_loss(embeds, tokens)),
+                "shuffled_loss": float(self.text_loss(others, tokens)),
+            }
+
+    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
+        groups = encoder_groups(self.model, settings)
+        return [*groups, {"params": list(self.helper.parameters()), "lr": settings.projection_learning_rate}]
+
+    def positions(self, batch: Batch) -> int:
+        tokens = batch["tokens"].numel()
+        return tokens + tokens // self.model.chunk_size
+
+
+def reconstruction_task(context: StageContext, model: RefragModel) -> ReconstructionTask:
+    """The task over the corpus' training split."""
+    settings, seed = context.recipe.reconstruction, context.recipe.seed
+    factors = [2**i for i in range(settings.curriculum.max_factor.bit_length())]
+    windows = {f: Windows(context.inputs["corpus"], "train", f * model.chunk_size, seed) for f in factors}
+    return ReconstructionTask(model, settings, windows, seed)
+
+
+def train_reconstruction(context: StageContext) -> dict[str, Any]:
+    """The stage: an untrained model in, encoder and projection trained, the decoder as it was."""
+    base = context.project.recipe_path(context.recipe.name).parent
+    model = RefragModel.create(context.recipe, base)
+    task = reconstruction_task(context, model)
+    summary = train(task, context.recipe.reconstruction, context.work, f"reconstruction of {context.recipe.name}")
+    model.save(context.out, save_dtype(context))
+    parts: dict[str, nn.Module] = {
+        "encoder": model.encoder,
+        "projection": model.projection,
+        "decoder": model.decoder,
+    }
+    return write_training(context, summary, parameter_counts(parts))

@@ -1,0 +1,161 @@
+"""Record a model's run in Git on a branch of its own, runs/NAME. Run: `refrag commit --model NAME`.
+
+Everything goes through a temporary index and Git's plumbing, so that the user's index, working tree and
+current branch stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from refrag_platform.versioning import dvc
+from refrag_platform.versioning.manifest import FILE_NAME, Manifest
+
+PIPELINE_FILE, DIALS = "dvc.yaml", "params.yaml"
+NOBODY = {"NAME": "refrag", "EMAIL": "refrag@localhost"}
+
+
+def branch(model: str) -> str:
+    """The Git branch that holds the runs of a model."""
+    return f"runs/{model}"
+
+
+def commit_run(project: Project, model: str, message: str | None = None) -> str:
+    """Commit dvc.lock, the model's manifests and reports, and what they were made from; return the commit.
+
+    The commit holds HEAD's files, over them the pipeline's files, the recipe and the stages' code as they are
+    in the working tree (what DVC hashed); its params.yaml names this model alone, so that `dvc pull` in a
+    clone of the branch looks for nothing that was never made. Its parents are the branch's tip and HEAD, as
+    far as neither contains the other. When nothing is new, the branch's tip is returned.
+
+    Raises:
+        ArtifactError: the model has no artifact, or one that is not the one in dvc.lock and can't be
+            recorded as it is (see `dvc.record`).
+        RefragError: no Git repository or no commit yet; the branch is checked out; it moved meanwhile.
+    """
+    dvc.ensure_repo(project)
+    manifests = _recorded_manifests(project, model)
+    git = _Git(project.root)
+    head = git.revision("HEAD")
+    if head is None:
+        raise RefragError(f"{project.root} has no commit yet; `git commit` the project first")
+    ref = f"refs/heads/{branch(model)}"
+    if git.run("symbolic-ref", "--quiet", "HEAD", check=False) == ref:
+        raise RefragError(
+            f"{branch(model)} is checked out here, and committing to it would leave the index behind; "
+            "change to a branch of your own first: git switch -c NAME"
+        )
+    tip = git.revision(ref)
+    tree = _tree(project, git, model, head, manifests)
+    if tip is not None and git.run("rev-parse", f"{tip}^{{tree}}") == tree:
+        return tip
+    parents = [commit for commit in (tip, head) if commit is not None]
+    if tip is not None and git.contains(tip, head):
+        parents = [tip]
+    elif tip is not None and git.contains(head, tip):
+        parents = [head]
+    text = message or f"Run of {model}: {', '.join(manifest.stage for manifest in manifests)}"
+    arguments = [argument for parent in parents for argument in ("-p", parent)]
+    commit = git.run("commit-tree", tree, *arguments, "-m", text)
+    git.run("update-ref", "-m", f"refrag commit: {text}", ref, commit, tip or "")
+    return commit
+
+
+def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
+    """The manifests of the model's artifacts, each of which is in dvc.lock afterwards.
+
+    Raises:
+        ArtifactError: there is none, or one can't be recorded.
+    """
+    project.recipe(model)
+    manifests = []
+    for stage in STAGES:
+        folder = project.stage_dir(stage, model)
+        if (folder / FILE_NAME).is_file():
+            manifest = Manifest.read(folder)
+            if dvc.recorded_hash(project, stage, model) != manifest.hash:
+                dvc.record(project, stage, model)
+            manifests.append(manifest)
+    if not manifests:
+        raise ArtifactError(f"{model} has no artifact to commit; `refrag run all --model {model}` makes them")
+    return manifests
+
+
+def _tree(project: Project, git: _Git, model: str, head: str, manifests: list[Manifest]) -> str:
+    """Git's tree of the run, built in an index of its own."""
+    code = {path for manifest in manifests for path in STAGES[manifest.stage].code}
+    recipe = [path for path in project.recipe_path(model).parent.iterdir() if path.is_file()]
+    made = [project.stage_dir(manifest.stage, model) / FILE_NAME for manifest in manifests]
+    for kind in ("metrics", "curves", "perplexity"):
+        made += sorted((project.root / "reports" / kind / model).glob("*.*"))
+    with tempfile.TemporaryDirectory(prefix="refrag-") as folder:
+        index = _Git(project.root, index=Path(folder) / "index")
+        index.run("read-tree", head)
+        index.run("add", "--all", "--", PIPELINE_FILE, DIALS, *sorted(code), *_relative(project, recipe))
+        index.run("add", "--force", "--", "dvc.lock", *_relative(project, made))
+        params = index.run("hash-object", "-w", "--stdin", text=only_model(project, model))
+        index.run("update-index", "--cacheinfo", f"100644,{params},{DIALS}")
+        return index.run("write-tree")
+
+
+def only_model(project: Project, model: str) -> str:
+    """The text of params.yaml with `models` cut down to one; all else, comments included, stays."""
+    text = (project.root / DIALS).read_text(encoding="utf-8")
+    mapping = yaml.compose(text, yaml.SafeLoader)
+    assert mapping is not None  # Project.models() has read it
+    (models,) = (value for key, value in mapping.value if key.value == "models")
+    last = models if models.flow_style else models.value[-1]
+    return f"{text[: models.start_mark.index]}[{model}]{text[last.end_mark.index :]}"
+
+
+def _relative(project: Project, paths: list[Path]) -> list[str]:
+    return [path.relative_to(project.root).as_posix() for path in paths if not path.name.startswith(".")]
+
+
+class _Git:
+    """Git in one repository, on the user's index or on one of its own."""
+
+    def __init__(self, root: Path, index: Path | None = None) -> None:
+        self.root = root
+        self.environment = dict(os.environ)
+        if index is not None:
+            self.environment["GIT_INDEX_FILE"] = str(index)
+        for role in ("AUTHOR", "COMMITTER"):
+            if self.run("var", f"GIT_{role}_IDENT", check=False):
+                continue
+            for key, value in NOBODY.items():  # a machine without a Git identity can record runs too
+                self.environment[f"GIT_{role}_{key}"] = value
+
+    def run(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
+        """The output of a Git command that reads `text`.
+
+        Raises:
+            RefragError: it failed and `check` is set.
+        """
+        result = subprocess.run(
+            ["git", "-C", str(self.root), *arguments],
+            env=self.environment,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode and check:
+            raise RefragError(f"`git {' '.join(arguments[:2])}` failed:\n{result.stderr.strip()}")
+        return result.stdout.strip()
+
+    def revision(self, name: str) -> str | None:
+        """The commit that a name stands for, or None."""
+        return self.run("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", check=False) or None
+
+    def contains(self, commit: str, other: str) -> bool:
+        """Whether `other` is among the ancestors of `commit`."""
+        return self.run("merge-base", commit, other, check=False) == other

@@ -1,0 +1,78 @@
+"""Projects whose stages make small real artifacts in no time; Dagster, DVC, checks and processes are the real ones."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance
+
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from tests.conftest import ROOT, copy_project, init_repository
+
+MODEL = "tiny"
+# What most tests run: the first artifact and one that is made from it.
+FIRST_TWO = ("corpus", "reconstruction")
+
+
+def plant_stage(project: Project, stage: str, body: str = "return make(context)") -> None:
+    """Replace a stage's function in the project's copy of the code."""
+    module, name = STAGES[stage].function.split(":")
+    path = project.root / (module.replace(".", "/") + ".py")
+    lines = ["from planted import *", "", "", f"def {name}(context):", *(f"    {line}" for line in body.splitlines())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def planted_project(folder: Path) -> Project:
+    """A repository in which every stage is planted; DAGSTER_HOME lies inside, as in a clone."""
+    project = copy_project(folder / "project")
+    shutil.copy(ROOT / "tests" / "quality" / "content.py", project.root / "planted.py")
+    for stage in STAGES:
+        plant_stage(project, stage)
+    (project.root / ".dagster_home").mkdir()
+    shutil.copy(ROOT / ".dagster_home" / "dagster.yaml", project.root / ".dagster_home")
+    return init_repository(project)
+
+
+def use(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point this process, and those that it starts, at the project."""
+    monkeypatch.setenv("REFRAG_ROOT", str(project.root))
+    monkeypatch.setenv("DAGSTER_HOME", str(project.root / ".dagster_home"))
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A planted project with nothing made yet."""
+    project = planted_project(tmp_path)
+    use(project, monkeypatch)
+    return project
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A planted project after one run of its first two stages; tests only look at it."""
+    from assets.materialize import materialize_all
+
+    project = planted_project(tmp_path_factory.mktemp("made"))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use(project, monkeypatch)
+        assert materialize_all(MODEL, FIRST_TWO)
+        yield project
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    """The Dagster instance of the project in use."""
+    with DagsterInstance.get() as found:
+        yield found
+
+
+def start_pipeline(project: Project) -> subprocess.Popen[str]:
+    """The pipeline in a process of its own, as `make demo` has it."""
+    command = [sys.executable, "-m", "assets.materialize", MODEL]
+    return subprocess.Popen(command, cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -1,0 +1,159 @@
+"""A run of the assets: cached when nothing changed, versioned as DVC has it, stopped by a fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus
+
+from assets.materialize import materialize_all
+from refrag_platform.errors import RefragError
+from refrag_platform.project import Project
+from refrag_platform.quality.suites import SUITES
+from refrag_platform.stages import STAGES
+from refrag_platform.versioning import dvc
+from refrag_platform.versioning.manifest import Manifest
+from tests.assets.conftest import FIRST_TWO, MODEL, plant_stage
+
+LEAKED = """
+import pyarrow as pa, pyarrow.parquet as pq
+figures = make(context)
+rows = pq.read_table(context.out / "documents.parquet").to_pylist()
+rows[-1]["sha256"] = rows[0]["sha256"]
+pq.write_table(pa.Table.from_pylist(rows), context.out / "documents.parquet")
+return figures
+"""
+NO_BETTER = """
+figures = make(context)
+values = json.loads((context.out / "training.json").read_text()) | {"last_loss": 5.0}
+write_json(context.out / "training.json", values)
+return figures
+"""
+
+
+def metadata(instance: DagsterInstance, stage: str) -> dict[str, Any] | None:
+    event = instance.get_latest_materialization_event(AssetKey(stage))
+    found = event.asset_materialization if event else None
+    return {name: value.value for name, value in found.metadata.items()} if found else None
+
+
+def data_version(instance: DagsterInstance, stage: str) -> str:
+    event = instance.get_latest_materialization_event(AssetKey(stage))
+    assert event and event.asset_materialization and event.asset_materialization.tags
+    return event.asset_materialization.tags["dagster/data_version"]
+
+
+def check_outcomes(instance: DagsterInstance, stage: str) -> dict[str, tuple[bool, str]]:
+    """Passed or not, and severity, of each check's latest evaluation."""
+    outcomes = {}
+    for check in SUITES[stage]:
+        key = AssetCheckKey(AssetKey(stage), check.name)
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+        event = record.event.dagster_event if record and record.event else None
+        if event and event.event_type is DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluation = event.asset_check_evaluation_data
+            outcomes[check.name] = (evaluation.passed, evaluation.severity.value)
+    return outcomes
+
+
+def test_a_run_makes_checks_and_records_each_artifact(made: Project, instance: DagsterInstance) -> None:
+    for stage in FIRST_TWO:
+        assert dvc.is_current(made, stage, MODEL)
+        outcomes = check_outcomes(instance, stage)
+        assert set(outcomes) == {check.name for check in SUITES[stage]}
+        assert all(passed for passed, _ in outcomes.values())
+        assert (made.stage_dir(stage, MODEL) / "checks" / "index.html").is_file()
+
+
+def test_the_data_version_is_the_hash_in_dvc_lock(made: Project, instance: DagsterInstance) -> None:
+    for stage in FIRST_TWO:
+        assert data_version(instance, stage) == dvc.recorded_hash(made, stage, MODEL)
+
+
+def test_metadata_holds_numbers_picture_tables_paths_and_lineage(made: Project, instance: DagsterInstance) -> None:
+    shown = metadata(instance, "reconstruction")
+    assert shown is not None
+    assert shown["last_loss"] == 3.0 and shown["nested.share"] == 0.5
+    assert shown["loss_curve"].startswith("![loss](data:image/png;base64,")
+    assert shown["path"] == str(made.content("reconstruction", MODEL))
+    event = instance.get_latest_materialization_event(AssetKey("reconstruction"))
+    assert event and event.asset_materialization
+    lineage = event.asset_materialization.metadata["lineage"]
+    assert [row.data["hash"] for row in lineage.records] == [dvc.recorded_hash(made, "corpus", MODEL)]  # type: ignore[attr-defined]
+
+
+def test_what_is_up_to_date_is_cached_and_not_made_again(
+    made: Project, instance: DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {stage: Manifest.read(made.stage_dir(stage, MODEL)) for stage in FIRST_TWO}
+    assert materialize_all(MODEL, FIRST_TWO)
+    output = capfd.readouterr().out
+    for stage in FIRST_TWO:
+        assert (metadata(instance, stage) or {})["cached"] is True
+        assert Manifest.read(made.stage_dir(stage, MODEL)) == before[stage]
+        assert f"{stage} of {MODEL}: cached, {before[stage].hash}" in output
+
+
+def test_a_planted_fault_turns_its_check_red_and_stops_what_is_downstream(
+    planted: Project, instance: DagsterInstance
+) -> None:
+    plant_stage(planted, "corpus", LEAKED)
+    assert not materialize_all(MODEL, FIRST_TWO)
+    failed = {name for name, (passed, _) in check_outcomes(instance, "corpus").items() if not passed}
+    assert failed == {"split_leakage"}
+    assert metadata(instance, "corpus") is None and metadata(instance, "reconstruction") is None
+    assert not planted.stage_dir("corpus", MODEL).exists()
+    # Mended, it runs through; a quality threshold of an undertrained recipe only warns.
+    plant_stage(planted, "corpus")
+    plant_stage(planted, "reconstruction", NO_BETTER)
+    assert materialize_all(MODEL, FIRST_TWO)
+    assert check_outcomes(instance, "corpus")["split_leakage"] == (True, "ERROR")
+    assert check_outcomes(instance, "reconstruction")["loss_fell"] == (False, "WARN")
+
+
+def test_a_fault_in_a_recorded_artifact_stops_what_is_downstream(planted: Project, instance: DagsterInstance) -> None:
+    """Bytes that DVC and the manifest agree on are still checked."""
+    assert materialize_all(MODEL, ["corpus"])
+    facts = planted.content("corpus", MODEL) / "corpus.json"
+    facts.write_text(facts.read_text().replace('"test": 360', '"test": 359'))
+    _accept(planted, "corpus")
+    assert not materialize_all(MODEL, FIRST_TWO)
+    assert check_outcomes(instance, "corpus")["counts"] == (False, "ERROR")
+    assert metadata(instance, "reconstruction") is None
+
+
+def test_a_failing_stage_fails_its_run_and_says_why(
+    planted: Project, instance: DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant_stage(planted, "corpus", "raise ValueError('no such text')")
+    assert not materialize_all(MODEL, FIRST_TWO)
+    assert [run.status for run in instance.get_runs()] == [DagsterRunStatus.FAILURE]
+    assert check_outcomes(instance, "corpus") == {}
+    shown = capfd.readouterr().err
+    assert "ValueError: no such text" in shown
+    assert "corpus of tiny ended with status 1" in shown
+    assert "dagster/_core" not in shown
+
+
+def test_a_model_that_params_yaml_does_not_name_is_refused() -> None:
+    with pytest.raises(RefragError, match=r"'unknown'.*tiny"):
+        materialize_all("unknown")
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_runs_and_is_cached_the_second_time(planted: Project, instance: DagsterInstance) -> None:
+    for cached in (False, True):
+        assert materialize_all(MODEL)
+        assert {stage: (metadata(instance, stage) or {})["cached"] for stage in STAGES} == dict.fromkeys(STAGES, cached)
+    assert all(data_version(instance, stage) == dvc.recorded_hash(planted, stage, MODEL) for stage in STAGES)
+
+
+def _accept(project: Project, stage: str) -> None:
+    """Make manifest and dvc.lock agree with changed content."""
+    from refrag_platform.versioning.digest import folder_digest
+
+    folder = project.stage_dir(stage, MODEL)
+    manifest = Manifest.read(folder)
+    manifest.model_copy(update={"hash": folder_digest(folder / "content")}).write(folder)
+    dvc.record(project, stage, MODEL)

@@ -1,0 +1,105 @@
+"""The process group of a stage: it gets its time to save, and nothing of it is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+
+from assets.child import LineTap
+from assets.materialize import close_dead_runs
+from assets.pipes import group_alive, stop_group
+from refrag_platform.project import Project
+from tests.assets.conftest import MODEL, plant_stage, start_pipeline
+
+# A stage with a helper process, which saves when it is told to stop.
+LONG_STAGE = """
+import os, signal, subprocess, sys, time
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+
+def save(number, frame):
+    time.sleep(1)
+    (context.work / "checkpoint").write_text("saved")
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+(context.work / "group").write_text(str(os.getpgid(0)))
+time.sleep(600)
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds; a minute is far more than it takes."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state(project: Project) -> Path:
+    return project.work_dir("corpus", MODEL) / "state"
+
+
+def start_long_stage(project: Project) -> tuple[subprocess.Popen[str], int]:
+    """Start the pipeline and wait until its first stage, and the stage's helper, run."""
+    plant_stage(project, "corpus", LONG_STAGE)
+    pipeline = start_pipeline(project)
+    mark = state(project) / "group"
+    wait_for(lambda: mark.is_file() and mark.read_text() != "")
+    return pipeline, int(mark.read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_cancelling_lets_the_stage_save_and_leaves_no_process(
+    planted: Project, instance: DagsterInstance, number: signal.Signals
+) -> None:
+    pipeline, group = start_long_stage(planted)
+    (run,) = instance.get_runs()
+    instance.report_run_canceling(run)  # as the UI does before it sends the signal
+    pipeline.send_signal(number)
+    output, _ = pipeline.communicate(timeout=60)
+    assert pipeline.returncode != 0, output
+    assert (state(planted) / "checkpoint").read_text() == "saved"
+    assert not group_alive(group)
+    assert [run.status for run in instance.get_runs()] == [DagsterRunStatus.CANCELED]
+
+
+def test_a_killed_run_takes_its_stage_along_and_gives_its_place_back(
+    planted: Project, instance: DagsterInstance
+) -> None:
+    pipeline, group = start_long_stage(planted)
+    pipeline.kill()
+    pipeline.wait()
+    wait_for(lambda: not group_alive(group))
+    (run,) = instance.get_runs()
+    assert run.status is DagsterRunStatus.STARTED
+    assert close_dead_runs(instance) == [run.run_id]
+    assert [run.status for run in instance.get_runs()] == [DagsterRunStatus.FAILURE]
+
+
+def test_a_group_that_does_not_stop_is_killed_after_the_grace_time() -> None:
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == b"deaf\n"
+    stop_group(process, grace_seconds=0.3)
+    assert process.returncode == -signal.SIGKILL
+    assert not group_alive(process.pid)
+
+
+def test_lines_are_reported_once_they_are_complete_and_bars_by_their_last_state() -> None:
+    stream, lines = StringIO(), list[str]()
+    tap = LineTap(stream, lines.append)
+    for text in ("step 1", "0\nloss ", "2.5\n\n", "\r\x1b[2K1/2", "\r\x1b[2K2/2\n", "unfinished"):
+        tap.write(text)
+    assert lines == ["step 10", "loss 2.5", "2/2"]
+    assert stream.getvalue().endswith("2/2\nunfinished")
+    assert not tap.isatty()

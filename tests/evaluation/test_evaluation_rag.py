@@ -1,0 +1,183 @@
+"""Questions: how files are read, what each system reads, and how answers are scored."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.questions import Question, read_questions
+from refrag_platform.evaluation.rag import compressed, evaluate_rag
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import passage_text, rag_prompt
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import prompt_length, unchunk
+from refrag_platform.project import Project
+
+ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_tokens", "ttft_ms"]
+
+
+@pytest.fixture(scope="module")
+def questions(evaluation_project: Project) -> list[Question]:
+    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_a_question_takes_its_gold_passage_and_the_first_others() -> None:
+    passages = tuple(("", text) for text in "abcd")
+    assert Question("1", "?", ("c",), passages, gold=(2,)).take(1) == (("", "c"),)
+    assert Question("1", "?", ("c",), passages, gold=(2,)).take(3) == (("", "a"), ("", "b"), ("", "c"))
+    assert Question("1", "?", ("c",), passages).take(2) == (("", "a"), ("", "b"))
+    assert Question("1", "?", ("c",), passages).take(9) == passages
+
+
+def test_questions_are_read_and_a_limit_spreads_over_the_file(tmp_path: Path) -> None:
+    rows = [{"id": n, "question": "?", "answers": ["x"], "passages": [{"text": "t"}]} for n in range(10)]
+    path = write(tmp_path / "questions.jsonl", *rows, "")
+    assert len(read_questions(path)) == 10
+    assert [question.id for question in read_questions(path, limit=4)] == ["0", "2", "5", "7"]
+    assert len(read_questions(path, limit=99)) == 10
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ("{", "row 2: not JSON"),
+        ([1], "row 2: list instead of an object"),
+        ({"question": " ", "answers": [], "passages": []}, "row 2: `question` is ' '"),
+        ({"question": "?", "answers": [1], "passages": []}, "row 2: `answers` is"),
+        ({"question": "?", "answers": [], "passages": [{"title": "t"}]}, "row 2: `passages` must be"),
+        ({"question": "?", "answers": [], "passages": [{"text": "t"}], "gold": [1]}, "row 2: `gold` is"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, row: object, fault: str) -> None:
+    right = {"question": "?", "answers": "x", "passages": [{"text": "t"}]}
+    with pytest.raises(RefragError, match=fault):
+        read_questions(write(tmp_path / "questions.jsonl", right, row))
+
+
+def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RefragError, match="no questions at"):
+        read_questions(tmp_path / "absent.jsonl")
+    with pytest.raises(RefragError, match="has no questions"):
+        read_questions(write(tmp_path / "empty.jsonl", ""))
+
+
+def test_every_system_has_its_rows(model: RefragModel, policy: PolicyNetwork, questions: list[Question]) -> None:
+    result = evaluate_rag(model, policy, questions[:4], passages=[1, 3], share_kept=policy.share_kept, max_new_tokens=3)
+    assert [list(row) for row in result.rows] == [ROW_KEYS] * len(result.rows)
+    assert {(row["system"], row["passages"], row["share_kept"]) for row in result.rows} == {
+        ("none", 0, None),
+        *(("full", count, None) for count in (1, 3)),
+        *(("truncated", count, None) for count in (1, 3)),
+        *(("refrag", count, 0.25) for count in (1, 3)),
+        *(("refrag_wrong", count, 0.25) for count in (1, 3)),
+    }
+    rows = {(row["system"], row["passages"]): row for row in result.rows}
+    assert all(row["ttft_ms"] > 0 and 0 <= row["f1"] <= 1 for row in result.rows)
+    assert rows["none", 0]["decoder_tokens"] < rows["refrag", 3]["decoder_tokens"] < rows["full", 3]["decoder_tokens"]
+    # The plain decoder gets as many tokens of the passages as REFRAG takes positions.
+    assert rows["truncated", 3]["decoder_tokens"] == rows["refrag", 3]["decoder_tokens"]
+    assert len(result.answers) == 4 * (1 + 4 * 2)
+
+
+def test_refrag_with_every_chunk_kept_answers_as_the_full_context_does(
+    model: RefragModel, questions: list[Question]
+) -> None:
+    result = evaluate_rag(model, None, questions[::3], passages=[2], share_kept=1.0, max_new_tokens=8)
+    answers = {(answer["id"], answer["system"]): answer["answer"] for answer in result.answers}
+    rows = {row["system"]: row for row in result.rows}
+    assert rows["refrag"]["decoder_tokens"] == rows["full"]["decoder_tokens"]
+    for question in questions[::3]:
+        assert answers[question.id, "refrag"] == answers[question.id, "full"]
+
+
+def test_answers_are_scored_against_the_references(model: RefragModel, questions: list[Question]) -> None:
+    found = evaluate_rag(model, None, questions[:2], passages=[1], share_kept=0.0, max_new_tokens=4)
+    said = {(answer["id"], answer["system"]): answer["answer"] for answer in found.answers}
+    # Asked again with what REFRAG said as the reference, REFRAG is right.
+    told = [Question(q.id, q.question, (said[q.id, "refrag"],), q.passages, q.gold, q.document) for q in questions[:2]]
+    again = evaluate_rag(model, None, told, passages=[1], share_kept=0.0, max_new_tokens=4)
+    row = next(row for row in again.rows if row["system"] == "refrag")
+    assert (row["exact_match"], row["f1"]) == (1.0, 1.0)
+
+
+def test_a_budget_is_kept_over_all_passages_together(
+    model: RefragModel, policy: PolicyNetwork, questions: list[Question]
+) -> None:
+    passages = questions[0].take(4)
+    chunks = compressed(model, policy, passages, 0.25, torch.Generator())
+    total = sum(len(part.token_ids) for part in chunks)
+    assert sum(int(part.keep.sum()) for part in chunks) == round(0.25 * total)
+    with torch.inference_mode():
+        wanted = model.encode(torch.cat([part.token_ids for part in chunks]))
+    torch.testing.assert_close(torch.cat([part.vectors for part in chunks if part.vectors is not None]), wanted)
+    for part, (title, text) in zip(chunks, passages, strict=True):
+        assert model.tokenizer.decode(unchunk(part.token_ids)) == passage_text(title, text)
+
+
+def test_chance_picks_chunks_where_there_is_no_policy(model: RefragModel, questions: list[Question]) -> None:
+    passages = questions[0].take(4)
+
+    def kept(seed: int) -> list[bool]:
+        parts = compressed(model, None, passages, 0.5, torch.Generator().manual_seed(seed))
+        return torch.cat([part.keep for part in parts]).tolist()
+
+    assert kept(1) == kept(1) != kept(2)
+
+
+def test_a_lone_question_has_no_wrong_passages(model: RefragModel, questions: list[Question]) -> None:
+    result = evaluate_rag(model, None, questions[:1], passages=[1], share_kept=0.0, max_new_tokens=2)
+    row = next(row for row in result.rows if row["system"] == "refrag_wrong")
+    assert row["f1"] is row["ttft_ms"] is None
+
+
+def test_plain_systems_run_on_tuned_controls_where_given(
+    model: RefragModel, questions: list[Question], tmp_path: Path
+) -> None:
+    silent = copy.deepcopy(model)
+    with torch.no_grad():  # a control that ends its answer at once
+        silent.decoder.get_output_embeddings().weight.zero_()
+        silent.decoder.get_output_embeddings().weight[silent.tokenizer.eos_token_id] = 1
+        silent.decoder.model.norm.weight.fill_(1)
+        for layer in silent.decoder.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        silent.decoder.model.embed_tokens.weight.fill_(1)
+    (tmp_path / "full").mkdir()
+    silent.save(tmp_path / "full")
+    result = evaluate_rag(
+        model,
+        None,
+        questions[:1],
+        passages=[1],
+        share_kept=0.0,
+        max_new_tokens=4,
+        controls={"full": tmp_path / "full"},
+    )
+    said = {answer["system"]: answer["answer"] for answer in result.answers}
+    assert said["full"] == ""
+    assert said["refrag"] != ""
+
+
+def test_prompts_are_those_of_fine_tuning(model: RefragModel, questions: list[Question]) -> None:
+    question = questions[0]
+    chunks = compressed(model, None, question.take(2), 0.0, torch.Generator())
+    result = evaluate_rag(model, None, questions[:2], passages=[2], share_kept=0.0, max_new_tokens=1)
+    row = next(row for row in result.rows if row["system"] == "refrag")
+    lengths = [
+        prompt_length(
+            rag_prompt(model.tokenizer, q.question, compressed(model, None, q.take(2), 0.0, torch.Generator()))
+        )
+        for q in questions[:2]
+    ]
+    assert row["decoder_tokens"] == sum(lengths) / 2
+    assert len(chunks) == 2

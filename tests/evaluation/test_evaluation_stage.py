@@ -1,0 +1,172 @@
+"""The evaluation stage and `refrag evaluate`: files, reports, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+from refrag_platform.errors import ArtifactError
+from refrag_platform.evaluation.report import perplexity_report, rag_report
+from refrag_platform.evaluation.stage import evaluate_stage
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.project import Project
+from refrag_platform.stages import StageContext
+from refrag_platform.versioning.digest import folder_digest
+from tests.evaluation.conftest import sentences
+
+PNG = b"\x89PNG"
+
+
+def context(project: Project, folder: Path) -> StageContext:
+    out, work = folder / "content", folder / "state"
+    for path in (out, work):
+        path.mkdir(parents=True)
+    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "finetuned")}
+    recipe = project.recipe("tiny")
+    short = recipe.evaluation.model_copy(update={"windows": 6, "questions": 3, "max_new_tokens": 2})
+    recipe = recipe.model_copy(update={"evaluation": short})
+    return StageContext(project, recipe, "evaluation", inputs, out, work, folder)
+
+
+@pytest.fixture(scope="module")
+def evaluated(evaluation_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    metrics = evaluate_stage(context(evaluation_project, folder))
+    assert metrics["P32_refrag"] > 0
+    assert metrics["refrag_decoder_tokens"] < metrics["full_decoder_tokens"]
+    return folder
+
+
+def test_content_holds_the_rows_without_times_and_is_the_same_again(
+    evaluation_project: Project, evaluated: Path, tmp_path: Path
+) -> None:
+    assert {path.name for path in (evaluated / "content").iterdir()} == {"perplexity.json", "rag.json"}
+    rag = json.loads((evaluated / "content" / "rag.json").read_text())
+    assert all("ttft_ms" not in row for row in rag["rows"])
+    evaluate_stage(context(evaluation_project, tmp_path / "again"))
+    assert folder_digest(tmp_path / "again" / "content") == folder_digest(evaluated / "content")
+
+
+def test_perplexity_is_given_without_and_with_the_policy_s_budget(evaluated: Path) -> None:
+    rows = json.loads((evaluated / "content" / "perplexity.json").read_text())["rows"]
+    assert [row["share_kept"] for row in rows if row["system"] == "refrag"] == [0.0, 0.25]
+
+
+def test_reports_lie_beside_the_content(evaluated: Path) -> None:
+    report = (evaluated / "report.md").read_text()
+    assert "| refrag, p = 0.25 | 4 |" in report
+    assert "first token, ms" in report
+    for name in ("perplexity.png", "rag.png"):
+        assert (evaluated / name).read_bytes().startswith(PNG)
+    values = json.loads((evaluated / "report.json").read_text())
+    assert all(row["ttft_ms"] > 0 for row in values["rag"]["rows"])
+    assert values["perplexity"]["context_tokens"] == 64
+
+
+def test_controls_that_the_recipe_names_are_used_and_recorded(
+    evaluation_project: Project, model: RefragModel, tmp_path: Path
+) -> None:
+    made = context(evaluation_project, tmp_path / "run")
+    (tmp_path / "controls" / "none").mkdir(parents=True)
+    model.save(tmp_path / "controls" / "none")
+    named = made.recipe.evaluation.model_copy(update={"controls": str(tmp_path / "controls"), "questions": 1})
+    made.recipe = made.recipe.model_copy(update={"evaluation": named})
+    evaluate_stage(made)
+    rows = json.loads((made.out / "perplexity.json").read_text())["rows"]
+    assert [row["tuned"] for row in rows if row["system"] == "none"] == [False, True]
+    assert [(source.path, source.hash) for source in made.sources] == [
+        (str(tmp_path / "controls" / "none"), folder_digest(tmp_path / "controls" / "none"))
+    ]
+
+
+def test_a_store_of_another_encoder_is_refused(evaluation_project: Project, tmp_path: Path) -> None:
+    made = context(evaluation_project, tmp_path / "run")
+    made.inputs["chunks"] = tmp_path / "chunks"
+    made.inputs["chunks"].mkdir()
+    (made.inputs["chunks"] / "store.json").write_text('{"encoder_digest": "abc"}')
+    with pytest.raises(ArtifactError, match=r"made by encoder abc.*refrag run chunks --model tiny"):
+        evaluate_stage(made)
+    (made.inputs["chunks"] / "store.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="holds no chunk store"):
+        evaluate_stage(made)
+
+
+def test_a_report_shows_gaps_and_missing_figures() -> None:
+    row = {"tuned": True, "k": 8, "share_kept": None, "P16": 3.0, "P32": 2.5, "P128": None, "P512": None, "windows": 4}
+    recovered = {"P16": 0.27, "P32": 0.22, "P128": None, "P512": None}
+    text = perplexity_report({"rows": [{"system": "none", **row}], "gap_recovered": recovered})
+    assert "| none (tuned) | 3.000 | 2.500 | – | – | 4 |" in text
+    assert "P16 27%, P32 22%" in text
+    untimed = {"system": "full", "passages": 5, "share_kept": None, "exact_match": 0.5, "f1": None}
+    assert "| full | 5 | 0.500 | – | 1,024 |" in rag_report({"rows": [{**untimed, "decoder_tokens": 1024.0}]})
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["evaluate", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_scores_any_documents(
+    evaluation_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(evaluation_project.root)
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": sentences(90 + n, 12)}) + "\n" for n in range(3)))
+    report = tmp_path / "report"
+    output = run(
+        "perplexity", "--model", "tiny", "--documents", str(documents), "--context", "32", "--output", "16",
+        "--windows", "4", "--share-kept", "0.5", "--json", str(tmp_path / "out.json"), "--report", str(report),
+    )  # fmt: skip
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {row["system"] for row in result["rows"]} == {
+        "full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero",
+    }  # fmt: skip
+    assert [row["share_kept"] for row in result["rows"] if row["system"] == "refrag"] == [0.5]
+    assert all(row["windows"] == 4 for row in result["rows"])
+    assert set(result["gap_recovered"]) == {"P16", "P32", "P128", "P512"}
+    assert result["untuned_decoder"] == "random"
+    assert "| refrag, p = 0.5 |" in output
+    assert (report / "perplexity.png").read_bytes().startswith(PNG)
+
+
+def test_the_command_answers_any_questions_with_a_model_folder(
+    model: RefragModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # outside any project
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    rows = [
+        {"id": str(n), "question": "What?", "answers": ["x"], "passages": [{"title": "T", "text": sentences(n, 2)}]}
+        for n in range(3)
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(
+        "rag", "--model", str(tmp_path / "saved"), "--questions", "questions.jsonl", "--passages", "1,5",
+        "--limit", "2", "--max-new-tokens", "2", "--json", "deep/out.json",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "deep" / "out.json").read_text())
+    assert result["questions_used"] == 2
+    assert [(row["system"], row["share_kept"]) for row in result["rows"] if row["passages"] == 5] == [
+        ("full", None), ("truncated", None), ("refrag", 0.0), ("refrag_wrong", 0.0),
+    ]  # fmt: skip
+
+
+def test_commands_name_what_is_wrong(
+    evaluation_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(evaluation_project.root)
+    out = ["--json", str(tmp_path / "out.json")]
+    context_of_33 = ["perplexity", "--model", "tiny", "--documents", "params.yaml", "--context", "33", "--output", "16"]
+    refused = CliRunner().invoke(app, ["evaluate", *context_of_33, *out])
+    assert refused.exit_code == 2
+    assert "--context is 33" in refused.output
+    refused = CliRunner().invoke(
+        app, ["evaluate", "rag", "--model", "tiny", "--questions", "q", "--passages", "0,x", *out]
+    )
+    assert refused.exit_code == 2
+    assert "--passages is '0,x'" in refused.output

@@ -1,0 +1,155 @@
+"""A tiny packaged project: a random model with a policy, a real chunk store, and stand-ins for the rest."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.project import Project
+from refrag_platform.serving.api import ApiSettings, create_app
+from refrag_platform.serving.engine import Engine
+from refrag_platform.stages import StageContext
+from refrag_platform.store.build import build_chunks
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import InputRecord, Manifest
+from tests.conftest import copy_project
+
+COUNTRIES = {
+    "Peru": "Peru is a country in western South America. Its capital is Lima and its currency is the sol.",
+    "Malta": "Malta is an island state in the Mediterranean Sea. Its capital is Valletta; it uses the euro.",
+    "Chad": "Chad is a landlocked country in Africa. Its capital is N'Djamena. Arabic and French are spoken.",
+    "Nepal": "Nepal lies in the Himalayas between China and India. Its capital is Kathmandu.",
+}
+SHARE_KEPT = 0.25
+
+
+@pytest.fixture(scope="session")
+def packaged_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose `tiny` has every input of the package stage, made without training."""
+    project = copy_project(tmp_path_factory.mktemp("serving") / "project")
+    recipe = project.recipe("tiny")
+    corpus = _content(project, "corpus")
+    rows = [
+        {"id": f"{title.lower()}-0", "document_id": title.lower(), "title": title, "text": text, "split": "train"}
+        for title, text in COUNTRIES.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), corpus / "passages.parquet")
+    model = RefragModel.create(recipe, project.recipe_path("tiny").parent)
+    for stage in ("cpt", "finetuned"):
+        model.save(_content(project, stage))
+    torch.manual_seed(0)
+    policy = PolicyNetwork(model.vector_dim, 32, 2, 2, SHARE_KEPT)
+    torch.nn.init.normal_(policy.head[1].weight)
+    policy.save(project.content("finetuned", "tiny"))
+    (_content(project, "evaluation") / "rag.json").write_text(json.dumps({"rows": []}))
+    context = StageContext(
+        project=project,
+        recipe=recipe,
+        stage="chunks",
+        inputs={"corpus": corpus, "cpt": project.content("cpt", "tiny")},
+        out=_content(project, "chunks"),
+        work=_folder(project.work_dir("chunks", "tiny") / "state"),
+        beside=project.stage_dir("chunks", "tiny"),
+    )
+    build_chunks(context)
+    inputs = {
+        "corpus": (),
+        "cpt": ("corpus",),
+        "chunks": ("corpus", "cpt"),
+        "finetuned": ("corpus", "cpt"),
+        "evaluation": ("chunks", "finetuned"),
+    }
+    for stage, before in inputs.items():
+        _write_manifest(project, stage, before)
+    return project
+
+
+@pytest.fixture(scope="session")
+def engine(packaged_project: Project) -> Engine:
+    return Engine.load(packaged_project, "tiny")
+
+
+Server = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="session")
+def server(engine: Engine) -> Server:
+    """`with server(ApiSettings(...)) as url:` a real HTTP server with the tiny engine."""
+
+    @contextmanager
+    def start(settings: ApiSettings | None = None, loaded: bool = True) -> Iterator[str]:
+        app = create_app("tiny", settings, "refrag-tiny:0123")
+        app.state.engine = engine if loaded else None
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            outer = Starlette(routes=[Mount("/v1", app)])
+            running = uvicorn.Server(uvicorn.Config(outer, log_level="warning", lifespan="off"))
+            thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
+            thread.start()
+            while not running.started:
+                time.sleep(0.01)
+            try:
+                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            finally:
+                running.should_exit = True
+                thread.join(20)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def url(server: Server) -> Iterator[str]:
+    """A server with default settings, shared by the tests that don't change it."""
+    with server() as address:
+        yield address
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _content(project: Project, stage: str) -> Path:
+    return _folder(project.content(stage, "tiny"))
+
+
+def _write_manifest(project: Project, stage: str, inputs: tuple[str, ...]) -> None:
+    records = {
+        name: InputRecord(
+            path=project.content(name, "tiny").relative_to(project.root).as_posix(),
+            hash=folder_digest(project.content(name, "tiny")),
+        )
+        for name in inputs
+    }
+    Manifest(
+        stage=stage,
+        model="tiny",
+        hash=folder_digest(project.content(stage, "tiny")),
+        fingerprint=f"of-{stage}",
+        inputs=records,
+        settings={},
+        seed=0,
+        code="",
+        commit="",
+        started="",
+        finished="",
+        seconds=0.0,
+        hardware={},
+        libraries={},
+        metrics={},
+    ).write(project.stage_dir(stage, "tiny"))

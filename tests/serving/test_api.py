@@ -1,0 +1,224 @@
+"""The HTTP API on a real server, used through the official OpenAI client and through plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from refrag_platform.serving.api import ApiSettings
+from refrag_platform.serving.contract import Message, Sampling
+from refrag_platform.serving.engine import Engine
+from tests.serving.conftest import SHARE_KEPT, Server
+
+JSON = {"Content-Type": "application/json"}
+ASKED = [{"role": "user", "content": "What is the capital of Peru?"}]
+GIVEN = [{"title": "Andorra", "text": "Andorra's capital is Andorra la Vella."}, {"title": "", "text": "No title."}]
+
+
+def client_of(url: str, key: str = "unused") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+def post(url: str, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
+    return httpx.post(url + path, json={"model": "tiny", "messages": ASKED, "max_tokens": 4} | body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return client_of(url)
+
+
+def test_the_openai_client_gets_an_answer_over_retrieved_passages(client: openai.OpenAI, engine: Engine) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=12)
+    expected = engine.start(
+        [Message("user", ASKED[0]["content"])], engine.retrieve(ASKED[0]["content"], 4), Sampling(12)
+    )
+    assert answer.choices[0].message.content == "".join(expected)
+    assert answer.usage is not None and answer.usage.prompt_tokens == expected.usage.prompt_positions
+    refrag = answer.model_extra["refrag"]
+    assert refrag["citations"][0] | {"text": ""} == {
+        "id": "peru-0", "title": "Peru", "score": expected.citations[0].score, "text": "",
+        "chunks": expected.citations[0].chunks, "chunks_expanded": expected.citations[0].chunks_expanded,
+    }  # fmt: skip
+    assert refrag["chunks_expanded"] == round(SHARE_KEPT * refrag["chunks"])
+    assert refrag["compression_rate"] > 1
+    assert refrag["time_to_first_token_ms"] > 0
+
+
+def test_a_stream_says_the_same_as_a_whole_answer(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 24, "temperature": 1, "seed": 3}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 3
+    last = chunks[-1]
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert last.usage == whole.usage
+    assert last.model_extra["refrag"]["citations"] == whole.model_extra["refrag"]["citations"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_passages_of_the_request_are_read_and_cited(client: openai.OpenAI, stream: bool) -> None:
+    answer = client.chat.completions.create(
+        model="tiny", messages=ASKED, max_tokens=4, stream=stream, extra_body={"passages": GIVEN, "share_kept": 0}
+    )
+    refrag = (list(answer)[-1] if stream else answer).model_extra["refrag"]
+    assert [(cited["title"], cited["score"]) for cited in refrag["citations"]] == [("Andorra", None), ("", None)]
+    assert refrag["chunks_expanded"] == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "cited"),
+    [({"retrieve": 2}, 2), ({"retrieve": 0}, 0), ({"passages": GIVEN, "retrieve": 1}, 3), ({"passages": []}, 0)],
+)
+def test_a_request_says_what_is_read(url: str, extra: dict[str, Any], cited: int) -> None:
+    assert len(post(url, **extra).json()["refrag"]["citations"]) == cited
+
+
+def test_a_conversation_with_parts_and_a_system_message_is_understood(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "Hello"},
+            {"role": "user", "content": [{"type": "text", "text": "What is the capital of Chad?"}]},
+        ],
+        max_tokens=2,
+    )
+    assert answer.model_extra["refrag"]["citations"][0]["title"] == "Chad"
+
+
+def test_models_are_listed_by_name_and_found_by_tag(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("refrag-tiny:0123").id == "tiny"
+
+
+def test_passages_are_retrieved_without_an_answer(url: str) -> None:
+    found = httpx.post(f"{url}/v1/retrieve", json={"query": "Himalayas", "k": 2}).json()["data"]
+    assert [found[0]["title"], len(found)] == ["Nepal", 2]
+    assert set(found[0]) == {"id", "title", "text", "score"}
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "says"),
+    [
+        ({"temperature": 3}, 422, "temperature", "less than or equal to 2"),
+        ({"messages": []}, 422, "messages", "at least 1"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, 422, "body", "must be the user's question"),
+        ({"messages": [{"role": "user", "content": " "}]}, 422, "body", "is empty"),
+        ({"passages": [{"title": "no text"}]}, 422, "passages.0.text", "required"),
+        ({"share_kept": 1.5}, 422, "share_kept", "less than or equal to 1"),
+        ({"n": 2}, 422, "n", "should be 1"),
+        ({"max_tokens": 2048}, 400, "max_tokens", "window is 2048"),
+        ({"passages": [{"text": "word " * 2000}], "share_kept": 1}, 400, "messages", "the limit of tiny is 1024"),
+        ({"model": "gpt"}, 404, "model", "no model 'gpt' here; this server serves 'tiny'"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_wrong_request_is_explained(
+    url: str, body: dict[str, Any], status: int, param: str, says: str, stream: bool
+) -> None:
+    error = error_of(post(url, **body, stream=stream), status)
+    assert error["param"] == param and says in error["message"]
+
+
+def test_broken_json_and_unknown_routes_have_the_same_shape(url: str) -> None:
+    assert error_of(httpx.post(f"{url}/v1/chat/completions", content=b"{", headers=JSON), 400)["code"] == "invalid_json"
+    assert error_of(httpx.get(f"{url}/v1/nothing"), 404)["code"] == "unknown_url"
+    error_of(httpx.get(f"{url}/v1/chat/completions"), 405)
+
+
+def test_the_openai_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="gpt", messages=ASKED)
+    with pytest.raises(openai.UnprocessableEntityError):
+        client.chat.completions.create(model="tiny", messages=ASKED, temperature=9)
+
+
+def test_a_key_is_asked_for_on_every_route(server: Server) -> None:
+    with server(ApiSettings(api_key="sécret")) as url:
+        routes = [("GET", "/models"), ("POST", "/chat/completions"), ("POST", "/retrieve"), ("GET", "/openapi.json")]
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic sécret".encode()}):
+            for method, path in routes:
+                refused = httpx.request(method, f"{url}/v1{path}", headers=headers)
+                assert error_of(refused, 401)["code"] == "invalid_api_key"
+                assert refused.headers["www-authenticate"] == "Bearer"
+        with pytest.raises(openai.AuthenticationError):
+            client_of(url, "wrong").models.list()
+        for scheme in ("Bearer", "bearer"):
+            assert httpx.get(f"{url}/v1/models", headers={"Authorization": f"{scheme} sécret".encode()}).is_success
+
+
+def test_a_body_above_the_limit_is_refused_declared_or_not(server: Server) -> None:
+    with server(ApiSettings(max_body=1000)) as url:
+        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "x" * 2000}]}).encode()
+        assert "the limit is 1,000" in error_of(httpx.post(f"{url}/v1/chat/completions", content=body), 413)["message"]
+        unsized = httpx.post(f"{url}/v1/chat/completions", content=iter([body[:500], body[500:]]))
+        assert "the limit is 1,000" in error_of(unsized, 413)["message"]
+        assert post(url).is_success
+
+
+def test_a_model_that_is_not_loaded_yet_answers_503(server: Server) -> None:
+    with server(loaded=False) as url:
+        refused = post(url)
+        assert error_of(refused, 503)["code"] == "model_loading"
+        assert int(refused.headers["retry-after"]) > 0
+        assert httpx.get(f"{url}/v1/models").is_success
+
+
+# Greedy, the random model falls into a loop and never ends by itself.
+LONG = {"max_tokens": 1500, "retrieve": 0}
+
+
+def test_a_full_queue_answers_429_with_retry_after(server: Server) -> None:
+    with server(ApiSettings(max_waiting=1)) as url, ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(lambda _: post(url, **LONG | {"max_tokens": 150}), range(6)))
+        refused = [response for response in responses if response.status_code == 429]
+        assert len(refused) == 4 and sum(response.is_success for response in responses) == 2
+        assert error_of(refused[0], 429)["code"] == "rate_limit_exceeded"
+        assert int(refused[0].headers["retry-after"]) >= 1
+        assert post(url).is_success
+
+
+def test_the_deadline_answers_504_and_frees_the_model(server: Server) -> None:
+    with server(ApiSettings(deadline=0.5)) as url:
+        assert error_of(post(url, **LONG), 504)["code"] == "deadline_exceeded"
+        assert post(url, max_tokens=1).is_success
+        stream = client_of(url).chat.completions.create(
+            model="tiny", messages=ASKED, stream=True, max_tokens=1500, extra_body={"retrieve": 0}
+        )
+        with pytest.raises(openai.APIError, match=r"not answered within 0\.5 s"):
+            list(stream)
+        assert post(url, max_tokens=1).is_success
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_model(server: Server, engine: Engine, stream: bool) -> None:
+    with server() as url:
+        body = {"model": "tiny", "messages": ASKED, "stream": stream} | LONG
+        if stream:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+                next(response.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.3)
+        begun = time.monotonic()
+        while engine._model_free.locked() and time.monotonic() - begun < 20:
+            time.sleep(0.01)
+        assert not engine._model_free.locked()
+        assert post(url).is_success

@@ -1,0 +1,129 @@
+"""The engine: prompt, policy, generation and what it reports, without HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from refrag_platform.model.generate import generate
+from refrag_platform.model.prompts import stop_ids
+from refrag_platform.model.segments import prompt_length
+from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
+from refrag_platform.serving.engine import Engine
+
+QUESTION = [Message("user", "What is the capital of Peru?")]
+LONG = Passage("long", "A long one", "word " * 400)
+
+
+def test_the_fitting_passage_is_found_first(engine: Engine) -> None:
+    found = engine.retrieve("What is the capital of Peru?", 3)
+    assert [found[0].title, len(found)] == ["Peru", 3]
+    assert found[0].score >= found[1].score >= found[2].score
+
+
+def test_stored_vectors_give_the_prompt_that_encoding_now_gives(engine: Engine) -> None:
+    stored = engine.retrieve("Peru", 1)
+    encoded = [Passage("given", stored[0].title, stored[0].text)]
+    answers = ["".join(engine.start(QUESTION, passages, Sampling(8), 0.5)) for passages in (stored, encoded)]
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_is_the_decoded_tokens_of_the_prompt(engine: Engine) -> None:
+    generation = engine.start(QUESTION, engine.retrieve("Peru", 2), Sampling(16))
+    text = "".join(generation)
+    model = engine.bundle.model
+    expected = list(generate(model, generation._prompt, 16, stop_ids(model.tokenizer)))
+    assert text == model.tokenizer.decode(expected, skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+    assert generation.usage.completion_tokens == len(expected)
+
+
+def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
+    k = engine.bundle.model.chunk_size
+    generation = engine.start(QUESTION, [LONG], Sampling(1), 0.25)
+    usage, citation = generation.usage, generation.citations[0]
+    assert usage.prompt_positions == prompt_length(generation._prompt)
+    assert usage.chunks == citation.chunks
+    assert usage.chunks_expanded == citation.chunks_expanded == round(0.25 * usage.chunks)
+    # Effective rate of the paper: k / (1 - p + k p), up to the last partial chunk.
+    assert usage.compression_rate == pytest.approx(k / (0.75 + k * 0.25), rel=0.05)
+    assert usage.time_to_first_token_ms is None
+    list(generation)
+    assert generation.usage.time_to_first_token_ms is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_no_chunk_or_every_chunk_is_expanded_at_the_ends(engine: Engine, share: float) -> None:
+    usage = engine.start(QUESTION, [LONG], Sampling(1), share).usage
+    assert usage.chunks_expanded == share * usage.chunks
+    if share == 1.0:
+        assert usage.prompt_positions == usage.plain_prompt_tokens
+        assert usage.compression_rate == 1.0
+
+
+def test_the_budget_of_the_policy_is_the_default(engine: Engine) -> None:
+    assert engine.start(QUESTION, [LONG]).usage.share_kept == engine.bundle.share_kept == 0.25
+
+
+def test_a_prompt_without_passages_is_not_compressed(engine: Engine) -> None:
+    generation = engine.start(QUESTION)
+    assert generation.usage.prompt_positions == generation.usage.plain_prompt_tokens
+    assert (generation.usage.chunks, generation.citations) == (0, [])
+
+
+def test_a_share_needs_a_policy(engine: Engine) -> None:
+    bare = Engine("tiny", dataclasses.replace(engine.bundle, policy=None), engine.store, engine.settings)
+    with pytest.raises(BadRequest, match=r"share_kept is 0\.5.*no policy"):
+        bare.start(QUESTION, [LONG], share_kept=0.5)
+    assert bare.start(QUESTION, [LONG]).usage.chunks_expanded == 0
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(engine: Engine) -> None:
+    passages = [LONG] * 4
+    with pytest.raises(BadRequest, match=r"takes \d+ decoder positions, the limit of tiny is 1024") as error:
+        engine.start(QUESTION, passages, share_kept=1.0)
+    assert error.value.code == "context_length_exceeded"
+    # Compressed, the same passages fit.
+    assert engine.start(QUESTION, passages, Sampling(1), 0.0).usage.prompt_positions < 1024
+
+
+def test_more_tokens_than_the_window_holds_are_refused(engine: Engine) -> None:
+    with pytest.raises(BadRequest, match=r"asks for 2048 more, the decoder's window is 2048"):
+        engine.start(QUESTION, sampling=Sampling(2048))
+
+
+def test_a_seed_repeats_an_answer_and_another_changes_it(engine: Engine) -> None:
+    def answer(seed: int) -> str:
+        return "".join(engine.start(QUESTION, sampling=Sampling(24, temperature=1.0, seed=seed)))
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+def test_an_answer_ends_before_a_stop_string(engine: Engine) -> None:
+    sampling = Sampling(24, temperature=1.0, seed=5)
+    whole = "".join(engine.start(QUESTION, sampling=sampling))
+    stop = whole[len(whole) // 2 :][:3]
+    stopped = engine.start(QUESTION, sampling=dataclasses.replace(sampling, stop=(stop,)))
+    assert "".join(stopped) == whole[: whole.index(stop)]
+    assert stopped.finish_reason == "stop"
+
+
+def test_a_full_length_answer_says_so(engine: Engine) -> None:
+    generation = engine.start(QUESTION, sampling=Sampling(3))
+    list(generation)
+    assert (generation.finish_reason, generation.usage.completion_tokens) == ("length", 3)
+
+
+def test_an_abandoned_answer_frees_the_model(engine: Engine) -> None:
+    abandoned = engine.start(QUESTION, sampling=Sampling(64, temperature=1.0, seed=1))
+    next(iter(abandoned))
+    assert engine._model_free.locked()
+    abandoned.close()
+    assert "".join(engine.start(QUESTION, sampling=Sampling(2))) is not None
+    assert not engine._model_free.locked()
+
+
+def test_earlier_turns_are_part_of_the_prompt(engine: Engine) -> None:
+    history = [Message("user", "Hello"), Message("assistant", "Hello to you"), *QUESTION]
+    short, long = engine.start(QUESTION).usage, engine.start(history).usage
+    assert long.prompt_positions > short.prompt_positions

@@ -1,0 +1,142 @@
+"""The chunks stage: what it writes, in which pieces, and what a kill leaves."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.model.prompts import passage_text
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import Recipe
+from refrag_platform.store import build as stage
+from refrag_platform.store.content import StoreDescription
+from refrag_platform.versioning.digest import folder_digest
+from tests.store.conftest import PASSAGES, Made, write_passages
+
+BUILD = """
+import sys
+from pathlib import Path
+from refrag_platform.project import Project
+from refrag_platform.stages import StageContext
+from refrag_platform.store.build import build_chunks
+
+root, folder = map(Path, sys.argv[1:])
+project = Project(root)
+inputs = {name: project.content(name, "tiny") for name in ("corpus", "cpt")}
+recipe = project.recipe("tiny")
+build_chunks(StageContext(project, recipe, "chunks", inputs, folder / "content", folder / "state", folder))
+"""
+
+
+def test_every_passage_has_the_chunks_of_its_text_and_their_vectors(made: Made) -> None:
+    passages = pq.read_table(made.content / "passages.parquet").to_pylist()
+    stored = load_file(made.content / "chunks-00000.safetensors")
+    assert len(passages) == PASSAGES
+    end = 0
+    for row in passages:
+        assert row["chunk_start"] == end
+        end += row["chunk_count"]
+    assert end == len(stored["token_ids"]) == len(stored["vectors"])
+    row = passages[417]
+    where = slice(row["chunk_start"], row["chunk_start"] + row["chunk_count"])
+    token_ids = stored["token_ids"][where]
+    kept = token_ids[token_ids >= 0].tolist()
+    assert made.model.tokenizer.decode(kept) == passage_text(row["title"], row["text"])
+    with torch.inference_mode():
+        vectors = made.model.encode(torch.tensor(token_ids).long()).numpy()
+    np.testing.assert_allclose(stored["vectors"][where], vectors, atol=0.01)
+
+
+def test_the_description_names_the_encoder_that_made_the_vectors(made: Made) -> None:
+    description = StoreDescription.read(made.content)
+    assert description.encoder_digest == made.model.encoder_digest()
+    assert (description.chunk_size, description.vector_dim) == (made.model.chunk_size, made.model.vector_dim)
+    assert description.chunks == sum(description.files.values())
+
+
+def test_building_again_gives_the_same_bytes(made: Made, build: Callable[[str], Path]) -> None:
+    assert folder_digest(build("again")) == folder_digest(made.content)
+
+
+def test_chunk_files_are_of_bounded_size_and_join_to_the_same_chunks(
+    made: Made, build: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_file(made.content / "chunks-00000.safetensors")
+    monkeypatch.setattr(stage, "CHUNKS_PER_FILE", 5000)
+    content = build("small-files")
+    files = StoreDescription.read(content).files
+    assert len(files) > 1
+    assert all(size <= 5000 for size in files.values())
+    joined = np.concatenate([load_file(content / name)["token_ids"] for name in files])
+    np.testing.assert_array_equal(joined, whole["token_ids"])
+
+
+def test_a_killed_run_continues_with_the_parts_it_had_finished(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    context = made.context(folder)
+    program = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(made.project.root), str(folder)], cwd=Path(__file__).parents[2]
+    )
+    deadline = time.monotonic() + 120
+    while not list(context.work.glob("part-*.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    program.send_signal(signal.SIGKILL)
+    assert program.wait() == -signal.SIGKILL
+    finished = {path.name: path.stat().st_ino for path in context.work.glob("part-*.safetensors")}
+    assert finished
+    assert not (context.out / "store.json").exists()
+    stage.build_chunks(context)
+    assert {name: (context.work / name).stat().st_ino for name in finished} == finished
+    assert folder_digest(context.out) == folder_digest(made.content)
+
+
+def test_a_half_written_part_is_not_taken_for_a_whole_one(made: Made, tmp_path: Path) -> None:
+    context = made.context(tmp_path / "half")
+    (context.work / "part-000000.partial").write_bytes(b"half")
+    stage.build_chunks(context)
+    assert folder_digest(context.out) == folder_digest(made.content)
+
+
+def test_a_recipe_that_trains_the_encoder_later_takes_the_fine_tuned_one(made: Made) -> None:
+    frozen = made.project.recipe("tiny")
+    values = frozen.model_dump(mode="json")
+    values["finetuned"]["train_encoder"] = True
+    trains = Recipe.model_validate(values)
+    folders = {"cpt": Path("cpt"), "finetuned": Path("finetuned")}
+    assert stage.encoder_folder(frozen, folders) == Path("cpt")
+    assert stage.encoder_folder(trains, folders) == Path("finetuned")
+    with pytest.raises(RefragError, match=r"finetuned\.train_encoder is true"):
+        stage.encoder_folder(trains, {"cpt": Path("cpt")})
+
+
+def test_vectors_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
+    broken = RefragModel.load(made.project.content("cpt", "tiny"))
+    with torch.no_grad():
+        broken.encoder.skip.weight.fill_(torch.inf)
+    context = made.context(tmp_path / "run")
+    context.inputs["cpt"] = tmp_path / "cpt"
+    context.inputs["cpt"].mkdir()
+    broken.save(context.inputs["cpt"])
+    with pytest.raises(RefragError, match="don't fit float16"):
+        stage.build_chunks(context)
+
+
+def test_a_corpus_without_passages_is_refused(made: Made, tmp_path: Path) -> None:
+    context = made.context(tmp_path / "run")
+    context.inputs["corpus"] = tmp_path / "corpus"
+    write_passages(tmp_path / "corpus", 1)
+    table = pq.read_table(tmp_path / "corpus" / "passages.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "corpus" / "passages.parquet")
+    with pytest.raises(ArtifactError, match="has no passages"):
+        stage.build_chunks(context)

@@ -1,0 +1,249 @@
+"""The runner: an artifact is whole or not there, made once, from what its manifest says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refrag_platform import stages
+from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES, StageContext, published, recover, run_stage
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import FILE_NAME, Manifest
+from tests.versioning.planted import MODEL, plant
+
+HOLD_THE_LOCK = """
+import sys, time
+from pathlib import Path
+from refrag_platform.stages import _only_runner
+with _only_runner(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+# What a publication does to the disk; a kill may come before or after each.
+OPERATIONS = ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"))
+
+
+@pytest.fixture
+def planted(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose stages write a few bytes at once."""
+    plant(monkeypatch)
+    return project
+
+
+def change_source(project: Project, text: str) -> None:
+    (project.source_dir(MODEL) / "notes.txt").write_text(text)
+
+
+def die_at(step: int) -> None:
+    """Make this process kill itself before the step-th operation of OPERATIONS, or after it for odd steps."""
+    count = 0
+
+    def mortal(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            for phase in ("before", "after"):
+                result = operation(*arguments, **options) if phase == "after" else None
+                if count == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                count += 1
+            return result
+
+        return call
+
+    for owner, name in OPERATIONS:
+        setattr(owner, name, mortal(getattr(owner, name)))
+
+
+def run_and_die(project: Project, step: int) -> bool:
+    """Run the corpus stage in a child that dies at `step`; whether it lived to the end."""
+    child = os.fork()
+    if child == 0:
+        die_at(step)
+        run_stage(project, "corpus", MODEL)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("had_one", [False, True], ids=["first artifact", "replaces one"])
+def test_a_kill_at_any_point_of_publication_leaves_a_whole_artifact_or_none(planted: Project, had_one: bool) -> None:
+    folder = planted.stage_dir("corpus", MODEL)
+    outcomes = set()
+    for step in range(100):
+        for leftover in (folder, planted.work_dir("corpus", MODEL)):
+            shutil.rmtree(leftover, ignore_errors=True)
+        old = None
+        if had_one:
+            change_source(planted, "old")
+            old = run_stage(planted, "corpus", MODEL).manifest.hash
+        change_source(planted, "new")
+        finished = run_and_die(planted, step)
+        recover(planted, "corpus", MODEL)
+        manifest = published(planted, "corpus", MODEL)
+        if manifest is None:
+            assert not had_one and not folder.exists(), f"step {step} left something that is not whole"
+        outcomes.add(manifest.hash if manifest else None)
+        new = run_stage(planted, "corpus", MODEL).manifest.hash
+        assert outcomes <= {old, new}
+        assert not (planted.work_dir("corpus", MODEL) / "old").exists()
+        if finished:
+            break
+    assert step > 8, "the runner renames and removes several folders"
+    assert outcomes == {old, new}, "some kills came before the new artifact was in place, some after"
+
+
+def test_an_unchanged_stage_is_cached_and_force_makes_it_again(planted: Project) -> None:
+    first = run_stage(planted, "corpus", MODEL)
+    second = run_stage(planted, "corpus", MODEL)
+    assert (first.cached, second.cached) == (False, True)
+    assert second.manifest == first.manifest
+    assert not run_stage(planted, "corpus", MODEL, force=True).cached
+
+
+@pytest.mark.parametrize("change", ["settings", "code", "source", "bytes"])
+def test_a_change_of_what_it_is_made_from_makes_it_again(planted: Project, change: str) -> None:
+    run_stage(planted, "corpus", MODEL)
+    if change == "settings":
+        text = (planted.root / "params.yaml").read_text()
+        (planted.root / "params.yaml").write_text(text.replace("corpus: {}", "corpus: {passage_tokens: 32}"))
+    elif change == "code":
+        (planted.root / "refrag_platform" / "corpus" / "further.py").write_text("")
+    elif change == "source":
+        change_source(planted, "new")
+    else:
+        (planted.content("corpus", MODEL) / "train.json").write_text("?")
+    assert not run_stage(planted, "corpus", MODEL).cached
+
+
+def test_the_manifest_says_what_the_artifact_was_made_from(planted: Project) -> None:
+    corpus = run_stage(planted, "corpus", MODEL)
+    result = run_stage(planted, "reconstruction", MODEL)
+    manifest = Manifest.read(result.path)
+    assert manifest == result.manifest
+    assert manifest.inputs["corpus"].path == f"data/{MODEL}/corpus/content"
+    assert manifest.inputs["corpus"].hash == corpus.manifest.hash
+    assert set(manifest.settings) == set(STAGES["reconstruction"].sections)
+    assert manifest.hash == folder_digest(result.path / "content")
+    assert {"torch", "transformers"} <= set(manifest.libraries)
+
+
+def test_a_missing_input_is_named_with_the_command_that_makes_it(planted: Project) -> None:
+    with pytest.raises(ArtifactError, match="refrag run corpus --model tiny"):
+        run_stage(planted, "reconstruction", MODEL)
+
+
+def test_a_damaged_input_is_refused(planted: Project) -> None:
+    run_stage(planted, "corpus", MODEL)
+    shard = planted.content("corpus", MODEL) / "train" / "tokens-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"the files were changed"):
+        run_stage(planted, "reconstruction", MODEL)
+    assert not planted.stage_dir("reconstruction", MODEL).exists()
+
+
+def test_an_input_that_is_replaced_meanwhile_stops_the_run(planted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(planted, "corpus", MODEL)
+    function = stages.stage_function(STAGES["corpus"])
+
+    def meanwhile(context: StageContext) -> dict[str, Any]:
+        metrics = function(context)
+        monkeypatch.setattr(stages, "stage_function", lambda stage: function)
+        change_source(planted, "new")
+        run_stage(planted, "corpus", MODEL)
+        return metrics
+
+    monkeypatch.setattr(stages, "stage_function", lambda stage: meanwhile)
+    with pytest.raises(ArtifactError, match="replaced while it ran"):
+        run_stage(planted, "reconstruction", MODEL)
+    assert not planted.stage_dir("reconstruction", MODEL).exists()
+    assert not run_stage(planted, "reconstruction", MODEL).cached
+
+
+def test_a_second_runner_is_refused_until_the_first_is_gone(planted: Project) -> None:
+    work = planted.work_dir("corpus", MODEL)
+    command = [sys.executable, "-c", HOLD_THE_LOCK, str(work)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(RefragError, match="another process is running this stage"):
+            run_stage(planted, "corpus", MODEL)
+        first.kill()
+    assert not run_stage(planted, "corpus", MODEL).cached
+
+
+def test_a_failing_stage_leaves_the_last_good_version_and_its_own_state(
+    planted: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = run_stage(planted, "corpus", MODEL).manifest
+    change_source(planted, "new")
+
+    def fails(context: StageContext) -> dict[str, Any]:
+        (context.out / "half.bin").write_text("half")
+        (context.work / "progress").write_text("half way")
+        raise ValueError("out of disk")
+
+    seen = []
+
+    def continues(context: StageContext) -> dict[str, Any]:
+        seen.extend(path.name for path in (*context.out.iterdir(), *context.work.iterdir()))
+        return {}
+
+    monkeypatch.setattr(stages, "stage_function", lambda stage: fails)
+    with pytest.raises(ValueError, match="out of disk"):
+        run_stage(planted, "corpus", MODEL)
+    assert published(planted, "corpus", MODEL) == good
+    monkeypatch.setattr(stages, "stage_function", lambda stage: continues)
+    run_stage(planted, "corpus", MODEL)
+    assert seen == ["progress"], "state is continued from, half an artifact is not"
+
+
+def test_state_of_other_settings_is_not_continued_from(planted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(context: StageContext) -> dict[str, Any]:
+        assert list(context.work.iterdir()) == []
+        (context.work / "progress").write_text("half way")
+        raise ValueError
+
+    monkeypatch.setattr(stages, "stage_function", lambda stage: fails)
+    for text in ("old", "new"):
+        change_source(planted, text)
+        with pytest.raises(ValueError):
+            run_stage(planted, "corpus", MODEL)
+
+
+def test_a_failing_blocking_check_keeps_the_last_good_version(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as unchecked:
+        plant(unchecked)
+        good = run_stage(project, "corpus", MODEL).manifest
+        function = stages.stage_function(STAGES["corpus"])
+    change_source(project, "new")
+    # The real suite refuses planted bytes: they are no corpus.
+    monkeypatch.setattr(stages, "stage_function", lambda stage: function)
+    with pytest.raises(CheckFailed, match="is not published"):
+        run_stage(project, "corpus", MODEL)
+    assert published(project, "corpus", MODEL) == good
+    assert (project.work_dir("corpus", MODEL) / "failed" / "content" / "train.json").is_file()
+    assert not (project.work_dir("corpus", MODEL) / "failed" / FILE_NAME).exists()
+
+
+def test_an_unknown_stage_is_refused_with_the_names_there_are(project: Project) -> None:
+    with pytest.raises(RefragError, match=r"no stage 'pretraining'; the stages are: corpus, reconstruction"):
+        run_stage(project, "pretraining", MODEL)
+
+
+def test_the_registry_lists_inputs_before_what_is_made_from_them() -> None:
+    names = list(STAGES)
+    assert all(names.index(put) < names.index(stage.name) for stage in STAGES.values() for put in stage.inputs)
+    root = Path(stages.__file__).resolve().parent.parent
+    assert [path for stage in STAGES.values() for path in stage.code if not (root / path).exists()] == []

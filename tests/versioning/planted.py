@@ -1,0 +1,56 @@
+"""A pipeline of planted stage functions: real runner, real DVC and Git, content that is made in no time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refrag_platform import stages
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES, StageContext
+from refrag_platform.versioning.digest import file_digest, folder_digest
+from refrag_platform.versioning.manifest import InputRecord
+
+MODEL = "tiny"
+
+
+def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage writes what it was given: its inputs' hashes, its settings, the sources' bytes."""
+    monkeypatch.setattr(stages, "stage_function", lambda stage: planted)
+    monkeypatch.setattr(stages, "_check", lambda stage, recipe, context: None)
+
+
+def planted(context: StageContext) -> dict[str, Any]:
+    """A stage function whose content depends on all that a real one's does."""
+    facts = [f"{name} {folder_digest(folder)}" for name, folder in sorted(context.inputs.items())]
+    facts += [str(context.recipe.section(name)) for name in STAGES[context.stage].sections]
+    if context.stage == "corpus":
+        for file in sorted(context.project.source_dir(context.recipe.name).glob("*.txt")):
+            facts.append(file.read_text())
+            path = file.relative_to(context.project.root).as_posix()
+            context.sources.append(InputRecord(path=path, hash=file_digest(file)))
+    nested = context.out / "train" / "tokens-00000.bin"
+    nested.parent.mkdir()
+    nested.write_text("\n".join(facts))
+    (context.out / "train.json").write_text(context.stage)
+    (context.beside / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n')
+    return {"loss": 1.5, "stage": context.stage}
+
+
+def make_all(project: Project, model: str = MODEL) -> dict[str, str]:
+    """Run every stage; return the hashes."""
+    return {stage: stages.run_stage(project, stage, model).manifest.hash for stage in STAGES}
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a program of the test's environment in `folder` and return what it prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout

@@ -1,0 +1,68 @@
+"""The real stages on the tiny model: DVC alone, the runner alone, and another source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from refrag_platform.versioning import dvc
+from refrag_platform.versioning.lineage import trace
+from refrag_platform.versioning.manifest import Manifest
+from tests.conftest import copy_project, init_repository
+from tests.versioning.planted import MODEL, run
+
+pytestmark = pytest.mark.slow
+TARGETS = [dvc.target(stage, MODEL) for stage in STAGES]
+SOURCE = "The river rises in the north of the country and flows south. " * 20
+
+
+def prepare(folder: Path, source: str = SOURCE) -> Project:
+    project = init_repository(copy_project(folder))
+    (project.source_dir(MODEL) / "river.txt").write_text(source)
+    return project
+
+
+def refrag(project: Project, *arguments: str) -> str:
+    return run(project.root, "python", "-m", "refrag_platform", *arguments)
+
+
+def hashes(project: Project) -> dict[str, str]:
+    return {stage: Manifest.read(project.stage_dir(stage, MODEL)).hash for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Every stage of the tiny model, made by the runner."""
+    project = prepare(tmp_path_factory.mktemp("made") / "project")
+    refrag(project, "run", "all", "--model", MODEL)
+    return project
+
+
+def test_dvc_repro_without_dagster_gives_the_same_hashes(made: Project, tmp_path: Path) -> None:
+    reproduced = prepare(tmp_path / "project")
+    run(reproduced.root, "dvc", "repro", *TARGETS)
+    assert hashes(reproduced) == hashes(made)
+    for stage in STAGES:
+        assert dvc.recorded_hash(reproduced, stage, MODEL) == dvc.record(made, stage, MODEL)
+    for project in (reproduced, made):
+        assert "up to date" in run(project.root, "dvc", "status", *TARGETS)
+        assert run(project.root, "git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_one_changed_byte_of_a_source_changes_every_hash_down_the_chain(made: Project, tmp_path: Path) -> None:
+    changed = prepare(tmp_path / "project", SOURCE.replace("north", "North", 1))
+    refrag(changed, "run", "all", "--model", MODEL)
+    before, after = hashes(made), hashes(changed)
+    assert [stage for stage in STAGES if before[stage] == after[stage]] == []
+
+
+def test_the_chain_of_the_bento_goes_down_to_every_source(made: Project) -> None:
+    node = trace(made, made.stage_dir("package", MODEL))
+    assert {found.manifest.stage for found in node.walk()} == set(STAGES)
+    corpus = next(found for found in node.walk() if found.manifest.stage == "corpus")
+    sources = [source.record.path for source in corpus.sources]
+    assert f"data/sources/{MODEL}/river.txt" in sources
+    assert not [source for source in sources if Path(source).is_absolute()], "no path of this machine"

@@ -1,0 +1,50 @@
+"""reports/ holds what `dvc metrics show` and `dvc plots show` read."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from refrag_platform import stages
+from refrag_platform.project import Project
+from refrag_platform.versioning import reports
+from tests.versioning.planted import MODEL
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_perplexity_rows_say_what_sets_systems_of_one_name_apart(planted_project: Project) -> None:
+    manifest = stages.run_stage(planted_project, "corpus", MODEL).manifest
+    rows = [
+        {"system": "none", "tuned": False, "share_kept": None, "P32": 3.5},
+        {"system": "none", "tuned": True, "share_kept": None, "P32": 3.0},
+        {"system": "refrag", "tuned": True, "share_kept": 0.0, "P32": 2.0},
+        {"system": "refrag", "tuned": True, "share_kept": 0.25, "P32": 1.5},
+    ]
+    content = planted_project.content("corpus", MODEL)
+    (content / "perplexity.json").write_text(json.dumps({"rows": rows}))
+    reports.export(planted_project, manifest)
+    systems = [row["system"] for row in read(reports.report_path(planted_project, "perplexity", manifest, "csv"))]
+    assert systems == ["none", "none (tuned)", "refrag (tuned)", "refrag (tuned, 0.25 kept)"]
+
+
+def test_a_curve_has_a_column_for_every_figure_that_any_line_has(planted_project: Project) -> None:
+    manifest = stages.run_stage(planted_project, "corpus", MODEL).manifest
+    log = planted_project.stage_dir("corpus", MODEL) / "metrics.jsonl"
+    log.write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "loss": 3.0, "reward": 1}\n')
+    reports.export(planted_project, manifest)
+    rows = read(reports.report_path(planted_project, "curves", manifest, "csv"))
+    assert rows == [{"step": "1", "loss": "3.5", "reward": ""}, {"step": "2", "loss": "3.0", "reward": "1"}]
+
+
+def test_reports_that_were_deleted_come_back_with_a_cached_run(planted_project: Project) -> None:
+    manifest = stages.run_stage(planted_project, "corpus", MODEL).manifest
+    path = reports.report_path(planted_project, "metrics", manifest, "json")
+    path.unlink()
+    assert stages.run_stage(planted_project, "corpus", MODEL).cached
+    assert json.loads(path.read_text()) == manifest.metrics
