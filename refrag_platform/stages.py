@@ -26,8 +26,17 @@ from refrag_platform.versioning import reports
 from refrag_platform.versioning.digest import code_digest, folder_digest
 from refrag_platform.versioning.manifest import InputRecord, Manifest
 
+INPUTS_FILE = "inputs.json"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
-TRAINING_CODE = (*MODEL_CODE, "refrag_platform/training/core")
+TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
+# Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
+EVALUATION_CODE = (
+    *MODEL_CODE,
+    "refrag_platform/corpus/shards.py",
+    "refrag_platform/training/core/losses.py",
+    "refrag_platform/training/core/groups.py",
+    "refrag_platform/evaluation",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.finetuned:train_finetuned",
             ("corpus", "cpt", "policy"),
             ("finetuned", "policy"),
-            (*TRAINING_CODE, "refrag_platform/training/finetuned.py"),
+            (*TRAINING_CODE, "refrag_platform/training/examples.py", "refrag_platform/training/finetuned.py"),
         ),
         Stage(
             "evaluation",
@@ -99,7 +108,7 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.evaluation.stage:evaluate_stage",
             ("corpus", "chunks", "finetuned"),
             ("policy", "evaluation"),
-            (*MODEL_CODE, "refrag_platform/evaluation"),
+            EVALUATION_CODE,
         ),
         Stage(
             "package",
@@ -254,6 +263,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         context = _prepare(project, stage, recipe, inputs, work, wanted)
         started, clock = manifests.now(), time.monotonic()
         metrics = stage_function(stage)(context)
+        _seal(context, inputs)
         manifest = Manifest(
             stage=name,
             model=model,
@@ -337,6 +347,18 @@ def _prepare(
         work=state,
         beside=making,
     )
+
+
+def _seal(context: StageContext, inputs: dict[str, InputRecord]) -> None:
+    """Put the hashes of what went in into the artifact, so that its own hash stands for the whole chain.
+
+    A changed byte of a source then changes every hash after it, even where the same weights come out.
+    """
+    hashes = {
+        "inputs": {name: record.hash for name, record in inputs.items()},
+        "sources": sorted(record.hash for record in context.sources),
+    }
+    (context.out / INPUTS_FILE).write_text(json.dumps(hashes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check(stage: Stage, recipe: Recipe, context: StageContext) -> None:

@@ -247,3 +247,21 @@ def test_the_registry_lists_inputs_before_what_is_made_from_them() -> None:
     assert all(names.index(put) < names.index(stage.name) for stage in STAGES.values() for put in stage.inputs)
     root = Path(stages.__file__).resolve().parent.parent
     assert [path for stage in STAGES.values() for path in stage.code if not (root / path).exists()] == []
+
+
+def test_an_artifacts_hash_stands_for_its_chain_even_where_the_same_bytes_come_out(
+    planted: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def constant(context: StageContext) -> dict[str, Any]:
+        (context.out / "model.bin").write_text("the same")
+        return {}
+
+    hashes = []
+    for text in ("old", "new"):
+        change_source(planted, text)
+        with monkeypatch.context() as unchanged:
+            plant(unchanged)
+            run_stage(planted, "corpus", MODEL)
+        monkeypatch.setattr(stages, "stage_function", lambda stage: constant)
+        hashes.append([run_stage(planted, name, MODEL).manifest.hash for name in ("reconstruction", "cpt")])
+    assert not set(hashes[0]) & set(hashes[1])

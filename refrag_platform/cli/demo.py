@@ -1,7 +1,44 @@
-"""`refrag demo`."""
+"""`refrag demo`: the whole pipeline through Dagster, a question over HTTP, and a report. `make demo` runs it."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
 
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    app.command("demo")(demo)
+
+
+def demo(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model that params.yaml names.")] = "smollm2-135m",
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", help="Asked over HTTP; default: one from the held-out set.")
+    ] = None,
+) -> None:
+    """Make every artifact of a model through Dagster, serve the Bento, ask it a question, and report.
+
+    What is up to date is said to be cached. The report is printed and written to reports/demo.json.
+    Interrupt it at any time: the next run continues.
+    """
+    from assets.materialize import materialize_all
+    from refrag_platform.demo import ask_served, demo_report, held_out_question, print_report
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.dvc import ensure_repo
+
+    begun = time.monotonic()
+    project = Project.find()
+    recipe = project.recipe(model)
+    ensure_repo(project)
+    typer.secho(f"refrag demo: {model}. {recipe.description}", bold=True)
+    if not materialize_all(model):
+        typer.secho("refrag: the pipeline failed; its reason is above. Mend it and run again.", fg="red", err=True)
+        raise typer.Exit(1)
+    asked = question or held_out_question(project, model)
+    typer.secho(f"\nServing the Bento and asking: {asked}", bold=True)
+    served = ask_served(project, model, asked)
+    report = demo_report(project, model, served, time.monotonic() - begun)
+    print_report(project, model, report, served)

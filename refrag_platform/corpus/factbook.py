@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,17 +99,15 @@ def choose_part(found: list[Country], recipe: CorpusRecipe, limit: int) -> list[
 
 
 def _spread(found: list[Country]) -> list[Country]:
-    """Countries in turn from every region; in a region those with many facts first, then by hash."""
-
-    def rank(country: Country) -> tuple[bool, str]:
-        sparse = len(_facts(country, _profile(country))) < len(FIELDS) // 2
-        return sparse, hashlib.sha256(country.code.encode()).hexdigest()
-
-    regions: dict[str, list[Country]] = {}
-    for country in sorted(found, key=rank):
-        regions.setdefault(country.region, []).append(country)
-    turns = ((number, region, country) for region, members in regions.items() for number, country in enumerate(members))
-    return [country for *_, country in sorted(turns, key=lambda turn: (rank(turn[2])[0], *turn[:2]))]
+    """Countries in turn from every region; those with many facts first, then by hash."""
+    sparse = {country.code: len(_facts(country, _profile(country))) < len(FIELDS) // 2 for country in found}
+    turns: list[tuple[bool, int, str, Country]] = []
+    taken: Counter[tuple[bool, str]] = Counter()
+    for country in sorted(found, key=lambda country: hashlib.sha256(country.code.encode()).hexdigest()):
+        place = sparse[country.code], country.region
+        turns.append((place[0], taken[place], place[1], country))
+        taken[place] += 1
+    return [country for *_, country in sorted(turns, key=lambda turn: turn[:3])]
 
 
 def _id(country: Country) -> str:
@@ -142,7 +141,7 @@ def _profile(country: Country) -> Profile:
 def _texts(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """(subfield, plain text) of one field's values, in the profile's order."""
     if isinstance(values, str):
-        if text := re.sub(r" +([;,.])", r"\1", strip_markup(values)):
+        if text := re.sub(r" +([;,])", r"\1", strip_markup(values)):
             yield key, text
     elif isinstance(values, dict):
         for name, value in values.items():

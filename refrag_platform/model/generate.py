@@ -28,11 +28,13 @@ def generate(
     """
     inputs = model.embed([prompt])
     output = model.decoder(inputs_embeds=inputs.embeds, use_cache=True, logits_to_keep=1)
-    for _ in range(max_new_tokens):
+    for made in range(1, max_new_tokens + 1):
         token = pick(output.logits[0, -1], temperature, top_p, generator)
         if token in stop_ids:
             return
         yield token
+        if made == max_new_tokens:
+            return
         output = model.decoder(
             input_ids=torch.tensor([[token]], device=model.device),
             past_key_values=output.past_key_values,

@@ -33,10 +33,17 @@ def passage_text(title: str, text: str) -> str:
     return f"{title}\n{text}\n" if title else f"{text}\n"
 
 
+def content_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of text that comes from outside: what looks like a special token in it stays plain text.
+
+    Otherwise a passage or a question could end its turn and speak in another role.
+    """
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
 def passage_chunks(tokenizer: PreTrainedTokenizerFast, title: str, text: str, chunk_size: int) -> Chunks:
     """A passage cut into chunks, none of them expanded, without vectors."""
-    ids = tokenizer(passage_text(title, text), add_special_tokens=False)["input_ids"]
-    return Chunks(chunk_tokens(ids, chunk_size))
+    return Chunks(chunk_tokens(content_ids(tokenizer, passage_text(title, text)), chunk_size))
 
 
 def rag_prompt(
@@ -51,20 +58,29 @@ def rag_prompt(
     The text around the passages is the decoder's chat format; a passage's chunks stand between its parts.
     """
 
-    def text(string: str) -> Text:
-        return Text(tokenizer(string, add_special_tokens=False)["input_ids"])
+    def turn(role: str, content: str) -> list[int]:
+        return [*frame(f"{START}{role}\n"), *content_ids(tokenizer, content), *frame(f"{END}\n")]
 
-    system = "\n".join([turn["content"] for turn in history if turn["role"] == "system"] or [INSTRUCTIONS[instruction]])
-    turns = "".join(f"{START}{turn['role']}\n{turn['content']}{END}\n" for turn in history if turn["role"] != "system")
-    asked = f"{START}user\n{question}{END}\n" if question else ""
-    opening = text(f"{START}system\n{system}\n")
-    return [opening, *passages, text(f"{END}\n{turns}{asked}{START}assistant\n")]
+    def frame(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    given = "\n".join(message["content"] for message in history if message["role"] == "system")
+    opening = [*frame(f"{START}system\n"), *content_ids(tokenizer, (given or INSTRUCTIONS[instruction]) + "\n")]
+    closing = frame(f"{END}\n")
+    for message in history:
+        if message["role"] != "system":
+            closing += turn(message["role"], message["content"])
+    if question:
+        closing += turn("user", question)
+    return [Text(opening), *passages, Text([*closing, *frame(f"{START}assistant\n")])]
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int | None:
+    """The id of a special token, None when the vocabulary lacks it (it may well be the unknown token itself)."""
+    return tokenizer.get_vocab().get(token)
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Ids that end an answer."""
-    ids = {
-        tokenizer.eos_token_id,
-        *(tokenizer.convert_tokens_to_ids(token) for token in (END, "<|endoftext|>")),
-    }
-    return {token for token in ids if token is not None and token != tokenizer.unk_token_id}
+    ids = {tokenizer.eos_token_id, token_id(tokenizer, END), token_id(tokenizer, "<|endoftext|>")}
+    return {token for token in ids if token is not None}

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.encoder import ChunkEncoder, embedding_weight, strip_backbone, token_table
 from refrag_platform.model.projection import Projection
+from refrag_platform.model.prompts import token_id
 from refrag_platform.model.segments import Prompt, lay_out
 from refrag_platform.recipes import Recipe
 from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer
@@ -52,6 +53,9 @@ class RefragModel(nn.Module):
         self.encoder, self.projection, self.decoder = encoder, projection, decoder
         self.tokenizer = tokenizer
         self._digest: str | None = None
+        # What starts a sequence without context: the token that stood between documents in pre-training.
+        candidates = (token_id(tokenizer, "<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+        self.start_token_id: int = next(token for token in candidates if token is not None)
 
     @classmethod
     def create(cls, recipe: Recipe, base: Path) -> RefragModel:
@@ -101,14 +105,6 @@ class RefragModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.projection.inner.weight.device
-
-    @property
-    def start_token_id(self) -> int:
-        """The token that starts a sequence without context: the one between documents in pre-training."""
-        token = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        unknown = token is None or token == self.tokenizer.unk_token_id
-        candidates = [None if unknown else token, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0]
-        return next(candidate for candidate in candidates if candidate is not None)
 
     def encoder_digest(self) -> str:
         """Hash of the encoder, kept after the first call while the model is in evaluation mode."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 HOST, PORT = "127.0.0.1", 3000
 PACKAGE_FILE = "package.json"
 SECONDS_TO_STOP = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 def home(project: Project) -> Path:
@@ -92,7 +94,7 @@ def serve_command(tag: str, port: int, host: str = HOST) -> list[str]:
 def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> Iterator[str]:
     """A model's Bento served on a free port of 127.0.0.1 while the context lasts; yields its URL.
 
-    It runs in a process group of its own, which is ended as a whole.
+    It is ended with all the processes it has started.
 
     Raises:
         ArtifactError: there is no Bento.
@@ -109,12 +111,13 @@ def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             _wait_until_ready(process, url, log, seconds)
             yield url
         finally:
-            _end_group(process)
+            _end(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
@@ -131,14 +134,27 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, sec
     raise RefragError(f"the Bento was not ready within {seconds:g} s:\n{_end_of(log)}")
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask the whole group to end, then make it: a supervisor may not pass a signal on to its workers."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(SECONDS_TO_STOP)
-        os.killpg(process.pid, signal.SIGKILL)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the supervisor to end its workers, then make them: each has a session of its own."""
+    import psutil
+
+    started: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(SECONDS_TO_STOP)
+    process.kill()
+    for worker in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
     process.wait()
+
+
+def _end_with_parent() -> None:
+    """Linux ends the server with the process that started it, even if that is killed."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

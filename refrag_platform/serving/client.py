@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,8 +64,17 @@ def ask(url: str, question: str, model: str | None = None, key: str | None = Non
     return StreamedAnswer(_events(url.rstrip("/"), question, model, key, extra))
 
 
-def answer_once(project: Project, model: str, question: str, log: Path | None = None, **extra: Any) -> dict[str, Any]:
+def answer_once(
+    project: Project,
+    model: str,
+    question: str,
+    log: Path | None = None,
+    on_text: Callable[[str], object] = lambda text: None,
+    **extra: Any,
+) -> dict[str, Any]:
     """Serve a model's Bento, ask it one question by streaming HTTP, and stop it.
+
+    `on_text` gets each piece of the answer as it comes.
 
     Returns: question, answer, citations, ttft_ms (at the client), usage, refrag (the response's own field),
     model_tag, bento_tag. `log` takes the server's output; default work/NAME/serve.log.
@@ -78,7 +87,10 @@ def answer_once(project: Project, model: str, question: str, log: Path | None = 
     log.parent.mkdir(parents=True, exist_ok=True)
     with bento.running(project, model, log) as url:
         streamed = ask(url, question, model, api_key(), **extra)
-        answer = "".join(streamed)
+        answer = ""
+        for piece in streamed:
+            on_text(piece)
+            answer += piece
     return {
         "question": question,
         "answer": answer,

@@ -17,11 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.recipes import Recipe
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.versioning.digest import code_digest, folder_digest
+from refrag_platform.versioning.digest import code_digest, folder_digest, path_digest
 from refrag_platform.versioning.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def _version(*facts: str) -> str:
 def _save_model(context: StageContext, tag: str, hashes: Mapping[str, str]) -> bool:
     """Copy what serving needs into the store under `tag`; False when it lies there whole already."""
     folder = bento.store_path(context.project, "models", tag)
-    if _whole_model(folder, hashes):
+    if _whole_model(folder):
         return False
     shutil.rmtree(folder, ignore_errors=True)
     store = bento.model_store(context.project)
@@ -147,20 +149,21 @@ def _save_model(context: StageContext, tag: str, hashes: Mapping[str, str]) -> b
         if recipe.chunks.retriever.startswith("path:"):
             (inside / RETRIEVER).symlink_to((base / recipe.chunks.retriever.removeprefix("path:")).resolve())
         (inside / RECIPE_FILE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    if not _whole_model(folder, hashes):
+        # model.yaml is written after this, so it names every other file.
+        model.info.metadata["contents"] = {entry.name: path_digest(entry) for entry in sorted(inside.iterdir())}
+    if not _whole_model(folder):
         raise RefragError(f"{folder} does not hold what was put into it; is the disk full?")
     return True
 
 
-def _whole_model(folder: Path, hashes: Mapping[str, str]) -> bool:
+def _whole_model(folder: Path) -> bool:
     """Whether a model in the store has all its files: a kill may have left half of a copy."""
-    return (
-        (folder / "model.yaml").is_file()
-        and (folder / RECIPE_FILE).is_file()
-        and any((folder / TABLES).glob("*/*.lance"))
-        and folder_digest(folder / MODEL) == hashes["finetuned"]
-        and folder_digest(folder / CHUNKS) == hashes["chunks"]
-    )
+    try:
+        description = yaml.safe_load((folder / "model.yaml").read_text(encoding="utf-8"))
+        contents = description["metadata"]["contents"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False
+    return all((folder / name).exists() and path_digest(folder / name) == digest for name, digest in contents.items())
 
 
 def _build_bento(context: StageContext, model_tag: str, tag: str, code: str) -> bool:

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import bentoml
+from bentoml._internal.utils.args import set_arguments
 from bentoml.models import BentoModel
 from pydantic import BaseModel, ConfigDict
 
@@ -39,6 +40,8 @@ class Arguments(BaseModel):
 
 arguments = bentoml.use_arguments(Arguments)
 model_tag = packaged_model(arguments.model_tag)
+# A Bento built without --arg must serve the model it was built with, not a newer one.
+set_arguments({"model_tag": model_tag}, override=False)
 # Asked of the kernel: importing torch would double the time that BentoML's supervisor takes to start.
 gpus = int(any(Path("/dev").glob("nvidia[0-9]*"))) if arguments.gpus is None else arguments.gpus
 settings = ApiSettings.from_environment(os.environ)

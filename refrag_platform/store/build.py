@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.loading import default_device
-from refrag_platform.model.prompts import passage_text
+from refrag_platform.model.prompts import content_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import chunk_tokens
 from refrag_platform.progress import Progress
@@ -124,7 +124,7 @@ def _encode(model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, bat
         passage_text(title, text)
         for title, text in zip(batch["title"].to_pylist(), batch["text"].to_pylist(), strict=True)
     ]
-    ids = model.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = [content_ids(model.tokenizer, text) for text in texts]
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
     device = next(model.encoder.parameters()).device

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from refrag_platform.model.policy import PolicyNetwork
-from refrag_platform.model.prompts import END, passage_chunks, rag_prompt
+from refrag_platform.model.prompts import END, content_ids, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, lay_out
 from refrag_platform.model.selection import expand
@@ -53,7 +53,7 @@ class FinetunedTask(Task):
         passages = [passage_chunks(tokenizer, p["title"], p["text"], k) for p in example.passages]
         kind = "summary" if example.task == "summarization" else "answer"
         prompt = rag_prompt(tokenizer, example.question, passages, example.history, kind)  # type: ignore[arg-type]
-        answer = tokenizer(example.answer + END, add_special_tokens=False)["input_ids"]
+        answer = [*content_ids(tokenizer, example.answer), *tokenizer(END, add_special_tokens=False)["input_ids"]]
         return list(prompt), answer
 
     @torch.no_grad()

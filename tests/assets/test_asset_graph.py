@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 import yaml
-from dagster import AssetKey, build_schedule_context
+from dagster import AssetKey, DagsterInstance, build_schedule_context
 
 from assets.definitions import defs
 from assets.jobs import weekly
@@ -75,7 +75,9 @@ def test_every_expectation_is_a_blocking_asset_check() -> None:
 
 
 def test_the_schedule_runs_every_model_and_is_off() -> None:
-    with build_schedule_context(scheduled_execution_time=SUNDAY) as context:
+    repository = defs.get_repository_def()
+    with DagsterInstance.ephemeral() as instance:
+        context = build_schedule_context(instance, scheduled_execution_time=SUNDAY, repository_def=repository)
         data = weekly.evaluate_tick(context)
     assert [request.partition_key for request in data.run_requests or []] == Project(ROOT).models()
     assert weekly.default_status.value == "STOPPED"

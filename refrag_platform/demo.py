@@ -1,0 +1,172 @@
+"""The demo's question, answer and report: what the pipeline has made, in figures, as text and as reports/demo.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.project import Project
+from refrag_platform.serving import bento
+from refrag_platform.serving.client import answer_once
+from refrag_platform.stages import STAGES, run_stage
+from refrag_platform.versioning.manifest import Manifest
+
+# What a question shows of itself when the corpus has no questions.
+OPEN_QUESTION = "What is this collection of documents about?"
+NEXT = (
+    ("make ui", "the artifacts, their checks and lineage in Dagster: http://127.0.0.1:3001"),
+    ("make serve", "the service on http://127.0.0.1:3000, OpenAI-shaped under /v1"),
+    (
+        "refrag run all --model NAME",
+        "on a GPU, with the overrides of NAME in params.yaml set to {}: the same recipe in full",
+    ),
+)
+
+
+def held_out_question(project: Project, model: str) -> str:
+    """A question about a country the model never saw, whose answer is in the store."""
+    path = project.content("corpus", model) / "questions" / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    capitals = [row for row in rows if row.get("field") == "capital"]
+    return (capitals or rows or [{"question": OPEN_QUESTION}])[0]["question"]
+
+
+def ask_served(project: Project, model: str, question: str) -> dict[str, Any]:
+    """Ask the model's Bento over HTTP; a Bento that was deleted since it was packaged is built again."""
+    try:
+        bento.Package.of(project, model)
+    except ArtifactError:
+        run_stage(project, "package", model, force=True)
+    return answer_once(project, model, question, on_text=lambda text: print(text, end="", flush=True))
+
+
+def demo_report(project: Project, model: str, served: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What the demo found, also written to reports/demo.json.
+
+    Returns: {artifacts: [{name, path, hash, checks_passed, checks_failed}], perplexity: [rows], rag: [rows],
+    question, answer, citations, seconds}.
+    """
+    artifacts = []
+    for name in STAGES:
+        folder = project.stage_dir(name, model)
+        results = json.loads((folder / "checks" / "results.json").read_text(encoding="utf-8"))
+        passed = sum(result["passed"] for result in results)
+        artifacts.append(
+            {
+                "name": name,
+                "path": (folder / "content").relative_to(project.root).as_posix(),
+                "hash": Manifest.read(folder).hash,
+                "checks_passed": passed,
+                "checks_failed": len(results) - passed,
+            }
+        )
+    evaluation = json.loads((project.stage_dir("evaluation", model) / "report.json").read_text(encoding="utf-8"))
+    report = {
+        "artifacts": artifacts,
+        "perplexity": evaluation["perplexity"]["rows"],
+        "rag": evaluation["rag"]["rows"],
+        "question": served["question"],
+        "answer": served["answer"],
+        "citations": served["citations"],
+        "seconds": round(seconds, 1),
+    }
+    target = project.root / "reports" / "demo.json"
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(target)
+    return report
+
+
+def print_report(project: Project, model: str, report: dict[str, Any], served: dict[str, Any]) -> None:
+    """The report for a reader."""
+    console = Console(highlight=False)
+    console.print()
+    _table(
+        console,
+        "Artifacts",
+        ("artifact", "version (DVC)", "checks", "path"),
+        [
+            (
+                row["name"],
+                row["hash"][:12],
+                f"{row['checks_passed']} passed" + (f", {row['checks_failed']} warn" if row["checks_failed"] else ""),
+                row["path"],
+            )
+            for row in report["artifacts"]
+        ],
+    )
+    _table(
+        console,
+        "Log-perplexity of the first N tokens after the context, in nats (lower is better)",
+        ("system", "tuned", "share kept", "P16", "P32", "P128", "windows"),
+        [
+            (
+                row["system"],
+                "yes" if row["tuned"] else "no",
+                _figure(row["share_kept"], 2),
+                *(_figure(row[key], 3) for key in ("P16", "P32", "P128")),
+                str(row["windows"]),
+            )
+            for row in report["perplexity"]
+        ],
+    )
+    _table(
+        console,
+        "Held-out questions",
+        ("system", "passages", "exact match", "F1", "decoder tokens", "first token, ms"),
+        [
+            (
+                row["system"],
+                str(row["passages"]),
+                _figure(row["exact_match"], 3),
+                _figure(row["f1"], 3),
+                _figure(row["decoder_tokens"], 0),
+                _figure(row["ttft_ms"], 1),
+            )
+            for row in report["rag"]
+        ],
+    )
+    _print_answer(console, served)
+    if project.recipe(model).maturity == "undertrained":
+        console.print(
+            "\nThe model is undertrained: it saw minutes of training on a CPU, to show the pipeline and not quality. "
+            "docs/results.md has what a GPU run reaches.",
+            style="yellow",
+        )
+    console.print(f"\nDone in {report['seconds']:.0f} s. The report is in reports/demo.json. Next:")
+    for command, what in NEXT:
+        console.print(f"  [bold]{command.replace('NAME', model)}[/]  {what.replace('NAME', model)}")
+
+
+def _print_answer(console: Console, served: dict[str, Any]) -> None:
+    facts = served["refrag"]
+    console.print(f"[bold]Question[/] {served['question']}")
+    answer = re.sub(r"\s+", " ", served["answer"]).strip() or "(empty)"
+    console.print(f"[bold]Answer[/]   {escape(answer)}")
+    for number, citation in enumerate(served["citations"], 1):
+        console.print(f"  [{number}] {citation['title'] or 'untitled'} ({citation['id']})", markup=False)
+    console.print(
+        f"{facts['chunks_expanded']} of {facts['chunks']} chunks expanded; {facts['prompt_positions']} positions "
+        f"instead of {facts['plain_prompt_tokens']} tokens ({facts['compression_rate']:.2f}x); "
+        f"first token after {served['ttft_ms'] or 0:.0f} ms over HTTP"
+    )
+
+
+def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,218 @@
+"""The package stage: exact tags, nothing made twice, nothing half-made accepted, and a Bento that serves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.project import Project
+from refrag_platform.serving import bento, client
+from refrag_platform.serving.contract import Message, Sampling
+from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.package import build_package, load_packaged
+from refrag_platform.stages import StageContext
+from tests.conftest import ROOT
+
+QUESTION = "What is the capital of Peru?"
+
+
+def package(project: Project) -> dict[str, Any]:
+    out = project.content("package", "tiny")
+    out.mkdir(parents=True, exist_ok=True)
+    context = StageContext(
+        project=project,
+        recipe=project.recipe("tiny"),
+        stage="package",
+        inputs={name: project.content(name, "tiny") for name in ("chunks", "finetuned", "evaluation")},
+        out=out,
+        work=out.parent,
+        beside=out.parent,
+    )
+    return build_package(context)
+
+
+@pytest.fixture(scope="module")
+def built(packaged_project: Project) -> Iterator[tuple[Project, bento.Package]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BENTOML_HOME", raising=False)
+        package(packaged_project)
+        yield packaged_project, bento.Package.of(packaged_project, "tiny")
+
+
+Built = tuple[Project, bento.Package]
+
+
+def test_the_same_inputs_have_the_same_tags_and_are_not_packed_twice(built: Built) -> None:
+    project, tags = built
+    lock = (project.content("package", "tiny") / "package.json").read_bytes()
+    again = package(project)
+    assert (again["model_made"], again["bento_made"]) == (False, False)
+    assert (again["model_tag"], again["bento_tag"]) == (tags.model_tag, tags.bento_tag)
+    assert (project.content("package", "tiny") / "package.json").read_bytes() == lock
+
+
+@pytest.mark.parametrize("lost", ["tables", "model/encoder.safetensors", "model.yaml", "recipe.json"])
+def test_a_half_copied_model_is_made_again(built: Built, lost: str) -> None:
+    project, tags = built
+    victim = bento.store_path(project, "models", tags.model_tag) / lost
+    if victim.is_dir():
+        shutil.rmtree(next(victim.glob("*/*.lance")))
+    else:
+        victim.write_bytes(victim.read_bytes()[:20])
+    made = package(project)
+    assert (made["model_made"], made["bento_made"]) == (True, False)
+    assert made["model_tag"] == tags.model_tag
+
+
+def test_a_half_copied_bento_is_made_again(built: Built) -> None:
+    project, tags = built
+    source = bento.store_path(project, "bentos", tags.bento_tag) / "src/refrag_platform"
+    (source / "serving/engine.py").unlink()
+    made = package(project)
+    assert (made["model_made"], made["bento_made"]) == (False, True)
+    assert (source / "serving/engine.py").is_file()
+
+
+def test_the_model_bears_its_lineage_down_to_the_corpus(built: Built) -> None:
+    project, tags = built
+    description = bento.store_path(project, "models", tags.model_tag) / "model.yaml"
+    lineage = yaml.safe_load(description.read_text())["metadata"]["lineage"]
+    assert lineage["data/tiny/corpus/content"]["fingerprint"] == "of-corpus"
+    cpt = lineage["models/tiny/finetuned/content"]["inputs"]["models/tiny/cpt/content"]
+    assert cpt == lineage["models/tiny/cpt/content"]["hash"]
+
+
+def test_the_packaged_model_answers_as_the_project_does(built: Built, engine: Engine) -> None:
+    project, tags = built
+    packed = load_packaged(bento.store_path(project, "models", tags.model_tag))
+    asked = [Message("user", QUESTION)]
+    answers = ["".join(one.start(asked, one.retrieve(QUESTION, 2), Sampling(12))) for one in (engine, packed)]
+    assert answers[0] == answers[1]
+
+
+def test_the_bento_holds_code_and_pins_and_names_no_host(built: Built) -> None:
+    project, tags = built
+    folder = bento.store_path(project, "bentos", tags.bento_tag)
+    requirements = (folder / "env/python/requirements.txt").read_text()
+    assert "torch>=2.11" in requirements and "index" not in requirements and "://" not in requirements
+    description = yaml.safe_load((folder / "bento.yaml").read_text())
+    assert description["args"] == {"model_tag": tags.model_tag}
+    assert not list((folder / "src").rglob("*.safetensors"))
+
+
+def test_the_pins_fit_the_project_s_own_ranges() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    ranges = {Requirement(entry).name.lower(): Requirement(entry).specifier for entry in listed}
+    for pin in yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]:
+        requirement = Requirement(pin)
+        versions = [part.version for part in requirement.specifier if part.operator == "=="]
+        for version in versions:
+            allowed = ranges.get(requirement.name.lower())
+            assert allowed is None or allowed.contains(version), f"{pin} is outside {allowed}"
+
+
+def test_a_plain_build_keeps_the_exact_model(built: Built) -> None:
+    project, tags = built
+    command = [sys.executable, "-m", "bentoml", "build", "--version", "by-hand", "--output", "tag"]
+    subprocess.run(command, cwd=project.root, env=bento.environment(project), check=True, capture_output=True)
+    description = yaml.safe_load((bento.home(project) / "bentos/refrag/by-hand/bento.yaml").read_text())
+    assert description["args"] == {"model_tag": tags.model_tag}
+
+
+def test_a_missing_package_says_how_to_make_it(project: Project) -> None:
+    with pytest.raises(ArtifactError, match="refrag run package --model tiny"):
+        bento.Package.of(project, "tiny")
+
+
+def test_a_store_of_another_encoder_is_refused(built: Built, tmp_path: Path) -> None:
+    project, _ = built
+    chunks = shutil.copytree(project.content("chunks", "tiny"), tmp_path / "chunks")
+    stored = (chunks / "store.json").read_text()
+    digest = Engine.load(project, "tiny").bundle.model.encoder_digest()
+    (chunks / "store.json").write_text(stored.replace(digest, "0" * len(digest)))
+    with pytest.raises(ArtifactError, match=rf"(?s)0000.*{digest}.*refrag run chunks"):
+        Engine.open("tiny", project.content("finetuned", "tiny"), chunks, project.recipe("tiny").serving)
+
+
+def test_ask_answers_from_a_shell(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFRAG_ROOT", str(built[0].root))
+    result = CliRunner().invoke(app, ["ask", QUESTION, "--model", "tiny", "--passages", "2", "--share-kept", "0"])
+    assert result.exit_code == 0, result.output
+    assert "[1] Peru (peru-0" in result.stderr
+    assert "0 of 22 chunks expanded, compression" in result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real `bentoml serve`: health, metrics, the OpenAI client, `refrag ask --url`, errors, and its end."""
+    project, tags = built
+    monkeypatch.setenv("REFRAG_API_KEY", "secret")
+    monkeypatch.setenv("REFRAG_MAX_BODY", "5000")
+    with bento.running(project, "tiny", tmp_path / "serve.log") as url:
+        for path in ("/healthz", "/livez", "/readyz", "/metrics"):
+            assert httpx.get(url + path).status_code == 200
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+        official = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+        whole = official.chat.completions.create(model=tags.model_tag, **asked)
+        chunks = list(official.chat.completions.create(model="tiny", stream=True, **asked))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].model_extra["refrag"]["citations"][0]["title"] == "Peru"
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{url}/v1", api_key="wrong").models.list()
+        with pytest.raises(openai.NotFoundError):
+            official.chat.completions.create(model="other", **asked)
+        with pytest.raises(openai.UnprocessableEntityError):
+            official.chat.completions.create(model="tiny", **asked | {"max_tokens": 0})
+        with pytest.raises(openai.APIStatusError) as large:
+            official.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x" * 6000}])
+        assert large.value.status_code == 413
+        shell = CliRunner().invoke(app, ["ask", QUESTION, "--url", url, "--max-tokens", "8"])
+        assert (shell.exit_code, shell.stdout.strip()) == (0, text.strip())
+        with pytest.raises(RefragError, match="answered 401"):
+            list(client.ask(url, QUESTION, "tiny", "wrong"))
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/livez")
+
+
+@pytest.mark.slow
+def test_answer_once_starts_asks_and_stops(built: Built) -> None:
+    project, tags = built
+    answer = client.answer_once(project, "tiny", QUESTION, max_tokens=8)
+    assert answer["bento_tag"] == tags.bento_tag
+    assert answer["citations"][0]["id"] == "peru-0"
+    assert answer["ttft_ms"] > 0 and answer["answer"]
+    assert not [process for process in psutil.process_iter(["cmdline"]) if tags.bento_tag in str(process.info)]
+
+
+def test_a_bento_that_can_t_start_shows_the_end_of_its_log(built: Built, tmp_path: Path) -> None:
+    project, tags = built
+    description = bento.store_path(project, "bentos", tags.bento_tag) / "bento.yaml"
+    kept = description.read_text()
+    description.write_text(kept.replace("refrag_platform.serving.service", "refrag_platform.serving.nothing"))
+    try:
+        with (
+            pytest.raises(RefragError, match=r"(?s)ended with status.*refrag_platform\.serving\.nothing"),
+            bento.running(project, "tiny", tmp_path / "log"),
+        ):
+            pass
+    finally:
+        description.write_text(kept)
