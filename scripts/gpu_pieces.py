@@ -80,6 +80,7 @@ def assemble(
     base: Annotated[Path, typer.Argument(help="Folder to make.")],
 ) -> None:
     """Put the pieces together again and unpack the token shards; wheels lie in base/wheels to be installed."""
+    base.mkdir(parents=True, exist_ok=True)
     archive = base.with_suffix(".tar")
     with archive.open("wb") as stream:
         for part in sorted(pieces.glob("piece-*/part")):
@@ -175,13 +176,19 @@ def _write_base_recipe(recipe: Path, base: Path) -> None:
     import yaml
 
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    values["encoder"]["source"] = "path:encoder"
+    if values["encoder"]["source"] != "random":
+        values["encoder"]["source"] = "path:encoder"
+    for beside in recipe.parent.glob("*.json"):
+        shutil.copy(beside, base)
     (base / "recipe.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _write_encoder(recipe: Recipe, folder: Path, target: Path) -> None:
     """The encoder in half precision: half the bytes, and far inside what training moves."""
     from refrag_platform.weights import load_encoder
+
+    if recipe.encoder.source == "random":
+        return
 
     backbone, tokenizer = load_encoder(recipe.encoder, folder, recipe.seed)
     backbone.half().save_pretrained(target)
@@ -216,7 +223,7 @@ def _split(path: Path, out: Path, size: int) -> list[Path]:
         shutil.rmtree(old)
     folders = []
     for number, block in enumerate(_blocks(path, size), 1):
-        folder = out / f"piece-{number}"
+        folder = out / f"piece-{number:02d}"
         folder.mkdir(parents=True)
         (folder / "part").write_bytes(block)
         folders.append(folder)

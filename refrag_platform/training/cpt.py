@@ -20,7 +20,6 @@ from refrag_platform.stages import StageContext
 from refrag_platform.training.core.artifact import load_model, parameter_counts, save_dtype, write_training
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import (
-    decoder_body,
     decoder_group,
     encoder_groups,
     head_weight,
@@ -28,6 +27,7 @@ from refrag_platform.training.core.groups import (
 )
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 
 System = Literal["refrag", "full", "none", "truncated"]
@@ -100,7 +100,7 @@ class CptTask(Task):
         """Mean loss of the o tokens after a context [B, N, d]; its last position predicts the first of them."""
         text = self.model.decoder.get_input_embeddings()(output)
         inputs = torch.cat([context.to(text.dtype), text], 1)
-        hidden = decoder_body(self.model.decoder)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        hidden = decoder_states(self.model.decoder, inputs)
         predicting = hidden[:, context.shape[1] - 1 : -1].flatten(0, 1)
         return linear_cross_entropy(predicting, head_weight(self.model.decoder), output.flatten())
 

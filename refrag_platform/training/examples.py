@@ -74,7 +74,9 @@ class Examples:
         self.conversations = list(_conversations(self.questions))
         self.summaries = [
             row for p in settings.summaries for row in read_rows(Path(os.path.expandvars(p)), ("document", "summaries"))
-        ] or list(_lead_summaries(corpus))
+        ]
+        if not self.summaries and settings.tasks.get("summarization", 0) > 0:
+            self.summaries = list(_lead_summaries(corpus))
         self._sources: dict[str, list[Any]] = {
             "rag": self.questions,
             "multi_turn": self.conversations,

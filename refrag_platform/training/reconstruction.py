@@ -17,9 +17,10 @@ from refrag_platform.recipes import ReconstructionRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.artifact import parameter_counts, save_dtype, write_training
 from refrag_platform.training.core.curriculum import Curriculum
-from refrag_platform.training.core.groups import decoder_body, encoder_groups, head_weight, vector_std
+from refrag_platform.training.core.groups import encoder_groups, head_weight, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 
 HELPER_CHUNKS = 512
@@ -85,7 +86,7 @@ class ReconstructionTask(Task):
         chunks = length // self.model.chunk_size
         text = self.model.decoder.get_input_embeddings()(tokens)
         inputs = torch.cat([embeds.view(batch, chunks, -1).to(text.dtype), text], 1)
-        hidden = decoder_body(self.model.decoder)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        hidden = decoder_states(self.model.decoder, inputs)
         return hidden[:, chunks - 1 : chunks - 1 + length].flatten(0, 1), tokens.flatten()
 
     def helper_loss(self, embeds: Tensor, chunks: Tensor, chosen: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import pytest
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
-from tests.conftest import copy_project, init_repository
-from tests.versioning.planted import MODEL, make_all, plant
+from tests.conftest import copy_project, init_repository, set_remote
+from tests.versioning.planted import MODEL, make_all, plant, run
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant(monkeypatch)
         make_all(project)
-    for stage in STAGES:
-        dvc.record(project, stage, MODEL)
+    # What `record` does, for all stages at once.
+    run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
     return project.root
 
 
@@ -41,5 +41,5 @@ def recorded(recorded_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     plant(monkeypatch)
     shutil.copytree(recorded_once.parent, tmp_path / "copy", symlinks=True)
     project = Project(tmp_path / "copy" / "project")
-    dvc.set_remote(project, str(tmp_path / "copy" / "remote"))
+    set_remote(project, tmp_path / "copy" / "remote")
     return project

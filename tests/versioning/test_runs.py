@@ -75,7 +75,7 @@ def test_the_users_branch_index_and_files_stay_as_they_are(recorded: Project) ->
 
 def test_the_commit_holds_dvc_lock_the_manifests_and_the_settings_that_made_them(recorded: Project) -> None:
     (recorded.root / "params.yaml").write_text(
-        (recorded.root / "params.yaml").read_text().replace("cpt: {}", "cpt: {steps: 41}")
+        (recorded.root / "params.yaml").read_text().replace("serving: {}", "serving: {passages: 3}")
     )
     for stage in STAGES:
         stages.run_stage(recorded, stage, MODEL)
@@ -86,8 +86,8 @@ def test_the_commit_holds_dvc_lock_the_manifests_and_the_settings_that_made_them
     ]
     assert {"dvc.lock", *manifests} <= set(added)
     assert not [name for name in added if "/content/" in name]
-    assert "steps: 41" in git(recorded, "show", f"{BRANCH}:params.yaml")
-    assert "steps: 41" not in git(recorded, "show", "HEAD:params.yaml")
+    assert "passages: 3" in git(recorded, "show", f"{BRANCH}:params.yaml")
+    assert "passages: 3" not in git(recorded, "show", "HEAD:params.yaml")
     hashes = {Manifest.read(recorded.stage_dir(stage, MODEL)).hash for stage in STAGES}
     assert hashes == {dvc.recorded_hash(recorded, stage, MODEL) for stage in STAGES}
 

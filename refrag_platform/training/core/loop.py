@@ -24,6 +24,7 @@ from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import prefetch
+from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
 Batch = dict[str, Any]
 # Standard deviation over chunks of what the decoder reads, in units of its embeddings' root mean square; 0.15 is
@@ -123,25 +124,29 @@ def train(
     optimizer: Any = torch.optim.AdamW(
         groups, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=accelerator.device.type == "cuda"
     )
+    on_gpu = accelerator.device.type == "cuda"
+    if settings.compile and on_gpu:
+        compile_regions(task)
     module: Any
     module, optimizer = accelerator.prepare(task, optimizer)
     checkpoints = work / "checkpoints"
     facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
     step, first_loss = facts["step"], facts["first_loss"]
     log = MetricsLog(work / "metrics.jsonl", step, facts.get("pending", []), accelerator)
-    run = _compiled(module, settings, accelerator)
     started_at, loss_value = step, facts.get("last_loss")
 
     def batches() -> Iterator[list[Batch]]:
         for number in range(started_at, settings.steps):
             size = task.samples(number, micro_size)
-            yield [task.batch(number, micro, size, accelerator.process_index, world) for micro in range(micro_steps)]
+            made = [task.batch(number, micro, size, accelerator.process_index, world) for micro in range(micro_steps)]
+            yield [_pinned(batch) for batch in made] if on_gpu else made
 
     def save() -> None:
         kept = {"first_loss": first_loss, "last_loss": loss_value, "pending": log.pending()}
         checkpoint.save(accelerator, checkpoints, step, kept, settings.keep_checkpoints)
 
     with (
+        fast_kernels(task, on_gpu),
         _stop_on_signal() as stopped,
         prefetch(batches()) as source,
         Progress(description, settings.steps, "steps", start=step) as progress,
@@ -152,8 +157,8 @@ def train(
                 group["lr"] = peak * factor
             logged = (step + 1) % settings.log_every == 0 or step + 1 in (1, settings.steps)
             # Before the step: after it the batch is no longer unseen, and the figures would flatter.
-            probe = task.probe(_to_device(micro_batches[0], accelerator.device)) if logged else {}
-            total, figures, positions = _step(task, run, optimizer, accelerator, micro_batches, settings)
+            probe = _probe(task, _to_device(micro_batches[0], accelerator.device)) if logged else {}
+            total, figures, positions = _step(task, module, optimizer, accelerator, micro_batches, settings)
             step += 1
             log.count(total, figures, positions * world)
             if logged:
@@ -222,20 +227,21 @@ def _refuse_divergence(line: dict[str, Any], description: str) -> None:
         )
 
 
-def _compiled(module: Any, settings: TrainingRecipe, accelerator: Accelerator) -> Any:
-    if not settings.compile or accelerator.device.type != "cuda":
-        return module
-    import torch._dynamo
-
-    # The curriculum brings one shape a factor; each is worth its own static graph.
-    torch._dynamo.config.cache_size_limit = 64
-    return torch.compile(module, dynamic=False)
+def _probe(task: Task, batch: Batch) -> dict[str, float]:
+    """A probe is rare: a graph of its own would cost more to compile than it saves."""
+    with eager():
+        return task.probe(batch)
 
 
 def _world_size() -> int:
     import os
 
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _pinned(batch: Batch) -> Batch:
+    """In page-locked memory, from which a copy to the device does not hold up this process."""
+    return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

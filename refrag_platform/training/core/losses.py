@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,14 +11,20 @@ from torch import Tensor
 ROWS = 4096
 
 
-def _block(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _block(hidden: Tensor, weight: Tensor, labels: Tensor, train_weight: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Summed loss of some rows with its gradients by hidden and weight."""
-    logits = (hidden @ weight.t()).float()
-    lse = logits.logsumexp(-1)
-    loss = (lse - logits.gather(1, labels[:, None])[:, 0]).sum()
-    slope = (logits - lse[:, None]).exp()
-    slope = slope.scatter_add(1, labels[:, None], slope.new_full((len(labels), 1), -1.0)).to(hidden.dtype)
-    return loss, slope @ weight, slope.t() @ hidden
+    logits = hidden @ weight.t()
+    lse = logits.float().logsumexp(-1)
+    loss = (lse - logits.gather(1, labels[:, None])[:, 0].float()).sum()
+    right = torch.arange(weight.shape[0], device=labels.device)[None, :] == labels[:, None]
+    # A comparison, not a scatter: it fuses with the exponential into one pass over the logits.
+    slope = ((logits.float() - lse[:, None]).exp() - right.float()).to(hidden.dtype)
+    return loss, slope @ weight, slope.t() @ hidden if train_weight else None
+
+
+@cache
+def _compiled_block() -> Any:
+    return torch.compile(_block, dynamic=False)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -25,19 +32,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
-        block = torch.compile(_block, dynamic=False) if compiled else _block
+        block = _compiled_block() if compiled else _block
+        train_weight = ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if train_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         low = weight.to(hidden.dtype)
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
-            loss, by_hidden, by_weight = block(hidden[rows], low, labels[rows])
+            loss, by_hidden, by_weight = block(hidden[rows], low, labels[rows], train_weight)
             total += loss
             grad_hidden[rows] = by_hidden
-            if ctx.needs_input_grad[1]:
+            if grad_weight is not None:
                 grad_weight += by_weight
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.rows = len(hidden)
         return total / len(hidden)
 
@@ -53,15 +61,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool | None = None) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T` against labels, in nats.
 
-    Args: hidden [n, d], weight [vocabulary, d], labels [n] (all of them counted).
+    Args: hidden [n, d], weight [vocabulary, d], labels [n] (all of them counted). compiled: default on CUDA.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     with torch.autocast(hidden.device.type, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, labels, hidden.is_cuda)
+        return _LinearCrossEntropy.apply(hidden, weight, labels, hidden.is_cuda if compiled is None else compiled)
 
 
 @torch.no_grad()

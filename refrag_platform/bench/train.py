@@ -1,0 +1,192 @@
+"""Speed of continual pre-training: our loop beside a plain transformers loop, on the same batch, in one run.
+
+Run: `refrag bench train --model smollm2-135m --json train.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import CptRecipe
+from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.metrics import memory_gb
+from refrag_platform.training.cpt import CptTask
+
+# Dense bfloat16 matrix products, FLOP/s, as the makers state them.
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+class OneBatch(CptTask):
+    """CPT on the same random tokens over and over: nothing but the loop is measured."""
+
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        k, o = self.model.chunk_size, self.settings.output_tokens
+        shape = (size // world, self.chunks * k + o)
+        generator = torch.Generator().manual_seed(self.seed)
+        tokens = torch.randint(0, embedding_weight(self.model.decoder).shape[0], shape, generator=generator)
+        context = tokens[:, : self.chunks * k].reshape(-1, self.chunks, k)
+        index = torch.arange(shape[0] * self.chunks).view(shape[0], self.chunks)
+        return {
+            "context": context,
+            "output": tokens[:, self.chunks * k :],
+            "token_ids": torch.zeros_like(index),
+            "chunk_index": index,
+        }
+
+
+def bench_train(model: RefragModel, settings: CptRecipe, steps: int, warmup: int, seed: int = 0) -> dict[str, Any]:
+    """Rows of both loops: {loop, positions_per_second, step_seconds, mfu, memory_gb, loss, ...}.
+
+    Args:
+        settings: context and output tokens, batch size and precision; every weight trains.
+        steps, warmup: measured steps, and steps before them (compilation).
+    """
+    settings = settings.model_copy(update={"curriculum": None, "mixed_steps_share": 0.0})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plain_model = copy.deepcopy(model)
+    ours = bench_loop(OneBatch(model, settings, {}, seed), settings, steps, warmup)
+    flops = step_flops(model, settings)
+    del model
+    _free()
+    plain = bench_plain(OneBatch(plain_model, settings, {}, seed), settings, steps, min(3, warmup), device)
+    rows = [{"loop": "refrag", **ours}, {"loop": "plain transformers", **plain}]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    peak = next((value for key, value in PEAKS.items() if key in name), None)
+    for row in rows:
+        row["mfu"] = None if peak is None else round(flops / row["step_seconds"] / peak, 4)
+    return {
+        "rows": rows,
+        "device": name,
+        "peak_flops": peak,
+        "step_flops": flops,
+        "torch": torch.__version__,
+        "batch_size": settings.batch_size,
+        "context_tokens": settings.context_tokens,
+        "output_tokens": settings.output_tokens,
+        "steps": steps,
+        "seed": seed,
+    }
+
+
+def bench_loop(task: OneBatch, settings: CptRecipe, steps: int, warmup: int) -> dict[str, Any]:
+    """Our own loop, as the stages run it."""
+    clock: dict[int, float] = {}
+
+    def on_step(step: int) -> None:
+        if step in (warmup, warmup + steps):
+            _synchronize()
+            clock[step] = time.perf_counter()
+
+    # One step more, because the last one is logged and probed.
+    update = {"steps": warmup + steps + 1, "log_every": 10**6, "save_every": 10**6, "compile": True}
+    _reset_peak()
+    with TemporaryDirectory() as work:
+        begun = time.perf_counter()
+        summary = train(task, settings.model_copy(update=update), Path(work), "bench: our loop", on_step=on_step)
+    seconds = (clock[warmup + steps] - clock[warmup]) / steps
+    return _row(task, settings, seconds, summary["first_loss"]) | {"warmup_seconds": round(clock[warmup] - begun, 1)}
+
+
+def bench_plain(task: OneBatch, settings: CptRecipe, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
+    """What one writes first: eager modules, labels given to the model, AdamW; micro-batches as memory allows."""
+    micro = settings.batch_size
+    while True:
+        try:
+            return _plain(task, settings, steps, warmup, device, micro)
+        except torch.OutOfMemoryError:
+            if micro == 1:
+                raise
+        micro //= 2
+        _free()
+
+
+def _plain(
+    task: OneBatch, settings: CptRecipe, steps: int, warmup: int, device: torch.device, micro: int
+) -> dict[str, Any]:
+    model = task.model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.decoder_learning_rate)
+    _reset_peak()
+    loss, clock = torch.zeros(()), 0.0
+    for step in range(warmup + steps):
+        if step == warmup:
+            _synchronize()
+            clock = time.perf_counter()
+        batch = task.batch(0, 0, settings.batch_size, 0, 1)
+        for start in range(0, settings.batch_size, micro):
+            rows = slice(start, start + micro)
+            loss = _plain_loss(model, batch["context"][rows].to(device), batch["output"][rows].to(device), settings)
+            (loss * micro / settings.batch_size).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+    _synchronize()
+    seconds = (time.perf_counter() - clock) / steps
+    return _row(task, settings, seconds, float(loss)) | {"micro_batch_size": micro}
+
+
+def _plain_loss(model: RefragModel, context: Tensor, output: Tensor, settings: CptRecipe) -> Tensor:
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        chunks = model.project(model.encode(context.flatten(0, 1))).view(*context.shape[:2], -1)
+        text = model.decoder.get_input_embeddings()(output)
+        labels = torch.cat([output.new_full(context.shape[:2], -100), output], 1)
+        inputs = torch.cat([chunks.to(text.dtype), text], 1)
+        return model.decoder(inputs_embeds=inputs, labels=labels, use_cache=False).loss
+
+
+def step_flops(model: RefragModel, settings: CptRecipe) -> float:
+    """Multiplications and additions of one step, forward and backward: matrix products and attention, nothing else."""
+
+    def matrices(module: nn.Module) -> int:
+        return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))
+
+    config, encoder = model.decoder.config, model.encoder
+    chunks = settings.context_tokens // model.chunk_size
+    positions = chunks + settings.output_tokens
+    head = embedding_weight(model.decoder).numel()
+    per_chunk = matrices(model.projection) + sum(
+        matrices(child) for name, child in encoder.named_children() if name in {"pool", "skip"}
+    )
+    per_token = matrices(encoder.backbone) + matrices(encoder.input_adapter)
+    body = matrices(model.decoder.get_decoder())
+    products = body * positions + head * settings.output_tokens + per_chunk * chunks
+    products += per_token * settings.context_tokens
+    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    attention = config.num_hidden_layers * width * positions**2  # two products, causal: half of 2 N^2 d
+    return 6.0 * settings.batch_size * (products + attention)
+
+
+def _row(task: CptTask, settings: CptRecipe, seconds: float, loss: float) -> dict[str, Any]:
+    positions = settings.batch_size * (task.chunks + settings.output_tokens)
+    return {
+        "positions_per_second": round(positions / seconds),
+        "step_seconds": round(seconds, 5),
+        "memory_gb": round(memory_gb(), 2),
+        "loss": round(loss, 4),
+    }
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

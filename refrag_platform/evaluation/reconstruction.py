@@ -1,0 +1,70 @@
+"""How much of the text the vectors carry: tokens recovered from chunks by the decoder (section 2).
+
+Teacher-forced: each token given the vectors and the true tokens before it. Greedy: given the vectors alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refrag_platform.evaluation.metrics import rounded
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.training.core.groups import head_weight
+from refrag_platform.training.core.speed import decoder_states
+
+
+@torch.inference_mode()
+def reconstruction_accuracy(model: RefragModel, tokens: Tensor, greedy_rows: int, batch_size: int) -> dict[str, Any]:
+    """Shares of tokens recovered, with the vectors of another sample beside them.
+
+    Args: tokens [n, f k], held-out text of f chunks a sample. greedy_rows: samples decoded greedily, 0 for none.
+    """
+    chunks = tokens.shape[1] // model.chunk_size
+    own = shuffled = 0
+    for rows in tokens.split(batch_size):
+        rows = rows.to(model.device)
+        embeds = _embeds(model, rows)
+        own += int((_predicted(model, embeds, rows) == rows).sum())
+        shuffled += int((_predicted(model, embeds.roll(1, 0), rows) == rows).sum())
+    found: dict[str, Any] = {
+        "chunks": chunks,
+        "samples": len(tokens),
+        "teacher_forced": rounded(own / tokens.numel()),
+        "teacher_forced_shuffled": rounded(shuffled / tokens.numel()),
+    }
+    if greedy_rows:
+        some = tokens[:greedy_rows].to(model.device)
+        found["greedy_samples"] = len(some)
+        found["greedy"] = rounded((_greedy(model, _embeds(model, some), some.shape[1]) == some).float().mean())
+    return found
+
+
+def _embeds(model: RefragModel, tokens: Tensor) -> Tensor:
+    """What the decoder reads for samples [n, f k]: [n, f, d]."""
+    chunks = tokens.reshape(-1, model.chunk_size)
+    return model.project(model.encode(chunks, padded=False)).unflatten(0, (len(tokens), -1))
+
+
+def _predicted(model: RefragModel, embeds: Tensor, tokens: Tensor) -> Tensor:
+    """The likeliest token [n, f k] at each place, given the true ones before it."""
+    text = model.decoder.get_input_embeddings()(tokens[:, :-1])
+    states = decoder_states(model.decoder, torch.cat([embeds.to(text.dtype), text], 1))[:, embeds.shape[1] - 1 :]
+    weight = head_weight(model.decoder)
+    return torch.cat([(block @ weight.t()).argmax(-1) for block in states.flatten(0, 1).split(4096)]).view(tokens.shape)
+
+
+def _greedy(model: RefragModel, embeds: Tensor, length: int) -> Tensor:
+    """The `length` tokens [n, length] that follow the vectors, each the likeliest."""
+    output = model.decoder(
+        inputs_embeds=embeds.to(head_weight(model.decoder).dtype), use_cache=True, logits_to_keep=1
+    )
+    tokens = [output.logits[:, -1].argmax(-1)]
+    while len(tokens) < length:
+        output = model.decoder(
+            input_ids=tokens[-1][:, None], past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
+        )
+        tokens.append(output.logits[:, -1].argmax(-1))
+    return torch.stack(tokens, 1)

@@ -1,0 +1,132 @@
+"""What makes training fast on a GPU without touching the models: attention without masks, and compiled regions.
+
+Attention is swapped through transformers' registry for the time of a call. Two things cost dearly otherwise:
+a decoder given no mask looks for packed sequences (a synchronization in every forward pass; compiled, a full
+mask and a slow kernel), and attention over chunks of 8 tokens wastes 15 of every 16 rows of a kernel's tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from refrag_platform.model.encoder import ChunkEncoder
+
+UNPADDED = "refrag_unpadded"
+CHUNKS = "refrag_chunks"
+# Rows of an attention kernel's tile: as many chunks as fit go through it together.
+TILE = 128
+
+
+def unpadded_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """sdpa without a mask; that no mask function is registered for it spares the search for packed sequences."""
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+
+def chunk_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within many short sequences [n, heads, k, size], 128 / k of them as one with a block-diagonal mask."""
+    n, heads, k, size = query.shape
+    group = TILE // k
+    if attention_mask is not None or group < 2 or n % group:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+    def together(states: Tensor) -> Tensor:
+        return states.transpose(1, 2).reshape(n // group, group * k, heads, size).transpose(1, 2)
+
+    chunk = torch.arange(group * k, device=query.device) // k
+    mask = chunk[:, None] == chunk[None, :]
+    states = nn.functional.scaled_dot_product_attention(
+        together(query), together(key), together(value), attn_mask=mask, scale=scaling
+    )
+    return states.transpose(1, 2).reshape(n, k, heads, size), None
+
+
+def register() -> None:
+    """Make both known to transformers; doing it again changes nothing."""
+    ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention)
+    ALL_ATTENTION_FUNCTIONS.register(CHUNKS, chunk_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(CHUNKS, sdpa_mask)
+
+
+@contextmanager
+def attention(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """Use a registered attention while the context lasts; only where the model uses sdpa by itself."""
+    before: str = config._attn_implementation
+    if before != "sdpa":
+        yield
+        return
+    register()
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def decoder_states(decoder: PreTrainedModel, inputs: Tensor) -> Tensor:
+    """Last hidden states [B, N, d] of inputs [B, N, d] without padding, every position after those before it.
+
+    Under autocast the residual stream is kept in the lower precision too, as in a model loaded in it.
+    """
+    if torch.is_autocast_enabled(inputs.device.type):
+        inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
+    body = decoder.get_decoder()
+    with attention(body.config, UNPADDED):
+        return body(inputs_embeds=inputs, use_cache=False).last_hidden_state
+
+
+def compile_regions(task: nn.Module) -> None:
+    """Compile the layers of every stack in place: one graph serves a whole stack, and shapes may change."""
+    import torch._dynamo
+
+    # A curriculum brings several shapes, probes bring passes without gradients.
+    torch._dynamo.config.recompile_limit = 64
+    for module in task.modules():
+        if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1:
+            for layer in module:
+                layer.compile()
+
+
+@contextmanager
+def fast_kernels(task: nn.Module, on_gpu: bool) -> Iterator[None]:
+    """The fastest attention for long sequences (cuDNN's) and for chunks, while a GPU trains."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with ExitStack() as stack:
+        if on_gpu:
+            order = [
+                SDPBackend.CUDNN_ATTENTION,
+                SDPBackend.FLASH_ATTENTION,
+                SDPBackend.EFFICIENT_ATTENTION,
+                SDPBackend.MATH,
+            ]
+            stack.enter_context(sdpa_kernel(order, set_priority=True))
+            for module in task.modules():
+                if isinstance(module, ChunkEncoder):
+                    stack.enter_context(attention(module.backbone.config, CHUNKS))
+        yield
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled regions as they were written."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,171 @@
+"""Train and evaluate on a bare GPU machine from what `gpu_pieces.py` carried there; no DVC, no corpus stage.
+
+python scripts/gpu_run.py train reconstruction --base /tmp/base --runs /tmp/runs --seconds 500
+python scripts/gpu_run.py train cpt --base /tmp/base --runs /tmp/runs --set steps=1500
+python scripts/gpu_run.py train none --base /tmp/base --runs /tmp/runs --set steps=1500      (a control)
+python scripts/gpu_run.py evaluate --base /tmp/base --runs /tmp/runs --out results
+
+A run that is stopped (by --seconds or a signal) continues when it is started again with the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+import yaml
+from gpu_pieces import base_model, base_recipe
+
+from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
+from refrag_platform.evaluation.perplexity import evaluate_perplexity
+from refrag_platform.evaluation.reconstruction import reconstruction_accuracy
+from refrag_platform.evaluation.report import perplexity_report
+from refrag_platform.evaluation.windows import split_windows
+from refrag_platform.model.loading import default_device
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import Recipe
+from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
+from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.cpt import cpt_task
+from refrag_platform.training.reconstruction import ReconstructionTask
+
+Stage = Literal["reconstruction", "cpt", "none", "full", "truncated"]
+Base = Annotated[Path, typer.Option("--base", help="The assembled base folder.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs: a folder for each, with its model.")]
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
+
+
+@app.command("train")
+def train_stage(
+    stage: Annotated[Stage, typer.Argument(help="A stage, or a control: full, none, truncated.")],
+    base: Base,
+    runs: Runs,
+    name: Annotated[str | None, typer.Option("--name", help="Folder of the run; default: the stage.")] = None,
+    start: Annotated[str, typer.Option("--start", help="cpt starts from the model of this run.")] = "reconstruction",
+    values: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe's section.")] = None,
+    freeze_embeddings: Annotated[
+        bool, typer.Option(help="Keep the decoder's (tied) embeddings as they were: less to carry back.")
+    ] = True,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="Stop, saved, after this long.")] = None,
+) -> None:
+    """Train one run to its end, or until --seconds have passed; started again, it goes on from there."""
+    recipe, folder = _recipe(base, stage, values or []), runs / (name or stage)
+    if (folder / "model" / "model.json").is_file():
+        typer.echo(f"{folder} is finished; remove it to train it again")
+        return
+    torch.set_float32_matmul_precision("high")
+    model = RefragModel.load(runs / start / "model") if stage == "cpt" else base_model(base)
+    task = _task(stage, model, recipe, base / "corpus", freeze_embeddings)
+    settings = recipe.reconstruction if stage == "reconstruction" else recipe.cpt
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    begun = time.monotonic()
+
+    def on_step(step: int) -> None:
+        if seconds is not None and time.monotonic() - begun > seconds:
+            signal.raise_signal(signal.SIGTERM)
+
+    try:
+        summary = train(task, settings, folder, f"{name or stage}", on_step=on_step)
+    except TrainingInterrupted as stopped:
+        typer.echo(str(stopped))
+        sys.exit(3)
+    (folder / "model").mkdir(exist_ok=True)
+    model.save(folder / "model")
+    # The optimizer's state is of no more use, and large.
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    _write(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
+    typer.echo(json.dumps(summary))
+
+
+@app.command()
+def evaluate(
+    base: Base,
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", help="Folder for perplexity.json.")],
+    model: Annotated[Path | None, typer.Option("--model", help="Model folder; default: the run cpt's.")] = None,
+    windows: Annotated[int, typer.Option("--windows", help="Held-out windows, at most.")] = 1000,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 32,
+) -> None:
+    """Log-perplexity of the run cpt, beside the untuned decoder and the controls that were trained."""
+    torch.set_float32_matmul_precision("high")
+    trained = RefragModel.load(model or runs / "cpt" / "model", device=default_device())
+    recipe = base_recipe(base)
+    context, output = recipe.evaluation.context_tokens, recipe.evaluation.output_tokens
+    found = split_windows(base / "corpus", "validation", context, output, windows, recipe.seed)
+    untuned = untuned_decoder(recipe, base, trained)
+    controls = control_folders(_linked_controls(runs)) if _trained_controls(runs) else {}
+    result = evaluate_perplexity(
+        trained, None, found, untuned=untuned, controls=controls, batch_size=batch_size, seed=recipe.seed
+    )
+    _write(out / "perplexity.json", result)
+    typer.echo(perplexity_report(result))
+
+
+@app.command()
+def reconstruct(
+    base: Base,
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", help="Folder for reconstruction.json.")],
+    model: Annotated[Path | None, typer.Option("--model", help="Model folder; default: the run reconstruction's.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Held-out samples of each length.")] = 1024,
+    greedy: Annotated[int, typer.Option("--greedy", help="Samples of them decoded greedily.")] = 256,
+) -> None:
+    """Share of held-out tokens that the decoder recovers from 1, 8 and 32 chunk vectors."""
+    torch.set_float32_matmul_precision("high")
+    trained = RefragModel.load(model or runs / "reconstruction" / "model", device=default_device())
+    rows = []
+    for chunks in (1, 8, 32):
+        windows = Windows(base / "corpus", "validation", chunks * trained.chunk_size, seed=0)
+        rows.append(reconstruction_accuracy(trained, windows.batch(0, 0, samples), greedy, batch_size=64))
+        typer.echo(json.dumps(rows[-1]))
+    _write(out / "reconstruction.json", {"rows": rows})
+
+
+def _recipe(base: Path, stage: Stage, values: list[str]) -> Recipe:
+    section = "reconstruction" if stage == "reconstruction" else "cpt"
+    recipe = base_recipe(base).model_dump(mode="json")
+    recipe[section] |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in values)}
+    return Recipe.model_validate(recipe)
+
+
+def _task(stage: Stage, model: RefragModel, recipe: Recipe, corpus: Path, freeze_embeddings: bool) -> Task:
+    if stage == "reconstruction":
+        settings = recipe.reconstruction
+        factors = [2**i for i in range(settings.curriculum.max_factor.bit_length())]
+        windows = {f: Windows(corpus, "train", f * model.chunk_size, recipe.seed) for f in factors}
+        return ReconstructionTask(model, settings, windows, recipe.seed)
+    if freeze_embeddings:
+        model.decoder.get_input_embeddings().requires_grad_(False)
+    return cpt_task(model, corpus, recipe.cpt, recipe.seed, "refrag" if stage == "cpt" else stage)
+
+
+def _trained_controls(runs: Path) -> list[Path]:
+    found = [runs / name / "model" for name in ("full", "none", "truncated")]
+    return [folder for folder in found if (folder / "model.json").is_file()]
+
+
+def _linked_controls(runs: Path) -> Path:
+    """The controls as `refrag evaluate` wants them: a folder of model folders."""
+    target = runs / "controls"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for folder in _trained_controls(runs):
+        (target / folder.parent.name).symlink_to(folder.resolve())
+    return target
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,60 @@
+"""The policy network and its Plackett-Luce picks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.model.policy import PolicyNetwork, budget, keep_mask, pick_log_probs, sample_picks, select
+
+
+def test_selection_keeps_the_top_share_of_the_real_chunks() -> None:
+    logits = torch.tensor([[0.1, 3.0, 2.0, 9.0], [1.0, 0.0, 5.0, 4.0]])
+    mask = torch.tensor([[True, True, True, False], [True] * 4])
+    assert select(logits, mask, 0.5).tolist() == [[False, True, True, False], [False, False, True, True]]
+    assert budget(10, 0.25) == 2 and budget(3, 0.0) == 0 and budget(3, 1.0) == 3
+
+
+def test_pick_probabilities_sum_to_one_over_all_ordered_picks() -> None:
+    logits = torch.tensor([[0.3, -1.0, 2.0, 0.5]])
+    orders = torch.tensor([list(itertools.permutations(range(4), 2))])
+    total = pick_log_probs(logits, orders).sum(-1).exp().sum()
+    assert math.isclose(float(total), 1.0, abs_tol=1e-5)
+
+
+def test_samples_follow_the_plackett_luce_probabilities() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0]])
+    picks = sample_picks(logits, 2, 20_000, torch.Generator().manual_seed(0))
+    for order in itertools.permutations(range(3), 2):
+        expected = float(pick_log_probs(logits, torch.tensor([[list(order)]])).sum().exp())
+        found = float((picks[0] == torch.tensor(order)).all(-1).float().mean())
+        assert abs(found - expected) < 0.015
+    assert keep_mask(picks[0, :1], 3).sum() == 2
+
+
+def test_a_fresh_policy_is_uniform_and_survives_a_save(tmp_path: Path) -> None:
+    policy = PolicyNetwork(8, 16, 2, 2, 0.25).eval()
+    vectors = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(policy(vectors), torch.zeros(2, 5))
+    torch.nn.init.normal_(policy.head[1].weight)
+    policy.save(tmp_path)
+    loaded = PolicyNetwork.load(tmp_path)
+    torch.testing.assert_close(loaded(vectors), policy(vectors))
+    assert loaded.share_kept == 0.25
+    with pytest.raises(ArtifactError, match="holds no policy"):
+        PolicyNetwork.load(tmp_path / "nowhere")
+
+
+def test_padding_changes_no_real_chunk_s_score() -> None:
+    policy = PolicyNetwork(8, 16, 2, 2, 0.25).eval()
+    torch.nn.init.normal_(policy.head[1].weight)
+    vectors = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([vectors, torch.full((1, 3, 8), 7.0)], 1)
+    mask = torch.tensor([[True] * 4 + [False] * 3])
+    torch.testing.assert_close(policy(padded, mask)[:, :4], policy(vectors), atol=1e-5, rtol=1e-5)
+    assert torch.isinf(policy(padded, mask)[:, 4:]).all()

@@ -1,0 +1,79 @@
+"""Compress anywhere: what a prompt is laid out to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refrag_platform.model.segments import (
+    PAD,
+    Chunks,
+    Text,
+    chunk_tokens,
+    lay_out,
+    plain_tokens,
+    prompt_length,
+    unchunk,
+    window_layout,
+)
+
+
+def flags(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.bool)
+
+
+def test_the_last_chunk_is_padded_and_comes_back_without_padding() -> None:
+    chunks = chunk_tokens([5, 6, 7, 8, 9], 4)
+    assert chunks.tolist() == [[5, 6, 7, 8], [9, PAD, PAD, PAD]]
+    assert unchunk(chunks) == [5, 6, 7, 8, 9]
+
+
+def test_a_chunk_takes_one_position_and_an_expanded_one_its_real_tokens() -> None:
+    passage = Chunks(chunk_tokens([1, 2, 3, 4, 5], 2), flags(0, 1, 1))
+    prompt = [Text([10, 11]), passage, Text([12])]
+    assert prompt_length(prompt) == 2 + 1 + 2 + 1 + 1
+    assert plain_tokens(prompt) == [10, 11, 1, 2, 3, 4, 5, 12]
+    layout = lay_out([prompt], 2)
+    assert layout.token_ids.tolist() == [[10, 11, 0, 3, 4, 5, 12]]
+    assert layout.chunk_index.tolist() == [[-1, -1, 0, -1, -1, -1, -1]]
+    assert layout.chunk_token_ids.tolist() == [[1, 2]]
+    assert layout.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+
+
+def test_text_and_chunks_come_in_any_order_and_batches_are_padded_on_the_chosen_side() -> None:
+    first = [Chunks(chunk_tokens([1, 2], 2)), Text([7]), Chunks(chunk_tokens([3, 4], 2))]
+    second = [Text([8])]
+    left, right = lay_out([first, second], 2, "left"), lay_out([first, second], 2, "right")
+    assert left.chunk_index.tolist() == [[0, -1, 1], [-1, -1, -1]]
+    assert left.attention_mask.tolist() == [[True] * 3, [False, False, True]]
+    assert right.attention_mask.tolist() == [[True] * 3, [True, False, False]]
+    assert left.position_ids[1].tolist() == [0, 0, 0]
+
+
+def test_vectors_are_those_of_the_compressed_chunks_in_order() -> None:
+    vectors = torch.arange(6.0).view(3, 2)
+    passage = Chunks(chunk_tokens([1, 2, 3, 4, 5, 6], 2), flags(0, 1, 0), vectors)
+    layout = lay_out([[passage]], 2)
+    assert layout.vectors is not None
+    assert layout.vectors.tolist() == [[0.0, 1.0], [4.0, 5.0]]
+
+
+def test_window_layout_agrees_with_lay_out() -> None:
+    context = torch.arange(1, 25).view(2, 4, 3)
+    keep = torch.stack([flags(0, 1, 0, 0), flags(1, 0, 0, 0)])
+    tokens, index = window_layout(context, keep)
+    general = lay_out([[Chunks(context[0], keep[0])], [Chunks(context[1], keep[1])]], 3)
+    assert tokens.tolist() == general.token_ids.tolist()
+    assert (index >= 0).tolist() == (general.chunk_index >= 0).tolist()
+    assert torch.equal(context.flatten(0, 1)[index[index >= 0]], general.chunk_token_ids)
+
+
+def test_wrong_prompts_are_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match="prompt 0 is empty"):
+        lay_out([[Text([])]], 2)
+    with pytest.raises(ValueError, match="chunks of 3 tokens; the model's k is 2"):
+        lay_out([[Chunks(chunk_tokens([1, 2, 3], 3))]], 2)
+    with pytest.raises(ValueError, match="2 flags for 1 chunks"):
+        Chunks(chunk_tokens([1], 2), flags(0, 1))
+    with pytest.raises(ValueError, match="same number"):
+        window_layout(torch.zeros(2, 2, 2, dtype=torch.long), torch.stack([flags(0, 1), flags(0, 0)]))

@@ -1,0 +1,94 @@
+"""Fine-tuning examples: what is drawn, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from refrag_platform.errors import RefragError
+from refrag_platform.model.prompts import NO_ANSWER
+from refrag_platform.recipes import FinetunedRecipe, Recipe
+from refrag_platform.training.examples import Examples, read_rows
+
+
+def write_questions(folder: Path, count: int = 12) -> Path:
+    rows = [
+        {
+            "id": str(n),
+            "question": f"What is number {n}?",
+            "answers": [f"answer {n}"],
+            "passages": [{"title": f"t{n}", "text": f"answer {n}"}, {"title": "o", "text": f"other {n}"}],
+            "gold": [0],
+            "document_id": str(n // 3),
+        }
+        for n in range(count)
+    ]
+    (folder / "questions").mkdir(parents=True)
+    (folder / "questions" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def settings(recipe: Recipe, **changes: object) -> FinetunedRecipe:
+    return recipe.finetuned.model_copy(update={"max_passages": 4, **changes})
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    folder = write_questions(tmp_path / "corpus")
+    rows = [{"title": "a", "text": "First one. Second one. Third one.", "split": "train"}]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "passages.parquet")
+    return folder
+
+
+def test_a_draw_is_decided_by_seed_step_and_row(recipe: Recipe, corpus: Path) -> None:
+    examples = Examples(corpus, settings(recipe), seed=0)
+    assert examples.draw(1, 2) == examples.draw(1, 2)
+    assert len({repr(examples.draw(0, row)) for row in range(20)}) > 10
+
+
+def test_the_answer_is_in_the_passages_or_is_that_there_is_none(recipe: Recipe, corpus: Path) -> None:
+    examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.5), seed=0)
+    drawn = [examples.draw(0, row) for row in range(60)]
+    for example in drawn:
+        given = [passage["text"] for passage in example.passages]
+        assert (example.answer == NO_ANSWER) or (example.answer in given)
+        assert 1 <= len(given) <= 4
+    assert 15 < sum(example.answer == NO_ANSWER for example in drawn) < 45
+
+
+def test_a_conversation_is_of_one_document_and_ends_with_its_question(recipe: Recipe, corpus: Path) -> None:
+    examples = Examples(corpus, settings(recipe, tasks={"multi_turn": 1.0}, no_answer_share=0.0), seed=0)
+    example = examples.draw(0, 0)
+    assert [turn["role"] for turn in example.history][:2] == ["user", "assistant"]
+    asked = [int(turn["content"].split()[-1].rstrip("?")) for turn in example.history if turn["role"] == "user"]
+    assert {n // 3 for n in asked} == {int(example.question.split()[-1].rstrip("?")) // 3}
+
+
+def test_a_summary_s_sentence_stands_in_its_document(recipe: Recipe, corpus: Path) -> None:
+    example = Examples(corpus, settings(recipe, tasks={"summarization": 1.0}), seed=0).draw(0, 0)
+    assert example.answer == "First one." and "First one" in example.passages[0]["text"] and example.question == ""
+
+
+def test_a_task_with_nothing_to_learn_from_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "questions").mkdir()
+    (tmp_path / "questions" / "train.jsonl").write_text("")
+    with pytest.raises(RefragError, match="'rag' has weight 1.0 and nothing to learn from"):
+        Examples(tmp_path, settings(recipe, tasks={"rag": 1.0}, summaries=[]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{}\nnot json\n", "row 1: field 'id' is missing"), ('{"id": 1}\n{', "row 2: not JSON")],
+)
+def test_bad_rows_are_named_by_file_and_row(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(RefragError, match=message):
+        read_rows(path, ("id",))
+    with pytest.raises(RefragError, match="no file"):
+        read_rows(tmp_path / "absent.jsonl", ())
