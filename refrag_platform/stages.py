@@ -262,7 +262,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
             return StageResult(current, project.stage_dir(name, model), cached=True)
         context = _prepare(project, stage, recipe, inputs, work, wanted)
         started, clock = manifests.now(), time.monotonic()
-        metrics = stage_function(stage)(context)
+        metrics = _call(stage, context)
         _seal(context, inputs)
         manifest = Manifest(
             stage=name,
@@ -289,6 +289,16 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         _publish(project, name, model)
         reports.export(project, manifest)
         return StageResult(manifest, project.stage_dir(name, model), cached=False)
+
+
+def _call(stage: Stage, context: StageContext) -> dict[str, Any]:
+    """The stage's function here, or on every rank of the launcher that its recipe names."""
+    config = getattr(getattr(context.recipe, stage.name, None), "accelerate_config", None)
+    if config is None:
+        return stage_function(stage)(context)
+    from refrag_platform.training.launch import launch
+
+    return launch(context, config)
 
 
 def recover(project: Project, stage: str, model: str) -> None:

@@ -114,7 +114,9 @@ def reconstruct(
     base: Base,
     runs: Runs,
     out: Annotated[Path, typer.Option("--out", help="Folder for reconstruction.json.")],
-    model: Annotated[Path | None, typer.Option("--model", help="Model folder; default: the run reconstruction's.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Model folder; default: the run reconstruction's.")
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", help="Held-out samples of each length.")] = 1024,
     greedy: Annotated[int, typer.Option("--greedy", help="Samples of them decoded greedily.")] = 256,
 ) -> None:

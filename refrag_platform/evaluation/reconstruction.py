@@ -58,9 +58,7 @@ def _predicted(model: RefragModel, embeds: Tensor, tokens: Tensor) -> Tensor:
 
 def _greedy(model: RefragModel, embeds: Tensor, length: int) -> Tensor:
     """The `length` tokens [n, length] that follow the vectors, each the likeliest."""
-    output = model.decoder(
-        inputs_embeds=embeds.to(head_weight(model.decoder).dtype), use_cache=True, logits_to_keep=1
-    )
+    output = model.decoder(inputs_embeds=embeds.to(head_weight(model.decoder).dtype), use_cache=True, logits_to_keep=1)
     tokens = [output.logits[:, -1].argmax(-1)]
     while len(tokens) < length:
         output = model.decoder(

@@ -17,7 +17,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.recipes import CptRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import load_model, parameter_counts, save_dtype, write_training
+from refrag_platform.training.core.artifact import load_model, parameter_counts, save_model, write_training
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import (
     decoder_group,
@@ -140,7 +140,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     model = load_model(context, "reconstruction")
     task = cpt_task(model, context.inputs["corpus"], context.recipe.cpt, context.recipe.seed)
     summary = train(task, context.recipe.cpt, context.work, f"cpt of {context.recipe.name}")
-    model.save(context.out, save_dtype(context))
+    save_model(context, model)
     parts: dict[str, nn.Module] = {
         "encoder": model.encoder,
         "projection": model.projection,

@@ -19,10 +19,11 @@ from refrag_platform.model.segments import Chunks, Text, lay_out
 from refrag_platform.model.selection import expand
 from refrag_platform.recipes import FinetunedRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import load_model, parameter_counts, save_dtype, write_training
+from refrag_platform.training.core.artifact import load_model, parameter_counts, save_model, write_training
 from refrag_platform.training.core.groups import decoder_body, decoder_group, encoder_groups, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.examples import Example, Examples
 
 
@@ -114,8 +115,9 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
         context.work,
         f"finetuned of {context.recipe.name}",
     )
-    model.save(context.out, save_dtype(context))
-    policy.cpu().save(context.out)
+    save_model(context, model)
+    if is_main():
+        policy.cpu().save(context.out)
     parts: dict[str, nn.Module] = {
         "encoder": model.encoder,
         "projection": model.projection,

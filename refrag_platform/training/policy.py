@@ -28,6 +28,7 @@ from refrag_platform.training.core.artifact import load_model, parameter_counts,
 from refrag_platform.training.core.groups import decoder_body, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.losses import token_losses
+from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.windows import Windows
 
 ROLLOUTS = 64
@@ -167,5 +168,6 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     model = load_model(context, "cpt")
     task = policy_task(model, context.inputs["corpus"], context.recipe.policy, context.recipe.seed)
     summary = train(task, context.recipe.policy, context.work, f"policy of {context.recipe.name}")
-    task.policy.save(context.out)
+    if is_main():
+        task.policy.save(context.out)
     return write_training(context, summary, parameter_counts({"policy": task.policy}))

@@ -13,6 +13,7 @@ from torch import nn
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core import metrics
+from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"
 
@@ -22,9 +23,11 @@ def load_model(context: StageContext, stage: str) -> RefragModel:
     return RefragModel.load(context.inputs[stage])
 
 
-def save_dtype(context: StageContext) -> torch.dtype:
-    """Weights are kept in the precision that they were trained for."""
-    return torch.bfloat16 if getattr(context.recipe, context.stage).precision == "bf16" else torch.float32
+def save_model(context: StageContext, model: RefragModel) -> None:
+    """Write the model into the artifact, by rank 0; weights are kept in the precision that they were trained for."""
+    if is_main():
+        bf16 = getattr(context.recipe, context.stage).precision == "bf16"
+        model.save(context.out, torch.bfloat16 if bf16 else torch.float32)
 
 
 def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:
@@ -45,6 +48,8 @@ def write_training(context: StageContext, summary: dict[str, Any], parameters: d
         "last": last,
         "parameters": parameters,
     }
+    if not is_main():
+        return {}
     (context.out / TRAINING_FILE).write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     source = context.work / "metrics.jsonl"
     shutil.copy(source, context.beside / "metrics.jsonl")

@@ -24,6 +24,7 @@ from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import prefetch
+from refrag_platform.training.core.ranks import make_accelerator, world_size
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
 Batch = dict[str, Any]
@@ -82,14 +83,6 @@ def learning_rate_factor(step: int, settings: TrainingRecipe) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def make_accelerator(settings: TrainingRecipe, micro_steps: int = 1) -> Accelerator:
-    """An Accelerator for these settings; the launcher's environment decides processes and strategy."""
-    return Accelerator(
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
-        gradient_accumulation_steps=micro_steps,
-    )
-
-
 def train(
     task: Task,
     settings: TrainingRecipe,
@@ -110,7 +103,7 @@ def train(
         TrainingInterrupted: SIGINT or SIGTERM came, or `stop_after` was reached; the state is saved.
         TrainingDiverged: the loss is not finite or the chunk vectors collapsed.
     """
-    world = _world_size()
+    world = world_size()
     micro_size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
     if micro_size < world or settings.batch_size % micro_size:
         raise RefragError(
@@ -118,7 +111,7 @@ def train(
             f"{settings.micro_batch_size} on {world} processes; make it a multiple"
         )
     micro_steps = settings.batch_size // micro_size
-    accelerator = make_accelerator(settings, micro_steps)
+    accelerator = make_accelerator(settings, micro_size, micro_steps)
     groups = [group for group in task.parameter_groups(settings) if group["params"]]
     peaks = [group["lr"] for group in groups]
     optimizer: Any = torch.optim.AdamW(
@@ -231,12 +224,6 @@ def _probe(task: Task, batch: Batch) -> dict[str, float]:
     """A probe is rare: a graph of its own would cost more to compile than it saves."""
     with eager():
         return task.probe(batch)
-
-
-def _world_size() -> int:
-    import os
-
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _pinned(batch: Batch) -> Batch:

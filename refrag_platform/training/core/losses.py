@@ -43,7 +43,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss, by_hidden, by_weight = block(hidden[rows], low, labels[rows], train_weight)
             total += loss
             grad_hidden[rows] = by_hidden
-            if grad_weight is not None:
+            if grad_weight is not None and by_weight is not None:
                 grad_weight += by_weight
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.rows = len(hidden)

@@ -1,0 +1,60 @@
+"""Several processes: which one this is, and the strategies that the loop supports."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+
+from refrag_platform.errors import RecipeError
+from refrag_platform.recipes import TrainingRecipe
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.DEEPSPEED)
+
+
+def world_size() -> int:
+    """Processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes the artifact."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int) -> Accelerator:
+    """An Accelerator for these settings; the launcher's environment decides processes and strategy.
+
+    Args: micro_size: sequences of one forward pass over all processes.
+
+    Raises:
+        RecipeError: the strategy shards the weights, or the launcher's processes don't see each other.
+    """
+    world = world_size()
+    # Without a backend named, ranks on CPUs don't find each other and all train on the same data.
+    handlers: list[Any] = (
+        [InitProcessGroupKwargs(backend="gloo")] if world > 1 and not torch.cuda.is_available() else []
+    )
+    accelerator = Accelerator(
+        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        gradient_accumulation_steps=micro_steps,
+        kwargs_handlers=handlers,
+    )
+    if accelerator.num_processes != world:
+        raise RecipeError(f"the launcher started {world} processes, accelerate sees {accelerator.num_processes}")
+    plugin = accelerator.state.deepspeed_plugin
+    if accelerator.distributed_type not in SUPPORTED or (plugin is not None and plugin.zero_stage > 2):
+        raise RecipeError(
+            f"{settings.accelerate_config}: {accelerator.distributed_type.value} with sharded weights is not "
+            "supported; use DDP or DeepSpeed ZeRO stage 1 or 2"
+        )
+    if plugin is not None:
+        plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": micro_size // world,
+            "gradient_accumulation_steps": micro_steps,
+            "gradient_clipping": settings.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+        }
+    return accelerator

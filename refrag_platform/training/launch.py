@@ -1,0 +1,99 @@
+"""Run a stage on several processes: `accelerate launch` with the config file that the recipe names.
+
+The parent prepares and publishes the artifact as for any stage; the ranks run this module as
+
+    accelerate launch --config_file zero2.yaml -m refrag_platform.training.launch JOB.json
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES, StageContext, stage_function
+
+JOB, RESULT = "job.json", "result.json"
+
+
+def launch(context: StageContext, config: str) -> dict[str, Any]:
+    """Run the stage's function on every rank and return rank 0's metrics.
+
+    `config` is the accelerate config file, relative to the recipe's folder. SIGINT and SIGTERM are passed
+    on, so that all ranks save.
+
+    Raises:
+        RecipeError: there is no such config file.
+        RefragError: the ranks failed, or were stopped.
+    """
+    path = context.project.recipe_path(context.recipe.name).parent / config
+    if not path.is_file():
+        raise RecipeError(f"{context.stage}.accelerate_config of {context.recipe.name}: no file {path}")
+    job, result = context.work / JOB, context.work / RESULT
+    result.unlink(missing_ok=True)
+    job.write_text(json.dumps(_plain(context)), encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(path)]
+    ranks = subprocess.Popen([*command, "-m", "refrag_platform.training.launch", str(job)])
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        ranks.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = ranks.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status or not result.is_file():
+        raise RefragError(
+            f"{context.stage} of {context.recipe.name}: the processes that {path.name} launched ended with status "
+            f"{status}; their messages are above. Run it again to continue from the newest checkpoint"
+        )
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _plain(context: StageContext) -> dict[str, Any]:
+    return {
+        "root": str(context.project.root),
+        "model": context.recipe.name,
+        "stage": context.stage,
+        "inputs": {name: str(path) for name, path in context.inputs.items()},
+        "out": str(context.out),
+        "work": str(context.work),
+        "beside": str(context.beside),
+    }
+
+
+def run_rank(job: Path) -> None:
+    """One rank: the stage's function, whose metrics rank 0 leaves for the parent."""
+    facts = json.loads(job.read_text(encoding="utf-8"))
+    project = Project(Path(facts["root"]))
+    context = StageContext(
+        project=project,
+        recipe=project.recipe(facts["model"]),
+        stage=facts["stage"],
+        inputs={name: Path(path) for name, path in facts["inputs"].items()},
+        out=Path(facts["out"]),
+        work=Path(facts["work"]),
+        beside=Path(facts["beside"]),
+    )
+    metrics = stage_function(STAGES[context.stage])(context)
+    from refrag_platform.training.core.ranks import is_main
+
+    if is_main():
+        partial = context.work / f"{RESULT}.partial"
+        partial.write_text(json.dumps(metrics), encoding="utf-8")
+        partial.replace(context.work / RESULT)
+
+
+if __name__ == "__main__":
+    try:
+        run_rank(Path(sys.argv[1]))
+    except RefragError as error:
+        sys.exit(f"refrag: {error}")
