@@ -77,7 +77,7 @@ def test_a_summary_s_sentence_stands_in_its_document(recipe: Recipe, corpus: Pat
 def test_a_task_with_nothing_to_learn_from_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "questions").mkdir()
     (tmp_path / "questions" / "train.jsonl").write_text("")
-    with pytest.raises(RefragError, match="'rag' has weight 1.0 and nothing to learn from"):
+    with pytest.raises(RefragError, match=r"'rag' has weight 1.0 and nothing to learn from"):
         Examples(tmp_path, settings(recipe, tasks={"rag": 1.0}, summaries=[]), seed=0)
 
 

@@ -111,7 +111,7 @@ def test_a_collapsed_encoder_stops_the_run_with_the_fix(recipe: Recipe, corpus: 
     model, wanted = fresh(recipe), settings(recipe)
     with torch.no_grad():
         model.encoder.skip.weight.zero_()
-    with pytest.raises(TrainingDiverged, match="collapsed at step 1.*encoder_learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"collapsed at step 1.*encoder_learning_rate"):
         train(cpt_task(model, corpus, wanted, 0), wanted, tmp_path / "work", "collapsing")
 
 
@@ -125,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe: Recipe, corpus: Path, t
 
 def test_a_corpus_of_short_documents_is_refused_by_length(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "short", repeating_documents(4, 2, 3, range(100, 132)))
-    with pytest.raises(RefragError, match="no document of 24 tokens .the longest has 8"):
+    with pytest.raises(RefragError, match=r"no document of 24 tokens .the longest has 8"):
         Windows(corpus, "train", 24, 0)
 
 
