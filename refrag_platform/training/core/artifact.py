@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from typing import Any
@@ -12,7 +11,6 @@ from torch import nn
 
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core import metrics
 from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"
@@ -36,7 +34,7 @@ def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:
 
 
 def write_training(context: StageContext, summary: dict[str, Any], parameters: dict[str, int]) -> dict[str, Any]:
-    """Write training.json (deterministic figures) into the artifact and metrics.jsonl/.csv beside it.
+    """Write training.json (deterministic figures) into the artifact and metrics.jsonl beside it.
 
     Returns the figures, as the stage's metrics.
     """
@@ -51,11 +49,5 @@ def write_training(context: StageContext, summary: dict[str, Any], parameters: d
     if not is_main():
         return {}
     (context.out / TRAINING_FILE).write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    source = context.work / "metrics.jsonl"
-    shutil.copy(source, context.beside / "metrics.jsonl")
-    lines = metrics.read(source)
-    with (context.beside / "metrics.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=sorted({key for line in lines for key in line}))
-        writer.writeheader()
-        writer.writerows(lines)
+    shutil.copy(context.work / "metrics.jsonl", context.beside / "metrics.jsonl")
     return {**{key: figures[key] for key in ("steps", "first_loss", "last_loss")}, **last}
