@@ -22,6 +22,7 @@ import torch
 import typer
 import yaml
 from gpu_pieces import base_model, base_recipe
+from safetensors.torch import save_file
 
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
@@ -32,6 +33,7 @@ from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
+from refrag_platform.training.core.lora import lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.reconstruction import ReconstructionTask
@@ -48,7 +50,9 @@ def train_stage(
     base: Base,
     runs: Runs,
     name: Annotated[str | None, typer.Option("--name", help="Folder of the run; default: the stage.")] = None,
-    start: Annotated[str, typer.Option("--start", help="cpt starts from the model of this run.")] = "reconstruction",
+    start: Annotated[
+        str | None, typer.Option("--start", help="Start from the model of this run; default: base.")
+    ] = None,
     values: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe's section.")] = None,
     freeze_embeddings: Annotated[
         bool, typer.Option(help="Keep the decoder's (tied) embeddings as they were: less to carry back.")
@@ -61,7 +65,7 @@ def train_stage(
         typer.echo(f"{folder} is finished; remove it to train it again")
         return
     torch.set_float32_matmul_precision("high")
-    model = RefragModel.load(runs / start / "model") if stage == "cpt" else base_model(base)
+    model = RefragModel.load(runs / start / "model") if start else base_model(base)
     task = _task(stage, model, recipe, base / "corpus", freeze_embeddings)
     settings = recipe.reconstruction if stage == "reconstruction" else recipe.cpt
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +81,11 @@ def train_stage(
     except TrainingInterrupted as stopped:
         typer.echo(str(stopped))
         sys.exit(3)
+    if updates := lora_state(model):
+        save_file(
+            {key: tensor.cpu().to(torch.bfloat16) for key, tensor in updates.items()}, folder / "lora.safetensors"
+        )
+    merge_lora(model)
     (folder / "model").mkdir(exist_ok=True)
     model.save(folder / "model")
     # The optimizer's state is of no more use, and large.
@@ -143,10 +152,12 @@ def _task(stage: Stage, model: RefragModel, recipe: Recipe, corpus: Path, freeze
         settings = recipe.reconstruction
         factors = [2**i for i in range(settings.curriculum.max_factor.bit_length())]
         windows = {f: Windows(corpus, "train", f * model.chunk_size, recipe.seed) for f in factors}
-        return ReconstructionTask(model, settings, windows, recipe.seed)
+        task: Task = ReconstructionTask(model, settings, windows, recipe.seed)
+    else:
+        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, "refrag" if stage == "cpt" else stage)
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)
-    return cpt_task(model, corpus, recipe.cpt, recipe.seed, "refrag" if stage == "cpt" else stage)
+    return task
 
 
 def _trained_controls(runs: Path) -> list[Path]:

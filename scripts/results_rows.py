@@ -1,41 +1,106 @@
-"""Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE..."""
+"""Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
+
+A choices file is drawn too, with --plot docs/results/choices-h200.png.
+"""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-TRAINING = ("step", "reconstruction_loss", "shuffled_loss", "helper_loss", "vector_std", "tokens_per_second")
+import typer
+
+TRAINING = ("step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std")
+SCORES = ("P16", "P32", "P128", "P512")
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table, its first column to the left."""
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def number(value: float | None, form: str = ",.4g") -> str:
+    return "–" if value is None else format(value, form)
 
 
 def bench_rows(result: dict[str, Any]) -> list[str]:
     """A row a loop of `refrag bench train`."""
-    rows = ["| loop | positions/s | ms a step | MFU | peak GB |", "| --- | ---: | ---: | ---: | ---: |"]
-    for row in result["rows"]:
-        mfu = "–" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        rows.append(
-            f"| {row['loop']} | {row['positions_per_second']:,} | {row['step_seconds'] * 1000:.1f} | {mfu} "
-            f"| {row['memory_gb']} |"
-        )
-    return rows
+    rows = [
+        [
+            row["loop"],
+            f"{row['positions_per_second']:,}",
+            f"{row['step_seconds'] * 1000:.1f}",
+            number(row["mfu"], ".1%"),
+            str(row["memory_gb"]),
+        ]
+        for row in result["rows"]
+    ]
+    return table(["loop", "positions/s", "ms a step", "MFU", "peak GB"], rows)
 
 
 def training_rows(lines: list[dict[str, Any]], count: int = 9) -> list[str]:
     """About `count` lines of a metrics.jsonl, evenly spread, the last one among them."""
-    rows = ["| " + " | ".join(TRAINING) + " |", "| " + " | ".join("---:" for _ in TRAINING) + " |"]
+    names = [name for name in TRAINING if any(name in line for line in lines)]
     stride = max(1, (len(lines) - 1) // (count - 1))
-    for line in [*lines[:-1:stride], lines[-1]]:
-        cells = [line.get(name) for name in TRAINING]
-        rows.append("| " + " | ".join("–" if cell is None else f"{cell:,.4g}" for cell in cells) + " |")
-    return rows
+    chosen = [*lines[:-1:stride], lines[-1]]
+    return table(names, [[number(line.get(name)) for name in names] for line in chosen])
+
+
+def choice_rows(result: dict[str, Any]) -> list[str]:
+    """A row a variant: tokens recovered from 1, 8 and 32 chunks, and log-perplexity after equal CPT."""
+    rows = []
+    for row in result["rows"]:
+        found = row["reconstruction"] or [{}] * 3
+        accuracy = [f"{number(f.get('teacher_forced'), '.1%')} / {number(f.get('greedy'), '.1%')}" for f in found]
+        scores = [number((row["cpt_600"] or {}).get("refrag", {}).get(score), ".3f") for score in SCORES]
+        rows.append([row["name"], row["decoder"], str(row["steps"]), *accuracy, *scores])
+    return table(["variant", "decoder", "steps", "1 chunk", "8 chunks", "32 chunks", *SCORES], rows)
+
+
+def plot_choices(result: dict[str, Any], target: Path) -> None:
+    """Bars: the share of tokens recovered from 8 chunks, the log-perplexity P32 after equal CPT."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    labelled = [(f"{row['name']}\n{row['decoder']}, {row['steps']} steps", row) for row in result["rows"]]
+    recovered = [(label, row["reconstruction"][1]) for label, row in labelled if row["reconstruction"]]
+    axes[0].barh([label for label, _ in recovered], [found["teacher_forced"] for _, found in recovered])
+    axes[0].set(title="Tokens recovered from 8 chunks, teacher-forced", xlim=(0, 1))
+    continued = [(label, row["cpt_600"]["refrag"]["P32"]) for label, row in labelled if row["cpt_600"]]
+    axes[1].barh([label for label, _ in continued], [score for _, score in continued])
+    axes[1].set(title="Log-perplexity P32 after 600 steps of CPT (lower is better)", xlim=(3.5, 3.75))
+    figure.savefig(target, dpi=110)
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="Result files: .json of a command, .jsonl of a training.")],
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a choices file here (.png).")] = None,
+) -> None:
+    """Print the Markdown rows of result files."""
+    from refrag_platform.evaluation.report import perplexity_report
+
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            rows = training_rows([json.loads(line) for line in text.splitlines()])
+        else:
+            result = json.loads(text)
+            first = result["rows"][0]
+            if "loop" in first:
+                rows = bench_rows(result)
+            elif "name" in first:
+                rows = choice_rows(result)
+                if plot:
+                    plot_choices(result, plot)
+            else:
+                rows = [perplexity_report(result)]
+        print("\n".join(rows), end="\n\n")
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        text = Path(name).read_text(encoding="utf-8")
-        if name.endswith(".jsonl"):
-            print("\n".join(training_rows([json.loads(line) for line in text.splitlines()])), end="\n\n")
-        else:
-            print("\n".join(bench_rows(json.loads(text))), end="\n\n")
+    typer.run(main)

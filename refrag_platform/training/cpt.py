@@ -26,6 +26,7 @@ from refrag_platform.training.core.groups import (
     vector_std,
 )
 from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
@@ -60,6 +61,7 @@ class CptTask(Task):
             self.curriculum = Curriculum(
                 self.curriculum_steps, largest, settings.curriculum.stages, dict.fromkeys(windows, 1), seed
             )
+        prepare_decoder(model, settings, seed)
         if system != "refrag":
             model.encoder.requires_grad_(False)
             model.projection.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Reconstruction (section 2): from the vectors of x_1..x_s predict x_1..x_s, the decoder frozen.
+"""Reconstruction (section 2): from the vectors of x_1..x_s predict x_1..x_s, the decoder frozen unless the recipe says.
 
 All m vectors come first and then the text, in ONE sequence: [e_1..e_m, E(x_1)..E(x_mk-1)]; the last vector's
 position predicts x_1. Run: `refrag run reconstruction --model tiny`.
@@ -17,8 +17,9 @@ from refrag_platform.recipes import ReconstructionRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.artifact import parameter_counts, save_model, write_training
 from refrag_platform.training.core.curriculum import Curriculum
-from refrag_platform.training.core.groups import encoder_groups, head_weight, vector_std
+from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
@@ -35,7 +36,10 @@ class ReconstructionTask(Task):
         """Args: windows: for each factor f, windows of f k tokens."""
         super().__init__()
         self.model, self.settings, self.windows = model, settings, windows
-        model.decoder.requires_grad_(False)
+        if settings.train_decoder:
+            prepare_decoder(model, settings, seed)
+        else:
+            model.decoder.requires_grad_(False)
         width = embedding_weight(model.decoder).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -90,9 +94,12 @@ class ReconstructionTask(Task):
         return hidden[:, chunks - 1 : chunks - 1 + length].flatten(0, 1), tokens.flatten()
 
     def helper_loss(self, embeds: Tensor, chunks: Tensor, chosen: Tensor) -> Tensor:
-        """Token ids read off some vectors by one linear head per position."""
+        """Token ids read off some vectors by one linear head per position.
+
+        Of their direction alone: heads that see the size reward ever larger vectors, which a decoder can't change.
+        """
         width = embeds.shape[1]
-        states = self.helper(embeds[chosen] / self.model.projection.gain.detach())
+        states = self.helper(nn.functional.rms_norm(embeds[chosen].float(), (width,)))
         table = self.model.encoder.decoder_embeddings * width**-0.5
         return linear_cross_entropy(states.view(-1, width), table, chunks[chosen].flatten())
 
@@ -111,7 +118,7 @@ class ReconstructionTask(Task):
             }
 
     def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
-        groups = encoder_groups(self.model, settings)
+        groups = [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
         return [*groups, {"params": list(self.helper.parameters()), "lr": settings.projection_learning_rate}]
 
     def positions(self, batch: Batch) -> int:

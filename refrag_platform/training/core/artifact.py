@@ -11,6 +11,7 @@ from torch import nn
 
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.stages import StageContext
+from refrag_platform.training.core.lora import merge_lora
 from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"
@@ -23,6 +24,7 @@ def load_model(context: StageContext, stage: str) -> RefragModel:
 
 def save_model(context: StageContext, model: RefragModel) -> None:
     """Write the model into the artifact, by rank 0; weights are kept in the precision that they were trained for."""
+    merge_lora(model)
     if is_main():
         bf16 = getattr(context.recipe, context.stage).precision == "bf16"
         model.save(context.out, torch.bfloat16 if bf16 else torch.float32)

@@ -1,0 +1,50 @@
+"""Low-rank updates of the decoder (LoRA, by peft): what a stage changes in it fits a few megabytes.
+
+The decoder keeps its class and its names: updates are injected for the training and merged when it ends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import TrainingRecipe
+
+# The update is scaled by this, whatever the rank, so that one learning rate suits all ranks.
+SCALE = 2
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def prepare_decoder(model: RefragModel, settings: TrainingRecipe, seed: int) -> None:
+    """Make the decoder trainable as the recipe's section says: all of it, or low-rank updates of its linear layers."""
+    if settings.lora_rank is None:
+        return
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=settings.lora_rank, lora_alpha=SCALE * settings.lora_rank, lora_dropout=0.0, target_modules=LINEAR_LAYERS
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model.decoder)
+    for name, parameter in model.decoder.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def lora_state(model: RefragModel) -> dict[str, Tensor]:
+    """The tensors of the updates that are not merged yet; empty where there are none."""
+    return {name: tensor.detach() for name, tensor in model.decoder.state_dict().items() if "lora_" in name}
+
+
+def merge_lora(model: RefragModel) -> None:
+    """Add the updates to the decoder's weights and take them out; nothing happens where there are none."""
+    if not lora_state(model):
+        return
+    from peft.tuners.lora import LoraLayer
+
+    for parent in list(model.decoder.modules()):
+        for name, module in list(parent.named_children()):
+            if isinstance(module, LoraLayer):
+                module.merge()
+                setattr(parent, name, module.get_base_layer())
