@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.recipes import CptRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import load_model, parameter_counts, save_model, write_training
+from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import (
     decoder_group,
@@ -142,10 +142,4 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     model = load_model(context, "reconstruction")
     task = cpt_task(model, context.inputs["corpus"], context.recipe.cpt, context.recipe.seed)
     summary = train(task, context.recipe.cpt, context.work, f"cpt of {context.recipe.name}")
-    save_model(context, model)
-    parts: dict[str, nn.Module] = {
-        "encoder": model.encoder,
-        "projection": model.projection,
-        "decoder": model.decoder,
-    }
-    return write_training(context, summary, parameter_counts(parts))
+    return finish(context, model, summary)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import END, content_ids, passage_chunks, rag_prompt
@@ -19,9 +19,10 @@ from refrag_platform.model.segments import Chunks, Text, lay_out
 from refrag_platform.model.selection import expand
 from refrag_platform.recipes import FinetunedRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import load_model, parameter_counts, save_model, write_training
+from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.groups import decoder_body, decoder_group, encoder_groups, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.examples import Example, Examples
@@ -38,6 +39,7 @@ class FinetunedTask(Task):
         if not settings.train_encoder:
             model.encoder.requires_grad_(False)
             model.encoder.eval()
+        prepare_decoder(model, settings, examples.seed)
         self._policy = [policy]
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
@@ -115,12 +117,6 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
         context.work,
         f"finetuned of {context.recipe.name}",
     )
-    save_model(context, model)
     if is_main():
         policy.cpu().save(context.out)
-    parts: dict[str, nn.Module] = {
-        "encoder": model.encoder,
-        "projection": model.projection,
-        "decoder": model.decoder,
-    }
-    return write_training(context, summary, parameter_counts(parts))
+    return finish(context, model, summary)

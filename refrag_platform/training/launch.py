@@ -8,6 +8,7 @@ The parent prepares and publishes the artifact as for any stage; the ranks run t
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,10 +17,13 @@ from types import FrameType
 from typing import Any
 
 from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.processes import ends_with_parent
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext, stage_function
 
 JOB, RESULT = "job.json", "result.json"
+# How long the launcher lets stopped ranks save before it kills them.
+SECONDS_TO_SAVE = 600
 
 
 def launch(context: StageContext, config: str) -> dict[str, Any]:
@@ -39,9 +43,19 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     job.write_text(json.dumps(_plain(context)), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(path)]
-    ranks = subprocess.Popen([*command, "-m", "refrag_platform.training.launch", str(job)])
+    ranks = subprocess.Popen(
+        [*command, "-m", "refrag_platform.training.launch", str(job)],
+        env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE), **os.environ},
+        stdin=subprocess.DEVNULL,
+        # A signal to our group would reach the launcher twice: from there, and from here.
+        start_new_session=True,
+        preexec_fn=ends_with_parent(signal.SIGKILL),
+    )
+    stopped = False
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
         ranks.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -51,9 +65,10 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if status or not result.is_file():
+        how = "were stopped" if stopped else f"ended with status {status}; their messages are above"
         raise RefragError(
-            f"{context.stage} of {context.recipe.name}: the processes that {path.name} launched ended with status "
-            f"{status}; their messages are above. Run it again to continue from the newest checkpoint"
+            f"{context.stage} of {context.recipe.name}: the processes that {path.name} launched {how}. "
+            "Run it again to continue from the newest checkpoint"
         )
     return json.loads(result.read_text(encoding="utf-8"))
 
@@ -72,6 +87,8 @@ def _plain(context: StageContext) -> dict[str, Any]:
 
 def run_rank(job: Path) -> None:
     """One rank: the stage's function, whose metrics rank 0 leaves for the parent."""
+    # The launcher gives each rank a session of its own: killed, it would leave them running.
+    ends_with_parent(signal.SIGKILL)()
     facts = json.loads(job.read_text(encoding="utf-8"))
     project = Project(Path(facts["root"]))
     context = StageContext(

@@ -15,7 +15,7 @@ from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import parameter_counts, save_model, write_training
+from refrag_platform.training.core.artifact import finish
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
@@ -140,10 +140,4 @@ def train_reconstruction(context: StageContext) -> dict[str, Any]:
     model = RefragModel.create(context.recipe, base)
     task = reconstruction_task(context, model)
     summary = train(task, context.recipe.reconstruction, context.work, f"reconstruction of {context.recipe.name}")
-    save_model(context, model)
-    parts: dict[str, nn.Module] = {
-        "encoder": model.encoder,
-        "projection": model.projection,
-        "decoder": model.decoder,
-    }
-    return write_training(context, summary, parameter_counts(parts))
+    return finish(context, model, summary)

@@ -22,12 +22,17 @@ def load_model(context: StageContext, stage: str) -> RefragModel:
     return RefragModel.load(context.inputs[stage])
 
 
-def save_model(context: StageContext, model: RefragModel) -> None:
-    """Write the model into the artifact, by rank 0; weights are kept in the precision that they were trained for."""
+def finish(context: StageContext, model: RefragModel, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write a trained model and its figures into the artifact; weights keep the precision they were trained for.
+
+    Returns the figures, as the stage's metrics.
+    """
     merge_lora(model)
     if is_main():
         bf16 = getattr(context.recipe, context.stage).precision == "bf16"
         model.save(context.out, torch.bfloat16 if bf16 else torch.float32)
+    parts: dict[str, nn.Module] = {"encoder": model.encoder, "projection": model.projection, "decoder": model.decoder}
+    return write_training(context, summary, parameter_counts(parts))
 
 
 def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:

@@ -24,7 +24,7 @@ from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import prefetch
-from refrag_platform.training.core.ranks import make_accelerator, world_size
+from refrag_platform.training.core.ranks import make_accelerator, prepare, world_size
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
 Batch = dict[str, Any]
@@ -120,8 +120,7 @@ def train(
     on_gpu = accelerator.device.type == "cuda"
     if settings.compile and on_gpu:
         compile_regions(task)
-    module: Any
-    module, optimizer = accelerator.prepare(task, optimizer)
+    module, optimizer = prepare(accelerator, task, optimizer)
     checkpoints = work / "checkpoints"
     facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
     step, first_loss = facts["step"], facts["first_loss"]
@@ -142,7 +141,7 @@ def train(
         fast_kernels(task, on_gpu),
         _stop_on_signal() as stopped,
         prefetch(batches()) as source,
-        Progress(description, settings.steps, "steps", start=step) as progress,
+        Progress(description, settings.steps, "steps", start=step, shown=accelerator.is_main_process) as progress,
     ):
         for micro_batches in source:
             factor = learning_rate_factor(step, settings)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from torch import nn
+from torch.optim import Optimizer
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.recipes import TrainingRecipe
@@ -58,3 +60,13 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
             "zero_allow_untested_optimizer": True,
         }
     return accelerator
+
+
+def prepare(accelerator: Accelerator, task: nn.Module, optimizer: Optimizer) -> tuple[Any, Any]:
+    """The task and its optimizer as the launcher's strategy runs them."""
+    if accelerator.distributed_type is DistributedType.DEEPSPEED:
+        for parameter in task.parameters():
+            if parameter.dim() == 0:
+                # DeepSpeed can't broadcast a number without a dimension; files with one load into either shape.
+                parameter.data = parameter.data[None]
+    return accelerator.prepare(task, optimizer)

@@ -1,0 +1,34 @@
+"""Low-rank updates of the decoder: what is trained, and what is left when they are merged."""
+
+from __future__ import annotations
+
+import torch
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import CptRecipe
+from refrag_platform.training.core.lora import lora_state, merge_lora, prepare_decoder
+
+
+def _logits(model: RefragModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.decoder(input_ids=torch.arange(2, 34)[None]).logits
+
+
+def test_only_the_updates_of_linear_layers_are_trained(model: RefragModel) -> None:
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    trained = [name for name, parameter in model.decoder.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert len(trained) == 2 * 7 * model.decoder.config.num_hidden_layers
+
+
+def test_merging_leaves_the_plain_decoder_with_the_same_logits(model: RefragModel) -> None:
+    names, before = list(model.decoder.state_dict()), _logits(model)
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    for name, tensor in lora_state(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.1, generator=torch.Generator().manual_seed(1))
+    trained = _logits(model)
+    assert not torch.allclose(trained, before, atol=1e-3)
+    merge_lora(model)
+    assert list(model.decoder.state_dict()) == names
+    torch.testing.assert_close(_logits(model), trained, atol=1e-4, rtol=1e-4)
