@@ -15,6 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: demo test test-all ui serve lint install clean
 
 demo: install  ## The whole pipeline on real text, a question answered over HTTP, a report
+	$(BIN)/refrag recipes add $(MODEL)
 	$(BIN)/refrag demo --model $(MODEL)
 
 test: install  ## The tests: behaviour, on tiny models, without a GPU or a hub
@@ -26,6 +27,8 @@ test-all: install  ## All tests with coverage, the long ones too
 	$(BIN)/coverage combine
 	$(BIN)/coverage report --fail-under=85
 
+# Dagster's own notice that `dg dev` will replace `dagster dev` is no warning about this project.
+ui: export PYTHONWARNINGS := ignore:Function `dev_command` is superseded
 ui: install  ## Dagster: artifacts, checks, lineage, schedules on http://127.0.0.1:3001
 	$(BIN)/dagster dev -m assets.definitions -h 127.0.0.1 -p 3001
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, MetadataValue
 
 from refrag_platform.project import Project
+from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
-
-DOCS_FOLDER = "checks"
+from refrag_platform.versioning.manifest import Manifest
 
 
 def check_specs(stage: str) -> list[AssetCheckSpec]:
@@ -22,13 +22,22 @@ def check_specs(stage: str) -> list[AssetCheckSpec]:
     return [AssetCheckSpec(check.name, asset=stage, description=check.says, blocking=True) for check in SUITES[stage]]
 
 
-def run_checks(project: Project, stage: str, model: str, folder: Path) -> list[AssetCheckResult]:
-    """Check the artifact in `folder` (published, or kept after a failure); Data Docs land beside it."""
-    from refrag_platform.quality.checks import check_artifact
+def run_checks(project: Project, manifest: Manifest) -> list[AssetCheckResult]:
+    """The checks of the artifact in place, made now or, where nothing changed since, before; its bytes are its own."""
+    from refrag_platform.quality.checks import check_once
 
-    inputs = {name: project.content(name, model) for name in STAGES[stage].inputs}
-    docs = folder / DOCS_FOLDER
-    results = check_artifact(stage, project.recipe(model), folder / "content", inputs, docs)
+    folder = project.stage_dir(manifest.stage, manifest.model)
+    inputs = {name: project.content(name, manifest.model) for name in STAGES[manifest.stage].inputs}
+    results = check_once(project.recipe(manifest.model), manifest, folder, inputs)
+    return _as_dagster(manifest.stage, results, folder)
+
+
+def kept_checks(stage: str, folder: Path) -> list[AssetCheckResult]:
+    """What the runner found in an artifact that it set aside in `folder`."""
+    return _as_dagster(stage, read_results(folder / DOCS_FOLDER), folder)
+
+
+def _as_dagster(stage: str, results: list[CheckResult], folder: Path) -> list[AssetCheckResult]:
     return [
         AssetCheckResult(
             check_name=result.name,
@@ -38,7 +47,7 @@ def run_checks(project: Project, stage: str, model: str, folder: Path) -> list[A
             description=result.message,
             metadata={
                 "observed": MetadataValue.json(result.observed),
-                "data_docs": MetadataValue.path(docs / "index.html"),
+                "data_docs": MetadataValue.path(folder / DOCS_FOLDER / "index.html"),
             },
         )
         for result in results

@@ -19,8 +19,8 @@ from dagster import (
     RunsFilter,
 )
 
-from assets.partitions import MODELS, find_project
-from refrag_platform.errors import RefragError
+from assets.partitions import find_project
+from refrag_platform.dials import require_named
 from refrag_platform.stages import STAGES
 
 PROCESS_TAG = "refrag/process"
@@ -39,10 +39,9 @@ def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
     from assets.definitions import definitions
     from assets.pipes import StageProcess
 
-    if model not in MODELS.get_partition_keys():
-        known = ", ".join(MODELS.get_partition_keys())
-        raise RefragError(f"params.yaml does not name {model!r} under models; it names {known}")
-    os.environ.setdefault("DAGSTER_HOME", str(find_project().root / ".dagster_home"))
+    project = find_project()
+    require_named(project, model)
+    os.environ.setdefault("DAGSTER_HOME", str(project.root / ".dagster_home"))
     with DagsterInstance.get() as instance:
         close_dead_runs(instance)
         defs = definitions(StageProcess(terminal=_terminal()))

@@ -19,7 +19,7 @@ from dagster import (
     asset,
 )
 
-from assets.checks import blocking_failures, check_specs, run_checks
+from assets.checks import blocking_failures, check_specs, kept_checks, run_checks
 from assets.metadata import Metadata, Published, common
 from assets.partitions import MODELS, find_project
 from assets.pipes import StageFailed, StageProcess
@@ -74,14 +74,14 @@ def _materialize(
         print(f"{name} of {model}: cached, {dvc.recorded_hash(project, name, model)}", flush=True)
     else:
         yield from _run(context, stage_process, project, name, model)
-    results = run_checks(project, name, model, project.stage_dir(name, model))
+    published = Published.read(project, name, model)
+    results = run_checks(project, published.manifest)
     if failures := blocking_failures(results):
         yield from results
         reason = f"{name} of {model} fails blocking checks:\n" + "\n".join(failures)
         raise Failure(reason, allow_retries=False)
     if not cached:
         dvc.record(project, name, model)
-    published = Published.read(project, name, model)
     yield MaterializeResult(
         metadata={**common(published, cached), **describe(published)},
         data_version=DataVersion(published.manifest.hash),
@@ -99,5 +99,5 @@ def _run(
         stage_process.run(context, project.root, name, model)
     except StageFailed as error:
         if failed.is_dir():
-            yield from run_checks(project, name, model, failed)
+            yield from kept_checks(name, failed)
         raise Failure(str(error), allow_retries=False) from None

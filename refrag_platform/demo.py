@@ -12,6 +12,7 @@ from rich.table import Table
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
+from refrag_platform.quality.results import DOCS_FOLDER, read_results
 from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
 from refrag_platform.stages import STAGES, run_stage
@@ -55,8 +56,8 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
     artifacts = []
     for name in STAGES:
         folder = project.stage_dir(name, model)
-        results = json.loads((folder / "checks" / "results.json").read_text(encoding="utf-8"))
-        passed = sum(result["passed"] for result in results)
+        results = read_results(folder / DOCS_FOLDER)
+        passed = sum(result.passed for result in results)
         artifacts.append(
             {
                 "name": name,

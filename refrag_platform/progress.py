@@ -19,10 +19,11 @@ class Progress:
     Use as a context manager; `update` moves it on and sets the text behind it.
     """
 
-    def __init__(self, description: str, total: int, unit: str = "it", start: int = 0) -> None:
+    def __init__(self, description: str, total: int, unit: str = "it", start: int = 0, shown: bool = True) -> None:
         self.description, self.total, self.unit = description, total, unit
         self.done = self.start = start
         self.note = ""
+        self.shown = shown
         self._terminal = sys.stderr.isatty()
         self._begun = self._printed = time.monotonic()
 
@@ -43,6 +44,8 @@ class Progress:
             self._print()
 
     def _print(self, last: bool = False) -> None:
+        if not self.shown:
+            return
         self._printed = time.monotonic()
         seconds = self._printed - self._begun
         rate = (self.done - self.start) / seconds if seconds > 0 else 0.0

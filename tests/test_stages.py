@@ -16,21 +16,25 @@ import pytest
 from refrag_platform import stages
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES, StageContext, published, recover, run_stage
+from refrag_platform.publication import recover
+from refrag_platform.stages import STAGES, StageContext, published, run_stage
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from tests.versioning.planted import MODEL, plant
+from tests.versioning.planted import planted as plants
 
 HOLD_THE_LOCK = """
 import sys, time
 from pathlib import Path
-from refrag_platform.stages import _only_runner
-with _only_runner(Path(sys.argv[1])):
+from refrag_platform.publication import only_runner
+with only_runner(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-# What a publication does to the disk; a kill may come before or after each.
-OPERATIONS = ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"))
+# What a publication does to the disk, the deletion of each file included; a kill may come before or after each.
+OPERATIONS = ("rename", "replace", "unlink", "rmdir", "mkdir")
+# What the stage below keeps to continue from.
+STATE = {"a", "b", "c"}
 
 
 @pytest.fixture
@@ -60,8 +64,8 @@ def die_at(step: int) -> None:
 
         return call
 
-    for owner, name in OPERATIONS:
-        setattr(owner, name, mortal(getattr(owner, name)))
+    for name in OPERATIONS:
+        setattr(os, name, mortal(getattr(os, name)))
 
 
 def run_and_die(project: Project, step: int) -> bool:
@@ -76,30 +80,54 @@ def run_and_die(project: Project, step: int) -> bool:
     return not os.WIFSIGNALED(status)
 
 
+def makes_state(context: StageContext) -> dict[str, Any]:
+    """A planted stage that keeps three files to continue from, and trusts them all once it finds one."""
+    found = {path.name for path in context.work.iterdir()}
+    assert found in (set(), STATE), "half a state was kept"
+    for name in STATE - found:
+        (context.work / name).write_text(name)
+    return plants(context)
+
+
 @pytest.mark.parametrize("had_one", [False, True], ids=["first artifact", "replaces one"])
-def test_a_kill_at_any_point_of_publication_leaves_a_whole_artifact_or_none(planted: Project, had_one: bool) -> None:
-    folder = planted.stage_dir("corpus", MODEL)
+def test_a_kill_at_any_point_of_publication_leaves_a_whole_artifact_or_none(
+    planted: Project, monkeypatch: pytest.MonkeyPatch, had_one: bool
+) -> None:
+    monkeypatch.setattr(stages, "stage_function", lambda stage: makes_state)
+    folder, work = planted.stage_dir("corpus", MODEL), planted.work_dir("corpus", MODEL)
     outcomes = set()
-    for step in range(100):
-        for leftover in (folder, planted.work_dir("corpus", MODEL)):
+    for step in range(200):
+        for leftover in (folder, work):
             shutil.rmtree(leftover, ignore_errors=True)
         old = None
         if had_one:
             change_source(planted, "old")
             old = run_stage(planted, "corpus", MODEL).manifest.hash
+            # As a run that was killed later left it: to be deleted by the next, whose settings are others.
+            (work / "state").mkdir()
+            for name in STATE:
+                (work / "state" / name).write_text(name)
         change_source(planted, "new")
         finished = run_and_die(planted, step)
-        recover(planted, "corpus", MODEL)
+        # Wherever an artifact has a place of its own, it is whole: no reader need look at its hash.
+        for place in (folder, work / "ready", work / "old"):
+            if place.exists():
+                assert folder_digest(place / "content") == Manifest.read(place).hash, f"step {step}: half of {place}"
+        recover(folder, work)
         manifest = published(planted, "corpus", MODEL)
         if manifest is None:
             assert not had_one and not folder.exists(), f"step {step} left something that is not whole"
         outcomes.add(manifest.hash if manifest else None)
+        if had_one and step % 2:
+            change_source(planted, "old")  # back to settings whose state may be half deleted
+            run_stage(planted, "corpus", MODEL, force=True)
+            change_source(planted, "new")
         new = run_stage(planted, "corpus", MODEL).manifest.hash
         assert outcomes <= {old, new}
-        assert not (planted.work_dir("corpus", MODEL) / "old").exists()
+        assert {path.name for path in work.iterdir()} == {".lock", "fingerprint"}
         if finished:
             break
-    assert step > 8, "the runner renames and removes several folders"
+    assert finished and step > 20, "the runner renames, deletes and makes several files and folders"
     assert outcomes == {old, new}, "some kills came before the new artifact was in place, some after"
 
 

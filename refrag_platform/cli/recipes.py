@@ -1,4 +1,4 @@
-"""`refrag recipes`: list, show and check recipes."""
+"""`refrag recipes`: list, show and check recipes, and add them to what DVC and Dagster run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="List, show and check recipes.")
+    family = typer.Typer(no_args_is_help=True, help="List, show, check and add recipes.")
     family.command("ls")(list_recipes)
     family.command("show")(show_recipe)
     family.command("validate")(validate_recipe)
+    family.command("add")(add_recipe)
     app.add_typer(family, name="recipes")
 
 
@@ -42,6 +43,15 @@ def validate_recipe(path: Annotated[Path, typer.Argument(help="A recipe file.")]
 
     recipe = read_recipe(path)
     typer.echo(f"{path}: valid, model {recipe.name}")
+
+
+def add_recipe(name: Annotated[str, typer.Argument(help="A model with a recipe, e.g. tiny.")]) -> None:
+    """Add a model to params.yaml, so that DVC and Dagster run it too; nothing else in the file changes."""
+    from refrag_platform.dials import add_model
+    from refrag_platform.project import Project
+
+    added = add_model(Project.find(), name)
+    typer.echo(f"params.yaml: {f'added {name}' if added else f'{name} is there'}; DVC and Dagster run it")
 
 
 def _explained(section: Any, depth: int) -> list[str]:

@@ -15,12 +15,14 @@ from refrag_platform.errors import RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, SourceRecipe
-from refrag_platform.versioning.digest import file_digest, folder_digest
+from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
 
-def source_records(project: Project, recipe: Recipe) -> list[InputRecord]:
+def source_records(project: Project, recipe: Recipe, ask_hub: bool = True) -> list[InputRecord]:
     """Every file, package and dataset that the corpus of `recipe` is made from, with its hash.
+
+    Without `ask_hub`, those that a hub holds are left out and no network is used.
 
     Raises:
         RefragError: a source is not there.
@@ -28,24 +30,29 @@ def source_records(project: Project, recipe: Recipe) -> list[InputRecord]:
     records = []
     if (recipe.decoder.tokenizer or "").startswith("path:"):
         given = str(recipe.decoder.tokenizer).removeprefix("path:")
-        records.append(_file_record(project, project.recipe_path(recipe.name).parent / given, given))
+        records.append(InputRecord.of(project.root, project.recipe_path(recipe.name).parent / given, given))
     for source in recipe.corpus.sources:
         if source.kind == "factbook":
             name = f"package:{factbook.PACKAGE}=={factbook.version()}"
             records.append(InputRecord(path=name, hash=folder_digest(factbook.folder())))
         elif source.kind == "hub":
-            records.append(InputRecord(path=f"hub:{source.path}", hash=_hub_revision(str(source.path))))
+            if ask_hub or Path(str(source.path)).is_dir():
+                records.append(InputRecord(path=f"hub:{source.path}", hash=_hub_revision(str(source.path))))
         else:
             root = _root(project, recipe, source)
             for file in find_files(root):
                 inside = file.relative_to(root).as_posix() if file != root else ""
-                records.append(_file_record(project, file, "/".join(filter(None, (source.path or "", inside)))))
+                given = "/".join(filter(None, (source.path or "", inside)))
+                records.append(InputRecord.of(project.root, file, given))
     return records
 
 
 def sources_digest(project: Project, recipe: Recipe) -> str:
-    """One hash over all sources: equal digests need no second corpus run."""
-    lines = (f"{record.path} {record.hash}\n" for record in source_records(project, recipe))
+    """One hash over all sources on this machine: equal digests need no second corpus run.
+
+    What a hub holds counts by its id, which is in the recipe: looking at artifacts must not need a network.
+    """
+    lines = (f"{record.path} {record.hash}\n" for record in source_records(project, recipe, ask_hub=False))
     return hashlib.md5("".join(lines).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -135,9 +142,3 @@ def _root(project: Project, recipe: Recipe, source: SourceRecipe) -> Path:
     if not path.exists():
         raise RefragError(f"corpus.sources: path is {source.path!r}, and there is no {path}")
     return path
-
-
-def _file_record(project: Project, file: Path, given: str) -> InputRecord:
-    inside = file.resolve().is_relative_to(project.root.resolve())
-    name = file.resolve().relative_to(project.root.resolve()).as_posix() if inside else given
-    return InputRecord(path=name, hash=file_digest(file))

@@ -23,6 +23,7 @@ from refrag_platform.model.encoder import ChunkEncoder, embedding_weight, strip_
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.prompts import token_id
 from refrag_platform.model.segments import Prompt, lay_out
+from refrag_platform.quiet import quietly
 from refrag_platform.recipes import Recipe
 from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer
 
@@ -162,7 +163,8 @@ class RefragModel(nn.Module):
         save_file(state, folder / WEIGHTS_FILE)
         # A copy in the right type would double the memory; the state dict does not.
         decoder_state = {name: tensor.detach().to("cpu", dtype) for name, tensor in self.decoder.state_dict().items()}
-        self.decoder.save_pretrained(folder / "decoder", state_dict=decoder_state)
+        with quietly():
+            self.decoder.save_pretrained(folder / "decoder", state_dict=decoder_state)
         _set_dtype(folder / "decoder" / "config.json", dtype)
         self.tokenizer.save_pretrained(folder / "tokenizer")
         settings = {
@@ -182,7 +184,8 @@ class RefragModel(nn.Module):
             ArtifactError: the folder holds no model, or one of another format.
         """
         settings = read_settings(folder)
-        decoder = AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=dtype, attn_implementation="sdpa")
+        with quietly():
+            decoder = AutoModelForCausalLM.from_pretrained(folder / "decoder", dtype=dtype, attn_implementation="sdpa")
         tokenizer = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder / "tokenizer"))
         vocabulary, width = embedding_weight(decoder).shape
         encoder = ChunkEncoder.empty(settings["encoder"], vocabulary, width)

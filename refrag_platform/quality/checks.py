@@ -1,47 +1,56 @@
 """Hold an artifact's summary rows against its suite: one CheckResult per expectation.
 
-`stages.run_stage` calls `check_artifact` before it publishes, the Dagster assets on what is published.
+`stages.run_stage` calls `check_once` before it publishes, the Dagster assets on what is published.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_platform.errors import ArtifactError
 from refrag_platform.quality.docs import build_docs, new_context
+from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results, subject, write_results
 from refrag_platform.quality.suites import SUITES, Check
 from refrag_platform.quality.summaries import TABLES, Artifact
 from refrag_platform.recipes import Recipe
+from refrag_platform.versioning.manifest import Manifest
 
 if TYPE_CHECKING:
     import pandas as pd
     from great_expectations.core import ExpectationSuiteValidationResult
     from great_expectations.data_context import EphemeralDataContext
 
-RESULTS_FILE = "results.json"
 ROWS_SHOWN = 20
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """What came of one expectation. `observed`: what stood in which row (a shard, a split, a file)."""
+def check_once(recipe: Recipe, manifest: Manifest, folder: Path, inputs: dict[str, Path]) -> list[CheckResult]:
+    """Check the artifact in `folder`, or repeat what was found the last time if nothing that decides it changed.
 
-    name: str
-    passed: bool
-    blocking: bool
-    message: str
-    observed: dict[str, Any] = field(default_factory=dict)
+    Args:
+        manifest: the artifact's; its hashes must be known to be those of the bytes in content/ and `inputs`.
+        folder: holds content/; Data Docs and results.json land in checks/ beside it.
+    """
+    docs, of = folder / DOCS_FOLDER, subject(recipe, manifest)
+    try:
+        return read_results(docs, of)
+    except ArtifactError:
+        return check_artifact(manifest.stage, recipe, folder / "content", inputs, docs, of)
 
 
 def check_artifact(
-    stage: str, recipe: Recipe, content: Path, inputs: dict[str, Path], docs: Path | None = None
+    stage: str,
+    recipe: Recipe,
+    content: Path,
+    inputs: dict[str, Path],
+    docs: Path | None = None,
+    of: str | None = None,
 ) -> list[CheckResult]:
     """Check the artifact of `stage` in `content`, made from the content folders `inputs`.
 
     A table that can't be read fails its checks, so damaged files are results, not exceptions. With `docs`,
-    that folder is replaced by Data Docs and results.json.
+    that folder is replaced by Data Docs and results.json, which names `of` as what the results are of.
     """
     artifact = Artifact(recipe, stage, content, inputs)
     context = new_context(docs)
@@ -53,8 +62,7 @@ def check_artifact(
     ordered = [results[check.name] for check in SUITES[stage]]
     if docs is not None:
         build_docs(context, docs)
-        text = json.dumps([asdict(result) for result in ordered], indent=2, default=str)
-        (docs / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
+        write_results(docs, ordered, of)
     return ordered
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.processes import ends_with_parent
 from refrag_platform.project import Project
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 HOST, PORT = "127.0.0.1", 3000
 PACKAGE_FILE = "package.json"
 SECONDS_TO_STOP = 10.0
-PR_SET_PDEATHSIG = 1
 
 
 def home(project: Project) -> Path:
@@ -111,7 +110,7 @@ def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> 
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=ends_with_parent(signal.SIGTERM),
         )
         try:
             _wait_until_ready(process, url, log, seconds)
@@ -149,12 +148,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.kill()
     process.wait()
-
-
-def _end_with_parent() -> None:
-    """Linux ends the server with the process that started it, even if that is killed."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -59,21 +59,25 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
 class Examples:
     """All that fine-tuning can draw from, and the draw."""
 
-    def __init__(self, corpus: Path, settings: FinetunedRecipe, seed: int) -> None:
+    def __init__(self, corpus: Path, settings: FinetunedRecipe, seed: int, root: Path = Path()) -> None:
         """
+        Args: root: the recipe's question and summary files are relative to it.
+
         Raises:
             RefragError: a task of the recipe has nothing to draw from.
         """
         fields = ("id", "question", "answers", "passages")
         files = [
             corpus / "questions" / "train.jsonl",
-            *(Path(os.path.expandvars(p)) for p in settings.questions),
+            *(root / os.path.expandvars(name) for name in settings.questions),
         ]
         self.settings, self.seed = settings, seed
         self.questions = [row for file in files for row in read_rows(file, fields)]
         self.conversations = list(_conversations(self.questions))
         self.summaries = [
-            row for p in settings.summaries for row in read_rows(Path(os.path.expandvars(p)), ("document", "summaries"))
+            row
+            for name in settings.summaries
+            for row in read_rows(root / os.path.expandvars(name), ("document", "summaries"))
         ]
         if not self.summaries and settings.tasks.get("summarization", 0) > 0:
             self.summaries = list(_lead_summaries(corpus))

@@ -110,7 +110,7 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
     settings = context.recipe.finetuned
     model = load_model(context, "cpt")
     policy = PolicyNetwork.load(context.inputs["policy"])
-    examples = Examples(context.inputs["corpus"], settings, context.recipe.seed)
+    examples = Examples(context.inputs["corpus"], settings, context.recipe.seed, context.project.root)
     summary = train(
         FinetunedTask(model, policy, settings, examples),
         settings,

@@ -7,19 +7,26 @@ second, and a process of its own keeps DVC's locks and caches out of Dagster's. 
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
+from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, made_from_current
 from refrag_platform.versioning.manifest import Manifest
+
+LOCK_FILE = "dvc.lock"
 
 
 def target(stage: str, model: str) -> str:
@@ -53,7 +60,7 @@ def record(project: Project, stage: str, model: str) -> str:
 
     Raises:
         ArtifactError: there is no artifact, or what it is made from changed since it was made.
-        RefragError: no Git or DVC repository here, or DVC fails.
+        RefragError: no Git or DVC repository here, params.yaml does not name the model, or DVC fails.
     """
     manifest = Manifest.read(project.stage_dir(stage, model))
     if not made_from_current(project, manifest):
@@ -61,7 +68,8 @@ def record(project: Project, stage: str, model: str) -> str:
             f"inputs, settings or code of {stage} changed since {project.stage_dir(stage, model)} was made, "
             f"so it can't be recorded as made from them; run `refrag run {stage} --model {model}` again"
         )
-    _dvc(project, "commit", "--force", target(stage, model))
+    require_named(project, model)
+    _dvc(project, "commit", "--force", target(stage, model), writes=True)
     found = recorded_hash(project, stage, model)
     if found != manifest.hash:
         raise ArtifactError(
@@ -72,11 +80,22 @@ def record(project: Project, stage: str, model: str) -> str:
 
 
 def recorded_hash(project: Project, stage: str, model: str) -> str | None:
-    """The hash of the artifact in dvc.lock; None when it was never recorded."""
-    path = project.root / "dvc.lock"
+    """The hash of the artifact in dvc.lock; None when it was never recorded.
+
+    Raises:
+        RefragError: dvc.lock can't be read.
+    """
+    path = project.root / LOCK_FILE
     if not path.is_file():
         return None
-    lock = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    with _alone(project):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        lock = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise RefragError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); delete it: the next run enters every artifact again"
+        ) from None
     outs = (lock or {}).get("stages", {}).get(target(stage, model), {}).get("outs", [])
     return next((out["md5"] for out in outs), None)
 
@@ -139,18 +158,52 @@ def _recorded(project: Project, model: str | None) -> list[str]:
     return names
 
 
-def _dvc(project: Project, *arguments: str) -> str:
-    """Run DVC in the project and return what it prints; it waits for other writers."""
+def _dvc(project: Project, *arguments: str, writes: bool = False) -> str:
+    """Run DVC in the project and return what it prints; it waits for other writers. `writes`: dvc.lock."""
     ensure_repo(project)
-    result = subprocess.run(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
-        cwd=project.root,
-        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        message = result.stderr.strip() or result.stdout.strip()
-        raise RefragError(f"`dvc {' '.join(arguments)}` failed:\n{message}")
+    with _alone(project) as lock:
+        if writes:
+            _keep_lock_file(project)
+        result = subprocess.run(
+            [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
+            cwd=project.root,
+            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+            # DVC lives on when this process is killed, and with it the lock.
+            pass_fds=[lock.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            message = result.stderr.strip() or result.stdout.strip()
+            raise RefragError(f"`dvc {' '.join(arguments)}` failed:\n{message}")
+        _kept(project).unlink(missing_ok=True)
     return result.stdout
+
+
+@contextmanager
+def _alone(project: Project) -> Iterator[TextIO]:
+    """Hold the project's lock of this module; a dvc.lock whose writer was killed is restored first."""
+    folder = _kept(project).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "refrag.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = _kept(project)
+        if kept.is_file() and kept.stat().st_size:
+            kept.replace(project.root / LOCK_FILE)
+        elif kept.is_file():  # there was none before
+            (project.root / LOCK_FILE).unlink(missing_ok=True)
+            kept.unlink()
+        yield lock
+
+
+def _keep_lock_file(project: Project) -> None:
+    """Keep dvc.lock as it is until DVC has written the new one: it does so in place, and a kill leaves half of it."""
+    lock, kept = project.root / LOCK_FILE, _kept(project)
+    partial = kept.with_name(f"{kept.name}.partial")
+    partial.write_bytes(lock.read_bytes() if lock.is_file() else b"")
+    partial.replace(kept)
+
+
+def _kept(project: Project) -> Path:
+    return project.root / ".dvc" / "tmp" / f"{LOCK_FILE}.kept"

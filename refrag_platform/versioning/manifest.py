@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refrag_platform.errors import ArtifactError
+from refrag_platform.versioning.digest import file_digest
 
 FILE_NAME = "manifest.json"
 LIBRARIES = (
@@ -33,6 +34,13 @@ class InputRecord(BaseModel):
 
     path: str = Field(description="relative to the project's root, or as given when it lies outside")
     hash: str
+
+    @classmethod
+    def of(cls, root: Path, file: Path, given: str) -> InputRecord:
+        """The record of a file that a recipe names `given`; `root` is the project's."""
+        inside = file.resolve().is_relative_to(root.resolve())
+        name = file.resolve().relative_to(root.resolve()).as_posix() if inside else given
+        return cls(path=name, hash=file_digest(file))
 
 
 class Manifest(BaseModel):

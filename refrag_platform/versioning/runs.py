@@ -11,15 +11,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import yaml
-
+from refrag_platform.dials import DIALS, only_model, require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
-PIPELINE_FILE, DIALS = "dvc.yaml", "params.yaml"
+PIPELINE_FILE = "dvc.yaml"
 NOBODY = {"NAME": "refrag", "EMAIL": "refrag@localhost"}
 
 
@@ -39,7 +38,8 @@ def commit_run(project: Project, model: str, message: str | None = None) -> str:
     Raises:
         ArtifactError: the model has no artifact, or one that is not the one in dvc.lock and can't be
             recorded as it is (see `dvc.record`).
-        RefragError: no Git repository or no commit yet; the branch is checked out; it moved meanwhile.
+        RefragError: no Git repository or no commit yet; params.yaml does not name the model; the branch is
+            checked out; it moved meanwhile.
     """
     dvc.ensure_repo(project)
     manifests = _recorded_manifests(project, model)
@@ -76,6 +76,7 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
         ArtifactError: there is none, or one can't be recorded.
     """
     project.recipe(model)
+    require_named(project, model)
     manifests = []
     for stage in STAGES:
         folder = project.stage_dir(stage, model)
@@ -104,16 +105,6 @@ def _tree(project: Project, git: _Git, model: str, head: str, manifests: list[Ma
         params = index.run("hash-object", "-w", "--stdin", text=only_model(project, model))
         index.run("update-index", "--cacheinfo", f"100644,{params},{DIALS}")
         return index.run("write-tree")
-
-
-def only_model(project: Project, model: str) -> str:
-    """The text of params.yaml with `models` cut down to one; all else, comments included, stays."""
-    text = (project.root / DIALS).read_text(encoding="utf-8")
-    mapping = yaml.compose(text, yaml.SafeLoader)
-    assert mapping is not None  # Project.models() has read it
-    (models,) = (value for key, value in mapping.value if key.value == "models")
-    last = models if models.flow_style else models.value[-1]
-    return f"{text[: models.start_mark.index]}[{model}]{text[last.end_mark.index :]}"
 
 
 def _relative(project: Project, paths: list[Path]) -> list[str]:

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 
+from refrag_platform.dials import add_model
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from tests.conftest import ROOT, copy_project, init_repository
 
-MODEL = "tiny"
+# The code location was loaded for the clone's own models; in planted projects one of them has tiny's recipe.
+MODEL = Project(ROOT).models()[0]
 # What most tests run: the first artifact and one that is made from it.
 FIRST_TWO = ("corpus", "reconstruction")
 
@@ -31,6 +33,12 @@ def plant_stage(project: Project, stage: str, body: str = "return make(context)"
 def planted_project(folder: Path) -> Project:
     """A repository in which every stage is planted; DAGSTER_HOME lies inside, as in a clone."""
     project = copy_project(folder / "project")
+    shutil.rmtree(project.recipe_path(MODEL).parent)
+    shutil.copytree(project.recipe_path("tiny").parent, project.recipe_path(MODEL).parent)
+    recipe = project.recipe_path(MODEL).read_text().replace("name: tiny", f"name: {MODEL}")
+    project.recipe_path(MODEL).write_text(recipe)
+    (project.root / "params.yaml").write_text("models: []\n")
+    add_model(project, MODEL)
     shutil.copy(ROOT / "tests" / "quality" / "content.py", project.root / "planted.py")
     for stage in STAGES:
         plant_stage(project, stage)

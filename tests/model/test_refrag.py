@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils.logging import is_progress_bar_enabled
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.generate import generate, pick
@@ -14,6 +16,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, chunk_tokens, plain_tokens
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
+from refrag_platform.quiet import quietly
 from tests.conftest import ROOT
 
 TEXT = "Paris is the capital of France, and Rome is the capital of Italy; Lima that of Peru."
@@ -92,6 +95,21 @@ def test_a_saved_model_is_the_same_model(tiny: RefragModel, tmp_path: Path) -> N
     prompt = [[passage(tiny, TEXT, False), Text([5, 6])]]
     torch.testing.assert_close(loaded(prompt), tiny(prompt), atol=0, rtol=0)
     assert loaded.encoder_digest() == tiny.encoder_digest() == loaded.encoder.digest()
+
+
+def test_saving_and_loading_print_nothing(
+    tiny: RefragModel, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny.save(tmp_path)
+    RefragModel.load(tmp_path)
+    assert capfd.readouterr() == ("", "") and not caplog.records
+    with quietly():
+        deepspeed = logging.getLogger("DeepSpeed")
+        record = logging.LogRecord("DeepSpeed", logging.WARNING, "", 0, "Setting accelerator to CPU. If ...", (), None)
+        assert not deepspeed.filter(record)
+        record.msg = "Any other warning"
+        assert deepspeed.filter(record)
+    assert is_progress_bar_enabled()  # a hub's downloads have bars
 
 
 def test_the_digest_follows_the_encoder_and_nothing_else(tiny: RefragModel, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from refrag_platform.quality.results import read_results
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
 from tests.quality.conftest import Examine, Plant
@@ -213,5 +214,4 @@ def test_data_docs_and_results_are_written_beside(examine: Examine, tmp_path: Pa
     results = examine("package", docs=docs)
     assert (docs / "index.html").is_file()
     assert list(docs.glob("validations/package/holds/**/*.html"))
-    written = json.loads((docs / "results.json").read_text())
-    assert [result["name"] for result in written] == list(results)
+    assert read_results(docs) == list(results.values())

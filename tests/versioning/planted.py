@@ -13,7 +13,7 @@ import pytest
 from refrag_platform import stages
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.versioning.digest import file_digest, folder_digest
+from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
 MODEL = "tiny"
@@ -22,7 +22,7 @@ MODEL = "tiny"
 def plant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage writes what it was given: its inputs' hashes, its settings, the sources' bytes."""
     monkeypatch.setattr(stages, "stage_function", lambda stage: planted)
-    monkeypatch.setattr(stages, "_check", lambda stage, recipe, context: None)
+    monkeypatch.setattr(stages, "_check", lambda manifest, context, work: None)
 
 
 def planted(context: StageContext) -> dict[str, Any]:
@@ -32,8 +32,7 @@ def planted(context: StageContext) -> dict[str, Any]:
     if context.stage == "corpus":
         for file in sorted(context.project.source_dir(context.recipe.name).glob("*.txt")):
             facts.append(file.read_text())
-            path = file.relative_to(context.project.root).as_posix()
-            context.sources.append(InputRecord(path=path, hash=file_digest(file)))
+            context.sources.append(InputRecord.of(context.project.root, file, file.name))
     nested = context.out / "train" / "tokens-00000.bin"
     nested.parent.mkdir()
     nested.write_text("\n".join(facts))

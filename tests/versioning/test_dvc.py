@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +115,38 @@ def test_recording_waits_for_another_writer(repository: Project, monkeypatch: py
     with subprocess.Popen(command, cwd=repository.root, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == "held\n"
         assert dvc.record(repository, "corpus", MODEL) == made.manifest.hash
+
+
+def test_a_dvc_lock_whose_writer_was_killed_is_the_one_before(
+    recorded: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (recorded.root / "dvc.lock").read_bytes()
+    (recorded.source_dir(MODEL) / "notes.txt").write_text("The river rises in the south.")
+    made = stages.run_stage(recorded, "corpus", MODEL)
+    child = os.fork()
+    if child == 0:
+
+        def dies_half_way(*arguments: object, **options: object) -> None:
+            (recorded.root / "dvc.lock").write_bytes(whole[: len(whole) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        monkeypatch.setattr(dvc, "ensure_repo", lambda project: None)
+        monkeypatch.setattr(subprocess, "run", dies_half_way)
+        dvc.record(recorded, "corpus", MODEL)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert (recorded.root / "dvc.lock").read_bytes() != whole
+    assert not dvc.is_current(recorded, "corpus", MODEL)
+    assert (recorded.root / "dvc.lock").read_bytes() == whole
+    assert dvc.record(recorded, "corpus", MODEL) == made.manifest.hash
+    assert dvc.is_current(recorded, "corpus", MODEL)
+
+
+def test_a_dvc_lock_that_cannot_be_read_is_named_with_the_way_to_mend_it(recorded: Project) -> None:
+    (recorded.root / "dvc.lock").write_text("schema: '2.0\nstages:")
+    with pytest.raises(RefragError, match=r"dvc.lock is damaged .*delete it"):
+        dvc.is_current(recorded, "corpus", MODEL)
 
 
 def test_two_models_keep_their_versions_side_by_side(repository: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,10 @@ def test_the_chain_of_the_fine_tuned_model_ends_at_the_source_files(planted_proj
     assert chain["settings"]["finetuned"]["steps"] == planted_project.recipe(MODEL).finetuned.steps
     assert chain["metrics"]["loss"] == 1.5
     source = planted_project.source_dir(MODEL) / "notes.txt"
-    assert corpus["sources"] == [
-        {"path": f"data/sources/{MODEL}/notes.txt", "hash": file_digest(source), "changed_since": False}
-    ]
+    record = {"path": f"data/sources/{MODEL}/notes.txt", "hash": file_digest(source), "changed_since": False}
+    assert record in corpus["sources"]
+    tokenizers = {f"models/{MODEL}/tokenizer.json", f"models/{MODEL}/tokenizer_config.json"}
+    assert {entry["path"] for entry in corpus["sources"]} == {record["path"], *tokenizers}
 
 
 def test_the_tree_shows_every_artifact_behind_it_with_its_hash(planted_project: Project) -> None:
@@ -72,8 +73,8 @@ def test_an_input_that_was_replaced_since_is_marked(planted_project: Project) ->
 def test_a_source_that_was_edited_since_is_marked(planted_project: Project) -> None:
     stages.run_stage(planted_project, "corpus", MODEL)
     (planted_project.source_dir(MODEL) / "notes.txt").write_text("Another river.")
-    (source,) = trace(planted_project, planted_project.stage_dir("corpus", MODEL)).sources
-    assert source.changed
+    sources = trace(planted_project, planted_project.stage_dir("corpus", MODEL)).sources
+    assert [source.record.path for source in sources if source.changed] == [f"data/sources/{MODEL}/notes.txt"]
 
 
 def test_a_broken_chain_says_where_and_how_to_mend_it(planted_project: Project) -> None:

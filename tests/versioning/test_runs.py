@@ -13,7 +13,7 @@ from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
-from refrag_platform.versioning.runs import commit_run, only_model
+from refrag_platform.versioning.runs import commit_run
 from tests.versioning.planted import MODEL, plant, run
 
 BRANCH = f"runs/{MODEL}"
@@ -92,14 +92,6 @@ def test_the_commit_holds_dvc_lock_the_manifests_and_the_settings_that_made_them
     assert hashes == {dvc.recorded_hash(recorded, stage, MODEL) for stage in STAGES}
 
 
-@pytest.mark.parametrize("models", ["models: [tiny, other]\n", "models:\n  - tiny  # first\n  - other\n"])
-def test_the_branch_runs_its_own_model_alone(project: Project, models: str) -> None:
-    (project.root / "params.yaml").write_text(f"# The dials\n{models}# Below\noverrides: {{}}\n")
-    (project.root / "params.yaml").write_text(only_model(project, MODEL))
-    assert project.params() == {"models": [MODEL], "overrides": {}}
-    assert "# Below\n" in (project.root / "params.yaml").read_text()
-
-
 def test_runs_follow_each_other_and_the_code_that_made_them(recorded: Project) -> None:
     first = commit_run(recorded, MODEL)
     assert git(recorded, "rev-parse", f"{first}^@") == git(recorded, "rev-parse", "HEAD")
@@ -131,6 +123,12 @@ def test_stale_artifacts_are_not_committed(repository: Project, monkeypatch: pyt
     (repository.source_dir(MODEL) / "late.txt").write_text("Dropped in after the corpus was made.")
     with pytest.raises(ArtifactError, match="changed since"):
         commit_run(repository, MODEL)
+
+
+def test_a_model_that_params_yaml_does_not_name_is_refused(recorded: Project) -> None:
+    (recorded.root / "params.yaml").write_text("models: []\noverrides: {}\n")
+    with pytest.raises(RefragError, match=f"refrag recipes add {MODEL}"):
+        commit_run(recorded, MODEL)
 
 
 def test_a_branch_that_is_checked_out_is_left_alone(recorded: Project) -> None:

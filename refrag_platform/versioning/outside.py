@@ -1,0 +1,71 @@
+"""What a stage reads that no earlier stage made: sources, tokenizer files, question files, controls.
+
+DVC watches data/sources/NAME alone; a `path:` may lie anywhere, so the runner looks at the files themselves.
+Folders of pretrained weights (`decoder.source`, `encoder.source`) and hub ids count by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from refrag_platform.errors import RefragError
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import InputRecord
+
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
+    """Files that `stage` reads beside its inputs and, for the corpus, beside its sources; the missing left out."""
+    if stage in {"corpus", "reconstruction"}:
+        return _tokenizer(project, recipe)
+    if stage == "finetuned":
+        named = [*recipe.finetuned.questions, *recipe.finetuned.summaries]
+        files = [(project.root / os.path.expandvars(name), name) for name in named]
+        return [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
+    if stage == "evaluation" and recipe.evaluation.controls is not None:
+        return _controls(project.recipe_path(recipe.name).parent / recipe.evaluation.controls)
+    return []
+
+
+def outside_digest(project: Project, stage: str, recipe: Recipe, files: list[InputRecord]) -> str:
+    """One hash over `files` (of `outside_files`) and the corpus' sources; empty where there are none.
+
+    A source that is not there hashes as such: what was made from it is stale, and the stage says what is missing.
+    """
+    hashes = [record.hash for record in files]
+    if stage == "corpus":
+        from refrag_platform.corpus.sources import sources_digest
+
+        try:
+            hashes.append(sources_digest(project, recipe))
+        except RefragError as error:
+            hashes.append(f"missing: {error}")
+    return hashlib.md5("\n".join(hashes).encode(), usedforsecurity=False).hexdigest() if hashes else ""
+
+
+def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """tokenizer.json and the files beside it that say how it is used."""
+    kind, _, name = (recipe.decoder.tokenizer or recipe.decoder.source).partition(":")
+    if kind != "path":
+        return []
+    path = project.recipe_path(recipe.name).parent / Path(os.path.expandvars(name)).expanduser()
+    folder = path.parent if path.is_file() else path
+    found = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
+    return [InputRecord.of(project.root, file, f"{name.removesuffix(path.name)}{file.name}") for file in found]
+
+
+def _controls(folder: Path) -> list[InputRecord]:
+    """The tuned controls that the evaluation reads, as it records them itself."""
+    from refrag_platform.evaluation.decoders import control_folders
+
+    try:
+        return [
+            InputRecord(path=str(path), hash=folder_digest(path)) for _, path in sorted(control_folders(folder).items())
+        ]
+    except RefragError:
+        return []
