@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from refrag_platform.errors import RecipeError
 
 Share = float
+GateMetric = Literal["P16", "P32", "P128", "P512", "exact_match", "f1"]
+Tolerance = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -234,6 +236,23 @@ class EvaluationRecipe(Section):
     controls: str | None = Field(None, description="folder of tuned controls; without it gap_recovered is null")
 
 
+class ReleaseRecipe(Section):
+    """What a model must show on the held-out sets before it replaces the released one."""
+
+    tolerances: dict[GateMetric, Tolerance] = Field(
+        default={"P32": 0.01, "P128": 0.01, "exact_match": 0.02, "f1": 0.02},
+        min_length=1,
+        description="figures of refrag that decide, and by how much each may get worse: P16 to P512 in nats, "
+        "exact_match and f1 as shares of 1; no other figure counts, and all of these must be there",
+    )
+    confidence: Share = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="of the paired bootstrap's interval, all of which must lie within the tolerance",
+    )
+
+
 class ServingRecipe(Section):
     """What the packaged service does when a request does not say."""
 
@@ -262,6 +281,7 @@ class Recipe(Section):
     policy: PolicyRecipe
     finetuned: FinetunedRecipe
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    release: ReleaseRecipe = ReleaseRecipe()
     serving: ServingRecipe = ServingRecipe()
 
     @model_validator(mode="after")

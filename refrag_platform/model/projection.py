@@ -16,19 +16,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Projection(nn.Module):
-    """e = gain x (c + MLP(norm(c))) where vectors live in the decoder's space, e = MLP(c) elsewhere.
+    """e = unit x gain x (c + MLP(norm(c))) where vectors live in the decoder's space, e = MLP(c) elsewhere.
 
-    In the first form the MLP's last layer starts at zero, so that a chunk starts as a plausible embedding;
-    `gain` starts at the decoder embeddings' root mean square.
+    In the first form the MLP's last layer starts at zero and the gain at one, so that a chunk starts as a plausible
+    embedding: `unit` is the root mean square of the decoder's. It stays apart from the gain because it can be as
+    small as a few optimizer steps, which would take the gain, and every vector, to zero.
     """
 
-    def __init__(self, vector_dim: int, width: int, hidden: int, activation: str, residual: bool, gain: float) -> None:
+    def __init__(self, vector_dim: int, width: int, hidden: int, activation: str, residual: bool, unit: float) -> None:
         super().__init__()
         self.activation, self.residual = activation, residual
         self.norm = nn.LayerNorm(vector_dim) if residual else nn.Identity()
         self.inner = nn.Linear(vector_dim, hidden)
         self.outer = nn.Linear(hidden, width)
-        self.gain = nn.Parameter(torch.tensor(gain), requires_grad=residual)
+        self.unit = unit
+        self.gain = nn.Parameter(torch.ones(()), requires_grad=residual)
         if residual:
             nn.init.zeros_(self.outer.weight)
             nn.init.zeros_(self.outer.bias)
@@ -36,8 +38,8 @@ class Projection(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """[..., vector_dim] to [..., decoder width]."""
         projected = self.outer(ACTIVATIONS[self.activation](self.inner(self.norm(vectors))))
-        return self.gain * (vectors + projected) if self.residual else projected
+        return self.unit * self.gain * (vectors + projected) if self.residual else projected
 
     def settings(self) -> dict[str, Any]:
         """What is needed, besides the tensors, to build this projection again."""
-        return {"hidden_size": self.inner.out_features, "activation": self.activation}
+        return {"hidden_size": self.inner.out_features, "activation": self.activation, "unit": self.unit}

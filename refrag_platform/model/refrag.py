@@ -89,7 +89,7 @@ class RefragModel(nn.Module):
                 recipe.projection.hidden_size or width,
                 recipe.projection.activation,
                 residual=recipe.encoder.token_skip,
-                gain=float(embeddings.pow(2).mean().sqrt()),
+                unit=float(embeddings.pow(2).mean().sqrt()),
             )
         return cls(encoder, projection, decoder, tokenizer)
 
@@ -192,9 +192,10 @@ class RefragModel(nn.Module):
         projection = Projection(
             encoder.vector_dim,
             width,
-            **_hidden(settings["projection"]),
+            settings["projection"]["hidden_size"],
+            settings["projection"]["activation"],
             residual=encoder.token_skip,
-            gain=1.0,
+            unit=settings["projection"]["unit"],
         )
         tensors = load_file(folder / WEIGHTS_FILE)
         modules: dict[str, nn.Module] = {"encoder.": encoder, "projection.": projection}
@@ -220,10 +221,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"{folder / SETTINGS_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}"
         )
     return settings
-
-
-def _hidden(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"hidden": settings["hidden_size"], "activation": settings["activation"]}
 
 
 def _set_dtype(config: Path, dtype: torch.dtype) -> None:
