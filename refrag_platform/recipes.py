@@ -188,6 +188,13 @@ class CptRecipe(TrainingRecipe):
         0.2, ge=0, le=1, description="share of the steps, the last ones, with chunks kept as tokens at random"
     )
     mixed_share_kept: Share = Field(0.1, ge=0, le=1, description="p of those steps")
+    repeat_steps_share: Share = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps, spread evenly, that repeat their context instead of continuing it: without "
+        "them a small decoder forgets how to read vectors word for word",
+    )
 
 
 class PolicyRecipe(TrainingRecipe):

@@ -128,6 +128,9 @@ def reconstruct(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", help="Held-out samples of each length.")] = 1024,
     greedy: Annotated[int, typer.Option("--greedy", help="Samples of them decoded greedily.")] = 256,
+    start_token: Annotated[
+        bool, typer.Option("--start-token", help="Ask by the start token, for a cpt that repeats.")
+    ] = False,
 ) -> None:
     """Share of held-out tokens that the decoder recovers from 1, 8 and 32 chunk vectors."""
     torch.set_float32_matmul_precision("high")
@@ -135,7 +138,7 @@ def reconstruct(
     rows = []
     for chunks in (1, 8, 32):
         windows = Windows(base / "corpus", "validation", chunks * trained.chunk_size, seed=0)
-        rows.append(reconstruction_accuracy(trained, windows.batch(0, 0, samples), greedy, batch_size=64))
+        rows.append(reconstruction_accuracy(trained, windows.batch(0, 0, samples), greedy, 64, start_token))
         typer.echo(json.dumps(rows[-1]))
     _write(out / "reconstruction.json", {"rows": rows})
 

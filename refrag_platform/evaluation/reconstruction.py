@@ -17,16 +17,21 @@ from refrag_platform.training.core.speed import decoder_states
 
 
 @torch.inference_mode()
-def reconstruction_accuracy(model: RefragModel, tokens: Tensor, greedy_rows: int, batch_size: int) -> dict[str, Any]:
+def reconstruction_accuracy(
+    model: RefragModel, tokens: Tensor, greedy_rows: int, batch_size: int, start_token: bool = False
+) -> dict[str, Any]:
     """Shares of tokens recovered, with the vectors of another sample beside them.
 
-    Args: tokens [n, f k], held-out text of f chunks a sample. greedy_rows: samples decoded greedily, 0 for none.
+    Args:
+        tokens: [n, f k], held-out text of f chunks a sample.
+        greedy_rows: samples decoded greedily, 0 for none.
+        start_token: ask for it by the token that starts a text, as `cpt` with repeat_steps_share does.
     """
     chunks = tokens.shape[1] // model.chunk_size
     own = shuffled = 0
     for rows in tokens.split(batch_size):
         rows = rows.to(model.device)
-        embeds = _embeds(model, rows)
+        embeds = _embeds(model, rows, start_token)
         own += int((_predicted(model, embeds, rows) == rows).sum())
         shuffled += int((_predicted(model, embeds.roll(1, 0), rows) == rows).sum())
     found: dict[str, Any] = {
@@ -38,14 +43,20 @@ def reconstruction_accuracy(model: RefragModel, tokens: Tensor, greedy_rows: int
     if greedy_rows:
         some = tokens[:greedy_rows].to(model.device)
         found["greedy_samples"] = len(some)
-        found["greedy"] = rounded((_greedy(model, _embeds(model, some), some.shape[1]) == some).float().mean())
+        found["greedy"] = rounded(
+            (_greedy(model, _embeds(model, some, start_token), some.shape[1]) == some).float().mean()
+        )
     return found
 
 
-def _embeds(model: RefragModel, tokens: Tensor) -> Tensor:
-    """What the decoder reads for samples [n, f k]: [n, f, d]."""
+def _embeds(model: RefragModel, tokens: Tensor, start_token: bool) -> Tensor:
+    """What the decoder reads for samples [n, f k]: [n, f, d], or [n, f + 1, d] with the start token."""
     chunks = tokens.reshape(-1, model.chunk_size)
-    return model.project(model.encode(chunks, padded=False)).unflatten(0, (len(tokens), -1))
+    embeds = model.project(model.encode(chunks, padded=False)).unflatten(0, (len(tokens), -1))
+    if not start_token:
+        return embeds
+    start = model.decoder.get_input_embeddings()(torch.full_like(tokens[:, :1], model.start_token_id))
+    return torch.cat([embeds, start.to(embeds.dtype)], 1)
 
 
 def _predicted(model: RefragModel, embeds: Tensor, tokens: Tensor) -> Tensor:

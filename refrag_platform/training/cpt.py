@@ -1,6 +1,7 @@
 """Continual pre-training (section 2): the context as vectors, the next o tokens predicted; all weights train.
 
-The last part of the run keeps a random share of chunks as tokens, so that the model reads mixed input.
+The last part of the run keeps a random share of chunks as tokens, so that the model reads mixed input. Some steps may
+ask for the context itself: the token that starts a text, right after the vectors, means "repeat" there.
 The same task trains the controls that read the full context, none, or the last s/k tokens.
 Run: `refrag run cpt --model tiny`.
 """
@@ -32,6 +33,8 @@ from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 
 System = Literal["refrag", "full", "none", "truncated"]
+# Chunks in a sample of a step that repeats its context.
+REPEATED_CHUNKS = (1, 8, 32)
 
 
 class CptTask(Task):
@@ -67,6 +70,8 @@ class CptTask(Task):
             model.projection.requires_grad_(False)
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        if repeated := self.repeated_chunks(step):
+            return self._repeat_batch(repeated, step, micro, size, rank, world)
         k, o = self.model.chunk_size, self.settings.output_tokens
         chunks = self.curriculum.factor(step) if step < self.curriculum_steps else self.chunks
         tokens = self.windows[chunks].batch(step, micro, size, rank, world)
@@ -77,6 +82,35 @@ class CptTask(Task):
         ranks = torch.rand(len(tokens), chunks, generator=generator).argsort(1)
         token_ids, index = window_layout(context, ranks < kept)
         return {"context": context, "output": output[:, :o], "token_ids": token_ids, "chunk_index": index}
+
+    def repeated_chunks(self, step: int) -> int | None:
+        """Chunks in a sample if this step repeats its context, else None."""
+        share = self.settings.repeat_steps_share if self.system == "refrag" else 0.0
+        number = int((step + 1) * share)
+        if number == int(step * share):
+            return None
+        lengths = [length for length in REPEATED_CHUNKS if length <= self.chunks]
+        return lengths[number % len(lengths)]
+
+    def samples(self, step: int, size: int) -> int:
+        """A step that repeats has more sequences, of about as many positions in all."""
+        repeated = self.repeated_chunks(step)
+        if repeated is None:
+            return size
+        positions = self.chunks + self.settings.output_tokens
+        return size * max(1, positions // (repeated * (1 + self.model.chunk_size) + 1))
+
+    def _repeat_batch(self, chunks: int, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        tokens = self.windows[chunks].batch(step, micro, size, rank, world)[:, : chunks * self.model.chunk_size]
+        context = tokens.reshape(len(tokens), chunks, self.model.chunk_size)
+        token_ids, index = window_layout(context, torch.zeros(len(tokens), chunks, dtype=torch.bool))
+        start = torch.full((len(tokens), 1), self.model.start_token_id)
+        return {
+            "context": context,
+            "output": tokens,
+            "token_ids": torch.cat([token_ids, start], 1),
+            "chunk_index": torch.cat([index, torch.full_like(start, -1)], 1),
+        }
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         if self.system != "refrag":
@@ -131,6 +165,8 @@ def cpt_task(model: RefragModel, corpus: Any, settings: CptRecipe, seed: int, sy
     """The task over a corpus' training split."""
     k, o = model.chunk_size, settings.output_tokens
     lengths = {settings.context_tokens // k}
+    if settings.repeat_steps_share:
+        lengths |= {length for length in REPEATED_CHUNKS if length <= settings.context_tokens // k}
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
         lengths |= {2**i for i in range(largest.bit_length())}

@@ -1,0 +1,43 @@
+"""CPT's batches: which steps repeat their context, and how that is laid out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import CptRecipe
+from refrag_platform.training.core.loop import train
+from refrag_platform.training.cpt import CptTask, cpt_task
+from tests.training.conftest import repeating_documents, write_corpus
+
+
+def _task(model: RefragModel, folder: Path, share: float) -> CptTask:
+    corpus = write_corpus(folder / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
+    settings = CptRecipe(
+        steps=8, batch_size=2, precision="fp32", context_tokens=32, output_tokens=16, curriculum=None,
+        repeat_steps_share=share,
+    )  # fmt: skip
+    return cpt_task(model, corpus, settings, seed=0)
+
+
+def test_a_share_of_the_steps_repeats_and_lengths_take_turns(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, share=0.25)
+    repeated = [task.repeated_chunks(step) for step in range(32)]
+    assert sum(length is not None for length in repeated) == 8
+    assert {length for length in repeated if length} == {1, 8}  # 8 chunks of 4 tokens are the whole context
+
+
+def test_a_repeating_step_asks_for_its_own_context_after_the_start_token(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, share=0.5)
+    step = next(step for step in range(8) if task.repeated_chunks(step) == 8)
+    batch = task.batch(step, 0, task.samples(step, 2), 0, 1)
+    assert torch.equal(batch["output"], batch["context"].flatten(1))
+    assert (batch["token_ids"][:, -1] == model.start_token_id).all() and (batch["chunk_index"][:, -1] == -1).all()
+    assert (batch["chunk_index"][:, :-1] >= 0).all()
+
+
+def test_a_run_with_repeating_steps_trains_to_its_end(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, share=0.5)
+    assert train(task, task.settings, tmp_path / "work", "cpt")["steps"] == 8
