@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.graph import Graph, Version
     from refrag_platform.versioning.lineage import Node
 
 Model = Annotated[str, typer.Option("--model", help="A model, e.g. tiny.")]
@@ -33,23 +35,60 @@ def register(app: typer.Typer) -> None:
 
 
 def show_lineage(
-    path: Annotated[Path, typer.Argument(help="An artifact's folder, e.g. models/tiny/finetuned.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="An artifact's folder (models/tiny/finetuned), a Bento or model (tag or folder), a source file "
+            "or a document's id."
+        ),
+    ],
+    down: Annotated[
+        bool | None,
+        typer.Option("--down/--up", help="What was made from it, or what it was made from; down for sources."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, settings and metrics too, as JSON.")] = False,
+    as_dot: Annotated[bool, typer.Option("--dot", help="As a graph in Graphviz's language.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw it into a .png, .svg or .pdf file.")] = None,
 ) -> None:
-    """Print what an artifact was made from, down to the source files, with hashes, settings, commit, metrics.
+    """Print what an artifact or a Bento was made from, down to the source files, or what was made from it.
 
-    Reads the manifest.json files only: neither Dagster's nor DVC's records are needed.
+    Up from an artifact, the manifest.json files are enough. Else all versions are looked at: those in place,
+    those committed on runs/NAME or under a tag, and those in BentoML's store.
     """
     from rich.console import Console
 
-    from refrag_platform.project import Project
-    from refrag_platform.versioning.lineage import trace
+    from refrag_platform.errors import RefragError
+    from refrag_platform.stages import STAGES
+    from refrag_platform.versioning.lineage import artifact_folder, find, trace
 
-    node = trace(Project.find(path if path.is_dir() else path.parent), path)
+    project, path = _project_of(what), Path(what)
+    chain = not (down or as_dot or picture) and path.exists() and artifact_folder(path).name in STAGES
+    if chain and project is not None:
+        node = trace(project, path)
+        if as_json:
+            typer.echo(json.dumps(node.plain(), indent=2))
+        else:
+            Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(_tree(node))
+        return
+    if as_json + as_dot > 1:
+        raise RefragError("--json and --dot are two forms of one answer; give one of them")
+    found = find(project, what)
+    down = found.kind == "source" if down is None else down
+    graph = found.graph.after(found.versions) if down else found.graph.behind(found.versions)
+    if picture is not None:
+        from refrag_platform.versioning.picture import draw
+
+        draw(graph, picture)
+        typer.echo(f"drawn into {picture}", err=True)
     if as_json:
-        typer.echo(json.dumps(node.plain(), indent=2))
-    else:
-        Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(_tree(node))
+        asked = [str(version) for version in found.versions]
+        typer.echo(json.dumps({"of": asked, "direction": "down" if down else "up", **graph.plain()}, indent=2))
+    elif as_dot:
+        from refrag_platform.versioning.picture import dot
+
+        typer.echo(dot(graph))
+    elif picture is None:
+        _print_graph(graph, set(found.versions), down)
 
 
 def show_status(model: AnyModel = None) -> None:
@@ -145,3 +184,30 @@ def _tree(root: Node) -> Tree:
 
 def _line(values: dict[str, Any]) -> str:
     return json.dumps(values, separators=(", ", ": "))
+
+
+def _project_of(what: str) -> Project | None:
+    """The project around a path, else around the working directory; None outside any."""
+    from refrag_platform.errors import RefragError
+    from refrag_platform.project import Project
+
+    path = Path(what)
+    for start in (path if path.is_dir() else path.parent, None):
+        try:
+            return Project.find(start)
+        except RefragError:
+            continue
+    return None
+
+
+def _print_graph(graph: Graph, asked: set[Version], down: bool) -> None:
+    """A line per version: sources first and Bentos last, or the other way round."""
+    layers = graph.layers()
+    for layer in layers if down else reversed(layers):
+        for version in layer:
+            places = graph.versions[version].places
+            where = ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+            if not where and version.kind != "source":
+                where = "no longer here"
+            line = f"{version.kind:<9} {version.name:<44} {version.hash:<37} {where}"
+            typer.secho(line.rstrip(), bold=version in asked)

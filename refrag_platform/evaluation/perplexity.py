@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.decoders import load_control
+from refrag_platform.evaluation.items import ItemSet, windows_digest
 from refrag_platform.evaluation.metrics import (
     PREFIXES,
     bootstrap_interval,
@@ -76,6 +77,7 @@ def evaluate_perplexity(
         gap_recovered: {P16, ...} of the first refrag row, null without tuned full and none controls.
         intervals: for each row, 95% intervals [low, high] of P16, ...
         differences: paired gains of refrag in nats, {over, tuned, P16: [mean, low, high], ...}.
+        items: P16, ... of every window for the first refrag row, see `items.ItemSet`.
     """
     controls = controls or {}
     runs = len(PLAIN_SYSTEMS) + len(controls) + len(shares) + 2
@@ -107,6 +109,13 @@ def evaluate_perplexity(
     return _report(scores, windows, size, seed)
 
 
+def window_items(nll: NDArray[np.float64] | None, windows: Windows) -> ItemSet:
+    """P16, ... of every window, from [W, o] nats; without those that reach beyond the output tokens."""
+    means = {prefix_name(tokens): None if nll is None else window_means(nll, tokens) for tokens in PREFIXES}
+    found = {name: values for name, values in means.items() if values is not None}
+    return ItemSet.of(windows_digest(windows), windows.documents, found)
+
+
 def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: int) -> dict[str, Any]:
     rows = [_row(score, chunk_size) for score in scores]
     compared = next(score for score in scores if score.system == "refrag")
@@ -124,6 +133,7 @@ def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: i
             if score.system in {"none", "truncated", "refrag_shuffled", "refrag_zero"}
         ],
         "documents_used": len(set(windows.documents)),
+        "items": window_items(compared.nll, windows).model_dump(),
     }
 
 

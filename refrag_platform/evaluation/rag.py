@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from refrag_platform.evaluation.decoders import load_control
+from refrag_platform.evaluation.items import ItemSet, questions_digest
 from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, rounded
 from refrag_platform.evaluation.questions import Question
 from refrag_platform.evaluation.scoring import PlainSystem
@@ -43,11 +44,15 @@ class Answers:
 
 @dataclass(frozen=True)
 class RagEvaluation:
-    """rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms}; answers: the texts."""
+    """rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms}; answers: the texts.
+
+    items: exact match and F1 of every question, for refrag at the most passages.
+    """
 
     rows: list[dict[str, Any]]
     intervals: list[dict[str, Any]]
     answers: list[dict[str, Any]]
+    items: ItemSet
 
 
 def evaluate_rag(
@@ -78,10 +83,7 @@ def evaluate_rag(
 
         def ask(system: str, count: int, share: float | None, question: Question, prompt: Prompt) -> None:
             answers = results.setdefault((system, count), Answers(system, count, share))
-            text = _ask(readers.get(system, model), prompt, max_new_tokens, answers)
-            references = question.answers or (NO_ANSWER,)
-            answers.exact_match.append(exact_match(text, references))
-            answers.f1.append(f1(text, references))
+            text = _ask(readers.get(system, model), question, prompt, max_new_tokens, answers)
             texts.append({"id": question.id, "system": system, "passages": count, "answer": text})
             progress.update(1, system)
 
@@ -110,7 +112,30 @@ def evaluate_rag(
         rows=[_row(answers) for answers in results.values()],
         intervals=[_interval(answers, questions, seed) for answers in results.values()],
         answers=texts,
+        items=_items(results["refrag", max(passages)], questions, max_new_tokens),
     )
+
+
+def answer_items(
+    model: RefragModel,
+    policy: PolicyNetwork | None,
+    questions: Sequence[Question],
+    *,
+    passages: int,
+    share_kept: float,
+    max_new_tokens: int,
+    seed: int = 0,
+) -> ItemSet:
+    """Exact match and F1 of every question for refrag alone, as `evaluate_rag` finds them."""
+    answers = Answers("refrag", passages, share_kept)
+    generator = torch.Generator().manual_seed(seed)
+    with Progress("questions", len(questions), "answers") as progress:
+        for question in questions:
+            read = compressed(model, policy, question.take(passages), share_kept, generator)
+            prompt = rag_prompt(model.tokenizer, question.question, read)
+            _ask(model, question, prompt, max_new_tokens, answers)
+            progress.update(1, "refrag")
+    return _items(answers, questions, max_new_tokens)
 
 
 @torch.inference_mode()
@@ -144,8 +169,8 @@ def _as_text(tokens: Sequence[int], chunk_size: int) -> Chunks:
     return Chunks(token_ids, torch.ones(len(token_ids), dtype=torch.bool))
 
 
-def _ask(reader: RefragModel, prompt: Prompt, max_new_tokens: int, answers: Answers) -> str:
-    """The answer's first line; length of the prompt and time to first token go to `answers`."""
+def _ask(reader: RefragModel, question: Question, prompt: Prompt, max_new_tokens: int, answers: Answers) -> str:
+    """The answer's first line; how good it is, the prompt's length and the time to first token go to `answers`."""
     answers.decoder_tokens.append(prompt_length(prompt))
     begun = time.perf_counter()
     stream = generate(reader, prompt, max_new_tokens, stop_ids(reader.tokenizer))
@@ -153,7 +178,11 @@ def _ask(reader: RefragModel, prompt: Prompt, max_new_tokens: int, answers: Answ
     answers.ttft_ms.append((time.perf_counter() - begun) * 1e3)
     ids = [] if first is None else [first, *stream]
     text = str(reader.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-    return text.splitlines()[0].strip() if text else ""
+    text = text.splitlines()[0].strip() if text else ""
+    references = question.answers or (NO_ANSWER,)
+    answers.exact_match.append(exact_match(text, references))
+    answers.f1.append(f1(text, references))
+    return text
 
 
 def _warm_up(readers: Sequence[RefragModel]) -> None:
@@ -173,6 +202,12 @@ def _other_question(questions: Sequence[Question], number: int) -> Question | No
         if other.passages and own.isdisjoint(other.passages):
             return other
     return None
+
+
+def _items(answers: Answers, questions: Sequence[Question], max_new_tokens: int) -> ItemSet:
+    digest = questions_digest(questions, answers.passages, max_new_tokens)
+    values = {"exact_match": answers.exact_match, "f1": answers.f1}
+    return ItemSet.of(digest, [question.id for question in questions], values)
 
 
 def _row(answers: Answers) -> dict[str, Any]:

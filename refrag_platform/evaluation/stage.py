@@ -13,6 +13,7 @@ from typing import Any
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
+from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.questions import read_questions
 from refrag_platform.evaluation.rag import evaluate_rag
@@ -64,9 +65,11 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         seed=recipe.seed,
     )
     perplexity |= {"context_tokens": settings.context_tokens, "output_tokens": settings.output_tokens}
+    items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items)
     untimed = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in rag.rows]
     write_json(context.out / "perplexity.json", perplexity)
     write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals})
+    write_json(context.out / FILE_NAME, items.model_dump())
     write_json(context.beside / "answers.json", rag.answers)
     write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows})
     return _metrics(perplexity, rag.rows)

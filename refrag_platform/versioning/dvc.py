@@ -133,6 +133,16 @@ def set_remote(project: Project, url: str) -> None:
     _dvc(project, "remote", "add", "--local", "--force", "--default", "default", url)
 
 
+def cache_folder(project: Project) -> Path:
+    """Where DVC keeps the bytes of recorded artifacts, links resolved."""
+    return (project.root / _dvc(project, "cache", "dir").strip()).resolve()
+
+
+def drop_unused(project: Project, kept: Path) -> None:
+    """Remove from DVC's cache what neither the workspace nor the DVC project in the folder `kept` names."""
+    _dvc(project, "gc", "--workspace", "--force", "--projects", str(kept))
+
+
 def ensure_repo(project: Project) -> None:
     """Check that the project is a Git repository with DVC set up, which every clone is.
 

@@ -1,4 +1,8 @@
-"""The chain behind an artifact, from manifests alone: no Dagster, no DVC. Run: `refrag lineage PATH`."""
+"""The chain behind an artifact, from manifests alone: no Dagster, no DVC. Run: `refrag lineage PATH`.
+
+`trace` gives one artifact's chain as it lies in place; `find` looks anything up, both ways, in the graph of all
+versions (graph.py).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.errors import ArtifactError
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.versioning.digest import path_digest
+from refrag_platform.versioning.graph import BENTO_FILE, MODEL_FILE, Graph, Kind, Version, add_folder, read_graph
+from refrag_platform.versioning.impact import find_source
 from refrag_platform.versioning.manifest import FILE_NAME, InputRecord, Manifest
 
 
@@ -71,16 +77,55 @@ class Node:
         }
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a name stands for: its versions in the graph of all. `kind`: of these."""
+
+    graph: Graph
+    versions: list[Version]
+    kind: Kind
+
+
+def find(project: Project | None, what: str) -> Found:
+    """Look up an artifact, a Bento or model (its tag or folder), a source file or a document.
+
+    Without a project, only a Bento's or a model's folder can be looked up: it has its lineage in it.
+
+    Raises:
+        RefragError: there is no such thing.
+    """
+    graph = Graph() if project is None else read_graph(project)
+    path = Path(what)
+    if (path / BENTO_FILE).is_file() or (path / MODEL_FILE).is_file():
+        version = add_folder(graph, path.resolve())
+        return Found(graph, [version], version.kind)
+    if project is None:
+        raise RefragError(f"{what} is neither in a project nor a folder of a Bento; change into the project")
+    kinds: tuple[Kind, ...] = ("bento", "model")
+    for kind in kinds:
+        if (version := Version(kind, what)) in graph.versions:
+            return Found(graph, [version], kind)
+    folder = artifact_folder(path)
+    if (folder / FILE_NAME).is_file() and folder.is_relative_to(project.root):
+        version = Version("artifact", folder.relative_to(project.root).as_posix(), Manifest.read(folder).hash)
+        return Found(graph, [version], "artifact")
+    source = find_source(project, graph, what)
+    return Found(graph, list(source.start), "source")
+
+
+def artifact_folder(path: Path) -> Path:
+    """An artifact's folder, given that, its content folder or its manifest."""
+    folder = path.resolve()
+    return folder.parent if folder.name in {"content", FILE_NAME} else folder
+
+
 def trace(project: Project, path: Path) -> Node:
     """The chain behind the artifact at `path`: its folder, its content folder or its manifest.
 
     Raises:
         ArtifactError: `path`, or something it was made from, has no readable manifest.
     """
-    folder = path.resolve()
-    if folder.name in {"content", FILE_NAME}:
-        folder = folder.parent
-    return _trace(project, folder, None, {})
+    return _trace(project, artifact_folder(path), None, {})
 
 
 def _trace(project: Project, folder: Path, recorded: str | None, seen: dict[Path, Manifest]) -> Node:

@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import yaml
+
 from refrag_platform.dials import DIALS, only_model, require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
@@ -32,8 +34,10 @@ def commit_run(project: Project, model: str, message: str | None = None) -> str:
 
     The commit holds HEAD's files, over them the pipeline's files, the recipe and the stages' code as they are
     in the working tree (what DVC hashed); its params.yaml names this model alone, so that `dvc pull` in a
-    clone of the branch looks for nothing that was never made. Its parents are the branch's tip and HEAD, as
-    far as neither contains the other. When nothing is new, the branch's tip is returned.
+    clone of the branch looks for nothing that was never made, and its dvc.yaml declares the fine-tuned model
+    as DVC's artifact of that name, which `dvc artifacts get` looks up by release tag. Its parents are the
+    branch's tip and HEAD, as far as neither contains the other. When nothing is new, the branch's tip is
+    returned.
 
     Raises:
         ArtifactError: the model has no artifact, or one that is not the one in dvc.lock and can't be
@@ -43,7 +47,7 @@ def commit_run(project: Project, model: str, message: str | None = None) -> str:
     """
     dvc.ensure_repo(project)
     manifests = _recorded_manifests(project, model)
-    git = _Git(project.root)
+    git = Git(project.root)
     head = git.revision("HEAD")
     if head is None:
         raise RefragError(f"{project.root} has no commit yet; `git commit` the project first")
@@ -90,7 +94,7 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
     return manifests
 
 
-def _tree(project: Project, git: _Git, model: str, head: str, manifests: list[Manifest]) -> str:
+def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Manifest]) -> str:
     """Git's tree of the run, built in an index of its own."""
     code = {path for manifest in manifests for path in STAGES[manifest.stage].code}
     recipe = [path for path in project.recipe_path(model).parent.iterdir() if path.is_file()]
@@ -98,20 +102,34 @@ def _tree(project: Project, git: _Git, model: str, head: str, manifests: list[Ma
     for kind in ("metrics", "curves", "perplexity"):
         made += sorted((project.root / "reports" / kind / model).glob("*.*"))
     with tempfile.TemporaryDirectory(prefix="refrag-") as folder:
-        index = _Git(project.root, index=Path(folder) / "index")
+        index = Git(project.root, index=Path(folder) / "index")
         index.run("read-tree", head)
         index.run("add", "--all", "--", PIPELINE_FILE, DIALS, *sorted(code), *_relative(project, recipe))
         index.run("add", "--force", "--", "dvc.lock", *_relative(project, made))
-        params = index.run("hash-object", "-w", "--stdin", text=only_model(project, model))
-        index.run("update-index", "--cacheinfo", f"100644,{params},{DIALS}")
+        for name, text in ((DIALS, only_model(project, model)), (PIPELINE_FILE, _with_artifact(project, model))):
+            blob = index.run("hash-object", "-w", "--stdin", text=text)
+            index.run("update-index", "--cacheinfo", f"100644,{blob},{name}")
         return index.run("write-tree")
+
+
+def _with_artifact(project: Project, model: str) -> str:
+    """The text of dvc.yaml with the model among DVC's artifacts; a clone of runs/NAME has it there already."""
+    text = (project.root / PIPELINE_FILE).read_text(encoding="utf-8")
+    declared = yaml.safe_load(text).get("artifacts") or {}
+    if model in declared:
+        return text
+    path = project.content("finetuned", model).relative_to(project.root).as_posix()
+    entry = f"  {model}: {{path: {path}, type: model}}\n"
+    if not declared:
+        return f"{text}\nartifacts:\n{entry}"
+    return text.replace("\nartifacts:\n", f"\nartifacts:\n{entry}", 1)
 
 
 def _relative(project: Project, paths: list[Path]) -> list[str]:
     return [path.relative_to(project.root).as_posix() for path in paths if not path.name.startswith(".")]
 
 
-class _Git:
+class Git:
     """Git in one repository, on the user's index or on one of its own."""
 
     def __init__(self, root: Path, index: Path | None = None) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError
+from refrag_platform.evaluation.again import measure
+from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
 from refrag_platform.model.refrag import RefragModel
@@ -44,7 +48,9 @@ def evaluated(evaluation_project: Project, tmp_path_factory: pytest.TempPathFact
 def test_content_holds_the_rows_without_times_and_is_the_same_again(
     evaluation_project: Project, evaluated: Path, tmp_path: Path
 ) -> None:
-    assert {path.name for path in (evaluated / "content").iterdir()} == {"perplexity.json", "rag.json"}
+    assert {path.name for path in (evaluated / "content").iterdir()} == {
+        "perplexity.json", "rag.json", "items.json",
+    }  # fmt: skip
     rag = json.loads((evaluated / "content" / "rag.json").read_text())
     assert all("ttft_ms" not in row for row in rag["rows"])
     evaluate_stage(context(evaluation_project, tmp_path / "again"))
@@ -54,6 +60,27 @@ def test_content_holds_the_rows_without_times_and_is_the_same_again(
 def test_perplexity_is_given_without_and_with_the_policy_s_budget(evaluated: Path) -> None:
     rows = json.loads((evaluated / "content" / "perplexity.json").read_text())["rows"]
     assert [row["share_kept"] for row in rows if row["system"] == "refrag"] == [0.0, 0.25]
+
+
+def test_a_model_that_is_measured_again_has_the_same_figure_of_every_item(
+    evaluation_project: Project, evaluated: Path, tmp_path: Path
+) -> None:
+    found = Items.read(evaluated / "content")
+    assert set(found.windows.values) == {"P16", "P32"} and len(found.windows.groups) == 6
+    assert set(found.questions.values) == {"exact_match", "f1"} and len(found.questions.groups) == 3
+    row = json.loads((evaluated / "content" / "perplexity.json").read_text())["rows"][3]
+    assert row["system"] == "refrag"
+    assert np.mean(found.windows.values["P32"]) == pytest.approx(row["P32"], abs=2e-5)
+    made = context(evaluation_project, tmp_path / "run")
+    model = made.inputs["finetuned"]
+    assert measure(model, model, made.inputs["corpus"], made.recipe) == found
+    other = tmp_path / "other" / "tokenizer"
+    shutil.copytree(model / "tokenizer", other)
+    values = json.loads((other / "tokenizer.json").read_text())
+    values["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match="another tokenizer"):
+        measure(model, other.parent, made.inputs["corpus"], made.recipe)
 
 
 def test_reports_lie_beside_the_content(evaluated: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from refrag_platform.project import Project
+from refrag_platform.serving.bento import Package, store_path
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
-from refrag_platform.versioning.lineage import trace
+from refrag_platform.versioning.impact import forget
+from refrag_platform.versioning.lineage import find, trace
 from refrag_platform.versioning.manifest import Manifest
 from tests.conftest import copy_project, init_repository
 from tests.versioning.planted import MODEL, run
@@ -66,3 +69,26 @@ def test_the_chain_of_the_bento_goes_down_to_every_source(made: Project) -> None
     sources = [source.record.path for source in corpus.sources]
     assert f"data/sources/{MODEL}/river.txt" in sources
     assert not [source for source in sources if Path(source).is_absolute()], "no path of this machine"
+
+
+def test_a_document_leads_to_the_bento_and_the_bento_to_the_document(made: Project) -> None:
+    tag = Package.of(made, MODEL).bento_tag
+    source = f"data/sources/{MODEL}/river.txt"
+    for document in (source, "files/river.txt"):
+        found = find(made, document)
+        assert tag in {version.name for version in found.graph.after(found.versions).versions}
+    found = find(made, str(store_path(made, "bentos", tag)))
+    assert source in {version.name for version in found.graph.behind(found.versions).versions}
+
+
+def test_forgetting_a_document_names_every_artifact_that_saw_it(made: Project) -> None:
+    by_id, by_path = forget(made, "files/river.txt"), forget(made, f"data/sources/{MODEL}/river.txt")
+    assert by_id == by_path and not by_id.unclear
+    assert {version.hash for version in by_id.rebuild[MODEL]} == set(hashes(made).values())
+    of_the_package = forget(made, first_country(made))
+    assert of_the_package.rebuild == by_id.rebuild and "corpus.sources" in of_the_package.remove
+
+
+def first_country(project: Project) -> str:
+    ids = pq.read_table(project.content("corpus", MODEL) / "documents.parquet", columns=["id"])["id"].to_pylist()
+    return next(str(id) for id in ids if id.startswith("factbook"))

@@ -1,0 +1,55 @@
+"""A released model on the held-out set of a later one: new documents change the set, so its old figures don't pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.evaluation.items import Items
+from refrag_platform.evaluation.perplexity import window_items
+from refrag_platform.evaluation.questions import read_questions
+from refrag_platform.evaluation.rag import answer_items
+from refrag_platform.evaluation.scoring import score_refrag
+from refrag_platform.evaluation.windows import split_windows
+from refrag_platform.model.loading import load_bundle
+from refrag_platform.recipes import Recipe
+from refrag_platform.weights import tokenizer_digest
+
+
+def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe) -> Items:
+    """REFRAG's figures of the model in `folder`, on the windows and questions that `recipe` takes from `corpus`.
+
+    Args:
+        candidate: the model folder whose tokenizer made the corpus.
+
+    Raises:
+        ArtifactError: the model can't read that set: its tokenizer is another, or k does not divide the context.
+    """
+    bundle, settings = load_bundle(str(folder)), recipe.evaluation
+    wanted = PreTrainedTokenizerFast.from_pretrained(candidate / "tokenizer")
+    if tokenizer_digest(bundle.model.tokenizer) != tokenizer_digest(wanted):
+        raise ArtifactError(
+            f"the released model of {recipe.name} has another tokenizer than the candidate, so their log-perplexities "
+            "can't be compared; release the candidate with --force-reason"
+        )
+    if settings.context_tokens % bundle.model.chunk_size:
+        raise ArtifactError(
+            f"evaluation.context_tokens of {recipe.name} is {settings.context_tokens}, which is no multiple of the "
+            f"released model's k, {bundle.model.chunk_size}; the two can't be compared on it"
+        )
+    windows = split_windows(
+        corpus, "test", settings.context_tokens, settings.output_tokens, settings.windows, recipe.seed
+    )
+    nll = score_refrag(bundle.model, bundle.policy, windows, 0.0, settings.batch_size, seed=recipe.seed)
+    answers = answer_items(
+        bundle.model,
+        bundle.policy,
+        read_questions(corpus / "questions" / "test.jsonl", settings.questions),
+        passages=max(settings.passages),
+        share_kept=bundle.share_kept,
+        max_new_tokens=settings.max_new_tokens,
+        seed=recipe.seed,
+    )
+    return Items(windows=window_items(nll, windows), questions=answers)

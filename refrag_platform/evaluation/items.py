@@ -1,0 +1,91 @@
+"""items.json: REFRAG's figure of every window and question, by which two models are compared pair by pair."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.evaluation.metrics import rounded
+from refrag_platform.evaluation.questions import Question
+from refrag_platform.evaluation.windows import Windows
+
+FILE_NAME = "items.json"
+
+
+class ItemSet(BaseModel):
+    """Figures of one held-out set: a value per item and metric, in the items' order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    digest: str = Field("", description="of the items themselves: equal digests mean the same windows or questions")
+    groups: list[str] = Field(
+        default_factory=list, description="what is resampled: a window's document, a question's own id"
+    )
+    values: dict[str, list[float]] = Field(default_factory=dict, description="per metric")
+
+    @model_validator(mode="after")
+    def _one_value_per_item(self) -> ItemSet:
+        for name, values in self.values.items():
+            if len(values) != len(self.groups):
+                raise ValueError(f"{name} has {len(values)} values for {len(self.groups)} items")
+        return self
+
+    @classmethod
+    def of(cls, digest: str, groups: Sequence[str], values: Mapping[str, Sequence[float] | NDArray]) -> ItemSet:
+        """The set with values as reports round them."""
+        plain = {name: [rounded(value) for value in found] for name, found in values.items()}
+        return cls(digest=digest, groups=list(groups), values=plain)
+
+
+class Items(BaseModel):
+    """What items.json holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    windows: ItemSet = Field(ItemSet(), description="P16 to P512 in nats, every chunk a vector")
+    questions: ItemSet = Field(ItemSet(), description="exact_match and f1, at the most passages, as served")
+
+    def of_metric(self, name: str) -> ItemSet | None:
+        """The set that has values of a metric; None when neither has."""
+        return next((found for found in (self.windows, self.questions) if name in found.values), None)
+
+    @classmethod
+    def read(cls, content: Path) -> Items:
+        """The figures in an evaluation's content; none where it was made before there was such a file.
+
+        Raises:
+            ArtifactError: they can't be read.
+        """
+        path = content / FILE_NAME
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return cls()
+        except ValidationError as error:
+            raise ArtifactError(f"{path} is damaged ({error.error_count()} faults); evaluate the model again") from None
+
+
+def windows_digest(windows: Windows) -> str:
+    """One hash over the windows' tokens, and where their context ends."""
+    tokens = np.ascontiguousarray(windows.tokens.numpy(), dtype="<i8")
+    return _digest(f"{tokens.shape} {windows.context_tokens}".encode(), tokens.tobytes())
+
+
+def questions_digest(questions: Sequence[Question], passages: int, max_new_tokens: int) -> str:
+    """One hash over the questions, their answers, the passages that are read, and the longest answer."""
+    asked = [[one.id, one.question, one.answers, one.take(passages)] for one in questions]
+    return _digest(json.dumps([asked, passages, max_new_tokens]).encode())
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
