@@ -98,7 +98,7 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
                 row["name"],
                 row["hash"][:12],
                 f"{row['checks_passed']} passed" + (f", {row['checks_failed']} warn" if row["checks_failed"] else ""),
-                row["path"],
+                row["path"].removesuffix("/content"),
             )
             for row in report["artifacts"]
         ],

@@ -2,8 +2,9 @@
 
 python scripts/kill_demo.py /tmp/clone --model tiny --kills 2
 
-The folder is a project of its own (a fresh clone with its .venv), whose artifacts of that model are removed first. An
-undisturbed run gives each stage's duration and the hashes that the disturbed runs must end with.
+The folder is a project of its own (a fresh clone with its .venv), whose artifacts of that model are removed. An
+undisturbed run gives each stage's duration and the hashes that the disturbed runs must end with; with --as-made, the
+artifacts that are there, made undisturbed, do.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ def main(
     model: Annotated[str, typer.Option("--model", "-m")] = "tiny",
     kills: Annotated[int, typer.Option(help="Kills at random moments of each stage.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
+    as_made: Annotated[bool, typer.Option(help="Take hashes and durations from the artifacts that are there.")] = False,
+    random_only: Annotated[bool, typer.Option(help="All kills at random moments, none as it is published.")] = False,
     parent_only: Annotated[bool, typer.Option(help="Kill the demo's own process, not those below it.")] = False,
 ) -> None:
     """Exit 1 if a half artifact was accepted, a process was left, or the end differs from an undisturbed run."""
     project, chance = Project(folder.resolve()), random.Random(seed)
-    expected, durations = _undisturbed(project, model)
+    expected, durations = _made(project, model) if as_made else _undisturbed(project, model)
     _remove(project, model)
     faults = []
     for stage in STAGES:
         for kill in range(kills):
             # One kill of each stage comes as it is published, the others at any moment of it.
-            moment = None if kill == 0 else chance.uniform(0, durations[stage])
+            moment = None if kill == 0 and not random_only else chance.uniform(0, durations[stage])
             faults += _kill_in(project, model, stage, moment, parent_only)
     finished = _start(project, model, "last.log").wait()
     found = _hashes(project, model)
@@ -78,6 +81,12 @@ def _undisturbed(project: Project, model: str) -> tuple[dict[str, str], dict[str
     durations = {stage: last - first for stage, (first, last) in seen.items()}
     typer.echo("undisturbed: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in durations.items()))
     return _hashes(project, model), durations
+
+
+def _made(project: Project, model: str) -> tuple[dict[str, str], dict[str, float]]:
+    """The same of the artifacts that are there."""
+    made = {stage: Manifest.read(project.stage_dir(stage, model)) for stage in STAGES}
+    return {stage: one.hash for stage, one in made.items()}, {stage: one.seconds for stage, one in made.items()}
 
 
 def _kill_in(project: Project, model: str, stage: str, moment: float | None, parent_only: bool) -> list[str]:
