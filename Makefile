@@ -30,7 +30,8 @@ test-all: install  ## All tests with coverage, the long ones too
 # Dagster's own notice that `dg dev` will replace `dagster dev` is no warning about this project.
 ui: export PYTHONWARNINGS := ignore:Function `dev_command` is superseded
 ui: install  ## Dagster: artifacts, checks, lineage, schedules on http://127.0.0.1:3001
-	$(BIN)/dagster dev -m assets.definitions -h 127.0.0.1 -p 3001
+	$(BIN)/python -m assets.docs_server & \
+		REFRAG_DOCS_URL=http://127.0.0.1:3002 $(BIN)/dagster dev -m assets.definitions -h 127.0.0.1 -p 3001
 
 serve: install  ## The newest Bento on http://127.0.0.1:3000
 	$(BIN)/refrag serve --model $(MODEL)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, MetadataValue
 
+from assets.metadata import docs_link
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results
 from refrag_platform.quality.suites import SUITES
@@ -29,15 +30,15 @@ def run_checks(project: Project, manifest: Manifest) -> list[AssetCheckResult]:
     folder = project.stage_dir(manifest.stage, manifest.model)
     inputs = {name: project.content(name, manifest.model) for name in STAGES[manifest.stage].inputs}
     results = check_once(project.recipe(manifest.model), manifest, folder, inputs)
-    return _as_dagster(manifest.stage, results, folder)
+    return _as_dagster(project, manifest.stage, results, folder)
 
 
-def kept_checks(stage: str, folder: Path) -> list[AssetCheckResult]:
+def kept_checks(project: Project, stage: str, folder: Path) -> list[AssetCheckResult]:
     """What the runner found in an artifact that it set aside in `folder`."""
-    return _as_dagster(stage, read_results(folder / DOCS_FOLDER), folder)
+    return _as_dagster(project, stage, read_results(folder / DOCS_FOLDER), folder)
 
 
-def _as_dagster(stage: str, results: list[CheckResult], folder: Path) -> list[AssetCheckResult]:
+def _as_dagster(project: Project, stage: str, results: list[CheckResult], folder: Path) -> list[AssetCheckResult]:
     return [
         AssetCheckResult(
             check_name=result.name,
@@ -47,7 +48,7 @@ def _as_dagster(stage: str, results: list[CheckResult], folder: Path) -> list[As
             description=result.message,
             metadata={
                 "observed": MetadataValue.json(result.observed),
-                "data_docs": MetadataValue.path(folder / DOCS_FOLDER / "index.html"),
+                "data_docs": docs_link(project, folder),
             },
         )
         for result in results

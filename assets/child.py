@@ -19,7 +19,10 @@ from typing import TextIO
 
 from dagster_pipes import open_dagster_pipes
 
+from assets.progress import reported
+
 SECONDS_BETWEEN_LOOKS = 0.5
+METRICS = "metrics.jsonl"
 
 
 class LineTap:
@@ -68,8 +71,16 @@ def die_with(parent: int) -> None:
 def main(stage: str, model: str) -> int:
     """Run the stage; returns the exit status of `refrag run`."""
     from refrag_platform.cli import app
+    from refrag_platform.project import Project
 
-    with open_dagster_pipes() as pipes, redirect_stderr(LineTap(sys.stderr, pipes.log.info)):
+    project = Project.find()
+    steps = getattr(getattr(project.recipe(model), stage, None), "steps", None)
+    courses = [project.work_dir(stage, model) / "state" / METRICS, project.stage_dir(stage, model) / METRICS]
+    with (
+        open_dagster_pipes() as pipes,
+        redirect_stderr(LineTap(sys.stderr, pipes.log.info)),
+        reported(courses, steps, pipes.log.info),
+    ):
         try:
             app(["run", stage, "--model", model])
         except SystemExit as end:

@@ -1,6 +1,6 @@
 """All of the code location on one screen. `dagster dev` (or `make ui`) loads `defs`.
 
-corpus -> reconstruction -> cpt -> {chunks, policy} -> finetuned -> evaluation -> package
+corpus -> reconstruction -> cpt -> {chunks, policy} -> finetuned -> evaluation -> package -> released
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ from assets.corpus import corpus
 from assets.cpt import cpt
 from assets.evaluation import evaluation
 from assets.finetuned import finetuned
-from assets.jobs import refrag_pipeline, weekly
+from assets.jobs import refrag_pipeline, retraining, retraining_schedule, source_documents
 from assets.package import package
 from assets.pipes import StageProcess
 from assets.policy import policy
 from assets.reconstruction import reconstruction
+from assets.released import released
+from assets.webhook import failure_webhook
 
 
 def definitions(stage_process: StageProcess) -> Definitions:
     """The code location, with the given way to run a stage."""
     return Definitions(
-        assets=[corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package],
-        jobs=[refrag_pipeline],
-        schedules=[weekly],
+        assets=[corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package, released],
+        jobs=[refrag_pipeline, retraining],
+        schedules=[retraining_schedule],
+        sensors=[source_documents, failure_webhook],
         resources={"stage_process": stage_process},
         # Stages run in processes of their own; two steps at once keep a device and a core busy.
         executor=multiprocess_executor.configured({"max_concurrent": 2}),

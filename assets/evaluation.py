@@ -6,17 +6,19 @@ from typing import Any
 
 from dagster import MetadataValue
 
-from assets.metadata import Metadata, Published, numbers, table
+from assets.metadata import Metadata, Published, answers, numbers, side_by_side, table
 from assets.stage_asset import GPU_POOL, stage_asset
 
 
 def describe(published: Published) -> Metadata:
-    """Both reports as tables; REFRAG's own log-perplexities as numbers that plot."""
+    """Both reports as tables, sample answers, all models side by side; REFRAG's own log-perplexities as numbers."""
     perplexity, rag = (published.read_json(name) for name in ("perplexity.json", "rag.json"))
     refrag: dict[str, Any] = next((row for row in perplexity["rows"] if row["system"] == "refrag"), {})
     return {
         "perplexity": table(perplexity["rows"]),
         "rag": table(rag["rows"]),
+        **answers(published),
+        **side_by_side(published),
         "gap_recovered": MetadataValue.json(perplexity.get("gap_recovered") or {}),
         **numbers({key: value for key, value in refrag.items() if key.startswith("P")}, "refrag."),
     }

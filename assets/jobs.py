@@ -1,33 +1,110 @@
-"""The job over all assets, and its weekly schedule, which is off until someone turns it on."""
+"""Retraining: the job over all assets, its schedule and its sensor; both are off until someone turns them on.
+
+`refrag_pipeline` brings the stages up to date, `retraining` does so by the mode that its run config names and lets
+the gate decide about a release.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from dagster import (
     AssetSelection,
     DefaultScheduleStatus,
+    DefaultSensorStatus,
+    RunConfig,
     RunRequest,
     ScheduleEvaluationContext,
+    SensorEvaluationContext,
+    SensorResult,
     define_asset_job,
     schedule,
+    sensor,
 )
 
-from assets.partitions import MODELS
+from assets.mode import Start
+from assets.partitions import MODELS, find_project
+from assets.released import NAME as RELEASED
+from assets.released import Promotion
+from assets.settings import RetrainingSettings, retraining_settings
+from refrag_platform.corpus.sources import sources_digest
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES, made_from_current
+from refrag_platform.versioning.manifest import Manifest
+
+SETTINGS = retraining_settings(find_project())
+SECONDS_BETWEEN_LOOKS = 120
+
+
+def run_config(settings: RetrainingSettings) -> RunConfig:
+    """The run config of the retraining job, as the Launchpad shows it."""
+    return RunConfig(ops={"reconstruction": Start(mode=settings.mode), RELEASED: Promotion(promote=settings.promote)})
+
 
 refrag_pipeline = define_asset_job(
     "refrag_pipeline",
+    AssetSelection.assets(*STAGES),
+    description="Every stage of one model, from its sources to its Bento; what is up to date is only checked.",
+)
+
+retraining = define_asset_job(
+    "retraining",
     AssetSelection.all(),
-    description="Everything of one model, from its sources to its Bento; what is up to date is only checked.",
+    config=run_config(SETTINGS),
+    description="A new model from the sources as they are now, in full or from the released checkpoint on; it is "
+    "released if the gate lets it.",
 )
 
 
 @schedule(
-    job=refrag_pipeline,
-    cron_schedule="0 3 * * 0",
+    job=retraining,
+    cron_schedule=SETTINGS.cron,
+    execution_timezone=SETTINGS.timezone,
     default_status=DefaultScheduleStatus.STOPPED,
-    description="Sundays at 03:00, every model: new documents and changed recipes are taken in.",
+    description=f"{SETTINGS.cron} ({SETTINGS.timezone}), every model: new documents and changed recipes are taken in.",
 )
-def weekly(context: ScheduleEvaluationContext) -> Iterator[RunRequest]:
+def retraining_schedule(context: ScheduleEvaluationContext) -> Iterator[RunRequest]:
+    settings = retraining_settings(find_project())
     for model in MODELS.get_partition_keys():
-        yield RunRequest(f"{model} {context.scheduled_execution_time:%Y-%m-%d}", partition_key=model)
+        key = f"{model} {context.scheduled_execution_time:%Y-%m-%d %H:%M}"
+        yield RunRequest(key, partition_key=model, run_config=run_config(settings))
+
+
+@sensor(
+    job=retraining,
+    minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
+    default_status=DefaultSensorStatus.STOPPED,
+    description="New, changed or removed source documents: one run per change, however many files it is of. A change "
+    "counts once it has stayed the same from one look to the next.",
+)
+def source_documents(context: SensorEvaluationContext) -> SensorResult:
+    """The cursor holds, by model, the sources' digest of the last run and of the last look, and counts the runs."""
+    project, requests = find_project(), []
+    cursor = json.loads(context.cursor or "{}")
+    for model in MODELS.get_partition_keys():
+        known = cursor.get(model, {})
+        try:
+            digest = sources_digest(project, project.recipe(model))
+        except RefragError as error:
+            context.log.error(f"the sources of {model} can't be read: {error}")
+            continue
+        if not known:
+            # Switched on: what the corpus in place was made from is no change.
+            known = {"run": digest if _taken_in(project, model) else "", "runs": 0}
+        if digest != known["run"] and digest == known.get("seen"):
+            known |= {"run": digest, "runs": known["runs"] + 1}
+            # Numbered: sources that go back to what they were are a change like any other.
+            key = f"{model} {known['runs']} {digest}"
+            requests.append(RunRequest(key, partition_key=model, run_config=run_config(retraining_settings(project))))
+        cursor[model] = {**known, "seen": digest}
+    return SensorResult(run_requests=requests, cursor=json.dumps(cursor, sort_keys=True))
+
+
+def _taken_in(project: Project, model: str) -> bool:
+    """Whether the corpus in place is what a run now would make."""
+    try:
+        return made_from_current(project, Manifest.read(project.stage_dir("corpus", model)))
+    except ArtifactError:
+        return False

@@ -5,18 +5,24 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
 
+from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
+from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.versioning.manifest import Manifest
 
 Metadata = dict[str, MetadataValue]
-ROWS_SHOWN = 50
+# Where assets.docs_server is reached by browsers.
+DOCS_URL = "REFRAG_DOCS_URL"
+ROWS_SHOWN, ANSWERS_SHOWN = 50, 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def common(published: Published, cached: bool) -> Metadata:
         "hash": MetadataValue.text(manifest.hash),
         "path": MetadataValue.path(published.content),
         "manifest": MetadataValue.path(published.folder / "manifest.json"),
-        "data_docs": MetadataValue.path(published.folder / "checks" / "index.html"),
+        "data_docs": docs_link(published.project, published.folder),
         "made": MetadataValue.text(manifest.finished),
         "seconds": MetadataValue.float(float(manifest.seconds)),
         "commit": MetadataValue.text(manifest.commit or "outside Git"),
@@ -61,6 +67,50 @@ def common(published: Published, cached: bool) -> Metadata:
         "lineage": table(lineage),
         **numbers(manifest.metrics),
     }
+
+
+def docs_link(project: Project, folder: Path) -> MetadataValue:
+    """The Data Docs of the artifact in `folder`: a link where they are served, else the path."""
+    page = folder / DOCS_FOLDER / "index.html"
+    address = os.environ.get(DOCS_URL)
+    if not address:
+        return MetadataValue.path(page)
+    return MetadataValue.url(f"{address.rstrip('/')}/{quote(page.relative_to(project.root).as_posix())}")
+
+
+def answers(published: Published) -> Metadata:
+    """Some held-out questions with what was expected and what REFRAG and the full context answered."""
+    path = published.folder / "answers.json"
+    questions_path = published.project.content("corpus", published.manifest.model) / "questions" / "test.jsonl"
+    if not (path.is_file() and questions_path.is_file()):
+        return {}
+    given: dict[str, dict[str, str]] = {}
+    for row in json.loads(path.read_text(encoding="utf-8")):  # the row with the most passages comes last and stays
+        given.setdefault(row["id"], {})[row["system"]] = row["answer"]
+    asked = [json.loads(line) for line in questions_path.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        {
+            "question": row["question"],
+            "expected": " | ".join(row["answers"]),
+            "refrag": given[row["id"]].get("refrag", ""),
+            "full context": given[row["id"]].get("full", ""),
+        }
+        for row in asked
+        if row["id"] in given
+    ]
+    return {"sample_answers": table(rows[:ANSWERS_SHOWN])} if rows else {}
+
+
+def side_by_side(published: Published) -> Metadata:
+    """The same artifact's figures of every model that has it: one row each."""
+    rows = []
+    for model in published.project.models():
+        try:
+            manifest = Manifest.read(published.project.stage_dir(published.manifest.stage, model))
+        except ArtifactError:
+            continue
+        rows.append({"model": model, "made": manifest.finished, **manifest.metrics})
+    return {"models": table(rows)}
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Metadata:

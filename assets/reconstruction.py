@@ -12,5 +12,11 @@ def describe(published: Published) -> Metadata:
 
 
 reconstruction = stage_asset(
-    "reconstruction", description=__doc__, group="training", kinds=("pytorch",), describe=describe, pool=GPU_POOL
+    "reconstruction",
+    description=__doc__,
+    group="training",
+    kinds=("pytorch",),
+    describe=describe,
+    pool=GPU_POOL,
+    starts_training=True,
 )

@@ -21,6 +21,7 @@ from dagster import (
 
 from assets.checks import blocking_failures, check_specs, kept_checks, run_checks
 from assets.metadata import Metadata, Published, common
+from assets.mode import Start, prepare_start
 from assets.partitions import MODELS, find_project
 from assets.pipes import StageFailed, StageProcess
 from refrag_platform.project import Project
@@ -41,12 +42,15 @@ def stage_asset(
     kinds: Sequence[str],
     describe: Callable[[Published], Metadata],
     pool: str | None = None,
+    starts_training: bool = False,
 ) -> AssetsDefinition:
-    """The asset of the stage `name`; special about it are its words and `describe`, its own metadata."""
+    """The asset of the stage `name`; special about it are its words and `describe`, its own metadata.
+
+    `starts_training`: its run config says from where a retraining run trains.
+    """
     stage = STAGES[name]
     root = find_project().root
-
-    @asset(
+    decorate = asset(
         name=name,
         deps=list(stage.inputs),
         partitions_def=MODELS,
@@ -59,10 +63,15 @@ def stage_asset(
         pool=pool,
         code_version=code_digest(root, stage.code),
     )
+
     def materialize(context: AssetExecutionContext, stage_process: StageProcess) -> Iterator[Any]:
         yield from _materialize(context, stage_process, name, describe)
 
-    return materialize
+    def materialize_from(context: AssetExecutionContext, stage_process: StageProcess, config: Start) -> Iterator[Any]:
+        prepare_start(context, find_project(), config)
+        yield from _materialize(context, stage_process, name, describe)
+
+    return decorate(materialize_from if starts_training else materialize)
 
 
 def _materialize(
@@ -99,5 +108,5 @@ def _run(
         stage_process.run(context, project.root, name, model)
     except StageFailed as error:
         if failed.is_dir():
-            yield from kept_checks(name, failed)
+            yield from kept_checks(project, name, failed)
         raise Failure(str(error), allow_retries=False) from None

@@ -5,7 +5,10 @@ By hand: `refrag recipes add NAME`.
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -54,11 +57,40 @@ def add_model(project: Project, model: str) -> bool:
     if yaml.safe_load(text) != wanted:
         raise RefragError(f"{path} can't be edited as it is laid out; add {model} to models and to overrides by hand")
     if text != before:
-        partial = path.with_name(f".{DIALS}.{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        _write(path, text)
     # DVC wants it to be there, even where it is empty.
     project.source_dir(model).mkdir(parents=True, exist_ok=True)
+    return text != before
+
+
+def set_override(project: Project, model: str, sections: Sequence[str], key: str, value: str | None) -> bool:
+    """Set one key in sections of `overrides.MODEL`, at once, or take it away (None); whether anything changed.
+
+    Raises:
+        RefragError: params.yaml does not name the model, or is laid out in a way that can't be edited.
+    """
+    require_named(project, model)
+    path = project.root / DIALS
+    with _alone(project):
+        before = text = path.read_text(encoding="utf-8")
+        wanted = project.params()
+        for section in sections:
+            values = ((wanted.get("overrides") or {}).get(model) or {}).get(section)
+            if not isinstance(values, dict):
+                raise RefragError(f"{path} has no overrides.{model}.{section}; `refrag recipes add {model}` writes it")
+            if value is not None:
+                text = _with_key(text, _mapping(text, "overrides", model, section), key, value)
+                values[key] = value
+            elif key in values:
+                text = _without_key(text, _mapping(text, "overrides", model, section), key)
+                del values[key]
+        if yaml.safe_load(text) != wanted:
+            raise RefragError(
+                f"{path} can't be edited as it is laid out; set {key} in overrides.{model} to {value or 'null'} in "
+                f"{' and '.join(sections)} by hand"
+            )
+        if text != before:
+            _write(path, text)
     return text != before
 
 
@@ -68,7 +100,9 @@ def only_model(project: Project, model: str) -> str:
     models = _value(text, "models")
     assert isinstance(models, yaml.SequenceNode)  # Project.models() has read it
     last = models if models.flow_style else models.value[-1]
-    return f"{text[: models.start_mark.index]}[{model}]{text[last.end_mark.index :]}"
+    # A list in lines may start at the margin, where a value must not.
+    margin = "" if models.flow_style or models.start_mark.column else "  "
+    return f"{text[: models.start_mark.index]}{margin}[{model}]{text[last.end_mark.index :]}"
 
 
 def _require_sections(path: Path, model: str, watched: list[str]) -> None:
@@ -102,6 +136,54 @@ def _with_override(text: str, model: str, sections: str) -> str:
     separator = ", " if overrides.flow_style else "\n" + " " * overrides.start_mark.column
     first = overrides.value[0][0].start_mark.index
     return f"{text[:first]}{model}: {sections}{separator}{text[first:]}"
+
+
+def _with_key(text: str, mapping: yaml.MappingNode, key: str, value: str) -> str:
+    for name, old in mapping.value:
+        if name.value == key:
+            return f"{text[: old.start_mark.index]}{value}{text[old.end_mark.index :]}"
+    if not mapping.value:
+        return f"{text[: mapping.start_mark.index]}{{{key}: {value}}}{text[mapping.end_mark.index :]}"
+    first = mapping.value[0][0].start_mark
+    separator = ", " if mapping.flow_style else "\n" + " " * first.column
+    return f"{text[: first.index]}{key}: {value}{separator}{text[first.index :]}"
+
+
+def _without_key(text: str, mapping: yaml.MappingNode, key: str) -> str:
+    pairs = mapping.value
+    place = next(number for number, (name, _) in enumerate(pairs) if name.value == key)
+    if len(pairs) == 1:
+        end = mapping.end_mark.index if mapping.flow_style else pairs[0][1].end_mark.index
+        return f"{text[: mapping.start_mark.index]}{{}}{text[end:]}"
+    if place + 1 < len(pairs):
+        return text[: pairs[place][0].start_mark.index] + text[pairs[place + 1][0].start_mark.index :]
+    return text[: pairs[place - 1][1].end_mark.index] + text[pairs[place][1].end_mark.index :]
+
+
+def _mapping(text: str, *keys: str) -> yaml.MappingNode:
+    """The mapping under nested keys, which are known to be there."""
+    node = yaml.compose(text, yaml.SafeLoader)
+    for key in keys:
+        assert isinstance(node, yaml.MappingNode)
+        node = next(value for name, value in node.value if name.value == key)
+    assert isinstance(node, yaml.MappingNode)
+    return node
+
+
+@contextmanager
+def _alone(project: Project) -> Iterator[None]:
+    """Hold the lock of those who change params.yaml: two runs may set two models' overrides at once."""
+    folder = project.root / "work"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".dials.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{DIALS}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _value(text: str, name: str) -> yaml.Node | None:

@@ -63,6 +63,11 @@ class Progress:
         sys.stderr.flush()
 
 
+def say(text: str) -> None:
+    """A line for whoever watches the run."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def track(items: Iterable[T], description: str, total: int, unit: str = "it") -> Iterator[T]:
     """Yield `items` and show how many have passed."""
     with Progress(description, total, unit) as progress:

@@ -165,6 +165,9 @@ class CurriculumRecipe(Section):
 class ReconstructionRecipe(TrainingRecipe):
     """Encoder and projection learn to carry the text."""
 
+    continue_from: str | None = Field(
+        None, description="released version, e.g. v1.0.0, whose checkpoint is taken over as it is; null: trained here"
+    )
     train_decoder: bool = Field(
         False, description="the decoder learns to read the vectors too; the paper freezes it (section 2)"
     )
@@ -178,6 +181,11 @@ class ReconstructionRecipe(TrainingRecipe):
 class CptRecipe(TrainingRecipe):
     """Continual pre-training: the context compressed, the next tokens predicted; all weights train."""
 
+    continue_from: str | None = Field(
+        None,
+        description="released version, e.g. v1.0.0, whose checkpoint is trained on, on full contexts, with the encoder "
+        "frozen; null: start from the reconstruction checkpoint",
+    )
     context_tokens: int = Field(1024, ge=8, description="s; a multiple of k")
     output_tokens: int = Field(512, ge=1, description="o: predicted after the context")
     curriculum: CurriculumRecipe | None = Field(
@@ -237,7 +245,9 @@ class EvaluationRecipe(Section):
     output_tokens: int = Field(512, ge=16)
     windows: int = Field(64, ge=1, description="perplexity windows")
     questions: int = Field(200, ge=1, description="held-out questions")
-    passages: list[int] = Field(default_factory=lambda: [1, 4, 8], description="numbers of passages in the RAG rows")
+    passages: list[Annotated[int, Field(ge=1)]] = Field(
+        default_factory=lambda: [1, 4, 8], min_length=1, description="numbers of passages in the RAG rows"
+    )
     max_new_tokens: int = Field(24, ge=1, description="longest answer")
     batch_size: int = Field(8, ge=1)
     controls: str | None = Field(None, description="folder of tuned controls; without it gap_recovered is null")
@@ -292,7 +302,7 @@ class Recipe(Section):
     serving: ServingRecipe = ServingRecipe()
 
     @model_validator(mode="after")
-    def _whole_chunks(self) -> Recipe:
+    def _sections_agree(self) -> Recipe:
         for section in ("cpt", "policy", "evaluation"):
             tokens = getattr(self, section).context_tokens
             if tokens % self.encoder.chunk_size:
@@ -300,6 +310,11 @@ class Recipe(Section):
                     f"{section}.context_tokens is {tokens}; it must be a multiple of "
                     f"encoder.chunk_size ({self.encoder.chunk_size})"
                 )
+        if self.reconstruction.continue_from != self.cpt.continue_from:
+            raise ValueError(
+                f"reconstruction.continue_from is {self.reconstruction.continue_from!r} and cpt.continue_from "
+                f"{self.cpt.continue_from!r}; both must name the same version, or none"
+            )
         return self
 
     def section(self, name: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from refrag_platform.versioning.digest import code_digest, folder_digest
 from refrag_platform.versioning.manifest import InputRecord, Manifest
 from refrag_platform.versioning.outside import outside_digest, outside_files
 
+# In a stage's state/: the released checkpoint that it continues from.
+RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
 TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
@@ -139,6 +141,12 @@ class StageContext:
     work: Path
     beside: Path
     sources: list[InputRecord] = field(default_factory=list)
+
+    @property
+    def released(self) -> Path | None:
+        """The checkpoint of this stage that the recipe continues from; None: the stage starts from scratch."""
+        folder = self.work / RELEASED
+        return folder if folder.is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -258,6 +266,9 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         raise RefragError(f"no stage {name!r}; the stages are: {', '.join(STAGES)}")
     stage, recipe = STAGES[name], project.recipe(model)
     folder, work = project.stage_dir(name, model), project.work_dir(name, model)
+    # Knows releases, which know the stages.
+    from refrag_platform.versioning.continuation import fetch_base
+
     with publication.only_runner(work):
         publication.recover(folder, work)
         inputs, outside = input_records(project, stage, model), outside_files(project, name, recipe)
@@ -278,6 +289,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
             beside=making,
         )
         started, clock = manifests.now(), time.monotonic()
+        fetch_base(project, name, recipe, state / RELEASED)
         metrics = _call(stage, context)
         context.sources += [record for record in outside if record not in context.sources]
         hashes = {put: record.hash for put, record in inputs.items()}

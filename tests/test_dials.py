@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from refrag_platform import stages
 from refrag_platform.cli import app
-from refrag_platform.dials import add_model, only_model, require_named
+from refrag_platform.dials import add_model, only_model, require_named, set_override
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.project import Project
 from tests.versioning.planted import MODEL, plant, run
@@ -57,12 +57,48 @@ def test_a_recipe_that_leaves_out_what_dvc_watches_is_refused_with_what_to_write
         add_model(project, "unknown")
 
 
-@pytest.mark.parametrize("models", ["models: [tiny, other]\n", "models:\n  - tiny  # first\n  - other\n"])
+@pytest.mark.parametrize(
+    "models", ["models: [tiny, other]\n", "models:\n  - tiny  # first\n  - other\n", "models:\n- tiny\n- other\n"]
+)
 def test_a_file_can_be_cut_down_to_one_model(project: Project, models: str) -> None:
     (project.root / "params.yaml").write_text(f"# The dials\n{models}# Below\noverrides: {{}}\n")
     (project.root / "params.yaml").write_text(only_model(project, MODEL))
     assert project.params() == {"models": [MODEL], "overrides": {}}
     assert "# Below\n" in (project.root / "params.yaml").read_text()
+
+
+SETTINGS = {
+    "nothing": "{}",
+    "on one line": "{steps: 7, seed: 1}  # few",
+    "in lines": "\n      steps: 7  # few\n      seed: 1",
+    "as the last of many": "{steps: 7, continue_from: v9}",
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_key_can_be_set_changed_and_taken_away_again(project: Project, settings: str) -> None:
+    text = f"models: [{MODEL}]\noverrides:\n  {MODEL}:\n    cpt: {settings}\n    chunks: {{}}\n# End\n"
+    dials = project.root / "params.yaml"
+    dials.write_text(text)
+    plain = yaml.safe_load(text)["overrides"][MODEL]
+    for version in ("v1.0.0", "v1.1.0"):
+        assert set_override(project, MODEL, ["cpt", "chunks"], "continue_from", version)
+        changed = {name: {**values, "continue_from": version} for name, values in plain.items()}
+        assert project.params()["overrides"][MODEL] == changed
+        assert not set_override(project, MODEL, ["cpt", "chunks"], "continue_from", version)
+    assert set_override(project, MODEL, ["cpt", "chunks"], "continue_from", None)
+    plain["cpt"].pop("continue_from", None)
+    assert project.params()["overrides"][MODEL] == plain
+    assert dials.read_text().count("#") == text.count("#")
+    if "v9" not in settings:
+        assert dials.read_text() == text
+
+
+def test_a_section_that_is_not_there_is_not_set(project: Project) -> None:
+    (project.root / "params.yaml").write_text(f"models: [{MODEL}]\noverrides: {{{MODEL}: {{cpt: {{}}}}}}\n")
+    with pytest.raises(RefragError, match=rf"no overrides.{MODEL}.chunks; `refrag recipes add {MODEL}`"):
+        set_override(project, MODEL, ["cpt", "chunks"], "continue_from", "v1.0.0")
+    assert project.params()["overrides"][MODEL] == {"cpt": {}}
 
 
 def test_the_command_adds_a_model_that_dvc_then_runs(repository: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ def build_corpus(context: StageContext) -> dict[str, Any]:
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
+    # What looks like a special token in a document is text, as it is in passages and questions.
+    backend.encode_special_tokens = True
     context.sources.extend(source_records(context.project, recipe))
     bad = BadInput(recipe.corpus.on_bad_input, context.beside / "bad_input.jsonl")
     unique = UniqueDocuments(read_sources(context.project, recipe, bad))

@@ -207,7 +207,7 @@ def _other_question(questions: Sequence[Question], number: int) -> Question | No
 def _items(answers: Answers, questions: Sequence[Question], max_new_tokens: int) -> ItemSet:
     digest = questions_digest(questions, answers.passages, max_new_tokens)
     values = {"exact_match": answers.exact_match, "f1": answers.f1}
-    return ItemSet.of(digest, [question.id for question in questions], values)
+    return ItemSet.of(digest, [question.document for question in questions], values)
 
 
 def _row(answers: Answers) -> dict[str, Any]:

@@ -29,11 +29,11 @@ def reconstruction_accuracy(
     """
     chunks = tokens.shape[1] // model.chunk_size
     own = shuffled = 0
-    for rows in tokens.split(batch_size):
+    for rows, others in zip(tokens.split(batch_size), tokens.roll(1, 0).split(batch_size), strict=True):
         rows = rows.to(model.device)
-        embeds = _embeds(model, rows, start_token)
-        own += int((_predicted(model, embeds, rows) == rows).sum())
-        shuffled += int((_predicted(model, embeds.roll(1, 0), rows) == rows).sum())
+        own += int((_predicted(model, _embeds(model, rows, start_token), rows) == rows).sum())
+        wrong = _embeds(model, others.to(model.device), start_token)
+        shuffled += int((_predicted(model, wrong, rows) == rows).sum())
     found: dict[str, Any] = {
         "chunks": chunks,
         "samples": len(tokens),

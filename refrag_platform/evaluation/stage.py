@@ -133,7 +133,9 @@ def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]]) -> dict[s
     for row in perplexity["rows"]:
         tuned = "_tuned" if row["tuned"] and not row["system"].startswith("refrag") else ""
         metrics.setdefault(f"{longest}_{row['system']}{tuned}", row[longest])
-    metrics |= {f"gap_recovered_{name}": value for name, value in perplexity["gap_recovered"].items() if value}
+    metrics |= {
+        f"gap_recovered_{name}": value for name, value in perplexity["gap_recovered"].items() if value is not None
+    }
     most = max(row["passages"] for row in rag)
     for row in rag:
         if row["passages"] in {0, most}:

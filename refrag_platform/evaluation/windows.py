@@ -118,6 +118,8 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[t
     Raises:
         RefragError: there is no such file.
     """
+    from tokenizers import Tokenizer
+
     from refrag_platform.corpus.bad_input import BadInput
     from refrag_platform.corpus.files import find_files, read_file
     from refrag_platform.corpus.tokens import tokenize
@@ -134,7 +136,9 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[t
     with TemporaryDirectory() as scratch, Progress("read documents", size, "bytes") as progress:
         bad = BadInput("skip", Path(scratch) / "bad-input.jsonl")
         found = (document for file in files for document in read_file(file, file.name, recipe, bad, progress.update))
-        for document, tokens in tokenize(found, tokenizer.backend_tokenizer):
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.encode_special_tokens = True
+        for document, tokens in tokenize(found, backend):
             yield document.id, tokens.ids
 
 

@@ -11,6 +11,7 @@ from typing import Literal, TypedDict
 
 from transformers import PreTrainedTokenizerFast
 
+from refrag_platform.errors import RefragError
 from refrag_platform.model.segments import Chunks, Prompt, Text, chunk_tokens
 
 NO_ANSWER = "The passages do not say."
@@ -59,14 +60,15 @@ def rag_prompt(
     """
 
     def turn(role: str, content: str) -> list[int]:
-        return [*frame(f"{START}{role}\n"), *content_ids(tokenizer, content), *frame(f"{END}\n")]
+        return [*frame(f"{START}{role}\n"), *content_ids(tokenizer, content), *ending]
 
     def frame(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    ending = [end_of_turn(tokenizer), *frame("\n")]
     given = "\n".join(message["content"] for message in history if message["role"] == "system")
     opening = [*frame(f"{START}system\n"), *content_ids(tokenizer, (given or INSTRUCTIONS[instruction]) + "\n")]
-    closing = frame(f"{END}\n")
+    closing = list(ending)
     for message in history:
         if message["role"] != "system":
             closing += turn(message["role"], message["content"])
@@ -80,7 +82,21 @@ def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int | None:
     return tokenizer.get_vocab().get(token)
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id that ends a turn: ChatML's token or, where the vocabulary lacks it, the end of sequence.
+
+    Never ordinary pieces of a word: text from outside could spell them, and no answer would end.
+
+    Raises:
+        RefragError: the tokenizer has neither.
+    """
+    for token in (token_id(tokenizer, END), tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise RefragError(f"the tokenizer has neither {END} nor an end-of-sequence token, so no answer could end")
+
+
 def stop_ids(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Ids that end an answer."""
-    ids = {tokenizer.eos_token_id, token_id(tokenizer, END), token_id(tokenizer, "<|endoftext|>")}
+    ids = {tokenizer.eos_token_id, end_of_turn(tokenizer), token_id(tokenizer, "<|endoftext|>")}
     return {token for token in ids if token is not None}

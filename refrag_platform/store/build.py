@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,12 @@ from refrag_platform.model.loading import default_device
 from refrag_platform.model.prompts import content_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import chunk_tokens
-from refrag_platform.progress import Progress
+from refrag_platform.progress import Progress, say
 from refrag_platform.recipes import Recipe
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import StageContext, published
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
+from refrag_platform.store.reuse import KnownPassages, difference
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -54,14 +56,7 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
     base = context.project.recipe_path(context.recipe.name).parent
     retriever = load_retriever(context.recipe.chunks.retriever, base, device)
     total = _passages(passages)
-    with Progress("encode passages", total, "passages") as progress:
-        for number, batch in enumerate(_batches(passages)):
-            part = _part(context.work, number)
-            if not part.is_file():
-                _save(_encode(model, retriever, batch, context.recipe.chunks.batch_size), part)
-            progress.update(batch.num_rows)
-    files, metrics = _assemble(passages, context.work, context.out, retriever.dim)
-    StoreDescription(
+    description = StoreDescription(
         model=context.recipe.name,
         encoder_digest=model.encoder_digest(),
         tokenizer_digest=tokenizer_digest(model.tokenizer),
@@ -71,9 +66,21 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
         retriever_digest=retriever.digest,
         retriever_dim=retriever.dim,
         passages=total,
-        chunks=sum(files.values()),
-        files=files,
-    ).write(context.out)
+        chunks=0,
+        files={},
+    )
+    known = _known_passages(context, description)
+    encoded = 0
+    with Progress("encode passages", total, "passages") as progress:
+        for number, batch in enumerate(_batches(passages)):
+            part = _part(context.work, number)
+            if not part.is_file():
+                rows, new = _rows(model, retriever, batch, context.recipe.chunks.batch_size, known)
+                encoded += new
+                _save(rows, part)
+            progress.update(batch.num_rows, f"{encoded:,} encoded")
+    files, metrics = _assemble(passages, context.work, context.out, retriever.dim)
+    replace(description, chunks=sum(files.values()), files=files).write(context.out)
     return {"passages": total, "chunks": sum(files.values()), **metrics}
 
 
@@ -112,6 +119,57 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 
     columns = ["id", "document_id", "title", "text"]
     yield from pq.ParquetFile(path).iter_batches(batch_size=PASSAGES_PER_PART, columns=columns)
+
+
+def _known_passages(context: StageContext, wanted: StoreDescription) -> KnownPassages | None:
+    """The store in place, whose passages are taken over where they did not change; says so, or why not."""
+    name = context.recipe.name
+    made = published(context.project, "chunks", name)
+    if made is None:
+        return None
+    content = context.project.content("chunks", name)
+    try:
+        known = StoreDescription.read(content)
+        reason = difference(known, wanted)
+    except ArtifactError as error:
+        reason = str(error)
+    if reason is not None:
+        say(f"the whole chunk store of {name} is encoded again: {reason}")
+        return None
+    say(f"passages of {name} that did not change keep their vectors: they are of the same encoder")
+    return KnownPassages(content, known)
+
+
+def _rows(
+    model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, batch_size: int, known: KnownPassages | None
+) -> tuple[Arrays, int]:
+    """A part, and how many of its passages were encoded; the others are taken over."""
+    if known is None:
+        return _encode(model, retriever, batch, batch_size), batch.num_rows
+    titles, texts = batch["title"].to_pylist(), batch["text"].to_pylist()
+    found = [known.find(title, text) for title, text in zip(titles, texts, strict=True)]
+    new = [number for number, rows in enumerate(found) if rows is None]
+    made: Iterator[Arrays] = iter(())
+    if new:
+        import pyarrow as pa
+
+        made = _split(_encode(model, retriever, batch.take(pa.array(new)), batch_size))
+    rows = [next(made) if kept is None else kept for kept in found]
+    return {
+        "token_ids": np.concatenate([row["token_ids"] for row in rows]),
+        "vectors": np.concatenate([row["vectors"] for row in rows]),
+        "chunk_counts": np.array([len(row["token_ids"]) for row in rows], np.int32),
+        "retrieval_vectors": np.stack([row["retrieval_vector"] for row in rows]),
+    }, len(new)
+
+
+def _split(part: Arrays) -> Iterator[Arrays]:
+    """The passages of a part, one by one."""
+    end = 0
+    for number, count in enumerate(part["chunk_counts"]):
+        start, end = end, end + int(count)
+        chunks = {name: part[name][start:end] for name in ("token_ids", "vectors")}
+        yield {**chunks, "retrieval_vector": part["retrieval_vectors"][number]}
 
 
 def _part(work: Path, number: int) -> Path:

@@ -86,8 +86,9 @@ class CptTask(Task):
     def repeated_chunks(self, step: int) -> int | None:
         """Chunks in a sample if this step repeats its context, else None."""
         share = self.settings.repeat_steps_share if self.system == "refrag" else 0.0
-        number = int((step + 1) * share)
-        if number == int(step * share):
+        # Half a step off: round shares and round logging intervals don't fall on the same steps.
+        number = int((step + 0.5) * share)
+        if number == int((step - 0.5) * share):
             return None
         lengths = [length for length in REPEATED_CHUNKS if length <= self.chunks]
         return lengths[number % len(lengths)]
@@ -110,6 +111,7 @@ class CptTask(Task):
             "output": tokens,
             "token_ids": torch.cat([token_ids, start], 1),
             "chunk_index": torch.cat([index, torch.full_like(start, -1)], 1),
+            "repeats": True,
         }
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -117,7 +119,8 @@ class CptTask(Task):
             return self.loss(self.control_context(batch), batch["output"]), {}
         embeds = self.chunk_embeds(batch)
         context = self.model.gather(batch["token_ids"], batch["chunk_index"], embeds)
-        return self.loss(context, batch["output"]), {"vector_std": vector_std(self.model, embeds)}
+        loss, figures = self.loss(context, batch["output"]), {"vector_std": vector_std(self.model, embeds)}
+        return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
 
     def chunk_embeds(self, batch: Batch) -> Tensor:
         """[B L, d]: what the decoder reads for every chunk of the batch."""
@@ -143,7 +146,7 @@ class CptTask(Task):
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
         """The loss with the context of another window: it must be worse, or the vectors carry nothing."""
-        if self.system != "refrag" or len(batch["output"]) < 2:
+        if self.system != "refrag" or len(batch["output"]) < 2 or "repeats" in batch:
             return {}
         with torch.autocast(batch["output"].device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             context = self.model.gather(batch["token_ids"], batch["chunk_index"], self.chunk_embeds(batch))
@@ -174,8 +177,18 @@ def cpt_task(model: RefragModel, corpus: Any, settings: CptRecipe, seed: int, sy
 
 
 def train_cpt(context: StageContext) -> dict[str, Any]:
-    """The stage: the reconstruction checkpoint in, every part trained to use compressed context."""
-    model = load_model(context, "reconstruction")
-    task = cpt_task(model, context.inputs["corpus"], context.recipe.cpt, context.recipe.seed)
-    summary = train(task, context.recipe.cpt, context.work, f"cpt of {context.recipe.name}")
+    """The stage: the reconstruction checkpoint in, every part trained to use compressed context.
+
+    Where it continues from a released checkpoint, the encoder stays as it is, and with it the chunk store's vectors;
+    contexts have their full length from the start.
+    """
+    settings = context.recipe.cpt
+    if context.released is None:
+        model = load_model(context, "reconstruction")
+    else:
+        model = RefragModel.load(context.released)
+        model.encoder.requires_grad_(False)
+        settings = settings.model_copy(update={"curriculum": None})
+    task = cpt_task(model, context.inputs["corpus"], settings, context.recipe.seed)
+    summary = train(task, settings, context.work, f"cpt of {context.recipe.name}")
     return finish(context, model, summary)

@@ -20,6 +20,8 @@ from refrag_platform.model.prompts import NO_ANSWER, Turn
 from refrag_platform.recipes import FinetunedRecipe
 
 SENTENCES = 3
+# Tries for each distractor wanted: in a small file every stranger may be the gold passage.
+DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,31 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows
 
 
+def read_questions(path: Path) -> list[dict[str, Any]]:
+    """Rows id, question, answers, passages [{title, text}] and, if known, gold [numbers] of a .jsonl file.
+
+    A question without answers is answered by NO_ANSWER; `gold` is None where it isn't known.
+
+    Raises:
+        RefragError: as `read_rows`, or a field is of another form; file and row are named.
+    """
+    rows = []
+    for number, row in enumerate(read_rows(path, ("id", "question", "answers", "passages")), 1):
+        where = f"{path}, row {number}"
+        answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
+        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+            raise RefragError(f"{where}: `answers` is {answers!r}; it must be a list of texts")
+        passages = row["passages"]
+        if not isinstance(passages, list) or not all(isinstance(p, dict) and "text" in p for p in passages):
+            raise RefragError(f"{where}: `passages` must be a list of objects with `text` and, if known, `title`")
+        gold = row.get("gold")
+        if gold is not None and not all(isinstance(g, int) and 0 <= g < len(passages) for g in gold):
+            raise RefragError(f"{where}: `gold` is {gold!r}; it must list numbers of the {len(passages)} passages")
+        titled = [{"title": str(p.get("title") or ""), "text": p["text"]} for p in passages]
+        rows.append({**row, "answers": answers or [NO_ANSWER], "passages": titled, "gold": gold})
+    return rows
+
+
 class Examples:
     """All that fine-tuning can draw from, and the draw."""
 
@@ -66,13 +93,12 @@ class Examples:
         Raises:
             RefragError: a task of the recipe has nothing to draw from.
         """
-        fields = ("id", "question", "answers", "passages")
         files = [
             corpus / "questions" / "train.jsonl",
             *(root / os.path.expandvars(name) for name in settings.questions),
         ]
         self.settings, self.seed = settings, seed
-        self.questions = [row for file in files for row in read_rows(file, fields)]
+        self.questions = [row for file in files for row in read_questions(file)]
         self.conversations = list(_conversations(self.questions))
         self.summaries = [
             row
@@ -117,15 +143,22 @@ class Examples:
 
     def _passages(self, row: dict[str, Any], random: np.random.Generator) -> tuple[list[dict[str, str]], bool]:
         """The gold passages among others in random order; sometimes without the gold, and then there is no answer."""
-        gold = set(row.get("gold", [0]))
-        others = [p for number, p in enumerate(row["passages"]) if number not in gold]
+        # Without gold numbers the first passage is taken for it, as a retriever ranked them.
+        gold = set(row["gold"] if row["gold"] is not None else range(min(1, len(row["passages"]))))
         wanted = int(random.integers(1, self.settings.max_passages + 1))
-        # Few listed distractors: fill up with passages of other questions.
-        while len(others) < wanted:
-            stranger = self.questions[int(random.integers(len(self.questions)))]
-            others.append(stranger["passages"][int(random.integers(len(stranger["passages"])))])
+        known = {row["passages"][number]["text"] for number in gold}
+        others = [p for number, p in enumerate(row["passages"]) if number not in gold and p["text"] not in known]
+        # Few listed distractors: fill up with passages of other questions, never with this one's gold.
+        for _ in range(DRAWS * wanted):
+            if len(others) >= wanted:
+                break
+            stranger = self.questions[int(random.integers(len(self.questions)))]["passages"]
+            candidate = stranger[int(random.integers(len(stranger)))] if stranger else None
+            if candidate is not None and candidate["text"] not in known:
+                others.append(candidate)
         random.shuffle(others)
-        if random.random() < self.settings.no_answer_share:
+        # Where the gold isn't known, any passage may hold the answer: no example without one can be made.
+        if row["gold"] is not None and others and random.random() < self.settings.no_answer_share:
             return others[:wanted], False
         kept = [row["passages"][number] for number in sorted(gold)]
         passages = [*kept, *others[: max(0, wanted - len(kept))]]
@@ -137,7 +170,7 @@ def _conversations(questions: list[dict[str, Any]]) -> Iterator[list[dict[str, A
     """Questions on the same gold passage (or the same document) follow each other as turns."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in questions:
-        gold = row.get("gold", [0])
+        gold = row["gold"] or ([0] if row["passages"] else [])
         key = row.get("document_id") or (row["passages"][gold[0]]["text"] if gold else "")
         groups[key].append(row)
     for rows in groups.values():

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refrag_platform.errors import RecipeError
 from refrag_platform.model.policy import PolicyNetwork
-from refrag_platform.model.prompts import END, content_ids, passage_chunks, rag_prompt
+from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, lay_out
 from refrag_platform.model.selection import expand
@@ -47,7 +48,8 @@ class FinetunedTask(Task):
         examples = [self.examples.draw(step, micro * size + row) for row in rows]
         return {
             "prompts": [self._prompt(example) for example in examples],
-            "expanded": [r % 2 == 0 for r in rows],
+            # Every other sequence of the run, however it is cut into micro-batches and over ranks.
+            "expanded": [(step + micro * size + row) % 2 == 0 for row in rows],
         }
 
     def _prompt(self, example: Example) -> tuple[list[Any], list[int]]:
@@ -56,7 +58,7 @@ class FinetunedTask(Task):
         passages = [passage_chunks(tokenizer, p["title"], p["text"], k) for p in example.passages]
         kind = "summary" if example.task == "summarization" else "answer"
         prompt = rag_prompt(tokenizer, example.question, passages, example.history, kind)  # type: ignore[arg-type]
-        answer = [*content_ids(tokenizer, example.answer), *tokenizer(END, add_special_tokens=False)["input_ids"]]
+        answer = [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
         return list(prompt), answer
 
     @torch.no_grad()
@@ -108,6 +110,11 @@ class FinetunedTask(Task):
 def train_finetuned(context: StageContext) -> dict[str, Any]:
     """The stage: the CPT checkpoint and the policy in; all that serving needs out."""
     settings = context.recipe.finetuned
+    if settings.train_encoder:
+        raise RecipeError(
+            "finetuned.train_encoder is true, but in this pipeline the chunk store and the policy come before "
+            "fine-tuning; set it to false, or put both after it in stages.py and dvc.yaml"
+        )
     model = load_model(context, "cpt")
     policy = PolicyNetwork.load(context.inputs["policy"])
     examples = Examples(context.inputs["corpus"], settings, context.recipe.seed, context.project.root)

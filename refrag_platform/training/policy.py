@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refrag_platform.errors import RecipeError
 from refrag_platform.model.policy import (
     PolicyNetwork,
     budget,
@@ -63,7 +64,6 @@ class PolicyTask(Task):
     def prepare_updates(self, batch: Batch) -> None:
         """Draw the group's samples, score them and keep what the clipped updates compare with."""
         context = batch["context"]
-        self.model.to(context.device)
         chunks = context.shape[1]
         vectors = self.vectors(context)
         logits = self.policy(vectors)
@@ -82,6 +82,8 @@ class PolicyTask(Task):
     @torch.no_grad()
     def vectors(self, context: Tensor) -> Tensor:
         """Chunk vectors [B, L, dim] of contexts [B, L, k]."""
+        # The frozen model is no part of what accelerate moves; this is the first use of it in any step.
+        self.model.to(context.device)
         with self._precision(context):
             return self.model.encode(context.flatten(0, 1), padded=False).view(*context.shape[:2], -1).float()
 
@@ -152,8 +154,16 @@ def policy_task(model: RefragModel, corpus: Any, settings: PolicyRecipe, seed: i
     """The task over a corpus' training split, with a fresh policy.
 
     Raises:
+        RecipeError: the budget keeps no chunk of an episode, or all of them.
         RefragError: the corpus has no document as long as an episode.
     """
+    chunks = settings.context_tokens // model.chunk_size
+    kept = budget(chunks, settings.share_kept)
+    if not 0 < kept < chunks:
+        raise RecipeError(
+            f"policy.share_kept is {settings.share_kept}: of the {chunks} chunks of policy.context_tokens "
+            f"({settings.context_tokens}) it keeps {kept}, so there is nothing to choose; change one of the two"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = PolicyNetwork(

@@ -15,7 +15,7 @@ from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe, TrainingRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import finish
+from refrag_platform.training.core.artifact import finish, take_over
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
@@ -29,6 +29,9 @@ HELPER_CHUNKS = 512
 
 class ReconstructionTask(Task):
     """Encoder and projection learn to carry the text; helper heads that read it off the vectors fade out."""
+
+    # The helper's loss fades by plan: that the sum of both fell would say nothing.
+    judged_by = "reconstruction_loss"
 
     def __init__(
         self, model: RefragModel, settings: ReconstructionRecipe, windows: dict[int, Windows], seed: int
@@ -77,6 +80,9 @@ class ReconstructionTask(Task):
             helper = self.helper_loss(embeds, chunks, batch["chosen"])
             figures["helper_loss"] = helper.detach()
             loss = loss + batch["helper_weight"] * helper
+        else:
+            # Under DDP every parameter must be part of every step's graph.
+            loss = loss + 0.0 * self.helper.weight.sum()
         return loss, figures
 
     def text_loss(self, embeds: Tensor, tokens: Tensor) -> Tensor:
@@ -135,7 +141,12 @@ def reconstruction_task(context: StageContext, model: RefragModel) -> Reconstruc
 
 
 def train_reconstruction(context: StageContext) -> dict[str, Any]:
-    """The stage: an untrained model in, encoder and projection trained, the decoder as it was."""
+    """The stage: an untrained model in, encoder and projection trained, the decoder as the recipe says.
+
+    Where it continues from a released checkpoint, that is taken over: cpt trains on from there.
+    """
+    if context.released is not None:
+        return take_over(context, context.released)
     base = context.project.recipe_path(context.recipe.name).parent
     model = RefragModel.create(context.recipe, base)
     task = reconstruction_task(context, model)

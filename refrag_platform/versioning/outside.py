@@ -1,4 +1,4 @@
-"""What a stage reads that no earlier stage made: sources, tokenizer files, question files, controls.
+"""What a stage reads that no earlier stage made: sources, tokenizer files, question files, controls, a release.
 
 DVC watches data/sources/NAME alone; a `path:` may lie anywhere, so the runner looks at the files themselves.
 Folders of pretrained weights (`decoder.source`, `encoder.source`) and hub ids count by name.
@@ -21,8 +21,11 @@ TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.
 
 def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
     """Files that `stage` reads beside its inputs and, for the corpus, beside its sources; the missing left out."""
-    if stage in {"corpus", "reconstruction"}:
+    if stage == "corpus":
         return _tokenizer(project, recipe)
+    if stage in {"reconstruction", "cpt"}:
+        tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" else []
+        return [*tokenizer, *_released(project, stage, recipe)]
     if stage == "finetuned":
         named = [*recipe.finetuned.questions, *recipe.finetuned.summaries]
         files = [(project.root / os.path.expandvars(name), name) for name in named]
@@ -46,6 +49,17 @@ def outside_digest(project: Project, stage: str, recipe: Recipe, files: list[Inp
         except RefragError as error:
             hashes.append(f"missing: {error}")
     return hashlib.md5("\n".join(hashes).encode(), usedforsecurity=False).hexdigest() if hashes else ""
+
+
+def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
+    """The released checkpoint that a training goes on from."""
+    from refrag_platform.versioning.continuation import base_record
+
+    try:
+        record = base_record(project, stage, recipe)
+    except RefragError:
+        return []
+    return [] if record is None else [record]
 
 
 def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:

@@ -41,6 +41,7 @@ def promote(
     evaluate_again: bool = False,
     force_reason: str | None = None,
     bump: Bump = "minor",
+    judge_only: bool = False,
 ) -> Outcome:
     """Release the artifacts in place, if the gate lets them; the tags change only if it does.
 
@@ -49,6 +50,7 @@ def promote(
     Args:
         evaluate_again: where the held-out set is another than the released version was evaluated on (new
             documents change it), evaluate that version on the candidate's set instead of refusing.
+        judge_only: find out what the gate decides and release nothing.
         force_reason: releases what the gate refuses; the reason is kept in the tag.
 
     Raises:
@@ -62,7 +64,7 @@ def promote(
         if current is not None and current.hashes == {stage: made.hash for stage, made in manifests.items()}:
             return Outcome(None, current, new=False)
         decision = _judge(project, model, current, evaluate_again)
-        if not decision.promoted and force_reason is None:
+        if judge_only or (not decision.promoted and force_reason is None):
             return Outcome(decision, current, new=False)
         commit = commit_run(project, model, f"Release candidate of {model}")
         if read_manifests(project, git, model, commit) != manifests:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 
 import yaml
-from dagster import AssetKey, DagsterInstance, build_schedule_context
+from dagster import AssetKey
 
 from assets.definitions import defs
-from assets.jobs import weekly
 from refrag_platform.project import Project
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
 from tests.conftest import ROOT
 
 GRAPH = defs.resolve_asset_graph()
-SUNDAY = datetime(2030, 1, 6, 3, tzinfo=UTC)
 SNAPSHOT = {
     "corpus": ("data", None),
     "reconstruction": ("training", "gpu"),
@@ -28,7 +25,10 @@ SNAPSHOT = {
     "finetuned": ("training", "gpu"),
     "evaluation": ("release", "gpu"),
     "package": ("release", None),
+    "released": ("release", "gpu"),
 }
+# What releases a model is no stage: it makes no bytes, and Git's tags hold what it decides.
+NO_STAGES = {"released": {"package"}}
 
 
 def asset_inputs() -> dict[str, set[str]]:
@@ -44,15 +44,16 @@ def dvc_inputs() -> dict[str, set[str]]:
 
 
 def test_the_assets_are_the_stages() -> None:
-    assert asset_inputs() == {name: set(stage.inputs) for name, stage in STAGES.items()}
+    assert asset_inputs() == {name: set(stage.inputs) for name, stage in STAGES.items()} | NO_STAGES
 
 
-def test_the_asset_graph_is_the_graph_of_dvc_yaml() -> None:
-    assert asset_inputs() == dvc_inputs()
+def test_the_asset_graph_is_the_graph_of_dvc_yaml_and_the_release_after_it() -> None:
+    assert asset_inputs() == dvc_inputs() | NO_STAGES
+    assert not NO_STAGES.keys() & dvc_inputs().keys()
 
 
 def test_partitions_are_the_models_that_dvc_runs() -> None:
-    for stage in STAGES:
+    for stage in SNAPSHOT:
         partitions = GRAPH.get(AssetKey(stage)).partitions_def
         assert partitions is not None
         assert partitions.get_partition_keys() == Project(ROOT).models()
@@ -72,15 +73,15 @@ def test_every_expectation_is_a_blocking_asset_check() -> None:
         keys = GRAPH.get_check_keys_for_assets({AssetKey(name)})
         assert {key.name for key in keys} == {check.name for check in suite}
         assert all(GRAPH.get_check_spec(key).blocking for key in keys)
+    assert {key.name for key in GRAPH.get_check_keys_for_assets({AssetKey("released")})} == {"gate"}
 
 
-def test_the_schedule_runs_every_model_and_is_off() -> None:
-    repository = defs.get_repository_def()
-    with DagsterInstance.ephemeral() as instance:
-        context = build_schedule_context(instance, scheduled_execution_time=SUNDAY, repository_def=repository)
-        data = weekly.evaluate_tick(context)
-    assert [request.partition_key for request in data.run_requests or []] == Project(ROOT).models()
-    assert weekly.default_status.value == "STOPPED"
+def test_the_pipeline_is_the_stages_and_retraining_releases_too() -> None:
+    jobs = {
+        name: defs.resolve_job_def(name).asset_layer.executable_asset_keys for name in ("refrag_pipeline", "retraining")
+    }
+    assert jobs["refrag_pipeline"] == {AssetKey(stage) for stage in STAGES}
+    assert jobs["retraining"] == {AssetKey(name) for name in SNAPSHOT}
 
 
 def test_the_code_location_loads_without_a_warning() -> None:

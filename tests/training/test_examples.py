@@ -10,7 +10,7 @@ import pytest
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.recipes import FinetunedRecipe, Recipe
-from refrag_platform.training.examples import Examples, read_rows
+from refrag_platform.training.examples import Examples, read_questions, read_rows
 
 
 def write_questions(folder: Path, count: int = 12) -> Path:
@@ -79,6 +79,26 @@ def test_a_task_with_nothing_to_learn_from_is_refused(recipe: Recipe, tmp_path: 
     (tmp_path / "questions" / "train.jsonl").write_text("")
     with pytest.raises(RefragError, match=r"'rag' has weight 1.0 and nothing to learn from"):
         Examples(tmp_path, settings(recipe, tasks={"rag": 1.0}, summaries=[]), seed=0)
+
+
+def test_one_text_is_one_answer_and_no_answers_are_answered_so(recipe: Recipe, tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "question": "?", "answers": "Paris", "passages": [{"text": "Paris"}], "gold": [0]},
+        {"id": "b", "question": "?", "answers": [], "passages": [{"text": "none"}], "gold": []},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = read_questions(path)
+    assert first["answers"] == ["Paris"] and first["passages"] == [{"title": "", "text": "Paris"}]
+    assert second["answers"] == [NO_ANSWER]
+
+
+def test_an_example_without_an_answer_never_holds_it(recipe: Recipe, tmp_path: Path) -> None:
+    corpus = write_questions(tmp_path / "corpus", count=1)
+    examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.9, max_passages=8), seed=0)
+    drawn = [examples.draw(0, row) for row in range(40)]
+    without = [example for example in drawn if example.answer == NO_ANSWER]
+    assert without and not any("answer 0" in passage["text"] for example in without for passage in example.passages)
 
 
 @pytest.mark.parametrize(

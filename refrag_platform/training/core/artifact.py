@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.publication import INPUTS_FILE
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.lora import merge_lora
 from refrag_platform.training.core.ranks import is_main
@@ -33,6 +35,16 @@ def finish(context: StageContext, model: RefragModel, summary: dict[str, Any]) -
         model.save(context.out, torch.bfloat16 if bf16 else torch.float32)
     parts: dict[str, nn.Module] = {"encoder": model.encoder, "projection": model.projection, "decoder": model.decoder}
     return write_training(context, summary, parameter_counts(parts))
+
+
+def take_over(context: StageContext, folder: Path) -> dict[str, Any]:
+    """Make the artifact of the model in `folder`, byte for byte; returns its figures."""
+    if not is_main():
+        return {}
+    # What went into this artifact is sealed into it later.
+    shutil.copytree(folder, context.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(INPUTS_FILE))
+    figures = json.loads((context.out / TRAINING_FILE).read_text(encoding="utf-8"))
+    return {**{key: figures[key] for key in ("steps", "first_loss", "last_loss")}, **figures.get("last", {})}
 
 
 def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:

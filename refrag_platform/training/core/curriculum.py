@@ -50,11 +50,13 @@ class Curriculum:
         """Args: samples_per_step: how many samples of a factor fit one step."""
         self.steps, self.stages, self.seed = max(1, steps), stages, seed
         self.factors = [factor for factor in FACTORS if factor <= max_factor]
-        # Fewer stages than nine: evenly spaced columns, the first and the last always among them.
+        # Fewer stages than nine: evenly spaced columns, the first and (but for a single stage) the last among them.
         columns = np.linspace(0, STAGES - 1, stages).round().astype(int)
         counts = table()[: len(self.factors), columns].astype(float)
         per_step = np.array([samples_per_step[factor] for factor in self.factors], dtype=float)[:, None]
         weights = counts / per_step
+        # Table 8 ends without samples of one chunk, and a curriculum may have nothing else.
+        weights[:, weights.sum(0) == 0] = 1.0
         self.probabilities = weights / weights.sum(0)
 
     def factor(self, step: int) -> int:

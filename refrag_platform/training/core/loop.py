@@ -45,6 +45,8 @@ class Task(nn.Module):
     """What a stage trains. `forward(batch)` returns the mean loss and figures to log (tensors or floats)."""
 
     updates_per_batch = 1
+    # The figure whose first and last values a run is judged by.
+    judged_by = "loss"
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         raise NotImplementedError
@@ -155,10 +157,10 @@ def train(
             log.count(total, figures, positions * world)
             if logged:
                 line = log.write(step, peaks[0] * factor, probe)
-                loss_value = line["loss"]
+                loss_value = line[task.judged_by]
                 first_loss = loss_value if first_loss is None else first_loss
                 _refuse_divergence(line, description)
-                progress.update(0, f"loss {loss_value:.4f}")
+                progress.update(0, f"loss {line['loss']:.4f}")
             progress.update()
             if on_step:
                 on_step(step)

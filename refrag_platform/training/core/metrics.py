@@ -40,8 +40,13 @@ class MetricsLog:
         self._positions += positions
 
     def pending(self) -> list[float]:
-        """Losses since the last line, for the checkpoint."""
-        return [float(loss) for loss in self._losses]
+        """Losses since the last line, the mean over processes of each, for the checkpoint; all processes call it."""
+        if not self._losses:
+            return []
+        losses = torch.stack(self._losses)
+        if self.accelerator.num_processes > 1:
+            losses = self.accelerator.reduce(losses, "mean")
+        return losses.tolist()
 
     def write(self, step: int, learning_rate: float, probe: dict[str, float]) -> dict[str, Any]:
         """Write a line with the mean loss since the last one, and return it."""

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch import nn
 from torch.optim import Optimizer
 
@@ -35,10 +35,11 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
         RecipeError: the strategy shards the weights, or the launcher's processes don't see each other.
     """
     world = world_size()
-    # Without a backend named, ranks on CPUs don't find each other and all train on the same data.
-    handlers: list[Any] = (
-        [InitProcessGroupKwargs(backend="gloo")] if world > 1 and not torch.cuda.is_available() else []
-    )
+    # Buffers are constants here, and large ones: sending them again in every step would cost as much as the gradients.
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if world > 1 and not torch.cuda.is_available():
+        # Without a backend named, ranks on CPUs don't find each other and all train on the same data.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         gradient_accumulation_steps=micro_steps,

@@ -1,0 +1,31 @@
+"""From where a retraining run trains: from scratch, or on from the released checkpoint. Asked in the Launchpad."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dagster import AssetExecutionContext, Config, Failure
+from pydantic import Field
+
+from assets.settings import MODE_HELP
+from refrag_platform.errors import RefragError
+from refrag_platform.project import Project
+from refrag_platform.versioning.continuation import set_start
+
+
+class Start(Config):
+    """What the Launchpad asks of `reconstruction`, the first training."""
+
+    mode: Literal["as set", "full", "continue"] = Field(
+        default="as set", description=f"{MODE_HELP} as set: what continue_from in params.yaml says; nothing is changed."
+    )
+
+
+def prepare_start(context: AssetExecutionContext, project: Project, start: Start) -> None:
+    """Put the mode into params.yaml, which DVC and every stage read, and say in the log what it means."""
+    if start.mode == "as set":
+        return
+    try:
+        context.log.info(set_start(project, context.partition_key, start.mode))
+    except RefragError as error:
+        raise Failure(f"mode {start.mode}: {error}", allow_retries=False) from None

@@ -1,0 +1,146 @@
+"""Released model: the version that the service runs; the gate lets a candidate take its place, or refuses it."""
+
+# No `from __future__ import annotations`: Dagster looks at the annotations of an asset's parameters.
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetExecutionContext,
+    AssetObservation,
+    AssetSpec,
+    Config,
+    DataVersion,
+    Failure,
+    FreshnessPolicy,
+    MaterializeResult,
+    MetadataValue,
+    multi_asset,
+)
+from pydantic import Field
+
+from assets.metadata import Metadata, Published, answers, numbers, table
+from assets.partitions import MODELS, find_project
+from assets.settings import PROMOTE_HELP, retraining_settings
+from assets.stage_asset import GPU_POOL, OWNERS
+from refrag_platform.errors import RefragError
+from refrag_platform.project import Project
+from refrag_platform.versioning.promotion import Outcome, promote
+from refrag_platform.versioning.release import Release
+
+NAME, GATE = "released", "gate"
+
+
+class Promotion(Config):
+    """What the Launchpad asks of `released`."""
+
+    promote: bool = Field(default=True, description=PROMOTE_HELP)
+
+
+@multi_asset(
+    name=NAME,
+    partitions_def=MODELS,
+    specs=[
+        AssetSpec(
+            NAME,
+            deps=["package"],
+            description=__doc__,
+            group_name="release",
+            kinds={"git", "dvc"},
+            owners=OWNERS,
+            metadata={"command": "refrag release promote MODEL --again"},
+            # A refused candidate leaves the released one: nothing is materialized then.
+            skippable=True,
+            freshness_policy=FreshnessPolicy.time_window(
+                fail_window=timedelta(days=retraining_settings(find_project()).fresh_days)
+            ),
+        )
+    ],
+    check_specs=[
+        AssetCheckSpec(
+            GATE,
+            asset=NAME,
+            description="The candidate holds against the released model on every figure of release.tolerances.",
+        )
+    ],
+    # The released model is evaluated again where new documents changed the held-out set.
+    pool=GPU_POOL,
+)
+def released(
+    context: AssetExecutionContext, config: Promotion
+) -> Iterator[AssetCheckResult | AssetObservation | MaterializeResult[Any]]:
+    project, model = find_project(), context.partition_key
+    try:
+        outcome = promote(project, model, evaluate_again=True, judge_only=not config.promote)
+    except RefragError as error:
+        raise Failure(f"the gate can't judge {model}: {error}", allow_retries=False) from None
+    said, refused = _said(outcome, model), _refused(outcome)
+    context.log.warning(said) if refused else context.log.info(said)
+    figures = _figures(outcome)
+    yield AssetCheckResult(
+        asset_key=NAME,
+        check_name=GATE,
+        passed=not refused,
+        severity=AssetCheckSeverity.WARN,
+        description=said,
+        metadata=figures,
+    )
+    if outcome.release is not None and not refused and (config.promote or outcome.decision is None):
+        yield MaterializeResult(
+            asset_key=NAME,
+            metadata={"outcome": MetadataValue.text(said), **_facts(project, outcome.release), **figures},
+            data_version=DataVersion(f"{outcome.release.version} {outcome.release.commit[:12]}"),
+        )
+    else:
+        yield AssetObservation(
+            NAME, partition=model, metadata={"outcome": MetadataValue.text(said), **figures}, description=said
+        )
+
+
+def _refused(outcome: Outcome) -> bool:
+    return outcome.decision is not None and not outcome.decision.promoted
+
+
+def _said(outcome: Outcome, model: str) -> str:
+    """The outcome in one sentence; a refusal begins with that word."""
+    version = outcome.release.version if outcome.release else None
+    if outcome.decision is None:
+        return f"what is in place is {model}@{version}, which is released already"
+    stays = f"{model}@{version} stays the released one" if version else f"no version of {model} is released"
+    if not outcome.decision.promoted:
+        return f"{outcome.decision.reason}; {stays}"
+    if not outcome.new:
+        return f"judged only: the gate would have {outcome.decision.reason}; {stays}"
+    return f"{outcome.decision.reason}; {model}@{version} is released"
+
+
+def _figures(outcome: Outcome) -> Metadata:
+    """What decided, figure by figure; the gains plot over runs."""
+    decision = outcome.decision
+    if decision is None:
+        return {}
+    rows = [asdict(verdict) for verdict in decision.verdicts]
+    gains = {row["metric"]: row["gain"] for row in rows if row["gain"] is not None}
+    return {
+        "decision": MetadataValue.text("promoted" if decision.promoted else "refused"),
+        "reason": MetadataValue.text(decision.reason),
+        "verdicts": table(rows),
+        "figures": MetadataValue.json(decision.plain()),
+        **numbers(gains, "gain."),
+    }
+
+
+def _facts(project: Project, release: Release) -> Metadata:
+    """The released version: its tags and commit, its artifacts, its figures beside those of the other models."""
+    return {
+        "version": MetadataValue.text(f"{release.model}@{release.version}"),
+        "commit": MetadataValue.text(release.commit),
+        "released": MetadataValue.text(release.date),
+        "artifacts": table([{"artifact": stage, "hash": found} for stage, found in release.hashes.items()]),
+        **answers(Published.read(project, "evaluation", release.model)),
+        **numbers(release.metrics),
+    }

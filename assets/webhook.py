@@ -1,0 +1,58 @@
+"""A failed run is told to a webhook in Slack's shape: {"text": ...}. The URL is a secret: $REFRAG_WEBHOOK_URL."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+
+from dagster import DefaultSensorStatus, RunFailureSensorContext, run_failure_sensor
+
+from refrag_platform.errors import RefragError
+
+WEBHOOK = "REFRAG_WEBHOOK_URL"
+# Where the UI is, for a link; set it where people open it under another name.
+UI = "REFRAG_UI_URL"
+LONGEST_REASON = 1500
+
+
+@run_failure_sensor(
+    name="failure_webhook",
+    default_status=DefaultSensorStatus.RUNNING,
+    description=f"Posts a failed run, and why it failed, to the webhook of ${WEBHOOK}; without it, nothing.",
+)
+def failure_webhook(context: RunFailureSensorContext) -> None:
+    if not os.environ.get(WEBHOOK):
+        return
+    run = context.dagster_run
+    events = [event for event in context.get_step_failure_events() if event.step_failure_data]
+    reasons = [f"{event.step_key}: {_reason(event)}" for event in events] or [context.failure_event.message or ""]
+    model = run.tags.get("dagster/partition", "no model")
+    address = os.environ.get(UI, "http://127.0.0.1:3001").rstrip("/")
+    lines = [f"{run.job_name} of {model} failed", *reasons, f"{address}/runs/{run.run_id}"]
+    post("\n".join(line[:LONGEST_REASON] for line in lines))
+
+
+def post(text: str) -> None:
+    """Send a message to the webhook.
+
+    Raises:
+        RefragError: it can't be reached or refuses; the message does not hold the URL, which is a secret.
+    """
+    body = json.dumps({"text": text}).encode()
+    try:
+        request = urllib.request.Request(os.environ[WEBHOOK], body, {"Content-Type": "application/json"}, method="POST")
+        with urllib.request.urlopen(request, timeout=10):
+            return
+    except urllib.error.URLError as error:
+        raise RefragError(f"the webhook of ${WEBHOOK} did not take the message: {error.reason}") from None
+    except (ValueError, OSError):
+        raise RefragError(f"the webhook of ${WEBHOOK} is no URL that can be posted to, or does not answer") from None
+
+
+def _reason(event: object) -> str:
+    """What a failed step said: the reason of a Failure, else the message of its exception."""
+    data = event.step_failure_data  # type: ignore[attr-defined]
+    said = data.user_failure_data.description if data.user_failure_data else None
+    return said or (data.error.message.strip() if data.error else "no reason given")

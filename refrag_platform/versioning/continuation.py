@@ -1,0 +1,111 @@
+"""Training on from a released checkpoint, on the documents there are now, instead of from scratch.
+
+`continue_from: v1.2.0` of `reconstruction` and `cpt` in params.yaml says so; the stages, DVC and manifests read it
+there. The released reconstruction is taken over as it is and `cpt` trains on with the encoder frozen, so that the
+chunk store keeps the vectors of every passage that did not change.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from refrag_platform.dials import set_override
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
+from refrag_platform.versioning.manifest import InputRecord, Manifest
+from refrag_platform.versioning.release import Release, released, releases
+
+CONTINUED = ("reconstruction", "cpt")
+# What the released checkpoint must share with the recipe, or its weights don't fit.
+SHAPE = ("decoder", "encoder", "projection")
+
+
+def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -> str:
+    """Set in params.yaml from where the model's training starts; returns what that means, in a sentence.
+
+    To continue, there must be a release that fits the recipe; else the run is a full one, and the sentence says why.
+
+    Raises:
+        RefragError: params.yaml does not name the model, or can't be edited as it is laid out.
+    """
+    version, meaning = (None, "full: training starts from scratch; the whole chunk store is encoded again")
+    if mode == "continue":
+        version, meaning = _continued(project, model)
+    set_override(project, model, CONTINUED, "continue_from", version)
+    return meaning
+
+
+def base_record(project: Project, stage: str, recipe: Recipe) -> InputRecord | None:
+    """The released checkpoint that `stage` starts from, as a source of its artifact; None when from scratch."""
+    version = getattr(getattr(recipe, stage, None), "continue_from", None)
+    if version is None:
+        return None
+    release = _release(project, recipe, version)
+    return InputRecord(path=f"{recipe.name}@{version}:{stage}", hash=release.hashes[stage])
+
+
+def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> None:
+    """Put the released checkpoint that `stage` starts from into the folder `target`, where it is not there yet.
+
+    Nothing happens when the stage starts from scratch.
+
+    Raises:
+        RefragError: there is no such release, it does not fit the recipe, or its bytes can't be had.
+    """
+    from refrag_platform.versioning.restore import contents
+
+    version = getattr(getattr(recipe, stage, None), "continue_from", None)
+    if version is None or target.is_dir():
+        return
+    release = _release(project, recipe, version)
+    if why := _misfit(release, recipe):
+        raise RefragError(f"{stage}.continue_from of {recipe.name} is {version!r}, but {why}; train in full")
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with contents(project, release, [stage]) as found:
+        shutil.copytree(found[stage], partial)
+    partial.rename(target)
+
+
+def _continued(project: Project, model: str) -> tuple[str | None, str]:
+    """The version to continue from, and what that means."""
+    scratch = "so this run is a full one: training starts from scratch; the whole chunk store is encoded again"
+    release = released(project, model)
+    if release is None:
+        return None, f"no version of {model} is released yet, {scratch}"
+    if why := _misfit(release, project.recipe(model)):
+        return None, f"{why}, {scratch}"
+    try:
+        corpus = Manifest.read(project.stage_dir("corpus", model)).hash
+    except ArtifactError:
+        corpus = ""
+    if corpus == release.hashes["corpus"]:
+        # Continued from itself on the same text, a model would never be up to date.
+        own = release.manifests["cpt"].settings["cpt"].get("continue_from")
+        return own, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with"
+    return release.version, (
+        f"continue: training goes on from {model}@{release.version} on the corpus as it is now, the encoder frozen; "
+        "only passages that changed are encoded again"
+    )
+
+
+def _release(project: Project, recipe: Recipe, version: str) -> Release:
+    known = {release.version: release for release in releases(project, recipe.name)}
+    if version not in known:
+        raise RefragError(
+            f"continue_from of {recipe.name} is {version!r}, which is no version of it; there are: "
+            f"{', '.join(known) or 'none'}"
+        )
+    return known[version]
+
+
+def _misfit(release: Release, recipe: Recipe) -> str | None:
+    """Why a released checkpoint can't be trained on; None when it can."""
+    made = release.manifests["reconstruction"].settings
+    changed = [section for section in SHAPE if made.get(section) != recipe.section(section)]
+    if not changed:
+        return None
+    return f"the recipe's {' and '.join(changed)} changed since {release.model}@{release.version} was made"
