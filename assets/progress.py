@@ -61,20 +61,26 @@ class Course:
         # A training that starts anew, or goes on from an earlier checkpoint, has fewer.
         self._told = min(self._told, rows[-1]["step"]) if rows else self._told
         new = [row for row in rows if row["step"] > self._told]
-        self._told = new[-1]["step"] if new else self._told
-        return [self._words(row) for row in new]
+        said = [_words(row, self.steps) for row in new]
+        if new:
+            self._told = new[-1]["step"]
+            said[-1] += self._left(self._told)
+        return said
 
-    def _words(self, row: Mapping[str, Any]) -> str:
-        parts = [f"step {row['step']:,} of {self.steps:,}: loss {row['loss']:.4f}"]
-        if "tokens_per_second" in row:
-            parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
+    def _left(self, step: int) -> str:
+        """The time that is left, by the speed since the first look that found a line."""
         now = self.clock()
         if self._first is None:
-            self._first = (row["step"], now)
-        elif now > self._first[1] and row["step"] > self._first[0]:
-            rate = (row["step"] - self._first[0]) / (now - self._first[1])
-            parts.append(f"{_duration((self.steps - row['step']) / rate)} left")
-        return ", ".join(parts)
+            self._first = (step, now)
+        begun, at = self._first
+        if step <= begun or now <= at:
+            return ""
+        return f", {_duration((self.steps - step) * (now - at) / (step - begun))} left"
+
+
+def _words(row: Mapping[str, Any], steps: int) -> str:
+    rate = f", {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
+    return f"step {row['step']:,} of {steps:,}: loss {row['loss']:.4f}{rate}"
 
 
 def _rows(path: Path | None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ named by its hash, so that what was replaced long ago is found too, and both way
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ Kind = Literal["source", "artifact", "model", "bento"]
 IN_PLACE, STORE = "in place", "BentoML's store"
 BENTO_FILE, MODEL_FILE = "bento.yaml", "model.yaml"
 LABEL = ("project", "refrag-platform")
+# MODEL@VERSION:STAGE, as versioning.continuation names a released checkpoint.
+BASE = re.compile(r"([a-z0-9-]+)@v\d+\.\d+\.\d+:(\w+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +71,7 @@ class Graph:
     def add_manifest(self, folder: str, manifest: Manifest, place: str) -> None:
         """Enter an artifact."""
         origins = [Version("artifact", _folder(record.path), record.hash) for record in manifest.inputs.values()]
-        origins += [Version("source", record.path, record.hash) for record in manifest.sources]
+        origins += [_source(record.path, record.hash) for record in manifest.sources]
         self.add(Version("artifact", folder, manifest.hash), origins, place, manifest.model)
 
     def named(self, name: str) -> list[Version]:
@@ -188,7 +191,7 @@ def add_model(graph: Graph, description: dict[str, Any]) -> Version:
     recipe = str((description.get("labels") or {}).get("recipe", ""))
     for content, facts in lineage.items():
         origins = [Version("artifact", _folder(path), hash) for path, hash in facts["inputs"].items()]
-        origins += [Version("source", path, hash) for path, hash in (facts.get("sources") or {}).items()]
+        origins += [_source(path, hash) for path, hash in (facts.get("sources") or {}).items()]
         graph.add(Version("artifact", _folder(content), facts["hash"]), origins, model=recipe)
     folders = {_folder(content).rsplit("/", 1)[-1]: _folder(content) for content in lineage}
     held = metadata.get("hashes") or {}
@@ -223,6 +226,12 @@ def read_description(path: Path) -> dict[str, Any] | None:
         return None
     ours = isinstance(values, dict) and (values.get("labels") or {}).get(LABEL[0]) == LABEL[1]
     return values if ours else None
+
+
+def _source(path: str, hash: str) -> Version:
+    """A source as its artifact's manifest names it: a file, or the released checkpoint that a training went on from."""
+    base = BASE.fullmatch(path)
+    return Version("artifact", f"models/{base[1]}/{base[2]}", hash) if base else Version("source", path, hash)
 
 
 def _folder(content: str) -> str:

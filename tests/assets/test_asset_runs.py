@@ -85,6 +85,12 @@ def test_metadata_holds_numbers_picture_tables_paths_and_lineage(made: Project, 
     assert {row["path"] for row in rows if row["input"] == "source"} >= {f"models/{MODEL}/tokenizer.json"}
 
 
+def test_the_log_of_a_run_tells_the_course(made: Project, instance: DagsterInstance) -> None:
+    first = instance.get_runs()[-1]
+    said = "\n".join(entry.user_message for entry in instance.all_logs(first.run_id))
+    assert f"step 10 of {made.recipe(MODEL).reconstruction.steps}: loss 3.0000" in said
+
+
 def test_what_is_up_to_date_is_cached_and_not_made_again(
     made: Project, instance: DagsterInstance, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dagster import DagsterInstance
-
 from assets.progress import Course
-from refrag_platform.project import Project
-from tests.assets.conftest import MODEL
 
 
 def write(path: Path, *steps: int) -> None:
@@ -42,9 +38,3 @@ def test_a_short_training_is_told_from_what_it_published(tmp_path: Path) -> None
     assert course.new_lines() == []
     state.unlink()
     assert [line.split(":")[0] for line in course.new_lines()] == ["step 2 of 3", "step 3 of 3"]
-
-
-def test_the_log_of_a_run_tells_the_course(made: Project, instance: DagsterInstance) -> None:
-    first = instance.get_runs()[-1]
-    said = "\n".join(entry.user_message for entry in instance.all_logs(first.run_id))
-    assert f"step 10 of {made.recipe(MODEL).reconstruction.steps}: loss 3.0000" in said

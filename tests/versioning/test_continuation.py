@@ -14,6 +14,7 @@ from refrag_platform.store.content import StoreDescription
 from refrag_platform.versioning import tags
 from refrag_platform.versioning.continuation import set_start
 from refrag_platform.versioning.digest import file_digest, folder_digest
+from refrag_platform.versioning.graph import Version, read_graph
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.runs import Git, commit_run
 from tests.versioning.planted import MODEL
@@ -100,10 +101,17 @@ def test_new_documents_leave_the_encoder_and_the_vectors_of_the_old_ones(
 
 def test_what_can_not_be_continued_is_trained_in_full_and_the_run_says_why(recorded: Project) -> None:
     version = release(recorded)
+    old, corpus = (Manifest.read(recorded.stage_dir(stage, MODEL)).hash for stage in ("cpt", "corpus"))
     (recorded.source_dir(MODEL) / "more.txt").write_text("The sea is deep.")
     make(recorded, "corpus")
     assert "continue: training goes on" in set_start(recorded, MODEL, "continue")
     make(recorded, "reconstruction", "cpt")
+    graph = read_graph(recorded)
+    behind = graph.behind(
+        [Version("artifact", f"models/{MODEL}/cpt", Manifest.read(recorded.stage_dir("cpt", MODEL)).hash)]
+    )
+    assert Version("artifact", f"models/{MODEL}/cpt", old) in behind.versions
+    assert {version.hash for version in behind.versions if version.name == f"data/{MODEL}/corpus"} > {corpus}
     params = recorded.params()
     params["overrides"][MODEL]["projection"] = {"activation": "relu"}
     (recorded.root / "params.yaml").write_text(yaml.safe_dump(params))
