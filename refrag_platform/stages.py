@@ -33,6 +33,7 @@ TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platfo
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
 EVALUATION_CODE = (
     *MODEL_CODE,
+    "refrag_platform/corpus/question_files.py",
     "refrag_platform/corpus/shards.py",
     "refrag_platform/training/core/losses.py",
     "refrag_platform/training/core/groups.py",
@@ -101,7 +102,12 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.finetuned:train_finetuned",
             ("corpus", "cpt", "policy"),
             ("finetuned", "policy"),
-            (*TRAINING_CODE, "refrag_platform/training/examples.py", "refrag_platform/training/finetuned.py"),
+            (
+                *TRAINING_CODE,
+                "refrag_platform/corpus/question_files.py",
+                "refrag_platform/training/examples.py",
+                "refrag_platform/training/finetuned.py",
+            ),
         ),
         Stage(
             "evaluation",

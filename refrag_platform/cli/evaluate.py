@@ -130,7 +130,7 @@ def rag(
     REFRAG takes), REFRAG, and REFRAG with the passages of another question. Passages are taken in the
     order listed; where a row names its `gold` passages, these are among them.
     """
-    from refrag_platform.evaluation.questions import read_questions
+    from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_json, write_reports

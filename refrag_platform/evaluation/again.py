@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.perplexity import window_items
-from refrag_platform.evaluation.questions import read_questions
 from refrag_platform.evaluation.rag import answer_items
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.windows import split_windows

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from refrag_platform.corpus.question_files import Question
 from refrag_platform.evaluation.decoders import load_control
 from refrag_platform.evaluation.items import ItemSet, questions_digest
 from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, rounded
-from refrag_platform.evaluation.questions import Question
 from refrag_platform.evaluation.scoring import PlainSystem
 from refrag_platform.model.generate import generate
 from refrag_platform.model.policy import PolicyNetwork, select

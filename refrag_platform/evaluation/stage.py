@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
-from refrag_platform.evaluation.questions import read_questions
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.scoring import PlainSystem

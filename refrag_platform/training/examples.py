@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from refrag_platform.corpus.question_files import Question, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn
 from refrag_platform.recipes import FinetunedRecipe
@@ -58,31 +59,6 @@ def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
     return rows
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
-    """Rows id, question, answers, passages [{title, text}] and, if known, gold [numbers] of a .jsonl file.
-
-    A question without answers is answered by NO_ANSWER; `gold` is None where it isn't known.
-
-    Raises:
-        RefragError: as `read_rows`, or a field is of another form; file and row are named.
-    """
-    rows = []
-    for number, row in enumerate(read_rows(path, ("id", "question", "answers", "passages")), 1):
-        where = f"{path}, row {number}"
-        answers = [row["answers"]] if isinstance(row["answers"], str) else row["answers"]
-        if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-            raise RefragError(f"{where}: `answers` is {answers!r}; it must be a list of texts")
-        passages = row["passages"]
-        if not isinstance(passages, list) or not all(isinstance(p, dict) and "text" in p for p in passages):
-            raise RefragError(f"{where}: `passages` must be a list of objects with `text` and, if known, `title`")
-        gold = row.get("gold")
-        if gold is not None and not all(isinstance(g, int) and 0 <= g < len(passages) for g in gold):
-            raise RefragError(f"{where}: `gold` is {gold!r}; it must list numbers of the {len(passages)} passages")
-        titled = [{"title": str(p.get("title") or ""), "text": p["text"]} for p in passages]
-        rows.append({**row, "answers": answers or [NO_ANSWER], "passages": titled, "gold": gold})
-    return rows
-
-
 class Examples:
     """All that fine-tuning can draw from, and the draw."""
 
@@ -93,12 +69,12 @@ class Examples:
         Raises:
             RefragError: a task of the recipe has nothing to draw from.
         """
-        files = [
-            corpus / "questions" / "train.jsonl",
-            *(root / os.path.expandvars(name) for name in settings.questions),
-        ]
         self.settings, self.seed = settings, seed
-        self.questions = [row for file in files for row in read_questions(file)]
+        own = corpus / "questions" / "train.jsonl"
+        # A corpus of plain documents has no questions of its own.
+        files = [own] if own.stat().st_size else []
+        files += [root / os.path.expandvars(name) for name in settings.questions]
+        self.questions = [question for file in files for question in read_questions(file)]
         self.conversations = list(_conversations(self.questions))
         self.summaries = [
             row
@@ -136,46 +112,52 @@ class Examples:
         history: list[Turn] = []
         for turn in turns[:-1]:
             history += [
-                {"role": "user", "content": turn["question"]},
-                {"role": "assistant", "content": turn["answers"][0]},
+                {"role": "user", "content": turn.question},
+                {"role": "assistant", "content": _answer(turn)},
             ]
-        return Example(task, passages, history, last["question"], last["answers"][0] if answered else NO_ANSWER)
+        return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER)
 
-    def _passages(self, row: dict[str, Any], random: np.random.Generator) -> tuple[list[dict[str, str]], bool]:
+    def _passages(self, question: Question, random: np.random.Generator) -> tuple[list[dict[str, str]], bool]:
         """The gold passages among others in random order; sometimes without the gold, and then there is no answer."""
-        # Without gold numbers the first passage is taken for it, as a retriever ranked them.
-        gold = set(row["gold"] if row["gold"] is not None else range(min(1, len(row["passages"]))))
+        gold = [question.passages[number] for number in _gold(question)]
         wanted = int(random.integers(1, self.settings.max_passages + 1))
-        known = {row["passages"][number]["text"] for number in gold}
-        others = [p for number, p in enumerate(row["passages"]) if number not in gold and p["text"] not in known]
+        known = {text for _, text in gold}
+        others = [passage for passage in question.passages if passage[1] not in known]
         # Few listed distractors: fill up with passages of other questions, never with this one's gold.
         for _ in range(DRAWS * wanted):
             if len(others) >= wanted:
                 break
-            stranger = self.questions[int(random.integers(len(self.questions)))]["passages"]
-            candidate = stranger[int(random.integers(len(stranger)))] if stranger else None
-            if candidate is not None and candidate["text"] not in known:
-                others.append(candidate)
-        random.shuffle(others)
+            strangers = self.questions[int(random.integers(len(self.questions)))].passages
+            stranger = strangers[int(random.integers(len(strangers)))] if strangers else None
+            if stranger is not None and stranger[1] not in known:
+                others.append(stranger)
+        order = random.permutation(len(others))
+        others = [others[number] for number in order]
         # Where the gold isn't known, any passage may hold the answer: no example without one can be made.
-        if row["gold"] is not None and others and random.random() < self.settings.no_answer_share:
-            return others[:wanted], False
-        kept = [row["passages"][number] for number in sorted(gold)]
-        passages = [*kept, *others[: max(0, wanted - len(kept))]]
+        answered = not (question.gold and others and random.random() < self.settings.no_answer_share)
+        passages = [*gold, *others[: max(0, wanted - len(gold))]] if answered else others[:wanted]
         order = random.permutation(len(passages))
-        return [passages[number] for number in order], True
+        return [{"title": passages[number][0], "text": passages[number][1]} for number in order], answered
 
 
-def _conversations(questions: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Questions on the same gold passage (or the same document) follow each other as turns."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in questions:
-        gold = row["gold"] or ([0] if row["passages"] else [])
-        key = row.get("document_id") or (row["passages"][gold[0]]["text"] if gold else "")
-        groups[key].append(row)
-    for rows in groups.values():
-        for start in range(0, len(rows) - 1, 2):
-            yield rows[start : start + 3]
+def _gold(question: Question) -> tuple[int, ...]:
+    """Numbers of the gold passages; where they aren't known, the first is taken for it, as a retriever ranked them."""
+    return question.gold or ((0,) if question.passages else ())
+
+
+def _answer(question: Question) -> str:
+    return question.answers[0] if question.answers else NO_ANSWER
+
+
+def _conversations(questions: list[Question]) -> Iterator[list[Question]]:
+    """Questions on the same document (or, where it isn't known, the same gold passage) follow each other as turns."""
+    groups: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        gold = [question.passages[number][1] for number in _gold(question)[:1]]
+        groups[question.document if question.document != question.id else "".join(gold)].append(question)
+    for same in groups.values():
+        for start in range(0, len(same) - 1, 2):
+            yield same[start : start + 3]
 
 
 def _lead_summaries(corpus: Path) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from refrag_platform.corpus.question_files import Question, read_questions
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.questions import Question, read_questions
 from refrag_platform.evaluation.rag import compressed, evaluate_rag
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_text, rag_prompt

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.recipes import FinetunedRecipe, Recipe
-from refrag_platform.training.examples import Examples, read_questions, read_rows
+from refrag_platform.training.examples import Examples, read_rows
 
 
 def write_questions(folder: Path, count: int = 12) -> Path:
@@ -89,8 +90,12 @@ def test_one_text_is_one_answer_and_no_answers_are_answered_so(recipe: Recipe, t
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     first, second = read_questions(path)
-    assert first["answers"] == ["Paris"] and first["passages"] == [{"title": "", "text": "Paris"}]
-    assert second["answers"] == [NO_ANSWER]
+    assert first.answers == ("Paris",) and first.passages == (("", "Paris"),)
+    corpus = tmp_path / "corpus"
+    (corpus / "questions").mkdir(parents=True)
+    (corpus / "questions" / "train.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    drawn = Examples(corpus, settings(recipe, tasks={"rag": 1.0}), seed=0).draw(0, 0)
+    assert (drawn.question, drawn.answer) == (second.question, NO_ANSWER)
 
 
 def test_an_example_without_an_answer_never_holds_it(recipe: Recipe, tmp_path: Path) -> None:
