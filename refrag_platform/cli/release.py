@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from refrag_platform.evaluation.gate import Decision
     from refrag_platform.project import Project
+    from refrag_platform.versioning.gate import Decision
     from refrag_platform.versioning.release import Release
 
 Model = Annotated[str, typer.Argument(help="A model, e.g. tiny.")]

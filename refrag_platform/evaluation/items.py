@@ -26,7 +26,7 @@ class ItemSet(BaseModel):
 
     digest: str = Field("", description="of the items themselves: equal digests mean the same windows or questions")
     groups: list[str] = Field(
-        default_factory=list, description="what is resampled: a window's document, a question's own id"
+        default_factory=list, description="what is resampled: the document of each window or question"
     )
     values: dict[str, list[float]] = Field(default_factory=dict, description="per metric")
 

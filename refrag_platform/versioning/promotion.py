@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.evaluation.gate import Decision, decide
 from refrag_platform.evaluation.items import Items
 from refrag_platform.project import Project
 from refrag_platform.publication import only_runner
 from refrag_platform.stages import STAGES, published
 from refrag_platform.versioning import tags
 from refrag_platform.versioning.dvc import ensure_repo
+from refrag_platform.versioning.gate import Decision, decide
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.release import Release, read_manifests, read_release, released, version_at
 from refrag_platform.versioning.restore import contents
@@ -120,7 +120,7 @@ def _judge(project: Project, model: str, current: Release | None, evaluate_again
         known = Items.read(found["evaluation"])
     decision = decide(candidate, known, recipe.release)
     if evaluate_again and any(verdict.outcome == "other set" for verdict in decision.verdicts):
-        from refrag_platform.evaluation.again import measure
+        from refrag_platform.versioning.again import measure
 
         own, corpus = project.content("finetuned", model), project.content("corpus", model)
         with contents(project, current, ["finetuned"]) as found:

@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError
-from refrag_platform.evaluation.again import measure
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.stages import StageContext
+from refrag_platform.versioning.again import measure
 from refrag_platform.versioning.digest import folder_digest
 from tests.evaluation.conftest import sentences
 

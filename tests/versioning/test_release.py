@@ -14,12 +14,11 @@ from typer.testing import CliRunner
 from refrag_platform import stages
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.evaluation import again
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.stages import StageContext
-from refrag_platform.versioning import dvc, promotion
+from refrag_platform.versioning import again, dvc, promotion
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.promotion import promote, rollback
 from refrag_platform.versioning.release import released, releases

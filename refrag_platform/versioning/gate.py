@@ -2,7 +2,7 @@
 
 A candidate passes a figure when the whole interval of its gain over the released model lies above minus the
 tolerance: it is better, or so surely no worse than that. A tie that the held-out set can't settle is refused.
-Intervals are paired bootstraps that resample documents (windows) or questions.
+Intervals are paired bootstraps that resample documents.
 """
 
 from __future__ import annotations

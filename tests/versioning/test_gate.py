@@ -10,10 +10,10 @@ import pytest
 
 from refrag_platform.corpus.question_files import Question
 from refrag_platform.errors import ArtifactError
-from refrag_platform.evaluation.gate import decide
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet, questions_digest, windows_digest
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.recipes import ReleaseRecipe
+from refrag_platform.versioning.gate import decide
 
 RULES = ReleaseRecipe()
 DOCUMENTS = [f"book {number // 8}" for number in range(64)]
