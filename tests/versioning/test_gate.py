@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refrag_platform.corpus.question_files import Question
 from refrag_platform.errors import ArtifactError
-from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet, questions_digest, windows_digest
-from refrag_platform.evaluation.windows import Windows
+from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.recipes import ReleaseRecipe
 from refrag_platform.versioning.gate import decide
 
@@ -127,18 +125,6 @@ def test_only_the_figures_that_the_recipe_names_count_and_decisions_are_plain_an
     assert [verdict.metric for verdict in decision.verdicts] == ["f1"]
     again = decide(items(nats=9.0, noise=0.4, right=101), items(), rules)
     assert json.loads(json.dumps(decision.plain())) == json.loads(json.dumps(again.plain()))
-
-
-def test_digests_name_the_items(windows: Windows) -> None:
-    same = Windows(windows.tokens.clone(), ["x"] * len(windows), windows.context_tokens)
-    assert windows_digest(same) == windows_digest(windows)
-    moved = Windows(windows.tokens, windows.documents, windows.context_tokens + 4)
-    assert windows_digest(moved) != windows_digest(windows)
-    asked = Question("1", "What?", ("x",), (("T", "a"), ("U", "b")), gold=(1,))
-    further = Question("1", "What?", ("x",), (("T", "other"), ("U", "b")), gold=(1,))
-    assert questions_digest([asked], 1, 8) == questions_digest([further], 1, 8), "the passage that differs is not read"
-    assert questions_digest([asked], 2, 8) != questions_digest([further], 2, 8)
-    assert questions_digest([asked], 1, 8) != questions_digest([asked], 1, 9)
 
 
 def test_damaged_items_are_named(tmp_path: Path) -> None:
