@@ -38,7 +38,10 @@ REPEATED_CHUNKS = (1, 8, 32)
 
 
 class CptTask(Task):
-    """Next-paragraph prediction for REFRAG or one of its controls, on the same windows in the same order."""
+    """Next-paragraph prediction for REFRAG or one of its controls, step by step on the same windows.
+
+    But for steps that repeat: REFRAG alone has them, and they are further text to it.
+    """
 
     def __init__(
         self,
@@ -47,16 +50,16 @@ class CptTask(Task):
         windows: dict[int, Windows],
         seed: int,
         system: System = "refrag",
+        repeats: dict[int, Windows] | None = None,
     ) -> None:
-        """Args: windows: for each number of context chunks L, windows of L k + o tokens."""
+        """
+        Args:
+            windows: for each number of context chunks L, windows of L k + o tokens.
+            repeats: for each number of chunks n that steps repeat, windows of n k tokens; needed for those steps alone.
+        """
         super().__init__()
-        self.model, self.settings, self.windows, self.seed, self.system = (
-            model,
-            settings,
-            windows,
-            seed,
-            system,
-        )
+        self.model, self.settings, self.windows, self.seed, self.system = model, settings, windows, seed, system
+        self.repeats = repeats or {}
         self.chunks = settings.context_tokens // model.chunk_size
         self.curriculum_steps = round(settings.curriculum_share * settings.steps) if settings.curriculum else 0
         if settings.curriculum:
@@ -85,13 +88,12 @@ class CptTask(Task):
 
     def repeated_chunks(self, step: int) -> int | None:
         """Chunks in a sample if this step repeats its context, else None."""
-        share = self.settings.repeat_steps_share if self.system == "refrag" else 0.0
+        share = self.settings.repeat_steps_share if self.repeats else 0.0
         # Half a step off: round shares and round logging intervals don't fall on the same steps.
         number = int((step + 0.5) * share)
         if number == int((step - 0.5) * share):
             return None
-        lengths = [length for length in REPEATED_CHUNKS if length <= self.chunks]
-        return lengths[number % len(lengths)]
+        return sorted(self.repeats)[number % len(self.repeats)]
 
     def samples(self, step: int, size: int) -> int:
         """A step that repeats has more sequences, of about as many positions in all."""
@@ -102,7 +104,7 @@ class CptTask(Task):
         return size * max(1, positions // (repeated * (1 + self.model.chunk_size) + 1))
 
     def _repeat_batch(self, chunks: int, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
-        tokens = self.windows[chunks].batch(step, micro, size, rank, world)[:, : chunks * self.model.chunk_size]
+        tokens = self.repeats[chunks].batch(step, micro, size, rank, world)
         context = tokens.reshape(len(tokens), chunks, self.model.chunk_size)
         token_ids, index = window_layout(context, torch.zeros(len(tokens), chunks, dtype=torch.bool))
         start = torch.full((len(tokens), 1), self.model.start_token_id)
@@ -168,12 +170,16 @@ def cpt_task(model: RefragModel, corpus: Any, settings: CptRecipe, seed: int, sy
     """The task over a corpus' training split."""
     k, o = model.chunk_size, settings.output_tokens
     lengths = {settings.context_tokens // k}
-    if settings.repeat_steps_share:
-        lengths |= {length for length in REPEATED_CHUNKS if length <= settings.context_tokens // k}
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
         lengths |= {2**i for i in range(largest.bit_length())}
-    return CptTask(model, settings, {n: Windows(corpus, "train", n * k + o, seed) for n in lengths}, seed, system)
+    windows = {n: Windows(corpus, "train", n * k + o, seed) for n in lengths}
+    repeats = {}
+    if system == "refrag" and settings.repeat_steps_share:
+        repeats = {
+            n: Windows(corpus, "train", n * k, seed) for n in REPEATED_CHUNKS if n * k <= settings.context_tokens
+        }
+    return CptTask(model, settings, windows, seed, system, repeats)
 
 
 def train_cpt(context: StageContext) -> dict[str, Any]:
