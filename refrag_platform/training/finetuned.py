@@ -19,7 +19,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, lay_out
 from refrag_platform.model.selection import expand
 from refrag_platform.recipes import FinetunedRecipe, TrainingRecipe
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.groups import decoder_body, decoder_group, encoder_groups, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
@@ -98,7 +98,8 @@ class FinetunedTask(Task):
         targets = batch["targets"][:, 1:]
         chosen = targets >= 0
         head = head_weight(self.model.decoder)
-        return linear_cross_entropy(hidden[:, :-1][chosen], head, targets[chosen]), {}
+        # Another number of answer tokens in every batch: a compiled block would be compiled again for each.
+        return linear_cross_entropy(hidden[:, :-1][chosen], head, targets[chosen], compiled=False), {}
 
     def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
         return [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
@@ -110,7 +111,7 @@ class FinetunedTask(Task):
 def train_finetuned(context: StageContext) -> dict[str, Any]:
     """The stage: the CPT checkpoint and the policy in; all that serving needs out."""
     settings = context.recipe.finetuned
-    if settings.train_encoder:
+    if settings.train_encoder and "finetuned" not in STAGES["chunks"].inputs:
         raise RecipeError(
             "finetuned.train_encoder is true, but in this pipeline the chunk store and the policy come before "
             "fine-tuning; set it to false, or put both after it in stages.py and dvc.yaml"
