@@ -36,7 +36,7 @@ from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
 from refrag_platform.training.core.lora import lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import cpt_task
-from refrag_platform.training.reconstruction import ReconstructionTask
+from refrag_platform.training.reconstruction import reconstruction_task
 
 Stage = Literal["reconstruction", "cpt", "none", "full", "truncated"]
 Base = Annotated[Path, typer.Option("--base", help="The assembled base folder.")]
@@ -152,10 +152,7 @@ def _recipe(base: Path, stage: Stage, values: list[str]) -> Recipe:
 
 def _task(stage: Stage, model: RefragModel, recipe: Recipe, corpus: Path, freeze_embeddings: bool) -> Task:
     if stage == "reconstruction":
-        settings = recipe.reconstruction
-        factors = [2**i for i in range(settings.curriculum.max_factor.bit_length())]
-        windows = {f: Windows(corpus, "train", f * model.chunk_size, recipe.seed) for f in factors}
-        task: Task = ReconstructionTask(model, settings, windows, recipe.seed)
+        task: Task = reconstruction_task(model, corpus, recipe.reconstruction, recipe.seed)
     else:
         task = cpt_task(model, corpus, recipe.cpt, recipe.seed, "refrag" if stage == "cpt" else stage)
     if freeze_embeddings:

@@ -6,6 +6,7 @@ position predicts x_1. Run: `refrag run reconstruction --model tiny`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,11 +133,12 @@ class ReconstructionTask(Task):
         return tokens + tokens // self.model.chunk_size
 
 
-def reconstruction_task(context: StageContext, model: RefragModel) -> ReconstructionTask:
-    """The task over the corpus' training split."""
-    settings, seed = context.recipe.reconstruction, context.recipe.seed
+def reconstruction_task(
+    model: RefragModel, corpus: Path, settings: ReconstructionRecipe, seed: int
+) -> ReconstructionTask:
+    """The task over a corpus' training split."""
     factors = [2**i for i in range(settings.curriculum.max_factor.bit_length())]
-    windows = {f: Windows(context.inputs["corpus"], "train", f * model.chunk_size, seed) for f in factors}
+    windows = {f: Windows(corpus, "train", f * model.chunk_size, seed) for f in factors}
     return ReconstructionTask(model, settings, windows, seed)
 
 
@@ -149,6 +151,7 @@ def train_reconstruction(context: StageContext) -> dict[str, Any]:
         return take_over(context, context.released)
     base = context.project.recipe_path(context.recipe.name).parent
     model = RefragModel.create(context.recipe, base)
-    task = reconstruction_task(context, model)
-    summary = train(task, context.recipe.reconstruction, context.work, f"reconstruction of {context.recipe.name}")
+    settings = context.recipe.reconstruction
+    task = reconstruction_task(model, context.inputs["corpus"], settings, context.recipe.seed)
+    summary = train(task, settings, context.work, f"reconstruction of {context.recipe.name}")
     return finish(context, model, summary)

@@ -10,8 +10,7 @@ import torch
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CurriculumRecipe, ReconstructionRecipe
 from refrag_platform.training.core.loop import train
-from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.reconstruction import ReconstructionTask
+from refrag_platform.training.reconstruction import ReconstructionTask, reconstruction_task
 from tests.training.conftest import repeating_documents, write_corpus
 
 
@@ -20,8 +19,7 @@ def _task(model: RefragModel, folder: Path, **settings: object) -> Reconstructio
     recipe = ReconstructionRecipe(
         steps=3, batch_size=2, precision="fp32", curriculum=CurriculumRecipe(max_factor=2, stages=2), **settings
     )
-    windows = {factor: Windows(corpus, "train", factor * model.chunk_size, 0) for factor in (1, 2)}
-    return ReconstructionTask(model, recipe, windows, 0)
+    return reconstruction_task(model, corpus, recipe, 0)
 
 
 @pytest.mark.parametrize("train_decoder", [False, True])
