@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,23 +42,24 @@ class TrainingDiverged(RefragError):
     """The loss is not finite, or the chunk vectors have collapsed to a constant."""
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """What a stage trains. `forward(batch)` returns the mean loss and figures to log (tensors or floats)."""
 
     updates_per_batch = 1
     # The figure whose first and last values a run is judged by.
     judged_by = "loss"
 
+    @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        raise NotImplementedError
+        """Mean loss of a batch, and figures to log."""
 
+    @abstractmethod
     def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
         """Parameters with their peak learning rates: [{"params": [...], "lr": peak}]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         """CPU tensors of micro-batch `micro` of a step; `size` sequences over all ranks."""
-        raise NotImplementedError
 
     def samples(self, step: int, size: int) -> int:
         """Sequences in a micro-batch of this step; a curriculum gives more short ones."""
@@ -70,9 +72,9 @@ class Task(nn.Module):
         """Figures that cost a further forward pass, on logged steps only."""
         return {}
 
+    @abstractmethod
     def positions(self, batch: Batch) -> int:
         """Decoder positions of a batch, for the rate."""
-        raise NotImplementedError
 
 
 def learning_rate_factor(step: int, settings: TrainingRecipe) -> float:
