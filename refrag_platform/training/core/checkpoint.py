@@ -9,6 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from refrag_platform.quiet import quietly
+
 COMPLETE = "complete.json"
 
 
@@ -22,7 +24,8 @@ def save(accelerator: Accelerator, folder: Path, step: int, facts: dict[str, Any
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    with quietly():
+        accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (partial / COMPLETE).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
