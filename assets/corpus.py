@@ -24,4 +24,4 @@ def describe(published: Published) -> Metadata:
     }
 
 
-corpus = stage_asset("corpus", description=__doc__, group="data", kinds=("parquet",), describe=describe)
+corpus = stage_asset("corpus", description=__doc__, kinds=("parquet",), describe=describe)

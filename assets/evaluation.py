@@ -24,6 +24,4 @@ def describe(published: Published) -> Metadata:
     }
 
 
-evaluation = stage_asset(
-    "evaluation", description=__doc__, group="release", kinds=("pytorch",), describe=describe, pool=GPU_POOL
-)
+evaluation = stage_asset("evaluation", description=__doc__, kinds=("pytorch",), describe=describe, pool=GPU_POOL)

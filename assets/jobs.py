@@ -31,7 +31,8 @@ from assets.settings import RetrainingSettings, retraining_settings
 from refrag_platform.corpus.sources import sources_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES, made_from_current
+from refrag_platform.runner import made_from_current
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
 
 SETTINGS = retraining_settings(find_project())

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import psutil
 from dagster import (
     AssetKey,
     DagsterEvent,
@@ -19,11 +18,10 @@ from dagster import (
     RunsFilter,
 )
 
+from assets.launcher import PROCESS_TAG, is_alive, this_process
 from assets.partitions import find_project
 from refrag_platform.dials import require_named
 from refrag_platform.stages import STAGES
-
-PROCESS_TAG = "refrag/process"
 
 
 def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
@@ -53,7 +51,7 @@ def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
                 raise_on_error=False,
                 # Dagster's own errors are stack traces; what a user needs is printed below.
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                tags={PROCESS_TAG: _this_process()},
+                tags={PROCESS_TAG: this_process()},
             )
         except DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None
@@ -67,7 +65,7 @@ def close_dead_runs(instance: DagsterInstance) -> list[str]:
     dead = [
         run
         for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]))
-        if PROCESS_TAG in run.tags and not _alive(run.tags[PROCESS_TAG])
+        if not is_alive(instance, run)
     ]
     for run in dead:
         instance.report_run_failed(run, "the process of this run was killed")
@@ -84,19 +82,6 @@ def _reason(failure: DagsterEvent) -> str:
 def _terminal() -> int | None:
     """A copy of stderr when it is a terminal; Dagster takes the original for its logs."""
     return os.dup(2) if os.isatty(2) else None
-
-
-def _this_process() -> str:
-    """Number and start of this process: numbers are given again."""
-    return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
-
-
-def _alive(process: str) -> bool:
-    number, started = process.split("@")
-    try:
-        return f"{psutil.Process(int(number)).create_time():.2f}" == started
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":

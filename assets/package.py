@@ -13,4 +13,4 @@ def describe(published: Published) -> Metadata:
     return {"lock": MetadataValue.json(published.read_json("package.json"))}
 
 
-package = stage_asset("package", description=__doc__, group="release", kinds=("bentoml",), describe=describe)
+package = stage_asset("package", description=__doc__, kinds=("bentoml",), describe=describe)

@@ -7,7 +7,9 @@ there after the grace time is killed.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,11 @@ from dagster import (
     open_pipes_session,
 )
 from pydantic import Field
+
+from refrag_platform.processes import ends_with_parent
+
+# Bytes; with fewer left, that is why a stage failed.
+FULL = 64_000_000
 
 
 class StageFailed(Exception):
@@ -50,6 +57,7 @@ class StageProcess(ConfigurableResource):
         Raises:
             StageFailed: it ended with another status than 0.
         """
+        _end_with_run()
         with _session(context) as session:
             process = subprocess.Popen(
                 [sys.executable, "-m", "assets.child", stage, model],
@@ -74,7 +82,28 @@ class StageProcess(ConfigurableResource):
             finally:
                 _signal_group(process.pid, signal.SIGKILL)
         if status:
-            raise StageFailed(f"{stage} of {model} ended with status {status}; the step's logs say why")
+            raise StageFailed(f"{stage} of {model} ended with status {status}{_why(session)}{_full_disk(root)}")
+
+
+def _why(session: PipesSession) -> str:
+    """What the stage said last; one that was killed has said nothing."""
+    said = [message["reason"] for message in session.get_custom_messages() if message.get("reason")]
+    return f": {said[-1]}" if said else "; the step's logs say why"
+
+
+def _full_disk(root: Path) -> str:
+    """Libraries that write checkpoints don't name this cause."""
+    free = shutil.disk_usage(root).free
+    return f"\nThe disk of {root} is full: {free / 1e6:.0f} MB are left" if free < FULL else ""
+
+
+def _end_with_run() -> None:
+    """A step whose run was killed must not train on, unseen: it ends with the run's process, and its stage with it."""
+    run = multiprocessing.parent_process()
+    if run is not None:
+        ends_with_parent(signal.SIGKILL)()
+        if os.getppid() != run.pid:  # it ended before we asked
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

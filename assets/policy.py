@@ -18,6 +18,4 @@ def describe(published: Published) -> Metadata:
     }
 
 
-policy = stage_asset(
-    "policy", description=__doc__, group="training", kinds=("pytorch",), describe=describe, pool=GPU_POOL
-)
+policy = stage_asset("policy", description=__doc__, kinds=("pytorch",), describe=describe, pool=GPU_POOL)

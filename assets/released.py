@@ -26,7 +26,7 @@ from pydantic import Field
 from assets.metadata import Metadata, Published, answers, numbers, table
 from assets.partitions import MODELS, find_project
 from assets.settings import PROMOTE_HELP, retraining_settings
-from assets.stage_asset import GPU_POOL, OWNERS
+from assets.stage_asset import GPU_POOL, GROUP, OWNERS
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.versioning.promotion import Outcome, promote
@@ -49,7 +49,7 @@ class Promotion(Config):
             NAME,
             deps=["package"],
             description=__doc__,
-            group_name="release",
+            group_name=GROUP,
             kinds={"git", "dvc"},
             owners=OWNERS,
             metadata={"command": "refrag release promote MODEL --again"},

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from dagster._utils.schedules import is_valid_cron_string
+from dagster import DagsterInvalidDefinitionError, ScheduleDefinition
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from refrag_platform.errors import RefragError
+from refrag_platform.faults import explain
 from refrag_platform.project import Project
 
 Mode = Literal["full", "continue"]
@@ -36,8 +37,10 @@ class RetrainingSettings(BaseModel):
     @field_validator("cron")
     @classmethod
     def _is_cron(cls, value: str) -> str:
-        if not is_valid_cron_string(value):
-            raise ValueError('not a cron string of five fields, such as "0 3 * * 0"')
+        try:
+            ScheduleDefinition(job_name="any", cron_schedule=value)
+        except DagsterInvalidDefinitionError:
+            raise ValueError('not a cron string of five fields, such as "0 3 * * 0"') from None
         return value
 
     @field_validator("timezone")
@@ -60,12 +63,5 @@ def retraining_settings(project: Project) -> RetrainingSettings:
     try:
         return RetrainingSettings.model_validate(values)
     except ValidationError as error:
-        faults = "\n".join(_explain(fault["loc"], fault["input"], fault["msg"]) for fault in error.errors())
+        faults = explain(error, RetrainingSettings, "retraining")
         raise RefragError(f"{project.root / 'params.yaml'}:\n{faults}") from None
-
-
-def _explain(location: tuple[int | str, ...], value: object, message: str) -> str:
-    key = ".".join(("retraining", *map(str, location)))
-    if len(location) == 1 and location[0] not in RetrainingSettings.model_fields:
-        return f"  {key}: unknown key; allowed here: {', '.join(RetrainingSettings.model_fields)}"
-    return f"  {key} is {value!r}; {message.removeprefix('Value error, ')}"

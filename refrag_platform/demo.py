@@ -13,9 +13,10 @@ from rich.table import Table
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
+from refrag_platform.runner import run_stage
 from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
-from refrag_platform.stages import STAGES, run_stage
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
 
 # What a question shows of itself when the corpus has no questions.

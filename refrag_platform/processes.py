@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import signal
+import socket
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
@@ -20,3 +21,10 @@ def ends_with_parent(number: signal.Signals) -> Callable[[], None]:
             library.prctl(PR_SET_PDEATHSIG, number)
 
     return ask
+
+
+def free_port() -> int:
+    """A port of this machine's own address on which nobody listens just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -87,3 +87,7 @@ class Project:
     def source_dir(self, model: str) -> Path:
         """Where a user drops documents of the `files` source."""
         return self.root / "data" / "sources" / model
+
+    def source_path(self, model: str, given: str | None) -> Path:
+        """The folder or file of a `files` source whose `path` is `given`: $VARIABLES and ~ count; may not exist."""
+        return self.source_dir(model) if given is None else self.root / Path(os.path.expandvars(given)).expanduser()

@@ -31,12 +31,13 @@ from transformers import (
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
 
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.quiet import quietly
 from refrag_platform.recipes import DecoderRecipe, EncoderRecipe
 
@@ -46,6 +47,7 @@ ATTENTION = "sdpa"
 CONVERSION = 1
 
 Loaded = TypeVar("Loaded")
+Config = TypeVar("Config", bound=PretrainedConfig)
 
 
 def load_decoder(recipe: DecoderRecipe, base: Path, seed: int) -> PreTrainedModel:
@@ -56,12 +58,13 @@ def load_decoder(recipe: DecoderRecipe, base: Path, seed: int) -> PreTrainedMode
         seed: of the weights of a `random` decoder; the global random state is left alone.
 
     Raises:
+        RecipeError: `config` has a key that no LlamaConfig knows.
         RefragError: the package, folder or hub repository is not there or holds no causal language model.
     """
     if recipe.source == "random":
         tokenizer = load_tokenizer(recipe, base)
-        config = LlamaConfig(**{**_special_ids(tokenizer), **recipe.config, "vocab_size": len(tokenizer)})
-        config._attn_implementation = ATTENTION
+        fixed = {"vocab_size": len(tokenizer)}
+        config = _configured(LlamaConfig, "decoder.config", {**_special_ids(tokenizer), **recipe.config, **fixed})
         return _at_random(lambda: LlamaForCausalLM(config), seed)
     source = _locate(recipe.source, base)
     return _load(
@@ -104,11 +107,11 @@ def load_encoder(
     A `random` encoder is a BERT without a tokenizer. Float32, eval mode, sdpa attention.
 
     Raises:
+        RecipeError: `config` has a key that no BertConfig knows.
         RefragError: the package, folder or hub repository is not there or holds no model.
     """
     if recipe.source == "random":
-        config = BertConfig(**recipe.config)
-        config._attn_implementation = ATTENTION
+        config = _configured(BertConfig, "encoder.config", recipe.config)
         return _at_random(lambda: BertModel(config, add_pooling_layer=False), seed), None
     source = _locate(recipe.source, base)
     return (
@@ -144,6 +147,17 @@ def _pretrained_encoder(source: str) -> PreTrainedModel:
     model_class: Any = AutoModel._model_mapping[type(config)]
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model_class).parameters else {}
     return AutoModel.from_pretrained(source, dtype=torch.float32, attn_implementation=ATTENTION, **options).eval()
+
+
+def _configured(kind: type[Config], key: str, values: dict[str, Any]) -> Config:
+    """A transformers config of a recipe's values; by itself it takes any name, and nothing comes of it."""
+    known = inspect.signature(kind).parameters
+    for name, value in values.items():
+        if name not in known:
+            raise RecipeError(f"{key}.{name} is {value!r}; {kind.__name__} knows no such key, but {', '.join(known)}")
+    config = kind(**values)
+    config._attn_implementation = ATTENTION
+    return config
 
 
 def _at_random(make: Callable[[], PreTrainedModel], seed: int) -> PreTrainedModel:

@@ -4,6 +4,13 @@ python scripts/gpu_run.py train reconstruction --base /tmp/base --runs /tmp/runs
 python scripts/gpu_run.py train cpt --base /tmp/base --runs /tmp/runs --set steps=1500
 python scripts/gpu_run.py train none --base /tmp/base --runs /tmp/runs --set steps=1500      (a control)
 python scripts/gpu_run.py evaluate --base /tmp/base --runs /tmp/runs --out results
+python scripts/gpu_run.py train policy --base /tmp/base --runs /tmp/runs --start cpt --set questions=[train.jsonl]
+python scripts/gpu_run.py selection --base /tmp/base --runs /tmp/runs --policy policy --questions dev.jsonl --out out
+python scripts/gpu_run.py train finetuned --base /tmp/base --runs /tmp/runs --start cpt --policy policy
+    --set questions=[train.jsonl] --set distractors=[passages.jsonl]
+python scripts/gpu_run.py train finetuned-full ... --start full --name tuned/full                  (a control)
+python -m refrag_platform evaluate rag --model /tmp/runs/finetuned/model --controls /tmp/runs/tuned
+    --recipe /tmp/base/recipe.yaml --questions dev.jsonl --batch-size 32 --json rag.json
 
 A run that is stopped (by --seconds or a signal) continues when it is started again with the same settings.
 """
@@ -16,7 +23,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import typer
@@ -24,21 +31,39 @@ import yaml
 from gpu_pieces import base_model, base_recipe
 from safetensors.torch import save_file
 
+from refrag_platform.corpus.question_files import read_passages, read_questions
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.reconstruction import reconstruction_accuracy
 from refrag_platform.evaluation.report import perplexity_report
+from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
+from refrag_platform.evaluation.selection_report import selection_report
 from refrag_platform.evaluation.windows import split_windows
-from refrag_platform.model.loading import default_device
+from refrag_platform.model.loading import default_device, default_dtype
+from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import Recipe, TrainingRecipe
 from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
 from refrag_platform.training.core.lora import lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.cpt import cpt_task
+from refrag_platform.training.cpt import System, cpt_task
+from refrag_platform.training.examples import Examples
+from refrag_platform.training.finetuned import FinetunedTask
+from refrag_platform.training.policy import PolicyTask, policy_task
 from refrag_platform.training.reconstruction import reconstruction_task
 
-Stage = Literal["reconstruction", "cpt", "none", "full", "truncated"]
+Stage = Literal[
+    "reconstruction",
+    "cpt",
+    "policy",
+    "none",
+    "full",
+    "truncated",
+    "finetuned",
+    "finetuned-none",
+    "finetuned-full",
+    "finetuned-truncated",
+]
 Base = Annotated[Path, typer.Option("--base", help="The assembled base folder.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs: a folder for each, with its model.")]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
@@ -53,6 +78,9 @@ def train_stage(
     start: Annotated[
         str | None, typer.Option("--start", help="Start from the model of this run; default: base.")
     ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="finetuned: the run whose policy expands chunks; default: none are.")
+    ] = None,
     values: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe's section.")] = None,
     freeze_embeddings: Annotated[
         bool, typer.Option(help="Keep the decoder's (tied) embeddings as they were: less to carry back.")
@@ -61,13 +89,14 @@ def train_stage(
 ) -> None:
     """Train one run to its end, or until --seconds have passed; started again, it goes on from there."""
     recipe, folder = _recipe(base, stage, values or []), runs / (name or stage)
-    if (folder / "model" / "model.json").is_file():
+    if (folder / "model" / ("policy.json" if stage == "policy" else "model.json")).is_file():
         typer.echo(f"{folder} is finished; remove it to train it again")
         return
     torch.set_float32_matmul_precision("high")
     model = RefragModel.load(runs / start / "model") if start else base_model(base)
-    task = _task(stage, model, recipe, base / "corpus", freeze_embeddings)
-    settings = recipe.reconstruction if stage == "reconstruction" else recipe.cpt
+    network = PolicyNetwork.load(runs / policy / "model") if policy else None
+    task = _task(stage, model, network, recipe, base / "corpus", freeze_embeddings)
+    settings: TrainingRecipe = getattr(recipe, _section(stage))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
     begun = time.monotonic()
@@ -87,7 +116,12 @@ def train_stage(
         )
     merge_lora(model)
     (folder / "model").mkdir(exist_ok=True)
-    model.save(folder / "model")
+    if isinstance(task, PolicyTask):
+        task.policy.save(folder / "model")
+    else:
+        model.save(folder / "model")
+        if network is not None:
+            network.cpu().save(folder / "model")
     # The optimizer's state is of no more use, and large.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     _write(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
@@ -143,18 +177,80 @@ def reconstruct(
     _write(out / "reconstruction.json", {"rows": rows})
 
 
+@app.command()
+def selection(
+    base: Base,
+    runs: Runs,
+    out: Annotated[Path, typer.Option("--out", help="Folder for selection-windows.json or selection-questions.json.")],
+    policy: Annotated[list[str], typer.Option("--policy", help="Run of a policy; again for more.")],
+    model: Annotated[Path | None, typer.Option("--model", help="Model folder; default: the run cpt's.")] = None,
+    questions: Annotated[
+        Path | None, typer.Option("--questions", help="Judge answers to these, not windows of the validation split.")
+    ] = None,
+    distractors: Annotated[Path | None, typer.Option("--distractors", help="Passages for questions with few.")] = None,
+    share: Annotated[list[float] | None, typer.Option("--share", help="p; default: 0.1, 0.15, 0.25.")] = None,
+    windows: Annotated[int, typer.Option("--windows", help="Windows or questions, at most.")] = 1000,
+    passages: Annotated[int, typer.Option("--passages", help="Passages of a question.")] = 8,
+    answers: Annotated[bool, typer.Option("--answers", help="Also answer the questions.")] = False,
+    oracle: Annotated[int, typer.Option("--oracle", help="Items on which the greedy oracle is tried.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 32,
+) -> None:
+    """The policies' choice of chunks against others of as many, on windows or on questions."""
+    device = default_device()
+    trained = RefragModel.load(model or runs / "cpt" / "model", default_dtype(device), device)
+    recipe = base_recipe(base)
+    if questions:
+        pool = read_passages(distractors) if distractors else None
+        judged = judged_questions(trained, read_questions(questions, windows), passages, pool)
+    else:
+        sizes = (recipe.policy.context_tokens, recipe.policy.output_tokens)
+        judged = judged_windows(
+            split_windows(base / "corpus", "validation", *sizes, windows, recipe.seed), trained.chunk_size
+        )
+    result = evaluate_selection(
+        trained,
+        {name: PolicyNetwork.load(runs / name / "model", device) for name in policy},
+        judged,
+        shares=share or [0.1, 0.15, 0.25],
+        oracle=oracle,
+        answered=answers,
+        batch_size=batch_size,
+        seed=recipe.seed,
+    )
+    _write(out / f"selection-{'questions' if questions else 'windows'}.json", result)
+    typer.echo(selection_report(result))
+
+
+def _section(stage: Stage) -> str:
+    """The recipe's section of a stage; a control is trained as cpt is, or as finetuned is."""
+    name = stage.partition("-")[0]
+    return name if name in ("reconstruction", "policy", "finetuned") else "cpt"
+
+
 def _recipe(base: Path, stage: Stage, values: list[str]) -> Recipe:
-    section = "reconstruction" if stage == "reconstruction" else "cpt"
+    section = _section(stage)
     recipe = base_recipe(base).model_dump(mode="json")
     recipe[section] |= {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in values)}
     return Recipe.model_validate(recipe)
 
 
-def _task(stage: Stage, model: RefragModel, recipe: Recipe, corpus: Path, freeze_embeddings: bool) -> Task:
+def _task(
+    stage: Stage,
+    model: RefragModel,
+    policy: PolicyNetwork | None,
+    recipe: Recipe,
+    corpus: Path,
+    freeze_embeddings: bool,
+) -> Task:
     if stage == "reconstruction":
         task: Task = reconstruction_task(model, corpus, recipe.reconstruction, recipe.seed)
+    elif stage == "policy":
+        return policy_task(model, corpus, recipe.policy, recipe.seed)
+    elif _section(stage) == "finetuned":
+        system = cast(System, stage.partition("-")[2] or "refrag")
+        task = FinetunedTask(model, policy, recipe.finetuned, Examples(corpus, recipe.finetuned, recipe.seed), system)
     else:
-        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, "refrag" if stage == "cpt" else stage)
+        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, cast(System, "refrag" if stage == "cpt" else stage))
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)
     return task

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -41,13 +42,17 @@ def main(
     as_made: Annotated[bool, typer.Option(help="Take hashes and durations from the artifacts that are there.")] = False,
     random_only: Annotated[bool, typer.Option(help="All kills at random moments, none as it is published.")] = False,
     parent_only: Annotated[bool, typer.Option(help="Kill the demo's own process, not those below it.")] = False,
+    only: Annotated[list[str] | None, typer.Option("--stage", help="Of these stages only; default: of each.")] = None,
 ) -> None:
     """Exit 1 if a half artifact was accepted, a process was left, or the end differs from an undisturbed run."""
     project, chance = Project(folder.resolve()), random.Random(seed)
+    stages = [stage for stage in STAGES if not only or stage in only]
+    if unknown := set(only or ()) - set(STAGES):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; stages are {', '.join(STAGES)}")
     expected, durations = _made(project, model) if as_made else _undisturbed(project, model)
-    _remove(project, model)
+    _remove(project, model, stages)
     faults = []
-    for stage in STAGES:
+    for stage in stages:
         for kill in range(kills):
             # One kill of each stage comes as it is published, the others at any moment of it.
             moment = None if kill == 0 and not random_only else chance.uniform(0, durations[stage])
@@ -61,13 +66,13 @@ def main(
         for stage, hash_ in expected.items()
         if found.get(stage) != hash_
     ]
-    typer.echo("\n".join(faults) or f"{len(STAGES) * kills} kills: every artifact is whole and as it was undisturbed")
+    typer.echo("\n".join(faults) or f"{len(stages) * kills} kills: every artifact is whole and as it was undisturbed")
     sys.exit(bool(faults))
 
 
 def _undisturbed(project: Project, model: str) -> tuple[dict[str, str], dict[str, float]]:
     """Hashes and seconds of each stage of a run that nobody kills."""
-    _remove(project, model)
+    _remove(project, model, STAGES)
     running = _start(project, model, "undisturbed.log")
     seen: dict[str, tuple[float, float]] = {}
     while running.poll() is None:
@@ -149,10 +154,10 @@ def _hashes(project: Project, model: str) -> dict[str, str]:
     }
 
 
-def _remove(project: Project, model: str) -> None:
-    for stage in STAGES:
+def _remove(project: Project, model: str, stages: Iterable[str]) -> None:
+    for stage in stages:
         shutil.rmtree(project.stage_dir(stage, model), ignore_errors=True)
-    shutil.rmtree(project.root / "work" / model, ignore_errors=True)
+        shutil.rmtree(project.work_dir(stage, model), ignore_errors=True)
 
 
 def _start(project: Project, model: str, log: str) -> subprocess.Popen[bytes]:

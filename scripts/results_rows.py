@@ -1,6 +1,6 @@
 """Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
 
-A choices file is drawn too, with --plot docs/results/choices-h200.png.
+A file of choices (scripts/choices.py) is drawn too, with --plot docs/results/choices-h200.png.
 """
 
 from __future__ import annotations
@@ -11,21 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.evaluation.report import perplexity_report, table
+
 TRAINING = ("step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std")
 SCORES = ("P16", "P32", "P128", "P512")
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table, its first column to the left."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
 def number(value: float | None, form: str = ",.4g") -> str:
     return "–" if value is None else format(value, form)
 
 
-def bench_rows(result: dict[str, Any]) -> list[str]:
+def bench_rows(result: dict[str, Any]) -> str:
     """A row a loop of `refrag bench train`."""
     rows = [
         [
@@ -40,7 +36,7 @@ def bench_rows(result: dict[str, Any]) -> list[str]:
     return table(["loop", "positions/s", "ms a step", "MFU", "peak GB"], rows)
 
 
-def training_rows(lines: list[dict[str, Any]], count: int = 9) -> list[str]:
+def training_rows(lines: list[dict[str, Any]], count: int = 9) -> str:
     """About `count` lines of a metrics.jsonl, evenly spread, the last one among them."""
     names = [name for name in TRAINING if any(name in line for line in lines)]
     stride = max(1, (len(lines) - 1) // (count - 1))
@@ -48,13 +44,25 @@ def training_rows(lines: list[dict[str, Any]], count: int = 9) -> list[str]:
     return table(names, [[number(line.get(name)) for name in names] for line in chosen])
 
 
-def choice_rows(result: dict[str, Any]) -> list[str]:
+def recovered_rows(result: dict[str, Any]) -> str:
+    """A row for each number of chunks: tokens recovered from their own vectors, and from another sample's."""
+    rows = [
+        [
+            str(row["chunks"]),
+            *(number(row.get(key), ".1%") for key in ("teacher_forced", "teacher_forced_shuffled", "greedy")),
+        ]
+        for row in result["rows"]
+    ]
+    return table(["chunks", "teacher-forced", "another sample's vectors", "greedy"], rows)
+
+
+def choice_rows(result: dict[str, Any]) -> str:
     """A row a variant: tokens recovered from 1, 8 and 32 chunks, and log-perplexity after equal CPT."""
     rows = []
     for row in result["rows"]:
         found = row["reconstruction"] or [{}] * 3
         accuracy = [f"{number(f.get('teacher_forced'), '.1%')} / {number(f.get('greedy'), '.1%')}" for f in found]
-        scores = [number((row["cpt_600"] or {}).get("refrag", {}).get(score), ".3f") for score in SCORES]
+        scores = [number((row["cpt"] or {}).get("refrag", {}).get(score), ".3f") for score in SCORES]
         rows.append([row["name"], row["decoder"], str(row["steps"]), *accuracy, *scores])
     return table(["variant", "decoder", "steps", "1 chunk", "8 chunks", "32 chunks", *SCORES], rows)
 
@@ -71,9 +79,14 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
     recovered = [(label, row["reconstruction"][1]) for label, row in labelled if row["reconstruction"]]
     axes[0].barh([label for label, _ in recovered], [found["teacher_forced"] for _, found in recovered])
     axes[0].set(title="Tokens recovered from 8 chunks, teacher-forced", xlim=(0, 1))
-    continued = [(label, row["cpt_600"]["refrag"]["P32"]) for label, row in labelled if row["cpt_600"]]
-    axes[1].barh([label for label, _ in continued], [score for _, score in continued])
-    axes[1].set(title="Log-perplexity P32 after 600 steps of CPT (lower is better)", xlim=(3.5, 3.75))
+    continued = [(label, row["cpt"]["refrag"]["P32"]) for label, row in labelled if row["cpt"]]
+    scores = [score for _, score in continued]
+    axes[1].barh([label for label, _ in continued], scores)
+    steps = " or ".join(f"{steps:,}" for steps in sorted({row["cpt"]["steps"] for _, row in labelled if row["cpt"]}))
+    axes[1].set(title=f"P32 after {steps} steps of CPT (lower is better)")
+    if scores:
+        # The differences are small: the bars start near the best.
+        axes[1].set(xlim=(min(scores) - 0.1, max(scores) + 0.05))
     figure.savefig(target, dpi=110)
 
 
@@ -82,8 +95,6 @@ def main(
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw a choices file here (.png).")] = None,
 ) -> None:
     """Print the Markdown rows of result files."""
-    from refrag_platform.evaluation.report import perplexity_report
-
     for path in files:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -93,13 +104,15 @@ def main(
             first = result["rows"][0]
             if "loop" in first:
                 rows = bench_rows(result)
+            elif "teacher_forced" in first:
+                rows = recovered_rows(result)
             elif "name" in first:
                 rows = choice_rows(result)
                 if plot:
                     plot_choices(result, plot)
             else:
-                rows = [perplexity_report(result)]
-        print("\n".join(rows), end="\n\n")
+                rows = perplexity_report(result)
+        print(rows, end="\n\n")
 
 
 if __name__ == "__main__":

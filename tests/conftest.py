@@ -13,6 +13,15 @@ from refrag_platform.project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC_FILES = (".dvcignore", ".dvc/config", ".dvc/.gitignore")
+# An accelerate config: two processes on this machine, on any free port.
+ZERO2 = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "DEEPSPEED",
+    "deepspeed_config": {"zero_stage": 2},
+    "num_machines": 1,
+    "num_processes": 2,
+    "main_process_port": 0,
+}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from refrag_platform import stages
+from refrag_platform import runner, stages
 from refrag_platform.cli import app
 from refrag_platform.dials import add_model, only_model, require_named, set_override
 from refrag_platform.errors import RecipeError, RefragError
@@ -115,4 +115,4 @@ def test_the_command_adds_a_model_that_dvc_then_runs(repository: Project, monkey
 def test_a_run_without_dvc_needs_no_name_in_the_file(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     (project.root / "params.yaml").write_text("models: []\noverrides: {}\n")
-    assert not stages.run_stage(project, "corpus", MODEL).cached
+    assert not runner.run_stage(project, "corpus", MODEL).cached

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from refrag_platform import stages
+from refrag_platform import runner, stages
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
 from refrag_platform.publication import recover
-from refrag_platform.stages import STAGES, StageContext, published, run_stage
+from refrag_platform.runner import published, run_stage
+from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from tests.versioning.planted import MODEL, plant
@@ -93,7 +94,7 @@ def makes_state(context: StageContext) -> dict[str, Any]:
 def test_a_kill_at_any_point_of_publication_leaves_a_whole_artifact_or_none(
     planted: Project, monkeypatch: pytest.MonkeyPatch, had_one: bool
 ) -> None:
-    monkeypatch.setattr(stages, "stage_function", lambda stage: makes_state)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: makes_state)
     folder, work = planted.stage_dir("corpus", MODEL), planted.work_dir("corpus", MODEL)
     outcomes = set()
     for step in range(200):
@@ -182,16 +183,16 @@ def test_a_damaged_input_is_refused(planted: Project) -> None:
 
 def test_an_input_that_is_replaced_meanwhile_stops_the_run(planted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage(planted, "corpus", MODEL)
-    function = stages.stage_function(STAGES["corpus"])
+    function = runner.stage_function(STAGES["corpus"])
 
     def meanwhile(context: StageContext) -> dict[str, Any]:
         metrics = function(context)
-        monkeypatch.setattr(stages, "stage_function", lambda stage: function)
+        monkeypatch.setattr(runner, "stage_function", lambda stage: function)
         change_source(planted, "new")
         run_stage(planted, "corpus", MODEL)
         return metrics
 
-    monkeypatch.setattr(stages, "stage_function", lambda stage: meanwhile)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: meanwhile)
     with pytest.raises(ArtifactError, match="replaced while it ran"):
         run_stage(planted, "reconstruction", MODEL)
     assert not planted.stage_dir("reconstruction", MODEL).exists()
@@ -226,11 +227,11 @@ def test_a_failing_stage_leaves_the_last_good_version_and_its_own_state(
         seen.extend(path.name for path in (*context.out.iterdir(), *context.work.iterdir()))
         return {}
 
-    monkeypatch.setattr(stages, "stage_function", lambda stage: fails)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: fails)
     with pytest.raises(ValueError, match="out of disk"):
         run_stage(planted, "corpus", MODEL)
     assert published(planted, "corpus", MODEL) == good
-    monkeypatch.setattr(stages, "stage_function", lambda stage: continues)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: continues)
     run_stage(planted, "corpus", MODEL)
     assert seen == ["progress"], "state is continued from, half an artifact is not"
 
@@ -241,7 +242,7 @@ def test_state_of_other_settings_is_not_continued_from(planted: Project, monkeyp
         (context.work / "progress").write_text("half way")
         raise ValueError
 
-    monkeypatch.setattr(stages, "stage_function", lambda stage: fails)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: fails)
     for text in ("old", "new"):
         change_source(planted, text)
         with pytest.raises(ValueError):
@@ -254,10 +255,10 @@ def test_a_failing_blocking_check_keeps_the_last_good_version(
     with pytest.MonkeyPatch.context() as unchecked:
         plant(unchecked)
         good = run_stage(project, "corpus", MODEL).manifest
-        function = stages.stage_function(STAGES["corpus"])
+        function = runner.stage_function(STAGES["corpus"])
     change_source(project, "new")
     # The real suite refuses planted bytes: they are no corpus.
-    monkeypatch.setattr(stages, "stage_function", lambda stage: function)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: function)
     with pytest.raises(CheckFailed, match="is not published"):
         run_stage(project, "corpus", MODEL)
     assert published(project, "corpus", MODEL) == good
@@ -290,6 +291,6 @@ def test_an_artifacts_hash_stands_for_its_chain_even_where_the_same_bytes_come_o
         with monkeypatch.context() as unchanged:
             plant(unchanged)
             run_stage(planted, "corpus", MODEL)
-        monkeypatch.setattr(stages, "stage_function", lambda stage: constant)
+        monkeypatch.setattr(runner, "stage_function", lambda stage: constant)
         hashes.append([run_stage(planted, name, MODEL).manifest.hash for name in ("reconstruction", "cpt")])
     assert not set(hashes[0]) & set(hashes[1])

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from refrag_platform import weights
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.recipes import DecoderRecipe, EncoderRecipe, read_recipe
 from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer, tokenizer_digest
 from tests.conftest import ROOT
@@ -71,6 +71,14 @@ def test_a_random_encoder_has_no_tokenizer_and_no_pooler() -> None:
     (first, tokenizer), (again, _) = (load_encoder(recipe, TINY, 3) for _ in range(2))
     assert tokenizer is None and first.pooler is None
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_a_config_value_that_nothing_reads_is_refused(tiny: DecoderRecipe) -> None:
+    mistyped = tiny.model_copy(update={"config": {**tiny.config, "hiden_size": 64}})
+    with pytest.raises(RecipeError, match=r"decoder\.config\.hiden_size is 64; LlamaConfig knows no .* hidden_size"):
+        load_decoder(mistyped, TINY, 0)
+    with pytest.raises(RecipeError, match=r"encoder\.config\.layers is 2; BertConfig knows no"):
+        load_encoder(EncoderRecipe(source="random", config={"layers": 2}), TINY, 0)
 
 
 def test_a_saved_decoder_is_loaded_from_its_path(tiny: DecoderRecipe, tmp_path: Path) -> None:

@@ -15,7 +15,19 @@ import typer
 
 from refrag_platform.errors import RefragError
 
-FAMILIES = ("recipes", "run", "evaluate", "lineage", "ask", "demo", "bench", "release", "retention")
+FAMILIES = (
+    "recipes",
+    "run",
+    "evaluate",
+    "questions",
+    "weights",
+    "lineage",
+    "ask",
+    "demo",
+    "bench",
+    "release",
+    "retention",
+)
 NO_TELEMETRY = {
     "DAGSTER_DISABLE_TELEMETRY": "1",
     "DVC_NO_ANALYTICS": "1",

@@ -51,7 +51,7 @@ def ask(
         return
 
     from refrag_platform.project import Project
-    from refrag_platform.serving.api import refrag_body
+    from refrag_platform.serving.answers import refrag_body
     from refrag_platform.serving.contract import Message, Sampling
     from refrag_platform.serving.engine import Engine
 
@@ -69,8 +69,14 @@ def serve(
     host: Annotated[
         str, typer.Option("--host", help="Address to bind; set REFRAG_API_KEY before you open it to a network.")
     ] = "127.0.0.1",
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="The Bento in place, whatever is released: to try a candidate.")
+    ] = False,
 ) -> None:
     """Serve a model's Bento: an OpenAI-shaped API under /v1, health and metrics beside it.
+
+    That is the released version's; when another is released or rolled back to, the server changes over by itself.
+    Of a model without a release it is the one in place.
 
     REFRAG_API_KEY asks for a key; REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
     REFRAG_DEADLINE (seconds) set limits.
@@ -81,6 +87,10 @@ def serve(
     from refrag_platform.serving import bento
 
     project = Project.find()
+    if not in_place:
+        from refrag_platform.versioning.served import serve_released
+
+        raise typer.Exit(serve_released(project, model, port, host, lambda text: typer.echo(text, err=True)))
     command = bento.serve_command(bento.Package.of(project, model).bento_tag, port, host)
     # Replaces this process, so that signals reach BentoML's own supervisor.
     os.execve(command[0], command, bento.environment(project))

@@ -3,21 +3,115 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from refrag_platform.errors import RefragError
+
+if TYPE_CHECKING:
+    from refrag_platform.bench.shapes import Subject
+
+ShapeName = Annotated[
+    str | None, typer.Option("--shape", help="A named shape with random weights: llama-2-7b, smollm2-135m, tiny.")
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, with its encoder.")
+]
+ChunkSizes = Annotated[str, typer.Option("--k", help="Chunk sizes, e.g. 8,16,32.")]
+Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png).")]
+Question = Annotated[int, typer.Option("--question", min=1, help="Question tokens after the context.")]
+Seed = Annotated[int, typer.Option("--seed")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
     family = typer.Typer(no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same.")
     family.callback()(_family)
-    family.command("train")(train)
+    for command in (latency, throughput, train, tables):
+        family.command()(command)
     app.add_typer(family, name="bench")
 
 
 def _family() -> None:
     """Speed, each figure beside the plain way of doing the same."""
+
+
+def latency(
+    json: Json,
+    shape: ShapeName = None,
+    model: ModelName = None,
+    context: Annotated[str, typer.Option("--context", help="Context tokens, e.g. 2048,4096,8192.")] = "4096",
+    k: ChunkSizes = "8,16,32",
+    plot: Plot = None,
+    question: Question = 32,
+    systems: Annotated[
+        str, typer.Option("--systems", help="Of full, refrag, cepe, prefix.")
+    ] = "full,refrag,cepe,prefix",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured runs of everything, in turns.")] = 10,
+    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Runs before them, compilation included.")] = 2,
+    seed: Seed = 0,
+) -> None:
+    """Time to first token (vectors from the store, cached, encoded now), per further token, key-value bytes.
+
+    Beside REFRAG at each k: the full context, CEPE's shape (attention across to the encoder's states in every
+    layer) and exact reuse of a shared prefix; with the paper's formula and the arithmetic limit of this machine.
+    The model has its own k; another one gets a random projection, and the row says so.
+    """
+    from refrag_platform.bench.figures import latency_figure
+    from refrag_platform.bench.latency import bench_latency
+    from refrag_platform.bench.report import system_label
+    from refrag_platform.bench.systems import Plan
+
+    ks, named = _numbers("--k", k), tuple(name.strip() for name in systems.split(","))
+    plans = [Plan(s, question, ks, named, runs, warmup, seed) for s in _numbers("--context", context)]
+
+    def show(row: dict[str, Any]) -> None:
+        times = {"store": "ttft_ms", "cached": "ttft_cached_ms", "uncached": "ttft_uncached_ms", "a token": "ttit_ms"}
+        if row["system"] in ("full", "prefix"):
+            times = {"first token": "ttft_ms", "first token, cached": "ttft_cached_ms", "a token": "ttit_ms"}
+        told = ", ".join(f"{label} {row[name]:,.2f} ms" for label, name in times.items() if row[name] is not None)
+        gain = row["ttft_speedup_cached"] or row["ttft_speedup"]
+        gain = "" if gain is None or row["system"] == "full" else f", {gain:.2f}x"
+        size = f"{row['kv_bytes'] / 2**20:,.1f} MiB"
+        typer.echo(f"{row['context']:>7,} {system_label(row):>14}: {told}{gain}, MFU {row['mfu']:.1%}, {size}")
+
+    result = bench_latency(_subject(shape, model), plans, show)
+    _write(json, result)
+    if plot:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        latency_figure(result, plot)
+
+
+def throughput(
+    json: Json,
+    shape: ShapeName = None,
+    model: ModelName = None,
+    context: Annotated[int, typer.Option("--context", min=1, help="Context tokens of each request.")] = 16384,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Tokens that each request generates.")] = 128,
+    k: ChunkSizes = "8,16,32",
+    plot: Plot = None,
+    question: Question = 32,
+    largest: Annotated[int, typer.Option("--largest-batch", min=1, help="Try no larger batch.")] = 512,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured runs of the whole batch.")] = 3,
+    seed: Seed = 0,
+) -> None:
+    """New tokens per second at the largest batch that fits: reading every context and generating, full and REFRAG."""
+    from refrag_platform.bench.figures import throughput_figure
+    from refrag_platform.bench.report import system_label
+    from refrag_platform.bench.throughput import ThroughputPlan, bench_throughput
+
+    def show(row: dict[str, Any]) -> None:
+        speed = f"{row['tokens_per_second']:,.1f} tokens/s, {row['speedup']:.2f}x"
+        typer.echo(f"{system_label(row):>14}: {speed} (batch {row['batch']}, {row['seconds']:.2f} s)")
+
+    plan = ThroughputPlan(context, question, new_tokens, _numbers("--k", k), runs, largest, seed)
+    result = bench_throughput(_subject(shape, model), plan, show)
+    _write(json, result)
+    if plot:
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        throughput_figure(result, plot)
 
 
 def train(
@@ -54,3 +148,41 @@ def train(
             f"{row['loop']:>20}: {row['positions_per_second']:,} positions/s, "
             f"{row['step_seconds'] * 1000:.1f} ms a step{mfu}, {row['memory_gb']} GB"
         )
+
+
+def tables(
+    document: Annotated[Path, typer.Argument(help="A Markdown file with <!-- bench FILE.json --> ... <!-- end -->.")],
+) -> None:
+    """Write a document's tables from the result files that it names."""
+    from refrag_platform.bench.report import write_tables
+
+    count, missing = write_tables(document)
+    typer.echo(f"{document}: {count} blocks" + (f", not measured yet: {', '.join(missing)}" if missing else ""))
+
+
+def _subject(shape: str | None, model: str | None) -> Subject:
+    """What --shape or --model names, on the device that is here."""
+    from refrag_platform.bench.shapes import named_shape, project_model
+    from refrag_platform.model.loading import default_device, default_dtype
+    from refrag_platform.project import Project
+
+    if (shape is None) == (model is None):
+        raise RefragError("give either --shape or --model")
+    device = default_device()
+    dtype = default_dtype(device)
+    return named_shape(shape, device, dtype) if shape else project_model(str(model), device, dtype, Project.find())
+
+
+def _numbers(option: str, value: str) -> tuple[int, ...]:
+    """Positive numbers between commas."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise RefragError(f"{option} is {value!r}; it must be positive numbers between commas, e.g. 8,16,32")
+    return tuple(int(part) for part in parts)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    from refrag_platform.evaluation.stage import write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from refrag_platform.corpus.question_files import Retriever
+    from refrag_platform.evaluation.readings import System
     from refrag_platform.evaluation.scoring import PlainSystem
     from refrag_platform.model.loading import Bundle
 
@@ -32,9 +34,12 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chanc
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    from refrag_platform.cli.selection import selection
+
     family = typer.Typer(no_args_is_help=True, help="Log-perplexity and question answering against controls.")
     family.command("perplexity")(perplexity)
     family.command("rag")(rag)
+    family.command("selection")(selection)
     app.add_typer(family, name="evaluate")
 
 
@@ -106,7 +111,12 @@ def perplexity(
 def rag(
     model: Model,
     questions: Annotated[
-        Path, typer.Option("--questions", help=".jsonl rows id, question, answers, passages [{title, text}].")
+        Path,
+        typer.Option(
+            "--questions",
+            help=".jsonl rows id, question, answers, passages [{title, text}]; or conversations (input, targets, "
+            "contexts), or summaries (document, summaries).",
+        ),
     ],
     json: Json,
     passages: Annotated[str, typer.Option("--passages", help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
@@ -119,8 +129,41 @@ def rag(
             "--share-kept", min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."
         ),
     ] = None,
+    shares: Annotated[
+        str, typer.Option("--shares", help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")
+    ] = "",
+    systems: Annotated[
+        str,
+        typer.Option(
+            "--systems",
+            help="Systems of evaluation/readings.py, or `all`: with plain (as many of the first tokens as REFRAG "
+            "reads), pruned (the tokens of most self-information) and untuned (the decoder before any training).",
+        ),
+    ] = "full,none,truncated,refrag,refrag_wrong",
+    retriever: Annotated[
+        str,
+        typer.Option(
+            "--retriever",
+            help="listed: in the order listed, gold passages among them; strong: the first, whether gold or not; "
+            "weak: random ones of the first 200 in random order, the gold ones among them.",
+        ),
+    ] = "listed",
+    distractors: Annotated[
+        Path | None,
+        typer.Option(
+            "--distractors",
+            help="File of passages (rows title, text); questions with fewer than --passages get random ones of it.",
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Questions at once; above 1 no time to first token is measured.")
+    ] = 1,
     controls: Controls = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Recipe of the system `untuned`'s decoder. Default: the model's, where known."),
+    ] = None,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
@@ -130,13 +173,16 @@ def rag(
     REFRAG takes), REFRAG, and REFRAG with the passages of another question. Passages are taken in the
     order listed; where a row names its `gold` passages, these are among them.
     """
-    from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.corpus.question_files import read_passages, read_questions, retrieved, with_distractors
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_json, write_reports
 
-    counts = _counts(passages)
-    rows = read_questions(questions, limit)
+    counts, further, chosen = _counts(passages), parse_shares(shares), _systems(systems)
+    rows = [retrieved(question, _retriever(retriever)) for question in read_questions(questions, limit)]
+    if distractors:
+        pool = read_passages(distractors)
+        rows = [with_distractors(question, pool, max(counts)) for question in rows]
     bundle = _load(model)
     share = bundle.share_kept if share_kept is None else share_kept
     found = evaluate_rag(
@@ -145,17 +191,24 @@ def rag(
         rows,
         passages=counts,
         share_kept=share,
+        shares=further,
+        systems=chosen,
         controls=_control_folders(controls),
+        untuned=_untuned_or_refuse(model, bundle, recipe) if "untuned" in chosen else None,
         max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
         seed=seed,
     )
     result: dict[str, Any] = {
         "rows": found.rows,
         "intervals": found.intervals,
+        "differences": found.differences,
         "answers": found.answers,
         "model": model,
         "questions": str(questions),
         "questions_used": len(rows),
+        "retriever": retriever,
+        "distractors": str(distractors) if distractors else None,
         "plain_decoder": "controls" if controls else "the model's own",
         "device": str(bundle.model.device),
         "seed": seed,
@@ -184,6 +237,18 @@ def _untuned(model: str, bundle: Bundle) -> tuple[PreTrainedModel, str]:
     return untuned_decoder(recipe, base, like=bundle.model), recipe.decoder.source
 
 
+def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTrainedModel:
+    """The recipe's decoder before training; never another one, under whose name the figures would stand."""
+    from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.decoders import recipe_of, untuned_decoder
+    from refrag_platform.recipes import read_recipe
+
+    known = (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+    if known is None:
+        raise RefragError(f"the system `untuned` needs the recipe of {model}, which isn't known; name it by --recipe")
+    return untuned_decoder(*known, like=bundle.model)
+
+
 def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:
     from refrag_platform.evaluation.decoders import control_folders
 
@@ -200,3 +265,36 @@ def _counts(passages: str) -> list[int]:
     if not counts or counts[0] < 1:
         raise RefragError(f"--passages is {passages!r}; give numbers of at least 1, e.g. 1,5,10")
     return counts
+
+
+def parse_shares(shares: str) -> list[float]:
+    from refrag_platform.errors import RefragError
+
+    try:
+        found = [float(part) for part in shares.split(",") if part.strip()]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= share <= 1 for share in found):
+        raise RefragError(f"--shares is {shares!r}; give shares from 0 to 1, e.g. 0,0.1,0.25")
+    return found
+
+
+def _systems(systems: str) -> list[System]:
+    from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.readings import SYSTEMS
+
+    named = SYSTEMS if systems == "all" else tuple(part.strip() for part in systems.split(","))
+    unknown = [name for name in named if name not in SYSTEMS]
+    if unknown:
+        raise RefragError(f"--systems names {unknown[0]!r}; allowed are {', '.join(SYSTEMS)}, or all")
+    return [system for system in SYSTEMS if system in named]
+
+
+def _retriever(retriever: str) -> Retriever:
+    from refrag_platform.corpus.question_files import RETRIEVERS
+    from refrag_platform.errors import RefragError
+
+    for known in RETRIEVERS:
+        if retriever == known:
+            return known
+    raise RefragError(f"--retriever is {retriever!r}; allowed are {', '.join(RETRIEVERS)}")

@@ -26,7 +26,8 @@ def run(
     is whole and passes its blocking checks.
     """
     from refrag_platform.project import Project
-    from refrag_platform.stages import STAGES, run_stage
+    from refrag_platform.runner import run_stage
+    from refrag_platform.stages import STAGES
 
     project = Project.find()
     for name in STAGES if stage == "all" else [stage]:

@@ -136,6 +136,25 @@ class TokenShards:
             done += len(piece)
         return out
 
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Ids [len(starts), length] as int64, a row from each of `starts`: as `tokens`, many at once.
+
+        Raises:
+            IndexError: a window is not inside the split.
+        """
+        if len(starts) and (length < 0 or starts.min() < 0 or starts.max() + length > self.total):
+            raise IndexError(f"windows of {length} tokens of {self._split}, which has {self.total}")
+        out = np.empty((len(starts), length), dtype=np.int64)
+        shards, offsets = np.divmod(starts, self._shard_tokens)
+        whole = offsets + length <= self._shard_tokens
+        for number in np.unique(shards[whole]):
+            rows = whole & (shards == number)
+            out[rows] = self._shards[number][offsets[rows, None] + np.arange(length)]
+        # Few: only those that run over the end of a shard.
+        for row in np.flatnonzero(~whole):
+            out[row] = self.tokens(int(starts[row]), length)
+        return out
+
     def document(self, number: int) -> np.ndarray:
         """Ids of one document, int64."""
         return self.tokens(int(self.documents.start[number]), int(self.documents.length[number]))

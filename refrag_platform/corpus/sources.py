@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,7 +104,7 @@ def _read_hub(project: Project, recipe: Recipe, source: SourceRecipe, prefix: st
     try:
         from datasets import load_dataset
     except ModuleNotFoundError:
-        raise RefragError("hub sources need the datasets package; run `pip install 'refrag-platform[hub]'`") from None
+        raise RefragError("hub sources need the datasets package; run `pip install '.[hub]'` in the checkout") from None
     path = str(source.path)
     revision = None if Path(path).is_dir() else _hub_revision(path)
     try:
@@ -135,10 +134,8 @@ def _hub_revision(path: str) -> str:
 
 
 def _root(project: Project, recipe: Recipe, source: SourceRecipe) -> Path:
-    """The file or folder of a `files` source; relative paths are relative to the project."""
-    if source.path is None:
-        return project.source_dir(recipe.name)
-    path = project.root / Path(os.path.expandvars(source.path)).expanduser()
-    if not path.exists():
+    """The file or folder of a `files` source; the model's own folder may be missing, another must be there."""
+    path = project.source_path(recipe.name, source.path)
+    if source.path is not None and not path.exists():
         raise RefragError(f"corpus.sources: path is {source.path!r}, and there is no {path}")
     return path

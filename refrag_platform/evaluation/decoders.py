@@ -28,7 +28,7 @@ def control_folders(controls: Path) -> dict[PlainSystem, Path]:
     """
     found: dict[PlainSystem, Path] = {}
     for system in PLAIN_SYSTEMS:
-        for folder in (controls / system, controls / system / "content"):
+        for folder in (controls / system, controls / system / "content", controls / system / "model"):
             if folder.is_dir() and (folder / "model.json").is_file():
                 read_settings(folder)
                 found[system] = folder

@@ -18,6 +18,8 @@ COLORS = {
     "full": "#2f6f4e",
     "none": "#9a3b3b",
     "truncated": "#b98a2f",
+    "plain": "#6d5ba5",
+    "pruned": "#b0588d",
     "refrag": "#2b5a9c",
     "refrag_shuffled": "#7f8c9b",
     "refrag_zero": "#b5b5b5",
@@ -57,17 +59,19 @@ def rag_figure(result: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _against(axes: Axes, result: Mapping[str, Any], column: str, label: str) -> None:
-    lines: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+def _against(axes: Axes, result: Mapping[str, Any], column: str, across_label: str) -> None:
+    lines: dict[tuple[str, str, bool], list[tuple[float, float, int]]] = defaultdict(list)
     for row in result["rows"]:
         if row.get(column) is not None and row["f1"] is not None:
-            lines[row["system"]].append((row[column], row["f1"], row["passages"]))
-    for system, points in lines.items():
+            first = not (row.get("share_kept") or row.get("tokens_of"))
+            name = (row["system"], system_name(row), row.get("tuned", True) and first)
+            lines[name].append((row[column], row["f1"], row["passages"]))
+    for (system, label, solid), points in lines.items():
         across, up, passages = zip(*points, strict=True)
-        axes.plot(across, up, marker="o", color=COLORS[system], label=system)
+        axes.plot(across, up, "-" if solid else "--", marker="o", color=COLORS[system], label=label)
         for x, y, count in zip(across, up, passages, strict=True):
             axes.annotate(str(count), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set_xlabel(f"{label} (numbers: passages)")
+    axes.set_xlabel(f"{across_label} (numbers: passages)")
     axes.set_ylabel("F1")
     axes.set_ylim(bottom=0)
 

@@ -95,6 +95,44 @@ def _f1(answer: str, reference: str) -> float:
     return 2 * common / (len(found) + len(wanted))
 
 
+def rouge_l(answer: str, references: Sequence[str]) -> float:
+    """F-measure of the longest common subsequence of words with the nearest reference, 0 to 1 (ROUGE-L)."""
+    return max((_rouge_l(_words(answer), _words(reference)) for reference in references), default=0.0)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _rouge_l(found: list[str], wanted: list[str]) -> float:
+    if not found or not wanted:
+        return float(found == wanted)
+    # Row by row: common[j] is the longest common subsequence of the words so far and the first j wanted ones.
+    common = [0] * (len(wanted) + 1)
+    for word in found:
+        diagonal = 0
+        for place, other in enumerate(wanted, 1):
+            above = common[place]
+            common[place] = diagonal + 1 if word == other else max(above, common[place - 1])
+            diagonal = above
+    return 2 * common[-1] / (len(found) + len(wanted))
+
+
+# How an answer says that there is none: the words of fine-tuning, and those that an untuned model finds.
+_REFUSAL = re.compile(
+    r"\b(do(es)? not|don['’]t|doesn['’]t|did not|didn['’]t|can ?not|can['’]t|unable to|not able to)\b.{0,40}"
+    r"\b(say|have|know|contain|provide|mention|specify|state|answer|determine|find|confirm|include)\b"
+    r"|\b(no|not enough|insufficient) (specific )?information\b"
+    r"|\bnot (mentioned|provided|specified|stated|given|available)\b",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(answer: str) -> bool:
+    """Whether an answer says that the passages hold none, by its wording."""
+    return _REFUSAL.search(answer) is not None
+
+
 def rounded(value: Any) -> float:
     """A figure as reports give it; the digits beyond are noise of the arithmetic's order."""
     return round(float(value), DECIMALS)

@@ -1,56 +1,84 @@
 """Answers to questions over 1..K passages, REFRAG against plain decoding: `refrag evaluate rag --help`.
 
-Generation is greedy and one question at a time, so that the time to first token is a user's. It counts from
-prompt and chunk vectors to the first token: vectors come from a store, made ahead (section 2).
+Generation is greedy. One question at a time, the time to first token is a user's: it counts from prompt and chunk
+vectors to the first token, as vectors come from a store, made ahead (section 2). In batches it is not measured.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from refrag_platform.corpus.question_files import Question
+from refrag_platform.evaluation.answering import Answer, answers, warm_up
 from refrag_platform.evaluation.decoders import load_control
 from refrag_platform.evaluation.items import ItemSet, questions_digest
-from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, rounded
+from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, is_refusal, rouge_l, rounded
+from refrag_platform.evaluation.readings import (
+    DEFAULT_SYSTEMS,
+    Readers,
+    Reading,
+    System,
+    other_question,
+    prompts,
+    readings,
+)
 from refrag_platform.evaluation.scoring import PlainSystem
-from refrag_platform.model.generate import generate
-from refrag_platform.model.policy import PolicyNetwork, select
-from refrag_platform.model.prompts import NO_ANSWER, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Chunks, Prompt, chunk_tokens, prompt_length, unchunk
+from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.progress import Progress
+
+SCORES = ("exact_match", "f1", "rouge_l")
+# Questions whose prompts are made before they are answered, in batches.
+BLOCK = 4
 
 
 @dataclass
-class Answers:
-    """What one system answered, a figure per question."""
+class Scores:
+    """How one reading answered, a figure per question."""
 
-    system: str
-    passages: int
-    share_kept: float | None
+    reading: Reading
     exact_match: list[float] = field(default_factory=list)
     f1: list[float] = field(default_factory=list)
+    rouge_l: list[float] = field(default_factory=list)
+    refused: list[bool] = field(default_factory=list)
     decoder_tokens: list[int] = field(default_factory=list)
+    full_tokens: list[int] = field(default_factory=list)
     ttft_ms: list[float] = field(default_factory=list)
+
+    def add(self, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
+        references = question.answers or (NO_ANSWER,)
+        self.exact_match.append(exact_match(text, references))
+        self.f1.append(f1(text, references))
+        self.rouge_l.append(rouge_l(text, references))
+        self.refused.append(is_refusal(text))
+        self.decoder_tokens.append(tokens)
+        self.full_tokens.append(full_tokens)
+        if answer.ttft_ms is not None:
+            self.ttft_ms.append(answer.ttft_ms)
 
 
 @dataclass(frozen=True)
 class RagEvaluation:
-    """rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms}; answers: the texts.
+    """What `refrag evaluate rag` found.
 
-    items: exact match and F1 of every question, for refrag at the most passages.
+    rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms; tuned, tokens_of, compression,
+    rouge_l, refusal_accuracy}. differences: {over, passages, share_kept, exact_match, f1, rouge_l}, each [gain of
+    refrag, low, high]. answers: the texts. items: exact match and F1 of every question, refrag at the most passages.
     """
 
     rows: list[dict[str, Any]]
     intervals: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
     answers: list[dict[str, Any]]
     items: ItemSet
 
@@ -62,57 +90,48 @@ def evaluate_rag(
     *,
     passages: Sequence[int],
     share_kept: float,
+    shares: Sequence[float] = (),
+    systems: Sequence[System] = DEFAULT_SYSTEMS,
     controls: Mapping[PlainSystem, Path] | None = None,
+    untuned: PreTrainedModel | None = None,
     max_new_tokens: int = 24,
+    batch_size: int = 1,
     seed: int = 0,
 ) -> RagEvaluation:
-    """One row per system and number of passages; no context has one row, with 0 passages.
+    """One row per reading of `systems` (evaluation/readings.py) and number of passages; no context has one.
 
-    full and truncated read text: all the passages' tokens, or their last ones, as many as REFRAG's passages
-    take positions. They and none run on the tuned controls where these are given, else on the model's own
-    fine-tuned decoder, which knows the prompt and the form of the answers. refrag_wrong reads the passages
-    of another question.
+    Plain text is read by the tuned controls where these are given, else by the model's own fine-tuned decoder, which
+    knows the prompt and the form of the answers.
+
+    Args:
+        share_kept: p of the rows that every evaluation has. shares: further ones, each with rows of its own.
+        untuned: the decoder before any training here, needed for the system `untuned` alone.
+        batch_size: prompts answered at once; above 1 the time to first token is null.
     """
-    readers: dict[str, RefragModel] = {}
-    for system, folder in (controls or {}).items():
-        readers[system] = load_control(folder, like=model)
-    results: dict[tuple[str, int], Answers] = {}
+    readers = Readers(
+        model,
+        policy,
+        {system: load_control(folder, like=model) for system, folder in (controls or {}).items()},
+        None if untuned is None else RefragModel(model.encoder, model.projection, untuned, model.tokenizer),
+    )
+    wanted = readings(systems, passages, list(dict.fromkeys([share_kept, *shares])))
+    found = {reading: Scores(reading) for reading in wanted}
     texts: list[dict[str, Any]] = []
-    runs = len(questions) * (1 + 4 * len(passages))
-    with Progress("questions", runs, "answers") as progress:
-
-        def ask(system: str, count: int, share: float | None, question: Question, prompt: Prompt) -> None:
-            answers = results.setdefault((system, count), Answers(system, count, share))
-            text = _ask(readers.get(system, model), question, prompt, max_new_tokens, answers)
-            texts.append({"id": question.id, "system": system, "passages": count, "answer": text})
-            progress.update(1, system)
-
-        _warm_up([model, *readers.values()])
-        generator = torch.Generator().manual_seed(seed)
-        for number, question in enumerate(questions):
-            tokenizer = model.tokenizer
-            ask("none", 0, None, question, rag_prompt(tokenizer, question.question, []))
-            wrong = _other_question(questions, number)
-            for count in passages:
-                right = compressed(model, policy, question.take(count), share_kept, generator)
-                tokens = [token for chunks in right for token in unchunk(chunks.token_ids)]
-                positions = prompt_length(right)
-                full = [_as_text(tokens, model.chunk_size)]
-                last = [_as_text(tokens[-positions:], model.chunk_size)]
-                ask("full", count, None, question, rag_prompt(tokenizer, question.question, full))
-                ask("truncated", count, None, question, rag_prompt(tokenizer, question.question, last))
-                ask("refrag", count, share_kept, question, rag_prompt(tokenizer, question.question, right))
-                if wrong is not None:
-                    misled = compressed(model, policy, wrong.take(count), share_kept, generator)
-                    prompt = rag_prompt(tokenizer, question.question, misled)
-                    ask("refrag_wrong", count, share_kept, question, prompt)
-    if ("refrag_wrong", passages[0]) not in results:
-        results |= {("refrag_wrong", n): Answers("refrag_wrong", n, share_kept) for n in passages}
+    with Progress("questions", len(questions) * len(wanted), "answers") as progress:
+        for question, reading, prompt, full_tokens, answer in _answered(
+            readers, questions, wanted, max_new_tokens, batch_size, seed
+        ):
+            text = _said(question, answer.text)
+            found[reading].add(question, text, answer, prompt_length(prompt), full_tokens)
+            texts.append({"id": question.id, **_names(reading), "answer": text})
+            progress.update(1, reading.system)
+    scores = list(found.values())
     return RagEvaluation(
-        rows=[_row(answers) for answers in results.values()],
-        intervals=[_interval(answers, questions, seed) for answers in results.values()],
+        rows=[_row(one, questions) for one in scores],
+        intervals=[_interval(one, questions, seed) for one in scores],
+        differences=_differences(scores, questions, seed),
         answers=texts,
-        items=_items(results["refrag", max(passages)], questions, max_new_tokens),
+        items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
     )
 
 
@@ -127,114 +146,144 @@ def answer_items(
     seed: int = 0,
 ) -> ItemSet:
     """Exact match and F1 of every question for refrag alone, as `evaluate_rag` finds them."""
-    answers = Answers("refrag", passages, share_kept)
-    generator = torch.Generator().manual_seed(seed)
-    with Progress("questions", len(questions), "answers") as progress:
-        for question in questions:
-            read = compressed(model, policy, question.take(passages), share_kept, generator)
-            prompt = rag_prompt(model.tokenizer, question.question, read)
-            _ask(model, question, prompt, max_new_tokens, answers)
-            progress.update(1, "refrag")
-    return _items(answers, questions, max_new_tokens)
+    return evaluate_rag(
+        model,
+        policy,
+        questions,
+        passages=[passages],
+        share_kept=share_kept,
+        systems=["refrag"],
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    ).items
 
 
-@torch.inference_mode()
-def compressed(
-    model: RefragModel,
-    policy: PolicyNetwork | None,
-    passages: Sequence[tuple[str, str]],
-    share_kept: float,
-    generator: torch.Generator,
-) -> list[Chunks]:
-    """Passages (title, text) as chunk vectors, a share of all their chunks kept as tokens.
+def _answered(
+    readers: Readers,
+    questions: Sequence[Question],
+    wanted: Sequence[Reading],
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+) -> Iterator[tuple[Question, Reading, Prompt, int, Answer]]:
+    """Every question in every reading: the question, the reading, its prompt, the full prompt's length, the answer.
 
-    The policy ranks the chunks of all passages together; without one they are drawn by `generator`.
+    For each reading the questions come in their order.
     """
-    cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
-    if not cut:
-        return []
-    vectors = model.encode(torch.cat([chunks.token_ids for chunks in cut]))
-    logits = policy(vectors[None]).cpu() if policy else torch.rand(1, len(vectors), generator=generator)
-    keep = select(logits, None, share_kept)[0]
-    sizes = [len(chunks.token_ids) for chunks in cut]
-    return [
-        Chunks(chunks.token_ids, kept, own)
-        for chunks, kept, own in zip(cut, keep.split(sizes), vectors.split(sizes), strict=True)
-    ]
+    if batch_size == 1:
+        for reader in {id(reader): reader for reader in map(readers.of, (r.system for r in wanted))}.values():
+            warm_up(reader)
+    block = batch_size * BLOCK if batch_size > 1 else 1
+    for start in range(0, len(questions), block):
+        jobs: list[tuple[Question, Reading, Prompt, int]] = []
+        for number in range(start, min(start + block, len(questions))):
+            question, wrong = questions[number], other_question(questions, number)
+            # Chance of its own for each question: what other systems draw changes nothing.
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+            jobs += [(question, *made) for made in prompts(readers, question, wrong, wanted, generator)]
+        made: dict[int, Answer] = {}
+        for reader in {id(reader): reader for reader in map(readers.of, (job[1].system for job in jobs))}.values():
+            own = [number for number, job in enumerate(jobs) if readers.of(job[1].system) is reader]
+            for place, answer in answers(reader, [jobs[number][2] for number in own], max_new_tokens, batch_size):
+                made[own[place]] = answer
+        for number, job in enumerate(jobs):
+            yield *job, made[number]
 
 
-def _as_text(tokens: Sequence[int], chunk_size: int) -> Chunks:
-    """Tokens as chunks that are all expanded: what a plain decoder reads."""
-    token_ids = chunk_tokens(tokens, chunk_size)
-    return Chunks(token_ids, torch.ones(len(token_ids), dtype=torch.bool))
+def _said(question: Question, text: str) -> str:
+    """The answer that is judged: a brief one's first line, else all of it."""
+    if question.history or question.kind == "summary":
+        return " ".join(text.split())
+    return text.splitlines()[0].strip() if text else ""
 
 
-def _ask(reader: RefragModel, question: Question, prompt: Prompt, max_new_tokens: int, answers: Answers) -> str:
-    """The answer's first line; how good it is, the prompt's length and the time to first token go to `answers`."""
-    answers.decoder_tokens.append(prompt_length(prompt))
-    begun = time.perf_counter()
-    stream = generate(reader, prompt, max_new_tokens, stop_ids(reader.tokenizer))
-    first = next(stream, None)
-    answers.ttft_ms.append((time.perf_counter() - begun) * 1e3)
-    ids = [] if first is None else [first, *stream]
-    text = str(reader.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-    text = text.splitlines()[0].strip() if text else ""
-    references = question.answers or (NO_ANSWER,)
-    answers.exact_match.append(exact_match(text, references))
-    answers.f1.append(f1(text, references))
-    return text
-
-
-def _warm_up(readers: Sequence[RefragModel]) -> None:
-    """The first call of a process pays for allocations and kernels that later ones don't."""
-    for reader in readers:
-        prompt = rag_prompt(reader.tokenizer, "?", [_as_text([0] * 64, reader.chunk_size)])
-        for _ in generate(reader, prompt, 2):
-            pass
-
-
-def _other_question(questions: Sequence[Question], number: int) -> Question | None:
-    """The next question whose passages can't hold this one's answer: none of its gold ones, or of all if unknown."""
-    asked = questions[number]
-    own = {asked.passages[gold] for gold in asked.gold} or set(asked.passages)
-    for step in range(1, len(questions)):
-        other = questions[(number + step) % len(questions)]
-        if other.passages and own.isdisjoint(other.passages):
-            return other
-    return None
-
-
-def _items(answers: Answers, questions: Sequence[Question], max_new_tokens: int) -> ItemSet:
-    digest = questions_digest(questions, answers.passages, max_new_tokens)
-    values = {"exact_match": answers.exact_match, "f1": answers.f1}
-    return ItemSet.of(digest, [question.document for question in questions], values)
-
-
-def _row(answers: Answers) -> dict[str, Any]:
-    def mean(values: Sequence[float]) -> float | None:
-        return rounded(statistics.fmean(values)) if values else None
-
+def _names(reading: Reading) -> dict[str, Any]:
+    """A reading as the rows name it."""
+    is_refrag = reading.system.startswith("refrag")
     return {
-        "system": answers.system,
-        "passages": answers.passages,
-        "share_kept": answers.share_kept,
-        "exact_match": mean(answers.exact_match),
-        "f1": mean(answers.f1),
-        "decoder_tokens": mean(answers.decoder_tokens),
-        # The median: one pause of the machine would decide the mean.
-        "ttft_ms": round(statistics.median(answers.ttft_ms), 3) if answers.ttft_ms else None,
+        "system": "full" if reading.system == "untuned" else reading.system,
+        "passages": reading.passages,
+        "share_kept": reading.at if is_refrag else None,
+        "tuned": reading.system != "untuned",
+        # The REFRAG row that has as many decoder tokens.
+        "tokens_of": None if is_refrag else reading.at,
     }
 
 
-def _interval(answers: Answers, questions: Sequence[Question], seed: int) -> dict[str, Any]:
-    """95% intervals of exact match and F1, documents resampled."""
-    documents = [question.document for question in questions]
-    found: dict[str, Any] = {"system": answers.system, "passages": answers.passages}
-    for name in ("exact_match", "f1"):
-        values = np.array(getattr(answers, name))
-        interval = None
-        # A system that could not answer every question has no interval to compare.
-        if len(values) == len(documents):
-            interval = bootstrap_interval(values, documents, np.random.default_rng(seed))
-        found[name] = None if interval is None else list(interval)
-    return found
+def _row(scores: Scores, questions: Sequence[Question]) -> dict[str, Any]:
+    def mean(values: Sequence[float]) -> float | None:
+        return rounded(statistics.fmean(values)) if values else None
+
+    named = _names(scores.reading)
+    tokens, full = sum(scores.decoder_tokens), sum(scores.full_tokens)
+    return {
+        **{name: named.pop(name) for name in ("system", "passages", "share_kept")},
+        "exact_match": mean(scores.exact_match),
+        "f1": mean(scores.f1),
+        "decoder_tokens": mean(scores.decoder_tokens),
+        # The median: one pause of the machine would decide the mean.
+        "ttft_ms": round(statistics.median(scores.ttft_ms), 3) if scores.ttft_ms else None,
+        **named,
+        # Of the whole prompt, question and template counted.
+        "compression": rounded(full / tokens) if tokens and scores.reading.passages else None,
+        "rouge_l": mean(scores.rouge_l),
+        "refusal_accuracy": _refusal_accuracy(scores, questions),
+    }
+
+
+def _refusal_accuracy(scores: Scores, questions: Sequence[Question]) -> float | None:
+    """Share of questions that were refused just when they have no answer; null where all have one."""
+    known = [
+        refused != question.answerable
+        for refused, question in zip(scores.refused, questions, strict=False)
+        if question.answerable is not None
+    ]
+    if all(question.answerable is not False for question in questions) or len(scores.refused) < len(questions):
+        return None
+    return rounded(statistics.fmean(known))
+
+
+def _interval(scores: Scores, questions: Sequence[Question], seed: int) -> dict[str, Any]:
+    """95% intervals of the scores, documents resampled."""
+    values = {name: np.array(getattr(scores, name)) for name in SCORES}
+    return _names(scores.reading) | {name: _bootstrapped(found, questions, seed) for name, found in values.items()}
+
+
+def _differences(found: Sequence[Scores], questions: Sequence[Question], seed: int) -> list[dict[str, Any]]:
+    """Gain of refrag, question by question, over whatever read the same passages, with 95% intervals."""
+    rows = []
+    for own in found:
+        if own.reading.system != "refrag":
+            continue
+        for other in found:
+            there = other.reading
+            if there.system in {"none", "refrag"} or there.passages != own.reading.passages:
+                continue
+            if there.at not in {None, own.reading.at}:
+                continue
+            named = _names(there)
+            row = {"over": named["system"], "tuned": named["tuned"], "passages": there.passages}
+            row["share_kept"] = own.reading.at
+            for name in SCORES:
+                ours, theirs = np.array(getattr(own, name)), np.array(getattr(other, name))
+                gain = ours - theirs if len(ours) == len(theirs) else np.empty(0)
+                low, high = _bootstrapped(gain, questions, seed) or (None, None)
+                row[name] = [rounded(gain.mean()), low, high] if len(gain) else None
+            rows.append(row)
+    return rows
+
+
+def _bootstrapped(values: np.ndarray, questions: Sequence[Question], seed: int) -> list[float] | None:
+    # A system that could not answer every question has no interval to compare.
+    if len(values) != len(questions):
+        return None
+    interval = bootstrap_interval(values, [q.document for q in questions], np.random.default_rng(seed))
+    return None if interval is None else list(interval)
+
+
+def _items(scores: Scores | None, questions: Sequence[Question], max_new_tokens: int) -> ItemSet:
+    if scores is None:
+        return ItemSet()
+    digest = questions_digest(questions, scores.reading.passages, max_new_tokens)
+    values = {"exact_match": scores.exact_match, "f1": scores.f1}
+    return ItemSet.of(digest, [question.document for question in questions], values)

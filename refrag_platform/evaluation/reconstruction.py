@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from refrag_platform.evaluation.metrics import rounded
+from refrag_platform.model.generate import empty_cache
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.speed import decoder_states
@@ -69,11 +70,11 @@ def _predicted(model: RefragModel, embeds: Tensor, tokens: Tensor) -> Tensor:
 
 def _greedy(model: RefragModel, embeds: Tensor, length: int) -> Tensor:
     """The `length` tokens [n, length] that follow the vectors, each the likeliest."""
-    output = model.decoder(inputs_embeds=embeds.to(head_weight(model.decoder).dtype), use_cache=True, logits_to_keep=1)
+    cache = empty_cache(model.decoder)
+    embeds = embeds.to(head_weight(model.decoder).dtype)
+    output = model.decoder(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **cache)
     tokens = [output.logits[:, -1].argmax(-1)]
     while len(tokens) < length:
-        output = model.decoder(
-            input_ids=tokens[-1][:, None], past_key_values=output.past_key_values, use_cache=True, logits_to_keep=1
-        )
+        output = model.decoder(input_ids=tokens[-1][:, None], use_cache=True, logits_to_keep=1, **cache)
         tokens.append(output.logits[:, -1].argmax(-1))
     return torch.stack(tokens, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
@@ -51,39 +52,59 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
 
 
 def rag_report(result: Mapping[str, Any]) -> str:
-    """Exact match, F1, decoder tokens and, where measured, time to first token."""
-    timed = any(row.get("ttft_ms") is not None for row in result["rows"])
-    header = ["system", "passages", "exact match", "F1", "decoder tokens", *(["first token, ms"] if timed else [])]
-    rows = [
-        [
-            system_name(row),
-            str(row["passages"]),
-            figure(row["exact_match"]),
-            figure(row["f1"]),
-            figure(row["decoder_tokens"], 0),
-            *([figure(row.get("ttft_ms"), 1)] if timed else []),
-        ]
-        for row in result["rows"]
+    """Exact match, F1, decoder tokens and, where measured, time to first token, refusals and gains."""
+    rows = result["rows"]
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
+        ("system", system_name),
+        ("passages", lambda row: str(row["passages"])),
+        ("exact match", lambda row: figure(row["exact_match"])),
+        ("F1", lambda row: figure(row["f1"])),
+        ("decoder tokens", lambda row: figure(row["decoder_tokens"], 0)),
     ]
-    return (
-        "\n\n".join(
+    further = [
+        ("compression", "compression", 1),
+        ("ROUGE-L", "rouge_l", 3),
+        ("refusal accuracy", "refusal_accuracy", 3),
+        ("first token, ms", "ttft_ms", 1),
+    ]
+    for title, key, digits in further:
+        if any(row.get(key) is not None for row in rows):
+            columns.append((title, partial(_cell, key, digits)))
+    parts = [
+        "## Questions",
+        "Greedy answers, SQuAD's normalization, best of several references. Decoder tokens: mean positions of "
+        "the prompt. Compression: the full prompt's tokens over these, question and template counted. First token: "
+        "median, chunk vectors made ahead.",
+        table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows]),
+    ]
+    if result.get("differences"):
+        gains = [
             [
-                "## Questions",
-                "Greedy answers, SQuAD's normalization, best of several references. Decoder tokens: mean positions of "
-                "the prompt. First token: median, chunk vectors made ahead.",
-                table(header, rows),
+                system_name({"system": row["over"], "tuned": row["tuned"]}),
+                str(row["passages"]),
+                f"{row['share_kept']:g}",
+                *(_with_interval(*_split(row[name])) for name in ("exact_match", "f1", "rouge_l")),
             ]
-        )
-        + "\n"
-    )
+            for row in result["differences"]
+        ]
+        parts += [
+            "Paired gain of refrag, question by question; above zero, refrag is better:",
+            table(["over", "passages", "p", "exact match", "F1", "ROUGE-L"], gains),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(key: str, digits: int, row: Mapping[str, Any]) -> str:
+    return figure(row.get(key), digits)
 
 
 def system_name(row: Mapping[str, Any]) -> str:
     """`none (tuned)`, `refrag, p = 0.1`: a row's system as tables and legends show it."""
-    share = row.get("share_kept")
+    share, as_many = row.get("share_kept"), row.get("tokens_of")
     if row["system"].startswith("refrag"):
         return row["system"] + (f", p = {share:g}" if share else "")
-    return row["system"] + (" (tuned)" if row.get("tuned") else "")
+    name = row["system"] + (" (tuned)" if row.get("tuned") else "")
+    return name if as_many is None else f"{name}, tokens of p = {as_many:g}"
 
 
 def _gap(recovered: Mapping[str, float | None]) -> str:

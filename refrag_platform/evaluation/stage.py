@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.corpus.question_files import read_questions
-from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
@@ -22,12 +21,13 @@ from refrag_platform.evaluation.scoring import PlainSystem
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.stages import StageContext
+from refrag_platform.store.content import StoreDescription
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
-    """Log-perplexity on the test split and answers to the test questions, against all controls.
+    """Log-perplexity on the test split against all controls, and answers to the test questions.
 
     Raises:
         ArtifactError: the chunk store was made by another encoder than the fine-tuned model's.
@@ -35,7 +35,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     """
     settings, recipe = context.recipe.evaluation, context.recipe
     bundle = load_bundle(str(context.inputs["finetuned"]))
-    _require_encoder(context.inputs["chunks"], bundle.model.encoder_digest(), recipe.name)
+    StoreDescription.read(context.inputs["chunks"]).require_encoder(bundle.model.encoder_digest())
     base = context.project.recipe_path(recipe.name).parent
     controls = _controls(context, base)
     corpus = context.inputs["corpus"]
@@ -60,7 +60,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         read_questions(corpus / "questions" / "test.jsonl", settings.questions),
         passages=settings.passages,
         share_kept=bundle.share_kept,
-        controls=controls,
+        # The controls are trained by CPT and answer no questions: the fine-tuned decoder itself reads the plain text.
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,
     )
@@ -109,21 +109,6 @@ def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:
     for path in found.values():
         context.sources.append(InputRecord(path=str(path), hash=folder_digest(path)))
     return found
-
-
-def _require_encoder(store: Path, digest: str, model: str) -> None:
-    """Vectors that the service will read must be of the encoder that is judged here."""
-    try:
-        found = json.loads((store / "store.json").read_text(encoding="utf-8"))["encoder_digest"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(
-            f"{store} holds no chunk store ({error}); run `refrag run chunks --model {model}`"
-        ) from None
-    if found != digest:
-        raise ArtifactError(
-            f"the chunk store was made by encoder {found}, the fine-tuned model has encoder {digest}; "
-            f"make the store again with `refrag run chunks --model {model}`"
-        )
 
 
 def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]]) -> dict[str, Any]:

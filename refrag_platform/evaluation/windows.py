@@ -91,8 +91,10 @@ def split_windows(corpus: Path, split: str, context_tokens: int, output_tokens: 
     places = place_windows(lengths.tolist(), window, count, seed)
     if not places:
         raise _too_short(window, int(max(lengths, default=0)))
-    rows = [shards.tokens(int(starts[number]) + begin, window) for number, begin in places]
-    return Windows(torch.from_numpy(np.stack(rows)), [str(number) for number, _ in places], context_tokens)
+    begins = np.array([int(starts[number]) + begin for number, begin in places])
+    return Windows(
+        torch.from_numpy(shards.windows(begins, window)), [str(number) for number, _ in places], context_tokens
+    )
 
 
 def cut_windows(

@@ -3,6 +3,9 @@
 A small transformer over the chunk vectors gives one logit per chunk, once. Picking T' chunks one after
 another without replacement, masking those already picked, is a Plackett-Luce draw: Gumbel noise and a
 top-T' sample it, and its log-probability is a sum of masked log-softmax terms.
+
+The paper's policy sees the chunks alone. Beside it stands one that is given the question too, cut into chunks and
+encoded like any text (ours).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,11 +23,20 @@ from refrag_platform.errors import ArtifactError
 
 SETTINGS_FILE, WEIGHTS_FILE = "policy.json", "policy.safetensors"
 
+Query = Literal["none", "question"]
+
 
 class PolicyNetwork(nn.Module):
-    """Two transformer layers and a linear head over chunk vectors."""
+    """Two transformer layers and a linear head over chunk vectors.
 
-    def __init__(self, vector_dim: int, hidden_size: int, layers: int, heads: int, share_kept: float) -> None:
+    With query "question" the question's chunks stand before the context's in the transformer, marked by a learned
+    vector, and a chunk's logit also has a learned product of its content with the question's mean: to say which chunk
+    is about the same thing is then a matter of one layer. Without a question such a policy reads the chunks alone.
+    """
+
+    def __init__(
+        self, vector_dim: int, hidden_size: int, layers: int, heads: int, share_kept: float, query: Query = "none"
+    ) -> None:
         super().__init__()
         self.share_kept = share_kept
         self._settings = {
@@ -32,6 +44,7 @@ class PolicyNetwork(nn.Module):
             "hidden_size": hidden_size,
             "layers": layers,
             "heads": heads,
+            "query": query,
         }
         self.norm = nn.LayerNorm(vector_dim)
         self.inner = nn.Linear(vector_dim, hidden_size)
@@ -50,14 +63,52 @@ class PolicyNetwork(nn.Module):
         # A fresh policy is uniform: training starts from random selection.
         nn.init.zeros_(score.weight)
         nn.init.zeros_(score.bias)
+        if query == "question":
+            self.question_mark = nn.Parameter(torch.zeros(hidden_size))
+            self.match = nn.Linear(hidden_size, hidden_size, bias=False)
+            nn.init.zeros_(self.match.weight)
 
-    def forward(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Logits [B, L] for vectors [B, L, dim]; mask [B, L] is True at real chunks, the others get -inf."""
-        states = self.inner(self.norm(vectors.to(self.inner.weight.dtype)))
-        states = states + _positions(states.shape[1], states.shape[2], states.device).to(states.dtype)
-        states = self.layers(states, src_key_padding_mask=None if mask is None else ~mask)
-        logits = self.head(states)[..., 0].float()
+    @property
+    def reads_question(self) -> bool:
+        """Whether a question changes its choice."""
+        return self._settings["query"] == "question"
+
+    def forward(
+        self,
+        vectors: Tensor,
+        mask: Tensor | None = None,
+        question: Tensor | None = None,
+        question_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, L] for vectors [B, L, dim]; mask [B, L] is True at real chunks, the others get -inf.
+
+        Args:
+            question: [B, Q, dim], the vectors of the question's chunks; a policy that reads none ignores them.
+            question_mask: [B, Q], True at real ones (None: all); a row may have none.
+        """
+        content = self._content(vectors)
+        states, seen, matched = content + _positions(content), mask, None
+        if self.reads_question:
+            if question is None:
+                # Masked, it changes nothing; but every weight has a gradient, which data-parallel training asks for.
+                question, question_mask = torch.zeros_like(vectors[:, :1]), torch.zeros_like(vectors[:, :1, 0]).bool()
+            elif question_mask is None:
+                question_mask = torch.ones_like(question[..., 0], dtype=torch.bool)
+            asked = self._content(question) * question_mask[..., None]
+            states = torch.cat([asked + _positions(asked) + self.question_mark, states], 1)
+            chunks = torch.ones_like(content[..., 0], dtype=torch.bool) if mask is None else mask
+            seen = torch.cat([question_mask, chunks], 1)
+            mean = asked.sum(1) / question_mask.sum(1, keepdim=True).clamp(min=1)
+            matched = (content @ self.match(mean)[..., None])[..., 0] * content.shape[-1] ** -0.5
+        states = self.layers(states, src_key_padding_mask=None if seen is None else ~seen)
+        logits = self.head(states[:, -content.shape[1] :])[..., 0].float()
+        if matched is not None:
+            logits = logits + matched.float()
         return logits if mask is None else logits.masked_fill(~mask, -math.inf)
+
+    def _content(self, vectors: Tensor) -> Tensor:
+        """[B, n, hidden] of vectors [B, n, dim], wherever they stand."""
+        return self.inner(self.norm(vectors.to(self.inner.weight.dtype)))
 
     def save(self, folder: Path) -> None:
         """Write policy.json and policy.safetensors into an existing folder."""
@@ -84,12 +135,13 @@ class PolicyNetwork(nn.Module):
         return policy.to(device).eval()
 
 
-def _positions(length: int, width: int, device: torch.device) -> Tensor:
-    """Sinusoidal positions [length, width]: a policy can be run on longer contexts than it was trained on."""
+def _positions(states: Tensor) -> Tensor:
+    """Sinusoidal positions [n, width] for states [B, n, width]: a policy reads longer contexts than it learnt on."""
+    length, width = states.shape[1:]
     half = width // 2
-    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10_000.0) / half))
-    angles = torch.arange(length, device=device)[:, None] * rates
-    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width - 2 * half))
+    rates = torch.exp(torch.arange(half, device=states.device) * (-math.log(10_000.0) / half))
+    angles = torch.arange(length, device=states.device)[:, None] * rates
+    return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width - 2 * half)).to(states.dtype)
 
 
 def budget(chunks: int, share: float) -> int:
@@ -118,15 +170,22 @@ def sample_picks(logits: Tensor, picks: int, group: int, generator: torch.Genera
     return (logits[:, None] + gumbel).topk(picks, dim=-1).indices
 
 
-def pick_log_probs(logits: Tensor, picks: Tensor) -> Tensor:
-    """Log-probability of each pick given those before it: [B, G, T'] for logits [B, L], picks [B, G, T']."""
+def pick_log_probs(logits: Tensor, picks: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Log-probability of each pick given those before it: [B, G, T'] for logits [B, L], picks [B, G, T'].
+
+    counted: [B, T'], True at the picks of a row's own budget (None: all); the others get 0.
+    """
     chosen = nn.functional.one_hot(picks, logits.shape[-1])
     taken = chosen.cumsum(2) - chosen
-    steps = logits[:, None, None].masked_fill(taken.bool(), -math.inf).log_softmax(-1)
-    return steps.gather(-1, picks[..., None])[..., 0]
+    # Not -inf: a row with fewer chunks than T' would have nothing left to normalize.
+    lowest = torch.finfo(logits.dtype).min
+    steps = logits[:, None, None].masked_fill(taken.bool(), lowest).log_softmax(-1)
+    found = steps.gather(-1, picks[..., None])[..., 0]
+    return found if counted is None else found.masked_fill(~counted[:, None], 0.0)
 
 
-def keep_mask(picks: Tensor, chunks: int) -> Tensor:
-    """Picks [..., T'] as flags [..., L]."""
+def keep_mask(picks: Tensor, chunks: int, counted: Tensor | None = None) -> Tensor:
+    """Picks [B, G, T'] as flags [B, G, L]; counted [B, T'] as in `pick_log_probs`."""
     keep = torch.zeros(*picks.shape[:-1], chunks, dtype=torch.bool, device=picks.device)
-    return keep.scatter_(-1, picks, True)
+    flags = torch.ones_like(picks, dtype=torch.bool) if counted is None else counted[:, None].expand(picks.shape)
+    return keep.scatter_(-1, picks, flags)

@@ -175,3 +175,28 @@ def window_layout(context: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     tokens = torch.where(keep[..., None], context, 0)
     length = chunks - kept + kept * size
     return tokens[used].view(batch, length), index[used].view(batch, length)
+
+
+def pack_slots(slots: Tensor, owners: Tensor, keep: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Layout of prompts whose kept chunks are known on the device alone: no loop, and no waiting for it.
+
+    A prompt lies over slots: one for each token of its text, k for each chunk. A compressed chunk uses its first.
+
+    Args:
+        slots: [N, S], the token of each slot, -1 where there is none. owners: [N, S], the number of a slot's chunk, -1
+            for text. keep: [N, L]. length: at least the positions of every row.
+
+    Returns:
+        token_ids and chunk_index [N, length], as `RefragModel.gather` takes them, chunk n, l at n L + l, and the
+        positions of each row [N]; those after them mean nothing.
+    """
+    compressed = (owners >= 0) & ~keep.gather(1, owners.clamp(min=0))
+    first = owners != owners.roll(1, 1)
+    used = torch.where(compressed, first, slots != PAD)
+    # What is not used goes to a column past the end.
+    places = torch.where(used, used.long().cumsum(1) - 1, length)
+    offsets = torch.arange(len(slots), device=slots.device)[:, None] * keep.shape[1]
+    empty = slots.new_zeros(len(slots), length + 1)
+    token_ids = empty.scatter(1, places, slots.masked_fill(compressed, 0))[:, :-1]
+    index = (empty - 1).scatter(1, places, torch.where(compressed, owners + offsets, -1))[:, :-1]
+    return token_ids, index, used.sum(1)

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from refrag_platform.model.policy import PolicyNetwork, budget, select
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Chunks
+from refrag_platform.model.segments import Chunks, chunk_tokens
+
+
+@torch.no_grad()
+def encode_chunks(model: RefragModel, chunks: Tensor, padded: bool) -> Tensor:
+    """Vectors [B, L, dim] of chunks [B, L, k]; what stands where there is no chunk means nothing."""
+    token_ids = chunks.flatten(0, 1)
+    if padded:
+        # Attention over nothing at all is not a number.
+        token_ids = torch.cat([token_ids[:, :1].clamp(min=0), token_ids[:, 1:]], 1)
+    return model.encode(token_ids, padded=padded).view(*chunks.shape[:2], -1)
 
 
 @torch.no_grad()
@@ -29,10 +39,12 @@ def expand(
     share: float,
     policy: PolicyNetwork | None = None,
     generator: torch.Generator | None = None,
+    question: Sequence[int] = (),
 ) -> list[Chunks]:
     """Keep a share p of all the passages' chunks as tokens; the budget is one for the whole context.
 
-    The policy chooses; without one the choice is random, drawn with `generator`.
+    The policy chooses; without one the choice is random, drawn with `generator`. question: its token ids
+    (`content_ids`), for a policy that reads them.
     """
     passages = with_vectors(model, passages)
     counts = [len(passage.token_ids) for passage in passages]
@@ -45,12 +57,17 @@ def expand(
         keep = torch.zeros(sum(counts), dtype=torch.bool)
         keep[torch.randperm(sum(counts), generator=generator)[:kept]] = True
     else:
-        keep = select(policy_scores(model, passages, policy)[None], None, share)[0].cpu()
+        keep = select(policy_scores(model, passages, policy, question)[None], None, share)[0].cpu()
     return [passage.kept(flags) for passage, flags in zip(passages, keep.split(counts), strict=True)]
 
 
 @torch.no_grad()
-def policy_scores(model: RefragModel, passages: Sequence[Chunks], policy: PolicyNetwork) -> Tensor:
+def policy_scores(
+    model: RefragModel, passages: Sequence[Chunks], policy: PolicyNetwork, question: Sequence[int] = ()
+) -> Tensor:
     """The policy's logit of every chunk of all passages in order, [L]."""
     vectors = [p.vectors for p in with_vectors(model, passages) if p.vectors is not None]
-    return policy(torch.cat([v.to(model.device) for v in vectors])[None])[0]
+    asked = None
+    if policy.reads_question and question:
+        asked = model.encode(chunk_tokens(question, model.chunk_size))[None]
+    return policy(torch.cat([v.to(model.device) for v in vectors])[None], question=asked)[0]

@@ -1,6 +1,6 @@
 """Hold an artifact's summary rows against its suite: one CheckResult per expectation.
 
-`stages.run_stage` calls `check_once` before it publishes, the Dagster assets on what is published.
+`runner.run_stage` calls `check_once` before it publishes, the Dagster assets on what is published.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Who may use the model: one request at a time, a short queue, a deadline for each.
-
-A request gets a `Ticket` when its turn has come; all its work runs on the model's one thread, so that
-nothing ever runs beside it, and the ticket gives the turn to the next one whatever happens.
-"""
+"""Who may use the model: so many requests at once, a short queue behind them, a deadline for each."""
 
 from __future__ import annotations
 
@@ -18,10 +14,13 @@ from starlette.requests import Request
 from refrag_platform.serving.errors import ApiError
 
 if TYPE_CHECKING:
-    from refrag_platform.serving.engine import Generation
+    from refrag_platform.serving.contract import Delta
+    from refrag_platform.serving.generation import Generation
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Requests that are answered or wait hold a thread each, which mostly sleeps.
+MOST_THREADS = 256
 
 
 class ClientGone(Exception):
@@ -29,24 +28,22 @@ class ClientGone(Exception):
 
 
 class Admission:
-    """The queue before the model."""
+    """Counts who is inside. Whoever may enter starts at once; the scheduler behind it keeps the order."""
 
     def __init__(self, max_waiting: int, deadline: float) -> None:
         self.max_waiting, self.deadline = max_waiting, deadline
-        self._turn = asyncio.Lock()
         self._inside = 0
         self._seconds = 1.0  # what a request has taken of late, for Retry-After
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="request")
 
-    async def enter(self, request: Request) -> Ticket:
-        """Wait for the model.
+    def enter(self, request: Request, at_once: int) -> Ticket:
+        """A ticket for a request, where `at_once` are answered at a time.
 
         Raises:
-            ApiError: 429 when the queue is full, 504 when the deadline passes first.
-            ClientGone: the client went away.
+            ApiError: 429 when the queue is full.
         """
-        if self._inside > self.max_waiting:
-            seconds = max(1, round(self._seconds * self._inside))
+        if self._inside >= at_once + self.max_waiting:
+            seconds = max(1, round(self._seconds * self._inside / at_once))
             raise ApiError(
                 429,
                 f"{self._inside} requests are being answered or wait already; try again in about {seconds} s",
@@ -54,38 +51,27 @@ class Admission:
                 headers={"Retry-After": str(seconds)},
             )
         self._inside += 1
-        ticket = Ticket(self, request)
-        turn = asyncio.ensure_future(self._turn.acquire())
-        try:
-            await ticket.until_deadline(turn)
-        except BaseException:
-            self._inside -= 1
-            if turn.done() and not turn.cancelled():
-                self._turn.release()
-            raise
-        ticket.begun = time.monotonic()
-        return ticket
+        return Ticket(self, request)
 
     def leave(self, seconds: float) -> None:
-        """The model is free again."""
+        """One request less."""
         self._inside -= 1
         self._seconds = 0.7 * self._seconds + 0.3 * seconds
-        self._turn.release()
 
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Run on the model's thread."""
-        return asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """Run on a thread."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 class Ticket:
-    """One request's turn at the model."""
+    """One request inside, until it leaves; what it has begun ends with it."""
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
-        self._ends = asyncio.get_running_loop().time() + admission.deadline
+        self.ends = asyncio.get_running_loop().time() + admission.deadline  # in the loop's time
         self._generation: Generation | None = None
         self._left = False
-        self.begun = time.monotonic()
+        self._begun = time.monotonic()
 
     async def __aenter__(self) -> Ticket:
         return self
@@ -96,7 +82,7 @@ class Ticket:
         self.leave()
 
     async def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """The result of `work` on the model's thread.
+        """The result of `work` on a thread.
 
         Raises:
             ApiError: 504 when the deadline passes first.
@@ -104,29 +90,28 @@ class Ticket:
         """
         return await self.until_deadline(self._admission.submit(lambda: work(*arguments, **named)))
 
-    async def iterate(self, generation: Generation) -> AsyncIterator[str]:
-        """The pieces of an answer, one by one."""
+    async def iterate(self, generation: Generation) -> AsyncIterator[Delta]:
+        """What is new in an answer, as it comes."""
         self._generation = generation
-        pieces = iter(generation)
-        while (piece := await self.run(next, pieces, None)) is not None:
-            yield piece
+        deltas = generation.deltas()
+        while (delta := await self.run(next, deltas, None)) is not None:
+            yield delta
 
     def leave(self) -> None:
-        """Give the turn on; what still runs on the model's thread ends first. May be called twice."""
+        """Free what the request holds. May be called twice."""
         if self._left:
             return
         self._left = True
         if self._generation is not None:
-            # Runs behind the step in progress and before the next request's first: the thread is one.
-            self._admission.submit(self._generation.close)
-        self._admission.leave(time.monotonic() - self.begun)
+            self._generation.close()
+        self._admission.leave(time.monotonic() - self._begun)
 
     async def until_deadline(self, waited: Awaitable[T]) -> T:
         """Await something, but no longer than the deadline and the client's patience."""
         task = asyncio.ensure_future(waited)
         gone = asyncio.ensure_future(self._disconnected())
         try:
-            left = self._ends - asyncio.get_running_loop().time()
+            left = self.ends - asyncio.get_running_loop().time()
             await asyncio.wait({task, gone}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()

@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -22,23 +22,28 @@ from starlette.types import Receive, Scope, Send
 
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.admission import Admission, ClientGone, Ticket
-from refrag_platform.serving.contract import BadRequest, Citation, Usage
+from refrag_platform.serving.answers import Answer
+from refrag_platform.serving.contract import BadRequest
 from refrag_platform.serving.errors import ApiError, error_response
 from refrag_platform.serving.guard import LimitBody, RequireKey
 from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
 
 if TYPE_CHECKING:
-    from refrag_platform.serving.engine import Engine, Generation
+    from refrag_platform.serving.engine import Engine
+    from refrag_platform.serving.generation import Generation
 
 logger = logging.getLogger("refrag.serving")
+LOOK_UPS = 4  # at once
+# A stream's client has this long after the deadline to take what was sent.
+SECONDS_TO_READ = 5.0
 
 
 @dataclass(frozen=True)
 class ApiSettings:
     """Limits of the service.
 
-    api_key: asked for when set. max_body: bytes. max_waiting: requests that may wait for the model while
-    another is answered; further ones get 429. deadline: seconds from arrival to the last token.
+    api_key: asked for when set. max_body: bytes. max_waiting: requests that may wait beside those that are being
+    answered; further ones get 429. deadline: seconds from arrival to the last token.
     """
 
     api_key: str | None = None
@@ -85,7 +90,7 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     app.state.model = model
     app.state.created = int(time.time())
     app.state.admission = Admission(settings.max_waiting, settings.deadline)
-    # Look-ups have a queue and a thread of their own: they don't wait for an answer to end.
+    # Look-ups have a queue of their own: they don't wait for an answer to end.
     app.state.look_ups = Admission(settings.max_waiting, settings.deadline)
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
@@ -104,18 +109,18 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     _check_model(request, body.model)
     engine = _engine(request)
     admission: Admission = request.app.state.admission
-    ticket = await admission.enter(request)
+    ticket = admission.enter(request, engine.settings.slots)
     try:
         generation = await ticket.run(_start, engine, body)
-        pieces = ticket.iterate(generation)
-        # The first piece comes before the status line, so that a failure until then has a status of its own.
-        first = await anext(pieces, None)
-        answer = _Answer(body.model, generation)
+        deltas = ticket.iterate(generation)
+        answer = Answer(body.model, generation, body.n or 1, bool(body.logprobs))
         if body.stream:
-            return _EventStream(answer.events(first, pieces), ticket)
-        text = (first or "") + "".join([piece async for piece in pieces])
+            # The first one comes before the status line, so that a failure until then has a status of its own.
+            first = await anext(deltas, None)
+            return _EventStream(_reported(answer.events(first, deltas)), ticket)
+        whole = [delta async for delta in deltas]
         ticket.leave()
-        return JSONResponse(answer.whole(text))
+        return JSONResponse(answer.whole(whole))
     except BaseException:
         ticket.leave()
         raise
@@ -135,7 +140,7 @@ async def show_model(request: Request, model: str) -> dict[str, Any]:
 async def retrieve(request: Request, body: RetrieveRequest) -> dict[str, Any]:
     """The passages that fit a query best, best first."""
     engine = _engine(request)
-    async with await request.app.state.look_ups.enter(request) as ticket:
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         passages = await ticket.run(engine.retrieve, body.query, body.k)
     return {
         "object": "list",
@@ -156,73 +161,29 @@ class _EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            # Sending waits for a client that doesn't read, and the answer's own deadline isn't looked at meanwhile.
+            async with asyncio.timeout_at(self._ticket.ends + SECONDS_TO_READ):
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            logger.warning("a client did not read its answer, which is given up")
         finally:
             self._ticket.leave()
 
 
-class _Answer:
-    """OpenAI's bodies around one generation."""
-
-    def __init__(self, model: str, generation: Generation) -> None:
-        self.generation = generation
-        self.head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-    def whole(self, text: str) -> dict[str, Any]:
-        """A chat.completion with its usage and the `refrag` field."""
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": self.generation.finish_reason,
-            "logprobs": None,
-        }
-        return {**self.head, "object": "chat.completion", "choices": [choice], **self._tail()}
-
-    async def events(self, first: str | None, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Server-sent chat.completion.chunk events; the last one bears usage and the `refrag` field."""
-        try:
-            yield self._event({"role": "assistant", "content": ""})
-            if first:
-                yield self._event({"content": first})
-            async for piece in pieces:
-                yield self._event({"content": piece})
-            yield self._event({}, self.generation.finish_reason, self._tail())
-            yield "data: [DONE]\n\n"
-        except Exception as error:
-            # The status line is gone: the client learns of the failure by an event.
-            known = as_api_error(error)
-            if known.status == 500:
-                logger.exception("a streamed answer failed")
-            yield f"data: {json.dumps(known.body())}\n\n"
-
-    def _event(self, delta: dict[str, str], reason: str | None = None, tail: dict[str, Any] | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        body = {**self.head, "object": "chat.completion.chunk", "choices": [choice], **(tail or {})}
-        return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-    def _tail(self) -> dict[str, Any]:
-        return {
-            "usage": usage_body(self.generation.usage),
-            "refrag": refrag_body(self.generation.usage, self.generation.citations),
-        }
-
-
-def usage_body(usage: Usage) -> dict[str, int]:
-    """OpenAI's usage: prompt tokens are the positions that the decoder read."""
-    return {
-        "prompt_tokens": usage.prompt_positions,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_positions + usage.completion_tokens,
-    }
-
-
-def refrag_body(usage: Usage, citations: list[Citation]) -> dict[str, Any]:
-    """The `refrag` field: what was read, how far it was compressed, how soon the first token came."""
-    return {"citations": [asdict(citation) for citation in citations], **asdict(usage)}
+async def _reported(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events; of a failure the client learns by one, because the status line is gone."""
+    try:
+        async for event in events:
+            yield event
+    except Exception as error:
+        known = as_api_error(error)
+        if known.status == 500:
+            logger.exception("a streamed answer failed")
+        yield f"data: {json.dumps(known.body())}\n\n"
 
 
 def _start(engine: Engine, body: ChatRequest) -> Generation:
-    """Retrieval and prompt; runs on the model's thread."""
+    """Retrieval and prompt; runs on a thread."""
     messages = [message.message() for message in body.messages]
     count = body.to_retrieve(engine.settings.passages if engine.store else 0)
     passages = [*body.given(), *engine.retrieve(messages[-1].content, count)]
@@ -240,6 +201,8 @@ def _engine(request: Request) -> Engine:
             code="model_loading",
             headers={"Retry-After": "5"},
         )
+    if not state.engine.alive:
+        raise ApiError(503, f"{state.model} can't be served: its device failed, the log says how", code="model_failed")
     return state.engine
 
 
@@ -262,8 +225,12 @@ def _model_card(request: Request) -> dict[str, Any]:
 def _add_error_handlers(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape, those of the framework included."""
 
-    async def answer(_: Request, error: Exception) -> Response:
-        return error_response(as_api_error(error))
+    async def answer(request: Request, error: Exception) -> Response:
+        known = as_api_error(error)
+        if known.status == 500 and isinstance(error, RefragError):
+            # Others are logged by the framework.
+            logger.error("%s failed", request.url.path, exc_info=error)
+        return error_response(known)
 
     for kind in (ApiError, ClientGone, RefragError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

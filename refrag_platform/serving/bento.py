@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.processes import ends_with_parent
+from refrag_platform.processes import ends_with_parent, free_port
 from refrag_platform.project import Project
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> 
         ArtifactError: there is no Bento.
         RefragError: it ended, or was not ready within `seconds`; the message shows the end of its log.
     """
-    package, port = Package.of(project, model), _free_port()
+    package, port = Package.of(project, model), free_port()
     url = f"http://{HOST}:{port}"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -116,7 +115,7 @@ def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> 
             _wait_until_ready(process, url, log, seconds)
             yield url
         finally:
-            _end(process)
+            end(process)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
@@ -133,7 +132,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, sec
     raise RefragError(f"the Bento was not ready within {seconds:g} s:\n{_end_of(log)}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Ask the supervisor to end its workers, then make them: each has a session of its own."""
     import psutil
 
@@ -148,12 +147,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.kill()
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def _end_of(log: Path, lines: int = 20) -> str:

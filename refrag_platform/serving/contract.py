@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from refrag_platform.decoding.settings import Sampling as Sampling
 from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
@@ -40,14 +41,25 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn. Temperature 0 takes the likeliest token each time."""
+class TokenLogprob:
+    """A drawn token as text, its log-probability, and the likeliest tokens in its place, best first."""
 
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new in a choice: text, the log-probabilities of the tokens drawn since (if asked for), its end.
+
+    Text may come later than its tokens: it waits for whole characters and for what may be a stop string.
+    """
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: Literal["stop", "length"] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,11 @@ class Citation:
 @dataclass(frozen=True)
 class Usage:
     """What an answer cost. `prompt_positions` is what the decoder read, `plain_prompt_tokens` what it would
-    have read without compression; `compression_rate` is the ratio of the two over the passages alone."""
+    have read without compression; `compression_rate` is the ratio of the two over the passages alone.
+    `positions_reused` of the prompt's came from an earlier prompt that began alike."""
 
     prompt_positions: int
+    positions_reused: int
     plain_prompt_tokens: int
     completion_tokens: int
     chunks: int

@@ -5,29 +5,32 @@
     print(*generation, sep="")
     generation.citations, generation.usage
 
-It knows nothing of HTTP; `refrag ask QUESTION` uses it as it is.
+It knows nothing of HTTP; `refrag ask QUESTION` uses it as it is. Any number of threads may ask at once: each builds
+its own prompt, and their answers are written together, token by token (`decoding.scheduler`).
 """
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from refrag_platform.model.generate import generate
+from refrag_platform.decoding.prefix import PrefixCache
+from refrag_platform.decoding.prompts import prompt_input
+from refrag_platform.decoding.runner import DecoderRunner
+from refrag_platform.decoding.scheduler import Scheduler
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.prompts import Turn, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
 from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Usage
-from refrag_platform.serving.text import Detokenizer, StopStrings
+from refrag_platform.serving.generation import Generation
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
 
@@ -35,11 +38,22 @@ SNIPPET_CHARACTERS = 240
 
 
 class Engine:
-    """One model with its policy and, if there is one, its chunk store. Answers one question at a time."""
+    """One model with its policy, if there is one its chunk store, and the decoder that writes all answers."""
 
     def __init__(self, name: str, bundle: Bundle, store: ChunkStore | None, settings: ServingRecipe) -> None:
         self.name, self.bundle, self.store, self.settings = name, bundle, store, settings
-        self._model_free = threading.Lock()
+        model = bundle.model
+        self.max_positions = min(settings.max_positions, model.decoder.config.max_position_embeddings)
+        runner = DecoderRunner(model.decoder, max_positions=self.max_positions, max_batch=settings.slots, dynamic=True)
+        runner.warm_up([settings.prefill_positions], [1, settings.slots])
+        room = settings.prefix_cache_mb * 2**20
+        prefix = PrefixCache(model.encoder_digest(), room, runner.kv_bytes_per_position)
+        self._scheduler = Scheduler(runner, prefix, prefill_positions=settings.prefill_positions)
+        self._stop_ids = stop_ids(model.tokenizer)
+        # A tokenizer keeps state while it reads text, so one thread at a time; answers are put into words by another.
+        self._reading = threading.Lock()
+        self._writer = copy.deepcopy(model.tokenizer)
+        self._faulty = False
 
     @classmethod
     def load(cls, project: Project, model: str) -> Engine:
@@ -98,6 +112,21 @@ class Engine:
             raise BadRequest(f"{self.name} is served without a chunk store; send `passages`", param="retrieve")
         return [_passage(hit) for hit in self.store.search(query, count)]
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can answer at all; after a fault of the device it can't, and its process must be started anew."""
+        return self._scheduler.alive and not self._faulty
+
+    @property
+    def slots_in_use(self) -> int:
+        """Choices of answers that are being written now."""
+        return self._scheduler.slots_in_use
+
+    def close(self) -> None:
+        """End the decoder's thread; answers that are being written fail."""
+        self._scheduler.close()
+
+    @torch.inference_mode()
     def start(
         self,
         messages: Sequence[Message],
@@ -115,13 +144,27 @@ class Engine:
         Raises:
             BadRequest: the prompt is too long, or p needs a policy that the model hasn't got.
         """
+        try:
+            return self._start(messages, passages, sampling, share_kept)
+        except torch.AcceleratorError:
+            self._faulty = True
+            raise
+
+    def _start(
+        self,
+        messages: Sequence[Message],
+        passages: Sequence[Passage],
+        sampling: Sampling | None,
+        share_kept: float | None,
+    ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
-        chunks = self._expand(passages, share)
+        chunks = self._expand(passages, share, messages[-1].content)
         history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
-        prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
-        self._check_length(prompt, sampling.max_tokens)
+        with self._reading:
+            prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
+        self._check_length(prompt, sampling)
         citations = [
             Citation(
                 id=passage.id,
@@ -135,6 +178,7 @@ class Engine:
         ]
         usage = Usage(
             prompt_positions=prompt_length(prompt),
+            positions_reused=0,
             plain_prompt_tokens=len(plain_tokens(prompt)),
             completion_tokens=0,
             chunks=sum(citation.chunks for citation in citations),
@@ -143,30 +187,46 @@ class Engine:
             compression_rate=round(len(plain_tokens(chunks)) / max(prompt_length(chunks), 1), 4) if chunks else 1.0,
             time_to_first_token_ms=None,
         )
-        return Generation(self, prompt, sampling, citations, usage, begun)
+        given = prompt_input(self.bundle.model, prompt)
+        return Generation(
+            lambda: self._scheduler.submit(given, sampling, self._stop_ids),
+            self._decode,
+            self._token_text,
+            sampling,
+            citations,
+            usage,
+            begun,
+        )
 
-    def _expand(self, passages: Sequence[Passage], share: float) -> list[Chunks]:
+    def _expand(self, passages: Sequence[Passage], share: float, question: str) -> list[Chunks]:
         """The passages as chunks, the share that the policy scores highest kept as tokens (appendix A.1)."""
         if self.bundle.policy is None and passages and share not in (0, 1):
             raise BadRequest(
                 f"share_kept is {share}, but {self.name} has no policy to choose with; use 0 or 1",
                 param="share_kept",
             )
-        with self._model_free:
-            chunks = [self._chunks(passage) for passage in passages]
-            return expand(self.bundle.model, chunks, share, self.bundle.policy) if chunks else []
+        if not passages:
+            return []
+        chunks = [self._chunks(passage) for passage in passages]
+        with self._reading:
+            asked = content_ids(self.bundle.model.tokenizer, question)
+        return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
 
-    @torch.no_grad()
     def _chunks(self, passage: Passage) -> Chunks:
-        """A passage as chunks with vectors: from the store, or encoded now."""
+        """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
         if passage.token_ids is not None and passage.vectors is not None:
-            return Chunks(passage.token_ids, vectors=passage.vectors.float())
+            return Chunks(passage.token_ids, vectors=passage.vectors)
         model = self.bundle.model
-        chunks = passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
-        # On the CPU and in one type, so that they can stand beside vectors of the store.
-        return Chunks(chunks.token_ids, vectors=model.encode(chunks.token_ids).float().cpu())
+        with self._reading:
+            return passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
 
-    def _check_length(self, prompt: Prompt, max_tokens: int) -> None:
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._writer.decode(token_ids, skip_special_tokens=True))
+
+    def _token_text(self, token_id: int) -> str:
+        return str(self._writer.decode([token_id], skip_special_tokens=False))
+
+    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
         positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
         if positions > limit:
             raise BadRequest(
@@ -175,89 +235,21 @@ class Engine:
                 code="context_length_exceeded",
                 param="messages",
             )
-        window = self.bundle.model.decoder.config.max_position_embeddings
-        if positions + max_tokens > window:
+        if positions + sampling.max_tokens > self.max_positions:
             raise BadRequest(
-                f"the prompt takes {positions} decoder positions and max_tokens asks for {max_tokens} more, "
-                f"the decoder's window is {window}; lower max_tokens or shorten the prompt",
+                f"the prompt takes {positions} decoder positions and max_tokens asks for {sampling.max_tokens} more, "
+                f"{self.name} holds {self.max_positions} in all; lower max_tokens or shorten the prompt",
                 code="context_length_exceeded",
                 param="max_tokens",
             )
-
-
-class Generation:
-    """One answer: iterate for its text, piece by piece, then read `usage` and `finish_reason`.
-
-    The model is taken at the first piece and freed after the last, on an error, or by `close`.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompt: Prompt,
-        sampling: Sampling,
-        citations: list[Citation],
-        usage: Usage,
-        begun: float,
-    ) -> None:
-        self.citations, self.usage = citations, usage
-        self.finish_reason: Literal["stop", "length"] | None = None
-        self._engine, self._prompt, self._sampling, self._begun = engine, prompt, sampling, begun
-        self._pieces = self._generate()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def close(self) -> None:
-        """Stop generating and free the model; harmless when all has been said."""
-        self._pieces.close()  # type: ignore[attr-defined]
-
-    def _generate(self) -> Iterator[str]:
-        sampling = self._sampling
-        text, stops = Detokenizer(self._decode), StopStrings(sampling.stop)
-        with self._engine._model_free:
-            count = 0
-            for token_id in self._token_ids():
-                count += 1
-                self._count(count)
-                if piece := stops.push(text.push(token_id)):
-                    yield piece
-                if stops.stopped:
-                    self.finish_reason = "stop"
-                    return
-            self.finish_reason = "length" if count >= sampling.max_tokens else "stop"
-            if piece := stops.flush():
-                yield piece
-
-    def _token_ids(self) -> Iterator[int]:
-        sampling, model = self._sampling, self._engine.bundle.model
-        generator = torch.Generator()
-        if sampling.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(sampling.seed)
-        return generate(
-            model,
-            self._prompt,
-            sampling.max_tokens,
-            stop_ids(model.tokenizer),
-            sampling.temperature,
-            sampling.top_p,
-            generator,
-        )
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._engine.bundle.model.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-    def _count(self, tokens: int) -> None:
-        first = self.usage.time_to_first_token_ms
-        if first is None:
-            first = round((time.monotonic() - self._begun) * 1000, 3)
-        self.usage = replace(self.usage, completion_tokens=tokens, time_to_first_token_ms=first)
+        if sampling.n > self.settings.slots:
+            raise BadRequest(
+                f"n is {sampling.n}; {self.name} writes at most {self.settings.slots} choices at once", param="n"
+            )
 
 
 def _passage(hit: Hit) -> Passage:
-    token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors.copy())
+    token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
     return Passage(hit.id, hit.title, hit.text, float(hit.score), token_ids, vectors)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.versioning.digest import code_digest, folder_digest, path_digest
@@ -88,15 +88,16 @@ def load_packaged(folder: Path) -> Engine:
     from refrag_platform.serving.engine import Engine
 
     try:
-        recipe = Recipe.model_validate_json((folder / RECIPE_FILE).read_bytes())
+        recipe = json.loads((folder / RECIPE_FILE).read_bytes())
     except FileNotFoundError:
         raise ArtifactError(f"{folder} holds no packaged model: {RECIPE_FILE} is missing") from None
     own_retriever = folder / RETRIEVER
     return Engine.open(
-        recipe.name,
+        recipe["name"],
         folder / MODEL,
         folder / CHUNKS,
-        recipe.serving,
+        # The rest may hold keys that only the code of its day knew.
+        ServingRecipe.model_validate(recipe["serving"]),
         tables=folder / TABLES,
         retriever=f"path:{own_retriever}" if own_retriever.is_dir() else None,
     )

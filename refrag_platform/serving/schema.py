@@ -10,6 +10,7 @@ from refrag_platform.serving.contract import Message, Passage, Sampling
 
 MOST_PASSAGES = 256
 MOST_TOKENS = 8192
+MOST_CHOICES = 16
 
 
 class TextPart(BaseModel):
@@ -57,11 +58,12 @@ class ChatRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2, description="default 0: the likeliest token each time")
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    top_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="choices, which share the prompt's prefill")
+    logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens")
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="likeliest tokens in each place; needs logprobs")
     passages: list[GivenPassage] | None = Field(
         None,
         max_length=MOST_PASSAGES,
@@ -81,13 +83,15 @@ class ChatRequest(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _question_last(self) -> ChatRequest:
+    def _fields_agree(self) -> ChatRequest:
         if self.messages[-1].role != "user":
             raise ValueError(f"the last message has role {self.messages[-1].role!r}; it must be the user's question")
         if not self.messages[-1].message().content.strip():
             raise ValueError("the last message is empty; it must be the user's question")
         if isinstance(self.stop, list) and len(self.stop) > 4:
             raise ValueError(f"stop has {len(self.stop)} strings; at most 4 are allowed")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError(f"top_logprobs is {self.top_logprobs}; it needs logprobs: true")
         return self
 
     def sampling(self, default_tokens: int) -> Sampling:
@@ -99,6 +103,8 @@ class ChatRequest(BaseModel):
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
             stop=tuple(stop for stop in stops if stop),
+            n=self.n or 1,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
     def given(self) -> list[Passage]:

@@ -74,7 +74,7 @@ class RefragService:
             logger.exception("%s can't be loaded", model_tag)
 
     def __is_ready__(self) -> bool:
-        return app.state.engine is not None
+        return app.state.engine is not None and app.state.engine.alive
 
     def __is_alive__(self) -> bool:
-        return app.state.failure is None
+        return app.state.failure is None and (app.state.engine is None or app.state.engine.alive)

@@ -24,7 +24,8 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import chunk_tokens
 from refrag_platform.progress import Progress, say
 from refrag_platform.recipes import Recipe
-from refrag_platform.stages import StageContext, published
+from refrag_platform.runner import published
+from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.store.reuse import KnownPassages, difference

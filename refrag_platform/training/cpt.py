@@ -16,7 +16,7 @@ from torch import Tensor
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
-from refrag_platform.recipes import CptRecipe, TrainingRecipe
+from refrag_platform.recipes import CptRecipe
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.curriculum import Curriculum
@@ -42,6 +42,8 @@ class CptTask(Task):
 
     But for steps that repeat: REFRAG alone has them, and they are further text to it.
     """
+
+    few_shapes = True
 
     def __init__(
         self,
@@ -157,8 +159,8 @@ class CptTask(Task):
                 "shuffled_loss": float(self.loss(context.roll(1, 0), batch["output"])),
             }
 
-    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
-        return [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
 
     def positions(self, batch: Batch) -> int:
         size, chunks, k = batch["context"].shape

@@ -1,23 +1,22 @@
-"""Examples of fine-tuning: RAG questions, conversations and summaries as prompts with answers.
+"""Examples of fine-tuning: RAG questions, conversations and summaries as passages with answers.
 
 Decided by the seed, the step and the row alone, as everything in training is.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question, mention, read_passages, read_questions, read_rows
 from refrag_platform.errors import RefragError
-from refrag_platform.model.prompts import NO_ANSWER, Turn
+from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
 
 SENTENCES = 3
@@ -27,66 +26,68 @@ DRAWS = 20
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction: the passages it may use, the turns before it, and the answer to learn."""
+    """One instruction: the passages it may use, the turns before it, and the answer to learn.
+
+    passages: their numbers in `Examples.passages`.
+    """
 
     task: str
-    passages: list[dict[str, str]]
+    passages: list[int]
     history: list[Turn]
     question: str
     answer: str
 
 
-def read_rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file.
+@dataclass(frozen=True)
+class _Asked:
+    """A question, and where its own passages stand in `Examples.passages`: those with the answer, and the others."""
 
-    Raises:
-        RefragError: the file is missing, or a row is not JSON or lacks a field; file and row are named.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise RefragError(f"no file {path}; correct the recipe's finetuned section") from None
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise RefragError(f"{path}, row {number}: not JSON ({error})") from None
-        missing = [field for field in needed if field not in row]
-        if missing:
-            raise RefragError(f"{path}, row {number}: field {missing[0]!r} is missing; it has {', '.join(row)}")
-        rows.append(row)
-    return rows
+    question: Question
+    gold: tuple[int, ...]
+    others: tuple[int, ...]
 
 
 class Examples:
-    """All that fine-tuning can draw from, and the draw."""
+    """All that fine-tuning can draw from, and the draw.
+
+    passages: every passage and document once, (title, text).
+    """
 
     def __init__(self, corpus: Path, settings: FinetunedRecipe, seed: int, root: Path = Path()) -> None:
         """
-        Args: root: the recipe's question and summary files are relative to it.
+        Args: root: the recipe's question, summary and distractor files are relative to it.
 
         Raises:
             RefragError: a task of the recipe has nothing to draw from.
         """
         self.settings, self.seed = settings, seed
+        self.passages: list[Passage] = []
+        self._numbers: dict[Passage, int] = {}
         own = corpus / "questions" / "train.jsonl"
         # A corpus of plain documents has no questions of its own.
-        files = [own] if own.stat().st_size else []
-        files += [root / os.path.expandvars(name) for name in settings.questions]
-        self.questions = [question for file in files for question in read_questions(file)]
-        self.conversations = list(_conversations(self.questions))
-        self.summaries = [
-            row
-            for name in settings.summaries
-            for row in read_rows(root / os.path.expandvars(name), ("document", "summaries"))
+        files = [own] if own.is_file() and own.stat().st_size else []
+        files += _paths(root, settings.questions)
+        asked = [self._asked(one) for file in files for one in read_questions(file) if one.kind == "answer"]
+        for file in _paths(root, settings.distractors):
+            self._number(read_passages(file))
+        # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
+        self._pool = len(self.passages)
+        summaries = [
+            row for file in _paths(root, settings.summaries) for _, row in read_rows(file, ("document", "summaries"))
         ]
-        if not self.summaries and settings.tasks.get("summarization", 0) > 0:
-            self.summaries = list(_lead_summaries(corpus))
-        self._sources: dict[str, list[Any]] = {
-            "rag": self.questions,
-            "multi_turn": self.conversations,
-            "summarization": self.summaries,
+        if not summaries and settings.tasks.get("summarization", 0) > 0:
+            summaries = list(_lead_summaries(corpus))
+        for row in summaries:
+            if not isinstance(row["summaries"], list) or not row["summaries"]:
+                raise RefragError(
+                    f"summaries is {row['summaries']!r} for the document {row['document'][:60]!r}; it must be a list "
+                    "of at least one text"
+                )
+        self._documents = self._number([(row.get("title") or "", row["document"]) for row in summaries])
+        self._sources: dict[str, Sequence[Any]] = {
+            "rag": asked,
+            "multi_turn": list(_conversations(asked)),
+            "summarization": [row["summaries"] for row in summaries],
         }
         for task, weight in settings.tasks.items():
             if weight > 0 and not self._sources[task]:
@@ -94,54 +95,91 @@ class Examples:
                     f"fine-tuning task {task!r} has weight {weight} and nothing to learn from; give the recipe "
                     "finetuned.questions or finetuned.summaries, or set the weight to 0"
                 )
+        self._tasks = [task for task, weight in settings.tasks.items() if weight > 0]
+        weights = np.array([settings.tasks[task] for task in self._tasks], dtype=float)
+        self._shares = weights.cumsum() / weights.sum()
 
     def draw(self, step: int, row: int) -> Example:
         """The example of one row of a step's batch."""
         random = np.random.default_rng([self.seed, 3, step, row])
-        tasks = [task for task, weight in self.settings.tasks.items() if weight > 0]
-        weights = np.array([self.settings.tasks[task] for task in tasks], dtype=float)
-        task = tasks[int(random.choice(len(tasks), p=weights / weights.sum()))]
+        task = self._tasks[int(np.searchsorted(self._shares, random.random(), side="right"))]
         source = self._sources[task]
-        item = source[int(random.integers(len(source)))]
+        number = int(random.integers(len(source)))
         if task == "summarization":
-            summary = item["summaries"][int(random.integers(len(item["summaries"])))]
-            return Example(task, [{"title": item.get("title", ""), "text": item["document"]}], [], "", summary)
-        turns = [item] if task == "rag" else item
-        last = turns[-1]
-        passages, answered = self._passages(last, random)
-        history: list[Turn] = []
-        for turn in turns[:-1]:
+            summaries = source[number]
+            summary = summaries[int(random.integers(len(summaries)))]
+            return Example(task, [self._documents[number]], [], "", summary)
+        turns: Sequence[_Asked] = [source[number]] if task == "rag" else source[number]
+        # A question that brings its own turns follows those.
+        history = as_turns(turns[-1].question.history)
+        for turn in [] if history else turns[:-1]:
             history += [
-                {"role": "user", "content": turn.question},
-                {"role": "assistant", "content": _answer(turn)},
+                {"role": "user", "content": turn.question.question},
+                {"role": "assistant", "content": _answer(turn.question)},
             ]
+        passages, answered = self._draw_passages(turns[-1], self.count(step), random)
+        last = turns[-1].question
         return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER)
 
-    def _passages(self, question: Question, random: np.random.Generator) -> tuple[list[dict[str, str]], bool]:
-        """The gold passages among others in random order; sometimes without the gold, and then there is no answer."""
-        gold = [question.passages[number] for number in _gold(question)]
-        wanted = int(random.integers(1, self.settings.max_passages + 1))
-        known = {text for _, text in gold}
-        others = [passage for passage in question.passages if passage[1] not in known]
-        # Few listed distractors: fill up with passages of other questions, never with this one's gold.
+    def count(self, step: int) -> int:
+        """Passages in each question's prompt of a step, 1 to max_passages: prompts of one length waste no padding."""
+        return int(np.random.default_rng([self.seed, 4, step]).integers(1, self.settings.max_passages + 1))
+
+    def _draw_passages(self, asked: _Asked, wanted: int, random: np.random.Generator) -> tuple[list[int], bool]:
+        """The gold passages among others in random order; sometimes without the gold, and then there is no answer.
+
+        Where the gold isn't known, any passage may hold the answer: no example without one can be made.
+        """
+        if asked.question.gold and random.random() < self.settings.no_answer_share:
+            silent = self._others(asked, wanted, random, silent=True)
+            if silent:
+                return silent, False
+        others = self._others(asked, wanted - len(asked.gold), random, silent=False)
+        passages = [*asked.gold, *others]
+        return [passages[number] for number in random.permutation(len(passages))], True
+
+    def _others(self, asked: _Asked, wanted: int, random: np.random.Generator, silent: bool) -> list[int]:
+        """Passages that are not gold: the question's own in random order, then those of others and distractors.
+
+        silent: none of them may say one of the answers, by chance or because the gold passages aren't all named.
+        """
+        says = mention(asked.question.answers) if silent else None
+        found: list[int] = []
+
+        def take(number: int) -> None:
+            fits = number not in asked.gold and number not in found
+            if fits and (says is None or not says.search(self.passages[number][1])):
+                found.append(number)
+
+        for place in random.permutation(len(asked.others)):
+            if len(found) < wanted:
+                take(asked.others[place])
         for _ in range(DRAWS * wanted):
-            if len(others) >= wanted:
+            if len(found) >= wanted:
                 break
-            strangers = self.questions[int(random.integers(len(self.questions)))].passages
-            stranger = strangers[int(random.integers(len(strangers)))] if strangers else None
-            if stranger is not None and stranger[1] not in known:
-                others.append(stranger)
-        order = random.permutation(len(others))
-        others = [others[number] for number in order]
-        # Where the gold isn't known, any passage may hold the answer: no example without one can be made.
-        answered = not (question.gold and others and random.random() < self.settings.no_answer_share)
-        passages = [*gold, *others[: max(0, wanted - len(gold))]] if answered else others[:wanted]
-        order = random.permutation(len(passages))
-        return [{"title": passages[number][0], "text": passages[number][1]} for number in order], answered
+            take(int(random.integers(self._pool)))
+        return found
+
+    def _asked(self, question: Question) -> _Asked:
+        numbers = self._number(question.passages)
+        gold = tuple(numbers[place] for place in _gold(question))
+        return _Asked(question, gold, tuple(dict.fromkeys(number for number in numbers if number not in gold)))
+
+    def _number(self, passages: Sequence[Passage]) -> list[int]:
+        """Each passage's number; those not met before are taken in."""
+        for passage in passages:
+            if passage not in self._numbers:
+                self._numbers[passage] = len(self.passages)
+                self.passages.append(passage)
+        return [self._numbers[passage] for passage in passages]
+
+
+def _paths(root: Path, names: Sequence[str]) -> list[Path]:
+    return [root / os.path.expandvars(name) for name in names]
 
 
 def _gold(question: Question) -> tuple[int, ...]:
-    """Numbers of the gold passages; where they aren't known, the first is taken for it, as a retriever ranked them."""
+    """Places of the gold passages; where they aren't known, the first is taken for it, as a retriever ranked them."""
     return question.gold or ((0,) if question.passages else ())
 
 
@@ -149,12 +187,12 @@ def _answer(question: Question) -> str:
     return question.answers[0] if question.answers else NO_ANSWER
 
 
-def _conversations(questions: list[Question]) -> Iterator[list[Question]]:
+def _conversations(asked: list[_Asked]) -> Iterator[list[_Asked]]:
     """Questions on the same document (or, where it isn't known, the same gold passage) follow each other as turns."""
-    groups: dict[str, list[Question]] = defaultdict(list)
-    for question in questions:
-        gold = [question.passages[number][1] for number in _gold(question)[:1]]
-        groups[question.document if question.document != question.id else "".join(gold)].append(question)
+    groups: dict[object, list[_Asked]] = defaultdict(list)
+    for one in asked:
+        known = one.question.document != one.question.id
+        groups[one.question.document if known else one.gold].append(one)
     for same in groups.values():
         for start in range(0, len(same) - 1, 2):
             yield same[start : start + 3]
@@ -162,9 +200,12 @@ def _conversations(questions: list[Question]) -> Iterator[list[Question]]:
 
 def _lead_summaries(corpus: Path) -> Iterator[dict[str, Any]]:
     """Without summary files: a passage's first sentence, to be found again behind the rest of the passage."""
+    path = corpus / "passages.parquet"
+    if not path.is_file():
+        return
     import pyarrow.parquet as parquet
 
-    table = parquet.read_table(corpus / "passages.parquet", columns=["title", "text", "split"])
+    table = parquet.read_table(path, columns=["title", "text", "split"])
     for row in table.to_pylist():
         sentences = row["text"].split(". ")
         if row["split"] == "train" and len(sentences) >= SENTENCES:

@@ -2,110 +2,222 @@
 
 Encoder and policy stay frozen unless the recipe says otherwise, so that store, policy and model agree.
 Half of the prompts have chunks expanded by the policy at its budget, half have none: the model learns
-to read both. Run: `refrag run finetuned --model tiny`.
+to read both. The same task trains the controls, on the same examples: all passages as text, none of them, or
+their last tokens. Run: `refrag run finetuned --model tiny`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.model.policy import PolicyNetwork
-from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
+from refrag_platform.model.policy import PolicyNetwork, budget
+from refrag_platform.model.prompts import content_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Chunks, Text, lay_out
-from refrag_platform.model.selection import expand
-from refrag_platform.recipes import FinetunedRecipe, TrainingRecipe
+from refrag_platform.model.segments import PAD, Text, pack_slots
+from refrag_platform.model.selection import encode_chunks
+from refrag_platform.recipes import FinetunedRecipe
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
-from refrag_platform.training.core.groups import decoder_body, decoder_group, encoder_groups, head_weight
+from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.ranks import is_main
+from refrag_platform.training.core.speed import decoder_states
+from refrag_platform.training.cpt import System
 from refrag_platform.training.examples import Example, Examples
+from refrag_platform.training.passage_table import ChunkVectors, PassageTable
+
+# Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
+LENGTH_STEP = 64
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One sequence: ids before the passages, the passages' chunks in the table, ids after them, and the answer's.
+
+    question: its ids, for a policy that reads them.
+    """
+
+    before: list[int]
+    chunks: NDArray[np.int64]
+    after: list[int]
+    answer: list[int]
+    question: list[int]
 
 
 class FinetunedTask(Task):
-    """The answers' loss, the passages read as vectors."""
+    """The answers' loss, the passages read as vectors, or by a control as text.
+
+    Which chunks are compressed is known on the device only, by the policy: there the slots in use are moved together
+    (`segments.pack_slots`), and a step never waits for it.
+    """
 
     def __init__(
-        self, model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+        self,
+        model: RefragModel,
+        policy: PolicyNetwork | None,
+        settings: FinetunedRecipe,
+        examples: Examples,
+        system: System = "refrag",
     ) -> None:
+        """
+        Args: policy: expands chunks in half of the prompts; without one none is expanded. A control has none.
+        """
         super().__init__()
-        self.model, self.settings, self.examples = model, settings, examples
-        if not settings.train_encoder:
+        self.model, self.settings, self.examples, self.system = model, settings, examples, system
+        self.train_encoder = settings.train_encoder and system == "refrag"
+        if not self.train_encoder:
             model.encoder.requires_grad_(False)
             model.encoder.eval()
+        if system != "refrag":
+            model.projection.requires_grad_(False)
         prepare_decoder(model, settings, examples.seed)
         self._policy = [policy]
+        self._tokenizer = cast(PreTrainedTokenizerFast, _Remembering(model.tokenizer))
+        self._table = PassageTable(model.tokenizer, examples.passages, model.chunk_size)
+        self._vectors = ChunkVectors(model, self._table, settings.precision == "bf16")
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         rows = range(rank * size // world, (rank + 1) * size // world)
-        examples = [self.examples.draw(step, micro * size + row) for row in rows]
+        share = self._policy[0].share_kept if self._policy[0] else 0.0
+        # Every other sequence of the run, however it is cut into micro-batches and over ranks.
+        shares = [share if (step + micro * size + row) % 2 == 0 else 0.0 for row in rows]
+        made = [
+            self._row(self.examples.draw(step, micro * size + row), own) for row, own in zip(rows, shares, strict=True)
+        ]
+        k = self.model.chunk_size
+        counts = np.array([len(row.chunks) for row in made])
+        kept = np.array([budget(int(count), own) for count, own in zip(counts, shares, strict=True)])
+        texts = np.array([len(row.before) + len(row.after) + len(row.answer) for row in made])
+        slots = np.full((len(made), int((texts + counts * k).max())), PAD, np.int64)
+        owners = np.full_like(slots, -1)
+        chunk_rows = np.full((len(made), max(1, int(counts.max()))), -1, np.int64)
+        asked = np.full((len(made), max(1, *(-(-len(row.question) // k) for row in made)) * k), PAD, np.int64)
+        for number, row in enumerate(made):
+            start, end = len(row.before), len(row.before) + len(row.chunks) * k
+            slots[number, :start] = row.before
+            slots[number, start:end] = self._table.chunks[row.chunks].ravel()
+            slots[number, end : end + len(row.after) + len(row.answer)] = [*row.after, *row.answer]
+            owners[number, start:end] = np.repeat(np.arange(len(row.chunks)), k)
+            chunk_rows[number, : len(row.chunks)] = row.chunks
+            asked[number, : len(row.question)] = row.question
+        answers = [row.answer for row in made]
+        # A kept chunk may be partial, and the prompt shorter than this.
+        longest = int((texts + counts + kept * (k - 1)).max())
         return {
-            "prompts": [self._prompt(example) for example in examples],
-            # Every other sequence of the run, however it is cut into micro-batches and over ranks.
-            "expanded": [(step + micro * size + row) % 2 == 0 for row in rows],
+            "slots": torch.from_numpy(slots),
+            "owners": torch.from_numpy(owners),
+            "kept": torch.from_numpy(kept),
+            "counts": torch.from_numpy(counts),
+            "chunk_rows": chunk_rows,
+            "asked": torch.from_numpy(asked.reshape(len(made), -1, k)),
+            "expanded": bool(kept.any()),
+            "length": -(-longest // LENGTH_STEP) * LENGTH_STEP,
+            "answers": torch.tensor([token for answer in answers for token in answer]),
+            "answer_rows": torch.tensor([row for row, answer in enumerate(answers) for _ in answer]),
+            "to_end": torch.tensor([left for answer in answers for left in range(len(answer), 0, -1)]),
         }
 
-    def _prompt(self, example: Example) -> tuple[list[Any], list[int]]:
-        """An example's prompt and its answer's ids."""
-        tokenizer, k = self.model.tokenizer, self.model.chunk_size
-        passages = [passage_chunks(tokenizer, p["title"], p["text"], k) for p in example.passages]
+    def _row(self, example: Example, share: float) -> _Row:
+        tokenizer = self._tokenizer
         kind = "summary" if example.task == "summarization" else "answer"
-        prompt = rag_prompt(tokenizer, example.question, passages, example.history, kind)  # type: ignore[arg-type]
+        before, after = [
+            part.token_ids
+            for part in rag_prompt(tokenizer, example.question, [], example.history, kind)  # type: ignore[arg-type]
+            if isinstance(part, Text)
+        ]
         answer = [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
-        return list(prompt), answer
+        chunks = self._table.rows(example.passages)
+        if self.system == "refrag":
+            return _Row(before, chunks, after, answer, content_ids(tokenizer, example.question))
+        tokens = self._table.chunks[chunks]
+        read = tokens[tokens != PAD].tolist()
+        if self.system == "truncated":
+            # As many as REFRAG's passages take positions.
+            read = read[-(len(chunks) + budget(len(chunks), share) * (self.model.chunk_size - 1)) :]
+        elif self.system == "none":
+            read = []
+        return _Row([*before, *read], chunks[:0], after, answer, [])
 
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:
-        """Choose the chunks to expand and lay the batch out; both need the model, not gradients."""
-        rows, labels = [], []
-        for (prompt, answer), expanded in zip(batch["prompts"], batch["expanded"], strict=True):
-            chunks = [part for part in prompt if isinstance(part, Chunks)]
-            share = self._policy[0].share_kept if expanded else 0.0
-            chosen = iter(expand(self.model, chunks, share, self._policy[0].to(self.model.device)))
-            parts = [next(chosen) if isinstance(part, Chunks) else part for part in prompt]
-            rows.append([*parts, Text(answer)])
-            labels.append(answer)
-        layout = lay_out(rows, self.model.chunk_size, "right")
-        targets = torch.full(layout.token_ids.shape, -1)
-        for row, answer in enumerate(labels):
-            end = int(layout.attention_mask[row].sum())
-            targets[row, end - len(answer) : end] = torch.tensor(answer)
-        device = self.model.device
-        batch |= {
-            "token_ids": layout.token_ids.to(device),
-            "chunk_index": layout.chunk_index.to(device),
-            "attention_mask": layout.attention_mask.to(device),
-            "targets": targets.to(device),
-            "chunk_token_ids": layout.chunk_token_ids.to(device),
-            "vectors": layout.vectors if not self.settings.train_encoder else None,
-        }
+        """Choose the chunks to expand and move the slots in use together."""
+        slots, owners = batch["slots"], batch["owners"]
+        chunk_rows = batch["chunk_rows"]
+        count = chunk_rows.shape[1]
+        real = torch.arange(count, device=slots.device) < batch["counts"][:, None]
+        policy = self._policy[0] if batch["expanded"] else None
+        vectors = None
+        if self.system == "refrag" and (policy or not self.train_encoder):
+            vectors = self._vectors.of(chunk_rows)
+        keep = torch.zeros_like(real)
+        if policy and vectors is not None:
+            logits = policy.to(slots.device)(vectors, real, *self._asked(batch["asked"], policy))
+            rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            keep = rank < batch["kept"][:, None]
+        batch["token_ids"], batch["chunk_index"], positions = pack_slots(slots, owners, keep, batch["length"])
+        rows = batch["answer_rows"]
+        batch["predicting"] = rows * batch["length"] + positions[rows] - batch["to_end"] - 1
+        batch["vectors"] = None if self.train_encoder else vectors
+
+    def _asked(self, token_ids: Tensor, policy: PolicyNetwork) -> tuple[Tensor | None, Tensor | None]:
+        """The questions' chunk vectors [B, Q, dim] and which of them are real, for a policy that reads questions."""
+        if not policy.reads_question:
+            return None, None
+        bf16 = self.settings.precision == "bf16" and token_ids.is_cuda
+        with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
+            return encode_chunks(self.model, token_ids, padded=True).float(), token_ids[..., 0] != PAD
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        vectors = batch["vectors"]
-        if vectors is None:
-            vectors = self.model.encode(batch["chunk_token_ids"])
-        embeds = self.model.gather(batch["token_ids"], batch["chunk_index"], self.model.project(vectors))
-        hidden = decoder_body(self.model.decoder)(
-            inputs_embeds=embeds, attention_mask=batch["attention_mask"].long(), use_cache=False
-        ).last_hidden_state
-        targets = batch["targets"][:, 1:]
-        chosen = targets >= 0
+        # Padding stands to the right, where nothing that counts can see it: no mask is needed.
+        hidden = decoder_states(self.model.decoder, self._embeds(batch))
+        predicting = hidden.flatten(0, 1)[batch["predicting"]]
         head = head_weight(self.model.decoder)
         # Another number of answer tokens in every batch: a compiled block would be compiled again for each.
-        return linear_cross_entropy(hidden[:, :-1][chosen], head, targets[chosen], compiled=False), {}
+        return linear_cross_entropy(predicting, head, batch["answers"], compiled=False), {}
 
-    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
-        return [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
+    def _embeds(self, batch: Batch) -> Tensor:
+        """What the decoder reads, [B, N, d]."""
+        token_ids, index = batch["token_ids"], batch["chunk_index"]
+        if self.system != "refrag":
+            return self.model.decoder.get_input_embeddings()(token_ids)
+        vectors = batch["vectors"]
+        if vectors is None:
+            chunks = self._table.chunks[batch["chunk_rows"].clip(min=0).ravel()].astype(np.int64)
+            vectors = self.model.encode(torch.from_numpy(chunks))
+        return self.model.gather(token_ids, index, self.model.project(vectors.flatten(0, -2)))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
 
     def positions(self, batch: Batch) -> int:
         return batch["token_ids"].numel()
+
+
+class _Remembering:
+    """A tokenizer that tokenizes each text once: the same questions and answers come again and again."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[object, dict[str, list[int]]] = {}
+
+    def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
+        key = (text, *options.items())
+        if key not in self._known:
+            self._known[key] = {"input_ids": self._tokenizer(text, **options)["input_ids"]}
+        return self._known[key]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def train_finetuned(context: StageContext) -> dict[str, Any]:

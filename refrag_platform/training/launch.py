@@ -16,10 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import yaml
+
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.processes import ends_with_parent
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext, stage_function
+from refrag_platform.training.core.ranks import is_main, world_size
 
 JOB, RESULT = "job.json", "result.json"
 # How long the launcher lets stopped ranks save before it kills them.
@@ -33,7 +36,7 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
     on, so that all ranks save.
 
     Raises:
-        RecipeError: there is no such config file.
+        RecipeError: there is no such config file, or it is none.
         RefragError: the ranks failed, or were stopped.
     """
     path = context.project.recipe_path(context.recipe.name).parent / config
@@ -41,7 +44,8 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
         raise RecipeError(f"{context.stage}.accelerate_config of {context.recipe.name}: no file {path}")
     job, result = context.work / JOB, context.work / RESULT
     result.unlink(missing_ok=True)
-    job.write_text(json.dumps(_plain(context)), encoding="utf-8")
+    expected = {"config": path.name, "processes": _processes(path)}
+    job.write_text(json.dumps({**_plain(context), **expected}), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(path)]
     ranks = subprocess.Popen(
         [*command, "-m", "refrag_platform.training.launch", str(job)],
@@ -73,6 +77,15 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
     return json.loads(result.read_text(encoding="utf-8"))
 
 
+def _processes(config: Path) -> int:
+    """How many processes an accelerate config asks for, over all machines."""
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return int(values.get("num_processes", 1))
+    except (yaml.YAMLError, AttributeError, ValueError) as error:
+        raise RecipeError(f"{config} is no accelerate config ({error}); `accelerate config` writes one") from None
+
+
 def _plain(context: StageContext) -> dict[str, Any]:
     return {
         "root": str(context.project.root),
@@ -90,6 +103,11 @@ def run_rank(job: Path) -> None:
     # The launcher gives each rank a session of its own: killed, it would leave them running.
     ends_with_parent(signal.SIGKILL)()
     facts = json.loads(job.read_text(encoding="utf-8"))
+    if world_size() != facts["processes"]:
+        raise RecipeError(
+            f"{facts['config']} asks for {facts['processes']} processes, accelerate started {world_size()}. It starts "
+            "several for `distributed_type: MULTI_GPU` (on CPUs with `use_cpu: true`; MULTI_CPU needs MPI) or DEEPSPEED"
+        )
     project = Project(Path(facts["root"]))
     context = StageContext(
         project=project,
@@ -101,8 +119,6 @@ def run_rank(job: Path) -> None:
         beside=Path(facts["beside"]),
     )
     metrics = stage_function(STAGES[context.stage])(context)
-    from refrag_platform.training.core.ranks import is_main
-
     if is_main():
         partial = context.work / f"{RESULT}.partial"
         partial.write_text(json.dumps(metrics), encoding="utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import ReconstructionRecipe, TrainingRecipe
+from refrag_platform.recipes import ReconstructionRecipe
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.artifact import finish, take_over
 from refrag_platform.training.core.curriculum import Curriculum
@@ -33,6 +33,8 @@ class ReconstructionTask(Task):
 
     # The helper's loss fades by plan: that the sum of both fell would say nothing.
     judged_by = "reconstruction_loss"
+
+    few_shapes = True
 
     def __init__(
         self, model: RefragModel, settings: ReconstructionRecipe, windows: dict[int, Windows], seed: int
@@ -124,9 +126,9 @@ class ReconstructionTask(Task):
                 "shuffled_loss": float(self.text_loss(others, tokens)),
             }
 
-    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
-        groups = [*encoder_groups(self.model, settings), decoder_group(self.model, settings)]
-        return [*groups, {"params": list(self.helper.parameters()), "lr": settings.projection_learning_rate}]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups = [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
+        return [*groups, {"params": list(self.helper.parameters()), "lr": self.settings.projection_learning_rate}]
 
     def positions(self, batch: Batch) -> int:
         tokens = batch["tokens"].numel()

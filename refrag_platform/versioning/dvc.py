@@ -23,7 +23,8 @@ import yaml
 from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES, made_from_current
+from refrag_platform.runner import made_from_current
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
 
 LOCK_FILE = "dvc.lock"
@@ -111,12 +112,12 @@ def checkout(project: Project, stage: str, model: str) -> None:
 
 def push(project: Project, model: str | None = None) -> None:
     """Copy recorded artifacts to the remote; all of them, or those of one model."""
-    _dvc(project, "push", *_recorded(project, model))
+    _transfer(project, "push", *_recorded(project, model))
 
 
 def pull(project: Project, model: str | None = None) -> None:
     """Fetch recorded artifacts from the remote into their places; all of them, or those of one model."""
-    _dvc(project, "pull", "--force", "--allow-missing", *_recorded(project, model))
+    _transfer(project, "pull", "--force", "--allow-missing", *_recorded(project, model))
 
 
 def set_remote(project: Project, url: str) -> None:
@@ -131,6 +132,13 @@ def set_remote(project: Project, url: str) -> None:
             raise RefragError(f"{folder} lies inside the project; a remote must be outside it")
         url = str(folder)
     _dvc(project, "remote", "add", "--local", "--force", "--default", "default", url)
+
+
+def remote_url(project: Project) -> str:
+    """Where push and pull go."""
+    # One `name=value` a line; what this clone sets follows what the project sets.
+    settings = dict(line.split("=", 1) for line in _dvc(project, "config", "--list").splitlines())
+    return settings.get(f"remote.{settings.get('core.remote')}.url", "(none is set)")
 
 
 def cache_folder(project: Project) -> Path:
@@ -150,7 +158,7 @@ def ensure_repo(project: Project) -> None:
         RefragError: it is not, or DVC is not installed; with the command that mends it.
     """
     if importlib.util.find_spec("dvc") is None:
-        raise RefragError("DVC is not installed; `pip install 'refrag-platform[orchestrate]'`")
+        raise RefragError("DVC is not installed; `pip install '.[orchestrate]'` in the checkout")
     inside = subprocess.run(["git", "-C", str(project.root), "rev-parse"], capture_output=True, check=False)
     if inside.returncode:
         raise RefragError(f"{project.root} is not in a Git repository, which DVC needs; clone it or `git init`")
@@ -168,12 +176,23 @@ def _recorded(project: Project, model: str | None) -> list[str]:
     return names
 
 
+def _transfer(project: Project, verb: str, *arguments: str) -> None:
+    """Push or pull; DVC's own message does not say which remote it is that can't be reached."""
+    try:
+        _dvc(project, verb, *arguments)
+    except RefragError as error:
+        raise RefragError(f"dvc {verb} with the remote {remote_url(project)} failed: {error}") from None
+
+
 def _dvc(project: Project, *arguments: str, writes: bool = False) -> str:
     """Run DVC in the project and return what it prints; it waits for other writers. `writes`: dvc.lock."""
     ensure_repo(project)
     with _alone(project) as lock:
         if writes:
-            _keep_lock_file(project)
+            try:
+                _keep_lock_file(project)
+            except OSError as error:
+                raise RefragError(f"dvc.lock can't be kept while DVC writes it: {error}") from None
         result = subprocess.run(
             [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
             cwd=project.root,

@@ -168,8 +168,7 @@ def _document_file(project: Project, model: str, name: str) -> Path | None:
     position = int(number or 1) - 1
     if kind != "files" or position >= len(given):
         return None
-    path = given[position]
-    root = project.source_dir(model) if path is None else project.root / Path(os.path.expandvars(path)).expanduser()
+    root = project.source_path(model, given[position])
     return root if root.is_file() else root / inside
 
 

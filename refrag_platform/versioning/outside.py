@@ -26,8 +26,10 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
     if stage in {"reconstruction", "cpt"}:
         tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" else []
         return [*tokenizer, *_released(project, stage, recipe)]
-    if stage == "finetuned":
-        named = [*recipe.finetuned.questions, *recipe.finetuned.summaries]
+    if stage in {"policy", "finetuned"}:
+        named = recipe.policy.questions
+        if stage == "finetuned":
+            named = [*recipe.finetuned.questions, *recipe.finetuned.summaries, *recipe.finetuned.distractors]
         files = [(project.root / os.path.expandvars(name), name) for name in named]
         return [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
     if stage == "evaluation" and recipe.evaluation.controls is not None:

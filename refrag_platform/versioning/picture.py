@@ -39,7 +39,7 @@ def draw(graph: Graph, path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise RefragError(
-            "pictures need matplotlib; `pip install 'refrag-platform[evaluation]'`, or use --dot with Graphviz"
+            "pictures need matplotlib; `pip install '.[evaluation]'` in the checkout, or use --dot with Graphviz"
         ) from None
     layers = graph.layers()
     wide = BOX_INCHES * max(map(len, layers), default=1)

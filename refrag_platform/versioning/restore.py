@@ -88,8 +88,9 @@ def _check_out(project: Project, view: Project, release: Release, stages: Sequen
     )
     if result.returncode:
         raise RefragError(
-            f"the bytes of {release.model} {release.version} are neither in DVC's cache nor in its remote; "
-            f"`refrag push` where they were made copies them there:\n{result.stderr.strip()}"
+            f"the bytes of {release.model} {release.version} are neither in DVC's cache nor in its remote "
+            f"{dvc.remote_url(project)}, if that can be reached; `refrag push` where they were made copies them "
+            f"there:\n{result.stderr.strip()}"
         )
     for stage in stages:
         found = folder_digest(view.content(stage, release.model))

@@ -7,7 +7,8 @@ from typing import Literal
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES, made_from_current
+from refrag_platform.runner import made_from_current
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.dvc import recorded_hash
 from refrag_platform.versioning.manifest import Manifest

@@ -14,6 +14,9 @@ from dagster import DagsterInstance
 from refrag_platform.dials import add_model
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
+from refrag_platform.versioning import dvc
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import Manifest
 from tests.conftest import ROOT, copy_project, init_repository
 
 # The code location was loaded for the clone's own models; in planted projects one of them has tiny's recipe.
@@ -78,6 +81,14 @@ def instance() -> Iterator[DagsterInstance]:
     """The Dagster instance of the project in use."""
     with DagsterInstance.get() as found:
         yield found
+
+
+def accept(project: Project, stage: str, model: str = MODEL) -> None:
+    """Make manifest and dvc.lock agree with content that was changed by hand."""
+    folder = project.stage_dir(stage, model)
+    manifest = Manifest.read(folder)
+    manifest.model_copy(update={"hash": folder_digest(folder / "content")}).write(folder)
+    dvc.record(project, stage, model)
 
 
 def start_pipeline(project: Project) -> subprocess.Popen[str]:

@@ -5,28 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import yaml
 from dagster import AssetKey
+from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from assets.definitions import defs
+from assets.settings import retraining_settings
 from refrag_platform.project import Project
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
 from tests.conftest import ROOT
 
 GRAPH = defs.resolve_asset_graph()
-SNAPSHOT = {
-    "corpus": ("data", None),
-    "reconstruction": ("training", "gpu"),
-    "cpt": ("training", "gpu"),
-    "chunks": ("data", "gpu"),
-    "policy": ("training", "gpu"),
-    "finetuned": ("training", "gpu"),
-    "evaluation": ("release", "gpu"),
-    "package": ("release", None),
-    "released": ("release", "gpu"),
-}
+ON_THE_DEVICE = {"reconstruction", "cpt", "chunks", "policy", "finetuned", "evaluation", "released"}
 # What releases a model is no stage: it makes no bytes, and Git's tags hold what it decides.
 NO_STAGES = {"released": {"package"}}
 
@@ -53,16 +46,16 @@ def test_the_asset_graph_is_the_graph_of_dvc_yaml_and_the_release_after_it() -> 
 
 
 def test_partitions_are_the_models_that_dvc_runs() -> None:
-    for stage in SNAPSHOT:
+    for stage in (*STAGES, *NO_STAGES):
         partitions = GRAPH.get(AssetKey(stage)).partitions_def
         assert partitions is not None
         assert partitions.get_partition_keys() == Project(ROOT).models()
 
 
 def test_every_asset_has_its_group_pool_owner_kinds_and_words() -> None:
-    for name, (group, pool) in SNAPSHOT.items():
+    for name in (*STAGES, *NO_STAGES):
         node = GRAPH.get(AssetKey(name))
-        assert (node.group_name, node.pools) == (group, {pool} if pool else set())
+        assert (node.group_name, node.pools) == ("refrag", {"gpu"} if name in ON_THE_DEVICE else set())
         assert node.owners == ["team:refrag"]
         assert "dvc" in node.kinds and len(node.kinds) > 1
         assert node.description and ":" in node.description
@@ -81,7 +74,13 @@ def test_the_pipeline_is_the_stages_and_retraining_releases_too() -> None:
         name: defs.resolve_job_def(name).asset_layer.executable_asset_keys for name in ("refrag_pipeline", "retraining")
     }
     assert jobs["refrag_pipeline"] == {AssetKey(stage) for stage in STAGES}
-    assert jobs["retraining"] == {AssetKey(name) for name in SNAPSHOT}
+    assert jobs["retraining"] == {AssetKey(name) for name in (*STAGES, *NO_STAGES)}
+
+
+def test_a_release_that_is_older_than_the_settings_allow_is_overdue() -> None:
+    policy = GRAPH.get(AssetKey("released")).freshness_policy
+    assert isinstance(policy, TimeWindowFreshnessPolicy)
+    assert policy.fail_window.to_timedelta() == timedelta(days=retraining_settings(Project(ROOT)).fresh_days)
 
 
 def test_the_code_location_loads_without_a_warning() -> None:

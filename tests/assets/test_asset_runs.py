@@ -8,13 +8,15 @@ import pytest
 from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus
 
 from assets.materialize import materialize_all
+from assets.metadata import DOCS_URL, Published, docs_link, side_by_side
+from assets.samples import FILE_NAME, SAMPLES, samples, write_samples
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.manifest import Manifest
-from tests.assets.conftest import FIRST_TWO, MODEL, plant_stage
+from tests.assets.conftest import FIRST_TWO, MODEL, accept, plant_stage
 
 LEAKED = """
 import pyarrow as pa, pyarrow.parquet as pq
@@ -85,10 +87,52 @@ def test_metadata_holds_numbers_picture_tables_paths_and_lineage(made: Project, 
     assert {row["path"] for row in rows if row["input"] == "source"} >= {f"models/{MODEL}/tokenizer.json"}
 
 
+def test_each_check_leads_to_its_data_docs(
+    made: Project, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = made.stage_dir("corpus", MODEL) / "checks" / "index.html"
+    for check in SUITES["corpus"]:
+        key = AssetCheckKey(AssetKey("corpus"), check.name)
+        record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+        assert record.event and record.event.dagster_event
+        shown = record.event.dagster_event.asset_check_evaluation_data.metadata
+        assert shown["data_docs"].value == str(page)
+    assert page.is_file()
+    monkeypatch.setenv(DOCS_URL, "http://127.0.0.1:3002/")
+    assert docs_link(made, page.parent.parent).value == f"http://127.0.0.1:3002/data/{MODEL}/corpus/checks/index.html"
+
+
+def test_models_stand_side_by_side(made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Project, "models", lambda project: [MODEL, "not-made-yet"])
+    (row,) = side_by_side(Published.read(made, "reconstruction", MODEL))["models"].records  # type: ignore[attr-defined]
+    assert row.data["model"] == MODEL and row.data["last_loss"] == 3.0
+
+
 def test_the_log_of_a_run_tells_the_course(made: Project, instance: DagsterInstance) -> None:
     first = instance.get_runs()[-1]
     said = "\n".join(entry.user_message for entry in instance.all_logs(first.run_id))
     assert f"step 10 of {made.recipe(MODEL).reconstruction.steps}: loss 3.0000" in said
+
+
+def test_the_ui_shows_text_that_was_written_from_vectors(made: Project, instance: DagsterInstance) -> None:
+    event = instance.get_latest_materialization_event(AssetKey("reconstruction"))
+    assert event and event.asset_materialization
+    shown = str(event.asset_materialization.metadata["samples"].value).splitlines()
+    assert shown[0] == "| text of 4 chunks | written from their vectors |"
+    assert len(shown) == 2 + SAMPLES
+    assert all(len(line.replace("\\|", "").split("|")) == 4 for line in shown[2:])
+
+
+def test_samples_are_written_once_and_cells_hold_no_markup(made: Project) -> None:
+    published = Published.read(made, "reconstruction", MODEL)
+    path = published.folder / FILE_NAME
+    before = path.read_text()
+    path.write_text('[{"text": "a | b\\n<script>", "written": "*c*"}]')
+    try:
+        write_samples(made, "reconstruction", MODEL)
+        assert str(samples(published)["samples"].value).splitlines()[2] == r"| a \| b &lt;script> | \*c\* |"
+    finally:
+        path.write_text(before)
 
 
 def test_what_is_up_to_date_is_cached_and_not_made_again(
@@ -125,7 +169,7 @@ def test_a_fault_in_a_recorded_artifact_stops_what_is_downstream(planted: Projec
     assert materialize_all(MODEL, ["corpus"])
     facts = planted.content("corpus", MODEL) / "corpus.json"
     facts.write_text(facts.read_text().replace('"test": 360', '"test": 359'))
-    _accept(planted, "corpus")
+    accept(planted, "corpus")
     assert not materialize_all(MODEL, FIRST_TWO)
     assert check_outcomes(instance, "corpus")["counts"] == (False, "ERROR")
     assert metadata(instance, "reconstruction") is None
@@ -155,13 +199,3 @@ def test_the_whole_pipeline_runs_and_is_cached_the_second_time(planted: Project,
         assert materialize_all(MODEL)
         assert {stage: (metadata(instance, stage) or {})["cached"] for stage in STAGES} == dict.fromkeys(STAGES, cached)
     assert all(data_version(instance, stage) == dvc.recorded_hash(planted, stage, MODEL) for stage in STAGES)
-
-
-def _accept(project: Project, stage: str) -> None:
-    """Make manifest and dvc.lock agree with changed content."""
-    from refrag_platform.versioning.digest import folder_digest
-
-    folder = project.stage_dir(stage, MODEL)
-    manifest = Manifest.read(folder)
-    manifest.model_copy(update={"hash": folder_digest(folder / "content")}).write(folder)
-    dvc.record(project, stage, MODEL)

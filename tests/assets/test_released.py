@@ -14,7 +14,7 @@ from assets.definitions import defs
 from assets.jobs import run_config
 from assets.released import Promotion, released
 from assets.settings import RetrainingSettings
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
@@ -46,12 +46,12 @@ def make_candidate(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int
         return metrics
 
     plant(monkeypatch)
-    monkeypatch.setattr(stages, "stage_function", lambda stage: with_items)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
     params = project.params()
     params["overrides"][MODEL]["finetuned"] = {"steps": steps}
     (project.root / "params.yaml").write_text(yaml.safe_dump(params))
     for stage in STAGES:
-        stages.run_stage(project, stage, MODEL)
+        runner.run_stage(project, stage, MODEL)
     run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
 
 

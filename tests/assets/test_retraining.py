@@ -65,7 +65,7 @@ def test_the_schedule_runs_every_model_with_the_settings_and_is_off(planted: Pro
         ("{cron: weekly}", r"retraining.cron is 'weekly'; not a cron string"),
         ("{timezone: Mars/Base}", r"retraining.timezone is 'Mars/Base'; no time zone"),
         ("{mode: quick}", r"retraining.mode is 'quick'"),
-        ("{when: never}", r"retraining.when: unknown key; allowed here: cron, timezone"),
+        ("{when: never}", r"retraining.when is .never.; unknown key, allowed here: cron, timezone"),
     ],
 )
 def test_wrong_settings_are_named(planted: Project, settings: str, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,8 +13,13 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.events import EngineEventData
+from dagster._core.launcher import WorkerStatus
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.test_utils import create_run_for_test
 
-from assets.child import LineTap
+from assets.child import LineTap, reason
+from assets.launcher import PROCESS_TAG
 from assets.materialize import close_dead_runs
 from assets.pipes import group_alive, stop_group
 from refrag_platform.project import Project
@@ -82,6 +88,31 @@ def test_a_killed_run_takes_its_stage_along_and_gives_its_place_back(
     assert run.status is DagsterRunStatus.STARTED
     assert close_dead_runs(instance) == [run.run_id]
     assert [run.status for run in instance.get_runs()] == [DagsterRunStatus.FAILURE]
+
+
+def test_monitoring_tells_a_run_that_was_killed_with_its_code_location(
+    planted: Project, instance: DagsterInstance
+) -> None:
+    """Nobody is left to report it; a later process may have its number."""
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as gone:
+        gone.wait()
+    launched = {GRPC_INFO_TAG: '{"host": "localhost", "socket": "/tmp/gone"}'}
+    found = {}
+    for number in (os.getpid(), gone.pid):
+        run = create_run_for_test(instance, status=DagsterRunStatus.STARTED, tags=launched)
+        instance.report_engine_event("Started process for run.", run, EngineEventData.in_process(number))
+        found[number] = instance.run_launcher.check_run_worker_health(run).status
+    assert found == {os.getpid(): WorkerStatus.RUNNING, gone.pid: WorkerStatus.FAILED}
+    elsewhere = create_run_for_test(instance, status=DagsterRunStatus.STARTED, tags={PROCESS_TAG: "1@0.00@elsewhere"})
+    assert instance.run_launcher.check_run_worker_health(elsewhere).status is WorkerStatus.RUNNING
+    assert len(close_dead_runs(instance)) == 1
+
+
+def test_a_stage_that_failed_says_why_in_its_last_words() -> None:
+    lines = ["step 3", "refrag: no text", "  in a.txt"]
+    assert reason(lines) == "no text\n  in a.txt"
+    assert reason(["Traceback", "OSError: [Errno 28] No space left on device"]).startswith("OSError")
+    assert reason([]) == ""
 
 
 def test_a_group_that_does_not_stop_is_killed_after_the_grace_time() -> None:

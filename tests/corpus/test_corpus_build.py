@@ -18,7 +18,8 @@ from refrag_platform.corpus.sources import sources_digest
 from refrag_platform.corpus.splits import SPLITS
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
-from refrag_platform.stages import StageContext, run_stage
+from refrag_platform.runner import run_stage
+from refrag_platform.stages import StageContext
 from refrag_platform.versioning.digest import folder_digest
 
 Build = Callable[..., StageContext]

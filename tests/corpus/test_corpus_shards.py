@@ -59,6 +59,17 @@ def test_a_range_outside_is_refused(tmp_path: Path) -> None:
         TokenShards(tmp_path, "train").tokens(40, 8)
 
 
+def test_many_windows_at_once_are_those_read_one_by_one(tmp_path: Path) -> None:
+    write(tmp_path)
+    shards = TokenShards(tmp_path, "train")
+    # Within a shard, over the end of one, over two ends, up to the very end.
+    for length, starts in [(4, [0, 6, 7, 40, 43]), (15, [0, 8, 19, 32]), (3, [])]:
+        found = shards.windows(np.array(starts, dtype=np.int64), length)
+        assert found.tolist() == [shards.tokens(start, length).tolist() for start in starts]
+    with pytest.raises(IndexError, match="which has 47"):
+        shards.windows(np.array([3, 44]), 4)
+
+
 def test_workers_map_the_files_anew(tmp_path: Path) -> None:
     ids = write(tmp_path)
     pickled = pickle.dumps(TokenShards(tmp_path, "train"))

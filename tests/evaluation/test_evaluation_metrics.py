@@ -10,8 +10,10 @@ from refrag_platform.evaluation.metrics import (
     exact_match,
     f1,
     gap_recovered,
+    is_refusal,
     log_perplexity,
     normalize_answer,
+    rouge_l,
 )
 
 
@@ -74,3 +76,19 @@ def test_f1_is_the_best_word_overlap() -> None:
     assert f1("red", ["blue"]) == 0
     assert f1("", [""]) == 1
     assert f1("the", ["blue"]) == 0
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence() -> None:
+    # police, the, gunman of 4 and 4 words; the worked example of the ROUGE paper's kind.
+    assert rouge_l("the gunman police killed", ["police killed the gunman"]) == pytest.approx(0.5)
+    assert rouge_l("Police kill the gunman.", ["police killed the gunman"]) == pytest.approx(0.75)
+    assert rouge_l("a b", ["x", "a b c d"]) == pytest.approx(2 / 3)
+    assert rouge_l("", ["a"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["The passages do not say.", "I don’t have that information.", "It is not mentioned in the text."]
+)
+def test_refusals_are_known_by_their_words(answer: str) -> None:
+    assert is_refusal(answer)
+    assert not is_refusal("Paris, which does not sleep") and not is_refusal("42")

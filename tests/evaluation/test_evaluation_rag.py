@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question, read_questions, retrieved, with_distractors
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.rag import compressed, evaluate_rag
+from refrag_platform.evaluation.answering import generate_batch
+from refrag_platform.evaluation.pruning import pruned, self_information
+from refrag_platform.evaluation.rag import evaluate_rag
+from refrag_platform.evaluation.readings import System
 from refrag_platform.model.policy import PolicyNetwork
-from refrag_platform.model.prompts import passage_text, rag_prompt
+from refrag_platform.model.prompts import passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import prompt_length, unchunk
+from refrag_platform.model.segments import Chunks, Text, prompt_length, unchunk
+from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 
 ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_tokens", "ttft_ms"]
@@ -24,6 +30,13 @@ ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_to
 @pytest.fixture(scope="module")
 def questions(evaluation_project: Project) -> list[Question]:
     return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
+
+
+def compressed(
+    model: RefragModel, policy: PolicyNetwork | None, passages: Sequence[Passage], share: float, chance: torch.Generator
+) -> list[Chunks]:
+    cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
+    return expand(model, cut, share, policy, chance)
 
 
 def write(path: Path, *rows: object) -> Path:
@@ -73,7 +86,7 @@ def test_a_missing_or_empty_file_is_named(tmp_path: Path) -> None:
 
 def test_every_system_has_its_rows(model: RefragModel, policy: PolicyNetwork, questions: list[Question]) -> None:
     result = evaluate_rag(model, policy, questions[:4], passages=[1, 3], share_kept=policy.share_kept, max_new_tokens=3)
-    assert [list(row) for row in result.rows] == [ROW_KEYS] * len(result.rows)
+    assert [list(row)[: len(ROW_KEYS)] for row in result.rows] == [ROW_KEYS] * len(result.rows)
     assert {(row["system"], row["passages"], row["share_kept"]) for row in result.rows} == {
         ("none", 0, None),
         *(("full", count, None) for count in (1, 3)),
@@ -181,3 +194,123 @@ def test_prompts_are_those_of_fine_tuning(model: RefragModel, questions: list[Qu
     ]
     assert row["decoder_tokens"] == sum(lengths) / 2
     assert len(chunks) == 2
+
+
+def test_plain_and_pruned_read_as_many_tokens_as_refrag_at_each_share(
+    model: RefragModel, policy: PolicyNetwork, questions: list[Question]
+) -> None:
+    systems: list[System] = ["full", "plain", "pruned", "refrag"]
+    found = evaluate_rag(
+        model,
+        policy,
+        questions[:3],
+        passages=[3],
+        share_kept=0.0,
+        shares=[0.25],
+        systems=systems,
+        max_new_tokens=2,
+        batch_size=4,
+    )
+    tokens = {
+        (row["system"], row["tokens_of"] if row["share_kept"] is None else row["share_kept"]): row["decoder_tokens"]
+        for row in found.rows
+    }
+    assert tokens["refrag", 0.25] > tokens["refrag", 0.0]
+    for share in (0.0, 0.25):
+        assert tokens["plain", share] == tokens["pruned", share] == tokens["refrag", share]
+    compression = {row["system"]: row["compression"] for row in found.rows}
+    assert compression["full"] == 1.0 < compression["refrag"]
+    assert {(row["over"], row["share_kept"]) for row in found.differences} == {
+        (system, share) for system in ("full", "plain", "pruned") for share in (0.0, 0.25)
+    }
+
+
+def test_pruning_keeps_what_the_decoder_finds_most_surprising(model: RefragModel) -> None:
+    passages = [[5, 6, 7, 8, 9], [10, 11]]
+    nats = self_information(model, passages)
+    ids = torch.tensor([[model.start_token_id, *passages[1]]])
+    with torch.inference_mode():
+        logits = model.decoder(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    wanted = -logits.gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(nats[1], wanted)
+    least = int(torch.cat(nats).argmin())
+    assert pruned(model, passages, 6) == [token for place, token in enumerate(range(5, 12)) if place != least]
+    assert pruned(model, passages, 99) == list(range(5, 12))
+
+
+def test_answers_in_batches_are_those_of_one_prompt_at_a_time(
+    model: RefragModel, policy: PolicyNetwork, questions: list[Question]
+) -> None:
+    def said(batch_size: int) -> tuple[list[dict[str, object]], list[float | None]]:
+        found = evaluate_rag(
+            model, policy, questions[:5], passages=[1, 2], share_kept=0.25, max_new_tokens=6, batch_size=batch_size
+        )
+        return found.answers, [row["ttft_ms"] for row in found.rows]
+
+    alone, timed = said(1)
+    together, untimed = said(4)
+    assert together == alone
+    assert None not in timed and set(untimed) == {None}
+
+
+def test_an_answer_ends_at_a_stop_id_in_a_batch_too(model: RefragModel) -> None:
+    prompts = [[Text([5, 6, 7])], [Text([8, 9, 10, 11, 12])]]
+    free = generate_batch(model, prompts, 5, stops=[])
+    stop = free[0][2]
+    cut = generate_batch(model, prompts, 5, stops=[stop])
+    assert cut[0] == free[0][: free[0].index(stop)]
+    assert cut[1] == (free[1][: free[1].index(stop)] if stop in free[1] else free[1])
+
+
+def test_the_untuned_decoder_is_asked_in_its_own_template(model: RefragModel, questions: list[Question]) -> None:
+    untuned = copy.deepcopy(model.decoder)
+    found = evaluate_rag(
+        model, None, questions[:2], passages=[1], share_kept=0.0, systems=["untuned"], untuned=untuned, max_new_tokens=2
+    )
+    (row,) = found.rows
+    assert (row["system"], row["tuned"]) == ("full", False)
+    with pytest.raises(RefragError, match="untuned"):
+        evaluate_rag(model, None, questions[:2], passages=[1], share_kept=0.0, systems=["untuned"])
+
+
+def test_conversations_and_summaries_are_read_as_questions(tmp_path: Path) -> None:
+    turns = [("user", "Who?"), ("agent", "Ada."), ("user", "When?")]
+    rows = [
+        {
+            "task_id": "t",
+            "conversation_id": "c",
+            "input": [{"speaker": speaker, "text": text} for speaker, text in turns],
+            "targets": [{"text": "I do not know."}],
+            "contexts": [{"text": "x"}],
+            "answerability": ["UNANSWERABLE"],
+        },
+        {"id": "s", "document": "long", "summaries": ["short", "brief"]},
+    ]
+    asked, summary = read_questions(write(tmp_path / "rows.jsonl", *rows))
+    assert asked.question == "When?" and asked.history == (("user", "Who?"), ("assistant", "Ada."))
+    assert (asked.id, asked.document, asked.answerable) == ("t", "c", False)
+    assert (summary.kind, summary.question, summary.answers) == ("summary", "", ("short", "brief"))
+    assert summary.take(1) == (("", "long"),)
+
+
+def test_refusals_are_judged_where_some_question_has_no_answer(model: RefragModel, questions: list[Question]) -> None:
+    asked = [replace(questions[0], answerable=False), replace(questions[1], answerable=True), questions[2]]
+    found = evaluate_rag(model, None, asked, passages=[1], share_kept=0.0, systems=["refrag"], max_new_tokens=2)
+    assert found.rows[0]["refusal_accuracy"] == pytest.approx(2 / 3, abs=1e-4)
+    found = evaluate_rag(model, None, questions[:2], passages=[1], share_kept=0.0, systems=["refrag"], max_new_tokens=2)
+    assert found.rows[0]["refusal_accuracy"] is None
+
+
+def test_retrievers_rank_draw_and_fill_up() -> None:
+    passages = tuple(("", f"text {number}") for number in range(6))
+    question = Question("q", "?", ("text 4",), passages, gold=(4,))
+    assert retrieved(question, "strong").take(2) == passages[:2]
+    weak = retrieved(question, "weak")
+    assert sorted(weak.passages) == sorted(passages) and weak.passages != passages
+    assert weak.passages[weak.gold[0]] == passages[4] and passages[4] in weak.take(2)
+    pool = [("", "says TEXT 4 too"), ("", "a"), ("", "b"), ("", "c")]
+    alone = Question("q", "?", ("text 4",), (passages[4],), gold=(0,))
+    filled = with_distractors(alone, pool, 3)
+    assert len(filled.passages) == 3 and filled.passages[filled.gold[0]] == passages[4]
+    assert pool[0] not in filled.passages and with_distractors(alone, pool, 3) == filled
+    assert with_distractors(alone, pool, 1) == alone

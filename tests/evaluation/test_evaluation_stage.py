@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from refrag_platform.evaluation.stage import evaluate_stage
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.stages import StageContext
+from refrag_platform.store.content import StoreDescription
 from refrag_platform.versioning.again import measure
 from refrag_platform.versioning.digest import folder_digest
 from tests.evaluation.conftest import sentences
@@ -95,30 +98,36 @@ def test_reports_lie_beside_the_content(evaluated: Path) -> None:
 
 
 def test_controls_that_the_recipe_names_are_used_and_recorded(
-    evaluation_project: Project, model: RefragModel, tmp_path: Path
+    evaluation_project: Project, evaluated: Path, model: RefragModel, tmp_path: Path
 ) -> None:
-    made = context(evaluation_project, tmp_path / "run")
-    (tmp_path / "controls" / "none").mkdir(parents=True)
-    model.save(tmp_path / "controls" / "none")
-    named = made.recipe.evaluation.model_copy(update={"controls": str(tmp_path / "controls"), "questions": 1})
+    made, controls = context(evaluation_project, tmp_path / "run"), tmp_path / "controls"
+    mute = copy.deepcopy(model)
+    mute.decoder.get_output_embeddings().weight.data.zero_()
+    for system in ("full", "none"):
+        (controls / system).mkdir(parents=True)
+        mute.save(controls / system)
+    named = made.recipe.evaluation.model_copy(update={"controls": str(controls)})
     made.recipe = made.recipe.model_copy(update={"evaluation": named})
     evaluate_stage(made)
     rows = json.loads((made.out / "perplexity.json").read_text())["rows"]
-    assert [row["tuned"] for row in rows if row["system"] == "none"] == [False, True]
-    assert [(source.path, source.hash) for source in made.sources] == [
-        (str(tmp_path / "controls" / "none"), folder_digest(tmp_path / "controls" / "none"))
-    ]
+    for system in ("full", "none"):
+        assert [row["tuned"] for row in rows if row["system"] == system] == [False, True]
+    assert {(source.path, source.hash) for source in made.sources} == {
+        (str(folder), folder_digest(folder)) for folder in (controls / "full", controls / "none")
+    }
+    # They come from CPT and answer no questions: the fine-tuned decoder reads the plain text of those.
+    assert (made.beside / "answers.json").read_bytes() == (evaluated / "answers.json").read_bytes()
 
 
 def test_a_store_of_another_encoder_is_refused(evaluation_project: Project, tmp_path: Path) -> None:
     made = context(evaluation_project, tmp_path / "run")
     made.inputs["chunks"] = tmp_path / "chunks"
     made.inputs["chunks"].mkdir()
-    (made.inputs["chunks"] / "store.json").write_text('{"encoder_digest": "abc"}')
-    with pytest.raises(ArtifactError, match=r"made by encoder abc.*refrag run chunks --model tiny"):
-        evaluate_stage(made)
-    (made.inputs["chunks"] / "store.json").write_text("{}")
     with pytest.raises(ArtifactError, match="holds no chunk store"):
+        evaluate_stage(made)
+    store = StoreDescription.read(evaluation_project.content("chunks", "tiny"))
+    replace(store, encoder_digest="abc").write(made.inputs["chunks"])
+    with pytest.raises(ArtifactError, match=r"made by encoder abc.*refrag run chunks --model tiny"):
         evaluate_stage(made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -58,3 +59,52 @@ def test_padding_changes_no_real_chunk_s_score() -> None:
     mask = torch.tensor([[True] * 4 + [False] * 3])
     torch.testing.assert_close(policy(padded, mask)[:, :4], policy(vectors), atol=1e-5, rtol=1e-5)
     assert torch.isinf(policy(padded, mask)[:, 4:]).all()
+
+
+def asking_policy() -> PolicyNetwork:
+    torch.manual_seed(0)
+    policy = PolicyNetwork(8, 16, 2, 2, 0.25, "question").eval()
+    for weight in (policy.head[1].weight, policy.match.weight):
+        torch.nn.init.normal_(weight)
+    return policy
+
+
+def test_only_a_policy_that_reads_it_changes_its_scores_by_the_question(tmp_path: Path) -> None:
+    policy, blind = asking_policy(), PolicyNetwork(8, 16, 2, 2, 0.25).eval()
+    torch.nn.init.normal_(blind.head[1].weight)
+    vectors, *questions = torch.randn(3, 1, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(policy(vectors, question=questions[0]), policy(vectors, question=questions[1]))
+    assert torch.equal(blind(vectors, question=questions[0]), blind(vectors))
+    policy.save(tmp_path)
+    loaded = PolicyNetwork.load(tmp_path)
+    assert loaded.reads_question and not blind.reads_question
+    torch.testing.assert_close(loaded(vectors, question=questions[0]), policy(vectors, question=questions[0]))
+
+
+def test_padding_of_a_question_changes_no_score_and_one_that_is_all_padding_is_none() -> None:
+    policy = asking_policy()
+    vectors, question = torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([question, torch.full((2, 2, 8), 7.0)], 1)
+    mask = torch.tensor([[True] * 4 + [False] * 2, [False] * 6])
+    scores = policy(vectors, question=padded, question_mask=mask)
+    torch.testing.assert_close(scores[:1], policy(vectors[:1], question=question[:1]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scores[1:], policy(vectors[1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_policy_that_was_saved_before_there_were_questions_is_blind(tmp_path: Path) -> None:
+    PolicyNetwork(8, 16, 2, 2, 0.25).save(tmp_path)
+    settings = json.loads((tmp_path / "policy.json").read_text())
+    assert settings.pop("query") == "none"
+    (tmp_path / "policy.json").write_text(json.dumps(settings))
+    assert not PolicyNetwork.load(tmp_path).reads_question
+
+
+def test_picks_beyond_a_row_s_own_budget_count_for_nothing() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0], [0.5, -math.inf, -math.inf, -math.inf]], requires_grad=True)
+    counted = torch.tensor([[True, True], [True, False]])
+    picks = sample_picks(logits.detach(), 2, 3, torch.Generator().manual_seed(0))
+    assert keep_mask(picks, 4, counted).sum(-1).tolist() == [[2] * 3, [1] * 3]
+    log_probs = pick_log_probs(logits, picks, counted)
+    assert (log_probs[1] == 0).all()
+    log_probs.sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()

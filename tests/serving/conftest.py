@@ -92,7 +92,7 @@ def server(engine: Engine) -> Server:
     """`with server(ApiSettings(...)) as url:` a real HTTP server with the tiny engine."""
 
     @contextmanager
-    def start(settings: ApiSettings | None = None, loaded: bool = True) -> Iterator[str]:
+    def start(settings: ApiSettings | None = None, loaded: bool = True, engine: Engine = engine) -> Iterator[str]:
         app = create_app("tiny", settings, "refrag-tiny:0123")
         app.state.engine = engine if loaded else None
         with socket.socket() as listener:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 
+from refrag_platform.project import Project
+from refrag_platform.serving import api
+from refrag_platform.serving import engine as engine_module
 from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
@@ -60,7 +66,8 @@ def test_a_stream_says_the_same_as_a_whole_answer(client: openai.OpenAI) -> None
     assert len(chunks) > 3
     last = chunks[-1]
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert last.usage == whole.usage
+    assert last.usage is not None and whole.usage is not None
+    assert last.usage.total_tokens == whole.usage.total_tokens
     assert last.model_extra["refrag"]["citations"] == whole.model_extra["refrag"]["citations"]
 
 
@@ -123,8 +130,10 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": " "}]}, 422, "body", "is empty"),
         ({"passages": [{"title": "no text"}]}, 422, "passages.0.text", "required"),
         ({"share_kept": 1.5}, 422, "share_kept", "less than or equal to 1"),
-        ({"n": 2}, 422, "n", "should be 1"),
-        ({"max_tokens": 2048}, 400, "max_tokens", "window is 2048"),
+        ({"n": 0}, 422, "n", "greater than or equal to 1"),
+        ({"n": 9}, 400, "n", "writes at most 8 choices"),
+        ({"top_logprobs": 2}, 422, "body", "needs logprobs"),
+        ({"max_tokens": 2048}, 400, "max_tokens", "holds 2048 in all"),
         ({"passages": [{"text": "word " * 2000}], "share_kept": 1}, 400, "messages", "the limit of tiny is 1024"),
         ({"model": "gpt"}, 404, "model", "no model 'gpt' here; this server serves 'tiny'"),
     ],
@@ -185,11 +194,12 @@ def test_a_model_that_is_not_loaded_yet_answers_503(server: Server) -> None:
 LONG = {"max_tokens": 1500, "retrieve": 0}
 
 
-def test_a_full_queue_answers_429_with_retry_after(server: Server) -> None:
-    with server(ApiSettings(max_waiting=1)) as url, ThreadPoolExecutor(8) as pool:
-        responses = list(pool.map(lambda _: post(url, **LONG | {"max_tokens": 150}), range(6)))
+def test_a_full_queue_answers_429_with_retry_after(server: Server, engine: Engine) -> None:
+    slots = engine.settings.slots
+    with server(ApiSettings(max_waiting=1)) as url, ThreadPoolExecutor(2 * slots) as pool:
+        responses = list(pool.map(lambda _: post(url, **LONG | {"max_tokens": 120}), range(slots + 5)))
         refused = [response for response in responses if response.status_code == 429]
-        assert len(refused) == 4 and sum(response.is_success for response in responses) == 2
+        assert len(refused) == 4 and sum(response.is_success for response in responses) == slots + 1
         assert error_of(refused[0], 429)["code"] == "rate_limit_exceeded"
         assert int(refused[0].headers["retry-after"]) >= 1
         assert post(url).is_success
@@ -218,7 +228,112 @@ def test_a_client_that_leaves_frees_the_model(server: Server, engine: Engine, st
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.3)
         begun = time.monotonic()
-        while engine._model_free.locked() and time.monotonic() - begun < 20:
+        while engine.slots_in_use and time.monotonic() - begun < 20:
             time.sleep(0.01)
-        assert not engine._model_free.locked()
+        assert engine.slots_in_use == 0
         assert post(url).is_success
+
+
+def test_a_client_that_does_not_read_is_left_after_the_deadline(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "SECONDS_TO_READ", 0.1)
+    app = api.create_app("tiny", ApiSettings(deadline=0.3), "refrag-tiny:0123")
+    app.state.engine = engine
+    body = json.dumps({"model": "tiny", "messages": ASKED, "stream": True} | LONG).encode()
+    requests = [{"type": "http.request", "body": body}]
+    sent = []
+
+    async def receive() -> dict[str, Any]:
+        return requests.pop() if requests else await asyncio.Future()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message["type"])
+        if sent[-1] == "http.response.body":
+            await asyncio.Future()
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/chat/completions", "query_string": b"", "headers": headers}
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), timeout=20))
+    assert sent == ["http.response.start", "http.response.body"]
+    begun = time.monotonic()
+    while engine.slots_in_use and time.monotonic() - begun < 20:
+        time.sleep(0.01)
+    assert engine.slots_in_use == 0
+
+
+def test_a_failure_of_the_decoder_is_a_500_and_a_stream_s_last_event(
+    server: Server, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = engine._scheduler.runner.decode
+
+    def fails(tokens: list[int], slots: list[int], positions: list[int]) -> Any:
+        if max(positions) > 60:
+            raise RuntimeError("out of memory")
+        return decode(tokens, slots, positions)
+
+    monkeypatch.setattr(engine._scheduler.runner, "decode", fails)
+    with server() as url:
+        assert error_of(post(url, **LONG), 500)["code"] == "internal_error"
+        stream = client_of(url).chat.completions.create(
+            model="tiny", messages=ASKED, stream=True, max_tokens=200, extra_body={"retrieve": 0}
+        )
+        with pytest.raises(openai.APIError, match="its log says why"):
+            list(stream)
+        assert post(url, max_tokens=1, retrieve=0).is_success
+
+
+def test_after_a_fault_of_the_device_the_service_asks_to_be_started_anew(
+    packaged_project: Project, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faults(*given: object) -> None:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    engine = Engine.load(packaged_project, "tiny")
+    monkeypatch.setattr(engine_module, "prompt_input", faults)
+    with server(engine=engine) as url:
+        assert engine.alive
+        assert error_of(post(url), 500)["code"] == "internal_error"
+        assert not engine.alive
+        assert error_of(post(url), 503)["code"] == "model_failed"
+    engine.close()
+
+
+def test_choices_are_told_apart_streamed_or_not(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 9, "temperature": 1, "seed": 3, "n": 3}
+    whole = client.chat.completions.create(**asked)
+    texts = [choice.message.content for choice in whole.choices]
+    assert [choice.index for choice in whole.choices] == [0, 1, 2] and len(set(texts)) == 3
+    assert whole.usage is not None and whole.usage.completion_tokens <= 27
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = ["", "", ""]
+    for chunk in chunks:
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert streamed == texts
+    assert [chunk.usage is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert sum(chunk.choices[0].finish_reason is not None for chunk in chunks) == 3
+
+
+def test_log_probabilities_have_openai_s_shape_streamed_or_not(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 6, "logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**asked)
+    assert whole.choices[0].logprobs is not None and whole.usage is not None
+    tokens = whole.choices[0].logprobs.content or []
+    assert len(tokens) == whole.usage.completion_tokens
+    for token in tokens:
+        # Greedy: what was drawn is the likeliest.
+        assert token.logprob <= 0 and len(token.top_logprobs) == 2
+        assert (token.token, token.logprob) == (token.top_logprobs[0].token, token.top_logprobs[0].logprob)
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = [one for chunk in chunks if (part := chunk.choices[0].logprobs) for one in part.content or []]
+    assert [token.token for token in streamed] == [token.token for token in tokens]
+    assert client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=2).choices[0].logprobs is None
+
+
+def test_a_prompt_that_was_read_before_counts_as_cached(url: str) -> None:
+    asked = {"passages": GIVEN * 4, "share_kept": 0.5}
+    first, again = (post(url, **asked).json() for _ in range(2))
+    cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < again["usage"]["prompt_tokens"] - cached <= 32
+    assert again["refrag"]["positions_reused"] == cached
+    assert first["choices"] == again["choices"]

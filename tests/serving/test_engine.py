@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from refrag_platform.model.generate import generate
-from refrag_platform.model.prompts import stop_ids
-from refrag_platform.model.segments import prompt_length
+from refrag_platform.model.prompts import rag_prompt, stop_ids
+from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
 from refrag_platform.serving.engine import Engine
 
@@ -29,11 +32,18 @@ def test_stored_vectors_give_the_prompt_that_encoding_now_gives(engine: Engine) 
     assert answers[0] == answers[1]
 
 
+def prompt_of(engine: Engine, passages: list[Passage]) -> Prompt:
+    """The question over the passages as the engine ought to put it."""
+    chunks = engine._expand(passages, engine.bundle.share_kept, QUESTION[0].content)
+    return rag_prompt(engine.bundle.model.tokenizer, QUESTION[0].content, chunks)
+
+
 def test_an_answer_is_the_decoded_tokens_of_the_prompt(engine: Engine) -> None:
-    generation = engine.start(QUESTION, engine.retrieve("Peru", 2), Sampling(16))
+    passages = engine.retrieve("Peru", 2)
+    generation = engine.start(QUESTION, passages, Sampling(16))
     text = "".join(generation)
     model = engine.bundle.model
-    expected = list(generate(model, generation._prompt, 16, stop_ids(model.tokenizer)))
+    expected = list(generate(model, prompt_of(engine, passages), 16, stop_ids(model.tokenizer)))
     assert text == model.tokenizer.decode(expected, skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
     assert generation.usage.completion_tokens == len(expected)
 
@@ -42,7 +52,7 @@ def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
     k = engine.bundle.model.chunk_size
     generation = engine.start(QUESTION, [LONG], Sampling(1), 0.25)
     usage, citation = generation.usage, generation.citations[0]
-    assert usage.prompt_positions == prompt_length(generation._prompt)
+    assert usage.prompt_positions == prompt_length(prompt_of(engine, [LONG]))
     assert usage.chunks == citation.chunks
     assert usage.chunks_expanded == citation.chunks_expanded == round(0.25 * usage.chunks)
     # Effective rate of the paper: k / (1 - p + k p), up to the last partial chunk.
@@ -88,7 +98,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(engine: Engine) 
 
 
 def test_more_tokens_than_the_window_holds_are_refused(engine: Engine) -> None:
-    with pytest.raises(BadRequest, match=r"asks for 2048 more, the decoder's window is 2048"):
+    with pytest.raises(BadRequest, match=r"asks for 2048 more, tiny holds 2048 in all"):
         engine.start(QUESTION, sampling=Sampling(2048))
 
 
@@ -114,13 +124,73 @@ def test_a_full_length_answer_says_so(engine: Engine) -> None:
     assert (generation.finish_reason, generation.usage.completion_tokens) == ("length", 3)
 
 
-def test_an_abandoned_answer_frees_the_model(engine: Engine) -> None:
-    abandoned = engine.start(QUESTION, sampling=Sampling(64, temperature=1.0, seed=1))
+def test_an_abandoned_answer_frees_its_slot(engine: Engine) -> None:
+    abandoned = engine.start(QUESTION, sampling=Sampling(1500, temperature=1.0, seed=1))
     next(iter(abandoned))
-    assert engine._model_free.locked()
+    assert engine.slots_in_use == 1
     abandoned.close()
-    assert "".join(engine.start(QUESTION, sampling=Sampling(2))) is not None
-    assert not engine._model_free.locked()
+    assert list(abandoned) == []
+    wait_until(lambda: engine.slots_in_use == 0)
+
+
+def test_an_answer_that_is_closed_before_it_begins_says_nothing(engine: Engine) -> None:
+    closed = engine.start(QUESTION, sampling=Sampling(8))
+    closed.close()
+    assert list(closed) == []
+
+
+def test_many_ask_at_once_and_each_gets_its_own_answer(engine: Engine) -> None:
+    """More than there are slots; tokenizer, encoder and policy are shared by the threads that build the prompts."""
+    texts = [
+        f"{word} " * 60 for word in ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    ]
+
+    def answer(text: str) -> str:
+        return "".join(engine.start(QUESTION, [Passage("id", "", text)], Sampling(6), 0.5))
+
+    alone = [answer(text) for text in texts]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        assert list(pool.map(answer, texts)) == alone
+    assert len(set(alone)) > 1
+
+
+def test_the_next_turn_reads_the_passages_no_second_time(engine: Engine) -> None:
+    passages = engine.retrieve("Malta Chad Nepal", 4)
+    first = engine.start(QUESTION, passages, Sampling(6), 0.25)
+    said = "".join(first)
+    turns = [*QUESTION, Message("assistant", said), Message("user", "And of Malta?")]
+    again = engine.start(turns, passages, Sampling(6), 0.25)
+    answer = "".join(again)
+    assert first.usage.prompt_positions - again.usage.positions_reused <= 32 + 8  # a block, and the answer's opening
+    # Without the kept prefix it is the same; with another expansion the prefix is another.
+    bare = Engine("tiny", engine.bundle, None, engine.settings.model_copy(update={"prefix_cache_mb": 0}))
+    alone = bare.start(turns, passages, Sampling(6), 0.25)
+    assert "".join(alone) == answer and alone.usage.positions_reused == 0
+    bare.close()
+    other = engine.start(QUESTION, passages, Sampling(1), 0.9)
+    list(other)
+    assert other.usage.positions_reused < again.usage.positions_reused
+
+
+def test_choices_have_their_own_text_and_end(engine: Engine) -> None:
+    sampling = Sampling(12, temperature=1.0, seed=5, n=3)
+    generation = engine.start(QUESTION, sampling=sampling)
+    deltas = list(generation.deltas())
+    texts = ["".join(delta.text for delta in deltas if delta.choice == number) for number in range(3)]
+    assert texts == [
+        "".join(engine.start(QUESTION, sampling=Sampling(12, temperature=1.0, seed=5 + number))) for number in range(3)
+    ]
+    assert sorted(delta.choice for delta in deltas if delta.finish_reason) == [0, 1, 2]
+    with pytest.raises(BadRequest, match="n is 9; tiny writes at most 8 choices"):
+        engine.start(QUESTION, sampling=Sampling(1, n=9))
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never came true")
 
 
 def test_earlier_turns_are_part_of_the_prompt(engine: Engine) -> None:

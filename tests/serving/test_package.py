@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
@@ -104,6 +105,18 @@ def test_the_packaged_model_answers_as_the_project_does(built: Built, engine: En
     assert answers[0] == answers[1]
 
 
+def test_a_package_is_read_whatever_else_its_recipe_held(built: Built) -> None:
+    project, tags = built
+    folder = bento.store_path(project, "models", tags.model_tag)
+    path = folder / "recipe.json"
+    written = path.read_text()
+    path.write_text(written.replace('"policy": {', '"policy": {"key_of_old": 1,', 1))
+    try:
+        assert load_packaged(folder).settings == project.recipe("tiny").serving
+    finally:
+        path.write_text(written)
+
+
 def test_the_bento_holds_code_and_pins_and_names_no_host(built: Built) -> None:
     project, tags = built
     folder = bento.store_path(project, "bentos", tags.bento_tag)
@@ -112,6 +125,15 @@ def test_the_bento_holds_code_and_pins_and_names_no_host(built: Built) -> None:
     description = yaml.safe_load((folder / "bento.yaml").read_text())
     assert description["args"] == {"model_tag": tags.model_tag}
     assert not list((folder / "src").rglob("*.safetensors"))
+
+
+def test_the_pins_are_the_versions_that_the_tests_pass_with() -> None:
+    tested = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    versions = {canonicalize_name(requirement.name): requirement.specifier for requirement in tested}
+    for pin in yaml.safe_load((ROOT / "bentofile.yaml").read_text())["python"]["packages"]:
+        requirement = Requirement(pin)
+        wanted = versions.get(canonicalize_name(requirement.name), requirement.specifier)
+        assert requirement.specifier == wanted, f"bentofile.yaml pins {pin}, constraints.txt says {wanted}"
 
 
 def test_the_pins_fit_the_project_s_own_ranges() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform.corpus.question_files import read_questions
+from refrag_platform.corpus.question_files import read_questions, read_rows
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.recipes import FinetunedRecipe, Recipe
-from refrag_platform.training.examples import Examples, read_rows
+from refrag_platform.training.examples import Example, Examples
 
 
 def write_questions(folder: Path, count: int = 12) -> Path:
@@ -35,6 +35,10 @@ def settings(recipe: Recipe, **changes: object) -> FinetunedRecipe:
     return recipe.finetuned.model_copy(update={"max_passages": 4, **changes})
 
 
+def texts(examples: Examples, example: Example) -> list[str]:
+    return [examples.passages[number][1] for number in example.passages]
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     import pyarrow as pa
@@ -56,7 +60,7 @@ def test_the_answer_is_in_the_passages_or_is_that_there_is_none(recipe: Recipe, 
     examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.5), seed=0)
     drawn = [examples.draw(0, row) for row in range(60)]
     for example in drawn:
-        given = [passage["text"] for passage in example.passages]
+        given = texts(examples, example)
         assert (example.answer == NO_ANSWER) or (example.answer in given)
         assert 1 <= len(given) <= 4
     assert 15 < sum(example.answer == NO_ANSWER for example in drawn) < 45
@@ -71,8 +75,9 @@ def test_a_conversation_is_of_one_document_and_ends_with_its_question(recipe: Re
 
 
 def test_a_summary_s_sentence_stands_in_its_document(recipe: Recipe, corpus: Path) -> None:
-    example = Examples(corpus, settings(recipe, tasks={"summarization": 1.0}), seed=0).draw(0, 0)
-    assert example.answer == "First one." and "First one" in example.passages[0]["text"] and example.question == ""
+    examples = Examples(corpus, settings(recipe, tasks={"summarization": 1.0}), seed=0)
+    example = examples.draw(0, 0)
+    assert example.answer == "First one." and "First one" in texts(examples, example)[0] and example.question == ""
 
 
 def test_a_task_with_nothing_to_learn_from_is_refused(recipe: Recipe, tmp_path: Path) -> None:
@@ -103,7 +108,7 @@ def test_an_example_without_an_answer_never_holds_it(recipe: Recipe, tmp_path: P
     examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.9, max_passages=8), seed=0)
     drawn = [examples.draw(0, row) for row in range(40)]
     without = [example for example in drawn if example.answer == NO_ANSWER]
-    assert without and not any("answer 0" in passage["text"] for example in without for passage in example.passages)
+    assert without and not any("answer 0" in text for example in without for text in texts(examples, example))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,6 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path: Path, text: str, message: 
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     with pytest.raises(RefragError, match=message):
-        read_rows(path, ("id",))
+        list(read_rows(path, ("id",)))
     with pytest.raises(RefragError, match="no file"):
-        read_rows(tmp_path / "absent.jsonl", ())
+        list(read_rows(tmp_path / "absent.jsonl"))

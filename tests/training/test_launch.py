@@ -18,21 +18,14 @@ import yaml
 from refrag_platform.errors import RecipeError
 from refrag_platform.project import Project
 from refrag_platform.recipes import merge
-from refrag_platform.stages import run_stage
+from refrag_platform.runner import run_stage
 from refrag_platform.training.core import checkpoint, metrics
+from tests.conftest import ZERO2
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
 
-ZERO2 = {
-    "compute_environment": "LOCAL_MACHINE",
-    "distributed_type": "DEEPSPEED",
-    "deepspeed_config": {"zero_stage": 2},
-    "num_machines": 1,
-    "num_processes": 2,
-    "main_process_port": 0,
-}
-DDP = {**ZERO2, "distributed_type": "MULTI_CPU", "use_cpu": True}
+DDP = {**ZERO2, "distributed_type": "MULTI_GPU", "use_cpu": True}
 del DDP["deepspeed_config"]
 # How long a process may take to get somewhere on a busy machine.
 PATIENCE = 200
@@ -136,13 +129,15 @@ def test_ranks_end_with_a_killed_run(on_cpus: Project) -> None:
     wait_for(lambda: not ranks(on_cpus))
 
 
-def test_sharded_weights_and_missing_config_files_are_refused(
-    on_cpus: Project, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_configs_that_cannot_work_are_refused(on_cpus: Project, capfd: pytest.CaptureFixture[str]) -> None:
     use(on_cpus, {**ZERO2, "deepspeed_config": {"zero_stage": 3}})
     with pytest.raises(Exception, match=r"launch.yaml launched ended with status"):
         run_stage(on_cpus, "reconstruction", "tiny")
     assert "use DDP or DeepSpeed ZeRO stage 1 or 2" in capfd.readouterr().err
+    use(on_cpus, {**DDP, "distributed_type": "MULTI_CPU"})
+    with pytest.raises(Exception, match=r"launch.yaml launched ended with status"):
+        run_stage(on_cpus, "reconstruction", "tiny")
+    assert "asks for 2 processes, accelerate started 1" in capfd.readouterr().err
     (on_cpus.recipe_path("tiny").parent / "launch.yaml").unlink()
     with pytest.raises(RecipeError, match=r"reconstruction.accelerate_config of tiny: no file"):
         run_stage(on_cpus, "reconstruction", "tiny")

@@ -14,6 +14,7 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.loop import train
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import cpt_task
+from refrag_platform.training.episodes import collate, window_episode
 from refrag_platform.training.policy import policy_task
 from refrag_platform.training.reconstruction import ReconstructionTask
 from tests.training.conftest import repeating_documents, write_corpus
@@ -89,20 +90,19 @@ def test_the_policy_beats_random_choice_with_an_interval_above_zero(
     )
     train(cpt_task(model, corpus, reading, 0), reading, tmp_path / "reading", "reading")
     wanted = recipe.policy.model_copy(
-        update={"steps": 40, "batch_size": 16, "projection_learning_rate": 3e-3, "share_kept": 0.25, **sizes}
+        update={"steps": 40, "batch_size": 16, "learning_rate": 3e-3, "share_kept": 0.25, **sizes}
     )
     task = policy_task(model, corpus, wanted, 0)
     train(task, wanted, tmp_path / "policy", "policy")
 
     unseen = Windows(write_corpus(tmp_path / "unseen", one_telling_chunk(400, 1)), "train", 32, 0).batch(0, 0, 200)
-    context, output = unseen[:, :16].view(200, 4, 4), unseen[:, 16:]
+    batch = collate([window_episode(window, 16, 4) for window in unseen], 0.25, 4)
     with torch.no_grad():
-        vectors = task.vectors(context)
-        chosen = select(task.policy(vectors), None, 0.25)[:, None]
+        given = task.observe(batch)
+        chosen = select(task.policy(**given), None, 0.25)[:, None]
     generator = torch.Generator().manual_seed(0)
     random = keep_mask(sample_picks(torch.zeros(200, 4), budget(4, 0.25), 4, generator), 4)
-    gain = (
-        task.rewards(context, vectors, chosen, output)[:, 0] - task.rewards(context, vectors, random, output).mean(1)
-    ).numpy()
+    rewards = [task.rewards(batch, given["vectors"], keep).mean(1) for keep in (chosen, random)]
+    gain = (rewards[0] - rewards[1]).numpy()
     resampled = np.random.default_rng(0).choice(gain, (2000, len(gain))).mean(1)
     assert np.quantile(resampled, 0.025) > 0

@@ -2,20 +2,90 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 
-from refrag_platform.errors import RecipeError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import PolicyRecipe
+from refrag_platform.training.core.loop import TrainingInterrupted, train
 from refrag_platform.training.policy import policy_task
 from tests.training.conftest import repeating_documents, write_corpus
 
 
-@pytest.mark.parametrize("share", [0.1, 0.95])
-def test_a_budget_that_leaves_nothing_to_choose_is_refused(model: RefragModel, tmp_path: Path, share: float) -> None:
-    corpus = write_corpus(tmp_path / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
-    settings = PolicyRecipe(steps=1, batch_size=2, share_kept=share, context_tokens=16, output_tokens=8)
+def settings(**values: object) -> PolicyRecipe:
+    usual = {"steps": 6, "batch_size": 4, "share_kept": 0.25, "context_tokens": 32, "output_tokens": 8}
+    small = {"group_size": 3, "hidden_size": 32, "heads": 2, "precision": "fp32", "log_every": 1, "save_every": 100}
+    return PolicyRecipe.model_validate({**usual, **small, **values})
+
+
+def write_questions(path: Path) -> Path:
+    rows = [
+        {
+            "question": f"What is number {n}?",
+            "answers": [f"answer {n}"],
+            "passages": [{"title": f"T{n}", "text": f"It is answer {n}, of course."}],
+            "gold": [0],
+        }
+        for n in range(8)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.95])
+def test_a_budget_that_leaves_nothing_to_choose_is_refused(model: RefragModel, corpus: Path, share: float) -> None:
     with pytest.raises(RecipeError, match=r"policy\.share_kept .*nothing to choose"):
-        policy_task(model, corpus, settings, 0)
+        policy_task(model, corpus, settings(share_kept=share), 0)
+
+
+def test_a_policy_that_would_never_see_a_question_is_refused() -> None:
+    with pytest.raises(ValidationError, match="never see one"):
+        settings(query="question")
+
+
+def test_questions_come_from_the_corpus_and_from_the_recipe_s_files(
+    model: RefragModel, corpus: Path, tmp_path: Path
+) -> None:
+    wanted = settings(question_share=1.0, query="question")
+    with pytest.raises(RefragError, match=r"policy\.questions"):
+        policy_task(model, corpus, wanted, 0)
+    write_questions(tmp_path / "asked.jsonl")
+    by_file = policy_task(model, corpus, wanted.model_copy(update={"questions": ["asked.jsonl"]}), 0, tmp_path)
+    write_questions(corpus / "questions" / "train.jsonl")
+    by_corpus = policy_task(model, corpus, wanted, 0)
+    batches = [task.batch(0, 0, 4, 0, 1) for task in (by_file, by_corpus)]
+    assert torch.equal(batches[0]["chunks"], batches[1]["chunks"])
+    assert batches[0]["question"].shape[1] > 0
+
+
+def test_windows_and_questions_mix_and_a_resumed_run_goes_on_as_one_that_was_not_stopped(
+    model: RefragModel, corpus: Path, tmp_path: Path
+) -> None:
+    write_questions(corpus / "questions" / "train.jsonl")
+    wanted = settings(query="question", question_share=0.5, passages=3)
+
+    def run(work: Path, **options: int) -> dict[str, torch.Tensor]:
+        task = policy_task(model, corpus, wanted, 0)
+        asked = [task.batch(step, 0, 4, 0, 1)["question"].shape[1] > 0 for step in range(wanted.steps)]
+        assert any(asked) and not all(asked)
+        train(task, wanted, work, "policy", **options)  # type: ignore[arg-type]
+        assert all(name.startswith("policy.") for name in task.state_dict())
+        return task.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path / "stopped", stop_after=3)
+    resumed = run(tmp_path / "stopped")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert whole["policy.match.weight"].any()

@@ -24,7 +24,8 @@ def _task(model: RefragModel, folder: Path, **settings: object) -> Reconstructio
 
 @pytest.mark.parametrize("train_decoder", [False, True])
 def test_the_decoder_learns_only_where_the_recipe_says(model: RefragModel, tmp_path: Path, train_decoder: bool) -> None:
-    task = _task(model, tmp_path, train_decoder=train_decoder, decoder_learning_rate=1e-3)
+    rates = {"decoder_learning_rate": 1e-3} if train_decoder else {}
+    task = _task(model, tmp_path, train_decoder=train_decoder, **rates)
     before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
     train(task, task.settings, tmp_path / "work", "reconstruction")
     changed = [name for name, tensor in model.decoder.state_dict().items() if not torch.equal(tensor, before[name])]

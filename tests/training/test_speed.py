@@ -49,9 +49,10 @@ def test_decoder_without_a_mask_reads_as_with_a_causal_one(model: RefragModel) -
     torch.testing.assert_close(decoder_states(model.decoder, inputs), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_compiled_regions_leave_the_weights_names_alone(model: RefragModel) -> None:
+@pytest.mark.parametrize("few_shapes", [True, False])
+def test_compiled_regions_leave_the_weights_names_alone(model: RefragModel, few_shapes: bool) -> None:
     names = list(model.state_dict())
-    compile_regions(model)
+    compile_regions(model, few_shapes=few_shapes)
     assert list(model.state_dict()) == names
     inputs = torch.randn(1, 8, model.decoder.config.hidden_size)
     with eager(), torch.no_grad():

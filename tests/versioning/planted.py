@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.versioning.digest import folder_digest
@@ -21,8 +21,8 @@ MODEL = "tiny"
 
 def plant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage writes what it was given: its inputs' hashes, its settings, the sources' bytes."""
-    monkeypatch.setattr(stages, "stage_function", lambda stage: planted)
-    monkeypatch.setattr(stages, "_check", lambda manifest, context, work: None)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: planted)
+    monkeypatch.setattr(runner, "_check", lambda manifest, context, work: None)
 
 
 def planted(context: StageContext) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def planted(context: StageContext) -> dict[str, Any]:
 
 def make_all(project: Project, model: str = MODEL) -> dict[str, str]:
     """Run every stage; return the hashes."""
-    return {stage: stages.run_stage(project, stage, model).manifest.hash for stage in STAGES}
+    return {stage: runner.run_stage(project, stage, model).manifest.hash for stage in STAGES}
 
 
 def run(folder: Path, *command: str) -> str:

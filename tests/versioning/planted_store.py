@@ -9,7 +9,7 @@ import bentoml
 import pytest
 import yaml
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.project import Project
 from refrag_platform.serving import bento
 from refrag_platform.serving.package import lineage
@@ -28,7 +28,7 @@ def plant_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics = planted(context)
         return metrics if context.stage != "package" else {**metrics, **_package(context)}
 
-    monkeypatch.setattr(stages, "stage_function", lambda stage: made)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: made)
 
 
 def _package(context: StageContext) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.store.content import StoreDescription
@@ -29,7 +29,7 @@ SMALL = {
 
 def make(project: Project, *names: str) -> dict[str, bool]:
     """Run stages; whether each was cached."""
-    return {name: stages.run_stage(project, name, MODEL).cached for name in names}
+    return {name: runner.run_stage(project, name, MODEL).cached for name in names}
 
 
 def release(project: Project) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
     settings = dials.read_text()
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant(monkeypatch)
-        monkeypatch.setattr(stages, "stage_function", lambda stage: evaluated)
+        monkeypatch.setattr(runner, "stage_function", lambda stage: evaluated)
         for text, setting in (("The river rises in the west.", "0.25"), ("It rises in the east.", "0.5")):
             (project.root / SOURCE).write_text(text)
             dials.write_text(settings.replace("cpt: {}", f"cpt: {{decoder_learning_rate: {setting}}}"))
@@ -91,7 +91,7 @@ def test_an_artifacts_side_holds_its_chain_and_the_evaluation_of_just_that(plant
     assert set(side(planted_project, str(folder.parent / "cpt")).manifests) == {"corpus", "reconstruction", "cpt"}
     (planted_project.root / SOURCE).write_text("It rises in the south.")
     for stage in ("corpus", "reconstruction", "cpt", "policy", "finetuned"):
-        stages.run_stage(planted_project, stage, MODEL)
+        runner.run_stage(planted_project, stage, MODEL)
     assert "evaluation" not in side(planted_project, str(folder)).manifests
 
 

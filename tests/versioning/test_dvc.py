@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
@@ -20,6 +20,16 @@ from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from tests.versioning.planted import MODEL, make_all, plant, run
 
 TARGETS = [dvc.target(stage, MODEL) for stage in STAGES]
+RECORD = """
+import sys
+from pathlib import Path
+from refrag_platform.project import Project
+from refrag_platform.versioning import dvc
+root, stage, model = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+dvc.record(Project(Path(root)), stage, model)
+"""
 HOLD_THE_LOCK = """
 import sys, time
 from dvc.repo import Repo
@@ -75,8 +85,8 @@ def test_cpts_learning_rate_leaves_reconstruction_cached(recorded: Project) -> N
     edit(recorded.root / "params.yaml", "cpt: {}", "cpt: {decoder_learning_rate: 0.25}")
     assert changed(recorded) == {"cpt"}
     assert dvc.is_current(recorded, "reconstruction", MODEL)
-    assert stages.run_stage(recorded, "reconstruction", MODEL).cached
-    assert not stages.run_stage(recorded, "cpt", MODEL).cached
+    assert runner.run_stage(recorded, "reconstruction", MODEL).cached
+    assert not runner.run_stage(recorded, "cpt", MODEL).cached
 
 
 def test_the_recipes_own_settings_are_watched_as_the_overrides_are(recorded: Project) -> None:
@@ -101,7 +111,7 @@ def test_what_was_not_made_from_todays_settings_is_not_recorded_as_if_it_were(
     repository: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
-    stages.run_stage(repository, "corpus", MODEL)
+    runner.run_stage(repository, "corpus", MODEL)
     edit(repository.root / "params.yaml", "corpus: {}", "corpus: {passage_tokens: 32}")
     with pytest.raises(ArtifactError, match="settings or code of corpus changed"):
         dvc.record(repository, "corpus", MODEL)
@@ -110,11 +120,36 @@ def test_what_was_not_made_from_todays_settings_is_not_recorded_as_if_it_were(
 
 def test_recording_waits_for_another_writer(repository: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    made = stages.run_stage(repository, "corpus", MODEL)
+    made = runner.run_stage(repository, "corpus", MODEL)
     command = [sys.executable, "-c", HOLD_THE_LOCK]
     with subprocess.Popen(command, cwd=repository.root, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == "held\n"
         assert dvc.record(repository, "corpus", MODEL) == made.manifest.hash
+
+
+def test_four_writers_at_once_lose_nothing(repository: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    made = {
+        (stage, model): runner.run_stage(repository, stage, model).manifest.hash
+        for model in repository.models()
+        for stage in ("corpus", "reconstruction")
+    }
+    assert len(set(made.values())) == 4
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [
+        subprocess.Popen([sys.executable, "-c", RECORD, str(repository.root), *of], cwd=repository.root, **pipes)
+        for of in made
+    ]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert {of: dvc.recorded_hash(repository, *of) for of in made} == made
+    targets = [dvc.target(*of) for of in made]
+    assert json.loads(run(repository.root, "dvc", "status", "--json", *targets)) == {}
 
 
 def test_a_dvc_lock_whose_writer_was_killed_is_the_one_before(
@@ -122,7 +157,7 @@ def test_a_dvc_lock_whose_writer_was_killed_is_the_one_before(
 ) -> None:
     whole = (recorded.root / "dvc.lock").read_bytes()
     (recorded.source_dir(MODEL) / "notes.txt").write_text("The river rises in the south.")
-    made = stages.run_stage(recorded, "corpus", MODEL)
+    made = runner.run_stage(recorded, "corpus", MODEL)
     child = os.fork()
     if child == 0:
 
@@ -153,7 +188,7 @@ def test_two_models_keep_their_versions_side_by_side(repository: Project, monkey
     plant(monkeypatch)
     hashes = {}
     for model in repository.models():
-        hashes[model] = stages.run_stage(repository, "corpus", model).manifest.hash
+        hashes[model] = runner.run_stage(repository, "corpus", model).manifest.hash
         dvc.record(repository, "corpus", model)
     assert {model: dvc.recorded_hash(repository, "corpus", model) for model in hashes} == hashes
     assert len(set(hashes.values())) == len(hashes)
@@ -162,9 +197,9 @@ def test_two_models_keep_their_versions_side_by_side(repository: Project, monkey
 def test_checkout_restores_damaged_bytes(recorded: Project) -> None:
     damaged = recorded.content("cpt", MODEL) / "train.json"
     damaged.write_text("?")
-    assert stages.published(recorded, "cpt", MODEL) is None
+    assert runner.published(recorded, "cpt", MODEL) is None
     dvc.checkout(recorded, "cpt", MODEL)
-    assert stages.published(recorded, "cpt", MODEL) is not None
+    assert runner.published(recorded, "cpt", MODEL) is not None
 
 
 def test_dvc_shows_the_metrics_and_curves_of_every_stage(recorded: Project) -> None:
@@ -177,7 +212,7 @@ def test_dvc_shows_the_metrics_and_curves_of_every_stage(recorded: Project) -> N
 
 def test_making_everything_again_gives_the_same_hashes(recorded: Project) -> None:
     before = make_all(recorded)
-    again = {stage: stages.run_stage(recorded, stage, MODEL, force=True).manifest.hash for stage in STAGES}
+    again = {stage: runner.run_stage(recorded, stage, MODEL, force=True).manifest.hash for stage in STAGES}
     assert again == before
     assert changed(recorded) == set()
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
@@ -58,7 +58,7 @@ def test_what_is_listed_is_what_goes_stale_and_what_the_next_run_rebuilds(two_mo
     rebuilt = set()
     for model in (MODEL, OTHER):
         for stage in STAGES:
-            result = stages.run_stage(two_models, stage, model)
+            result = runner.run_stage(two_models, stage, model)
             if not result.cached:
                 rebuilt.add(result.path.relative_to(two_models.root).as_posix())
     assert rebuilt == named(found)
@@ -87,7 +87,7 @@ def test_a_file_that_two_models_read_concerns_both(two_models: Project, tmp_path
         return metrics
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(stages, "stage_function", lambda stage: reads_shared)
+        monkeypatch.setattr(runner, "stage_function", lambda stage: reads_shared)
         for model in (MODEL, OTHER):
             make_all(two_models, model)
     found = forget(two_models, record_shared.pop())
@@ -130,7 +130,7 @@ def test_documents_are_found_by_id_and_rows_are_not_their_file(planted_project: 
         return metrics
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(stages, "stage_function", lambda stage: with_documents)
+        monkeypatch.setattr(runner, "stage_function", lambda stage: with_documents)
         make_all(planted_project)
     assert forget(planted_project, "files/notes.txt").remove == f"remove {SOURCE}"
     row = forget(planted_project, "files/rows.jsonl#ab12")
@@ -143,7 +143,7 @@ def test_documents_are_found_by_id_and_rows_are_not_their_file(planted_project: 
 def test_what_was_made_from_a_lost_version_is_called_unclear(planted_project: Project) -> None:
     make_all(planted_project)
     (planted_project.source_dir(MODEL) / "more.txt").write_text("Another river.")
-    stages.run_stage(planted_project, "corpus", MODEL)
+    runner.run_stage(planted_project, "corpus", MODEL)
     found = forget(planted_project, SOURCE)
     assert named(found) == {f"data/{MODEL}/corpus"}
     assert {version.name.rsplit("/", 1)[1] for version in found.unclear} == set(STAGES) - {"corpus"}

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
@@ -62,7 +62,7 @@ def test_one_changed_byte_of_a_source_changes_every_hash_down_the_chain(planted_
 def test_an_input_that_was_replaced_since_is_marked(planted_project: Project) -> None:
     before = make_all(planted_project)
     (planted_project.source_dir(MODEL) / "notes.txt").write_text("Another river.")
-    after = stages.run_stage(planted_project, "corpus", MODEL).manifest.hash
+    after = runner.run_stage(planted_project, "corpus", MODEL).manifest.hash
     node = trace(planted_project, planted_project.content("cpt", MODEL))
     assert node.inputs["corpus"].replaced and not node.inputs["reconstruction"].replaced
     assert node.inputs["corpus"].recorded == before["corpus"]
@@ -71,7 +71,7 @@ def test_an_input_that_was_replaced_since_is_marked(planted_project: Project) ->
 
 
 def test_a_source_that_was_edited_since_is_marked(planted_project: Project) -> None:
-    stages.run_stage(planted_project, "corpus", MODEL)
+    runner.run_stage(planted_project, "corpus", MODEL)
     (planted_project.source_dir(MODEL) / "notes.txt").write_text("Another river.")
     sources = trace(planted_project, planted_project.stage_dir("corpus", MODEL)).sources
     assert [source.record.path for source in sources if source.changed] == [f"data/sources/{MODEL}/notes.txt"]
@@ -87,7 +87,7 @@ def test_a_broken_chain_says_where_and_how_to_mend_it(planted_project: Project) 
 
 
 def test_a_damaged_manifest_is_named(planted_project: Project) -> None:
-    stages.run_stage(planted_project, "corpus", MODEL)
+    runner.run_stage(planted_project, "corpus", MODEL)
     (planted_project.stage_dir("corpus", MODEL) / FILE_NAME).write_text('{"stage": "corpus"}')
     with pytest.raises(ArtifactError, match="is damaged"):
         Manifest.read(planted_project.stage_dir("corpus", MODEL))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform import stages
+from refrag_platform import runner, stages
 from refrag_platform.model.refrag import FORMAT, SETTINGS_FILE
 from refrag_platform.project import Project
-from refrag_platform.stages import made_from_current
+from refrag_platform.runner import made_from_current
 from refrag_platform.versioning.manifest import Manifest
 from tests.versioning.planted import MODEL, make_all
 
@@ -52,7 +52,7 @@ def test_sources_elsewhere_are_watched_through_environment_variables(
     assert stale(planted_project) == set()
     edit(text)
     assert stale(planted_project) == {"corpus"}
-    assert not stages.run_stage(planted_project, "corpus", MODEL).cached
+    assert not runner.run_stage(planted_project, "corpus", MODEL).cached
 
 
 def test_sources_that_are_gone_leave_a_stale_corpus_and_no_error(planted_project: Project, tmp_path: Path) -> None:
@@ -74,21 +74,24 @@ def test_the_tokenizers_files_are_watched_where_they_are_read(planted_project: P
     assert [stage for stage in hashes if hashes[stage] == changed[stage]] == []
 
 
-@pytest.mark.parametrize("kind", ["questions", "summaries"])
+@pytest.mark.parametrize(
+    ("stage", "kind", "share"),
+    [("policy", "questions", "question_share: 0.5, "), ("finetuned", "questions", ""), ("finetuned", "summaries", "")],
+)
 def test_question_and_summary_files_are_watched_and_recorded(
-    planted_project: Project, tmp_path: Path, kind: str
+    planted_project: Project, tmp_path: Path, stage: str, kind: str, share: str
 ) -> None:
     further, inside = tmp_path / "further.jsonl", planted_project.root / "more.jsonl"
     for file in (further, inside):
         file.write_text(QUESTION)
-    override(planted_project, "finetuned", f"{{{kind}: [{further}, more.jsonl]}}")
+    override(planted_project, stage, f"{{{share}{kind}: [{further}, more.jsonl]}}")
     make_all(planted_project)
-    manifest = Manifest.read(planted_project.stage_dir("finetuned", MODEL))
+    manifest = Manifest.read(planted_project.stage_dir(stage, MODEL))
     assert [source.path for source in manifest.sources] == [str(further), "more.jsonl"]
     assert stale(planted_project) == set()
     for file in (further, inside):
         same_size(file)
-        assert stale(planted_project) == {"finetuned"}
+        assert stale(planted_project) == {stage}
         make_all(planted_project)
 
 

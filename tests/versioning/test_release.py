@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from refrag_platform import stages
+from refrag_platform import runner, stages
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
@@ -49,7 +50,7 @@ def make(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int, items: I
         return metrics
 
     plant(monkeypatch)
-    monkeypatch.setattr(stages, "stage_function", lambda stage: with_items)
+    monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
     params = project.root / "params.yaml"
     before = dvc_override(params.read_text())
     params.write_text(params.read_text().replace(before, f"finetuned: {{steps: {steps}}}"))
@@ -238,7 +239,7 @@ def test_a_chain_that_does_not_hold_together_is_not_released(first: Project, can
         promote(first, MODEL)
     params = first.root / "params.yaml"
     params.write_text(params.read_text().replace("steps: 60", "steps: 61"))
-    stages.run_stage(first, "finetuned", MODEL)
+    runner.run_stage(first, "finetuned", MODEL)
     with pytest.raises(ArtifactError, match=r"evaluation of tiny was made from finetuned .* one chain"):
         promote(first, MODEL)
 
@@ -249,6 +250,28 @@ def test_what_was_not_judged_is_not_released(second: Project, monkeypatch: pytes
     with pytest.raises(ArtifactError, match="replaced while they were judged"):
         promote(second, MODEL)
     assert all_tags(second) == before
+
+
+def test_an_unreachable_remote_is_named_and_changes_nothing(first: Project, candidate: Make) -> None:
+    old, tags = released(first, MODEL), all_tags(first)
+    assert old is not None
+    new = candidate(60, held_out(0.6))
+    lock = (first.root / "dvc.lock").read_bytes()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/dvc"
+        dvc.set_remote(first, url)
+        with pytest.raises(RefragError, match=rf"dvc push.*{url}.*failed"):
+            dvc.push(first, MODEL)
+        # Now the gate can't have the released version, by which it judges.
+        shutil.rmtree(first.root / ".dvc" / "cache")
+        with pytest.raises(
+            RefragError, match=rf"neither in DVC's cache nor in its remote {url}, if that can be reached"
+        ):
+            promote(first, MODEL)
+    assert (all_tags(first), released(first, MODEL)) == (tags, old)
+    assert (first.root / "dvc.lock").read_bytes() == lock
+    assert folder_digest(first.content("finetuned", MODEL)) == new["finetuned"]
 
 
 def test_what_was_never_recorded_is_not_replaced(first: Project, candidate: Make) -> None:
@@ -268,9 +291,9 @@ def test_a_release_is_restored_without_touching_anything_else(second: Project) -
     before = (git(second, "status", "--porcelain"), (second.root / "dvc.lock").read_bytes(), git(second, "diff"))
     assert restore(second, old) == ["finetuned", "package"]
     for stage in SERVED:
-        made = stages.published(second, stage, MODEL)
+        made = runner.published(second, stage, MODEL)
         assert made is not None and made.hash == old.hashes[stage]
-    assert stages.published(second, "evaluation", MODEL).hash == new.hashes["evaluation"]  # type: ignore[union-attr]
+    assert runner.published(second, "evaluation", MODEL).hash == new.hashes["evaluation"]  # type: ignore[union-attr]
     assert (second.work_dir("finetuned", MODEL) / "state").is_dir(), "an interrupted training can still continue"
     assert (
         git(second, "status", "--porcelain"),

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.project import Project
 from refrag_platform.versioning import reports
 from tests.versioning.planted import MODEL
@@ -19,7 +19,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_perplexity_rows_say_what_sets_systems_of_one_name_apart(planted_project: Project) -> None:
-    manifest = stages.run_stage(planted_project, "corpus", MODEL).manifest
+    manifest = runner.run_stage(planted_project, "corpus", MODEL).manifest
     rows = [
         {"system": "none", "tuned": False, "share_kept": None, "P32": 3.5},
         {"system": "none", "tuned": True, "share_kept": None, "P32": 3.0},
@@ -34,7 +34,7 @@ def test_perplexity_rows_say_what_sets_systems_of_one_name_apart(planted_project
 
 
 def test_a_curve_has_a_column_for_every_figure_that_any_line_has(planted_project: Project) -> None:
-    manifest = stages.run_stage(planted_project, "corpus", MODEL).manifest
+    manifest = runner.run_stage(planted_project, "corpus", MODEL).manifest
     log = planted_project.stage_dir("corpus", MODEL) / "metrics.jsonl"
     log.write_text('{"step": 1, "loss": 3.5}\n{"step": 2, "loss": 3.0, "reward": 1}\n')
     reports.export(planted_project, manifest)
@@ -43,8 +43,8 @@ def test_a_curve_has_a_column_for_every_figure_that_any_line_has(planted_project
 
 
 def test_reports_that_were_deleted_come_back_with_a_cached_run(planted_project: Project) -> None:
-    manifest = stages.run_stage(planted_project, "corpus", MODEL).manifest
+    manifest = runner.run_stage(planted_project, "corpus", MODEL).manifest
     path = reports.report_path(planted_project, "metrics", manifest, "json")
     path.unlink()
-    assert stages.run_stage(planted_project, "corpus", MODEL).cached
+    assert runner.run_stage(planted_project, "corpus", MODEL).cached
     assert json.loads(path.read_text()) == manifest.metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     project = init_repository(copy_project(tmp_path_factory.mktemp("runs") / "project"))
     found = Runs(project, [], [])
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(stages, "_check", lambda manifest, context, work: None)
+        monkeypatch.setattr(runner, "_check", lambda manifest, context, work: None)
         plant_packages(monkeypatch)
         for number, text in enumerate(TEXTS):
             (project.source_dir(MODEL) / "notes.txt").write_text(f"The river rises in the {text}.")
@@ -80,7 +80,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.fixture
 def runs(made: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     """A copy of its own of these runs; the working directory is the project."""
-    monkeypatch.setattr(stages, "_check", lambda manifest, context, work: None)
+    monkeypatch.setattr(runner, "_check", lambda manifest, context, work: None)
     plant_packages(monkeypatch)
     shutil.copytree(made.project.root, tmp_path / "project", symlinks=True)
     monkeypatch.chdir(tmp_path / "project")
@@ -192,7 +192,7 @@ def test_what_is_in_place_stays_with_all_that_it_was_made_from(runs: Runs) -> No
     run(runs.project.root, "git", "branch", "-D", f"runs/{MODEL}")
     (runs.project.source_dir(MODEL) / "notes.txt").write_text("The river is dry.")
     for stage in ("corpus", "reconstruction", "cpt"):
-        stages.run_stage(runs.project, stage, MODEL)
+        runner.run_stage(runs.project, stage, MODEL)
     run(runs.project.root, "dvc", "commit", "--force", *TARGETS[:3])
     # Nothing names the old reconstruction and corpus any more but the old checkpoint that the policy was made from.
     plan = retention.collect(runs.project, 0)

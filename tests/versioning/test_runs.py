@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform import stages
+from refrag_platform import runner
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
@@ -39,14 +39,14 @@ def test_commit_push_fresh_clone_and_pull_restore_every_artifact(recorded: Proje
     assert git(clone, "status", "--porcelain") == ""
     assert clone.models() == [MODEL]
     assert dvc.is_current(clone, "package", MODEL)
-    assert stages.run_stage(clone, "package", MODEL).cached
+    assert runner.run_stage(clone, "package", MODEL).cached
 
 
 def test_the_wrappers_push_and_pull_one_model(recorded: Project) -> None:
     dvc.push(recorded, MODEL)
     run(recorded.root, "rm", "-rf", ".dvc/cache", *(str(recorded.content(stage, MODEL)) for stage in STAGES))
     dvc.pull(recorded, MODEL)
-    assert stages.published(recorded, "finetuned", MODEL) is not None
+    assert runner.published(recorded, "finetuned", MODEL) is not None
     with pytest.raises(ArtifactError, match="records no artifact of smollm2-135m"):
         dvc.push(recorded, "smollm2-135m")
 
@@ -78,7 +78,7 @@ def test_the_commit_holds_dvc_lock_the_manifests_and_the_settings_that_made_them
         (recorded.root / "params.yaml").read_text().replace("serving: {}", "serving: {passages: 3}")
     )
     for stage in STAGES:
-        stages.run_stage(recorded, stage, MODEL)
+        runner.run_stage(recorded, stage, MODEL)
     commit_run(recorded, MODEL)
     added = git(recorded, "diff", "--name-only", "--diff-filter=A", "HEAD", BRANCH).split()
     manifests = [
@@ -119,7 +119,7 @@ def test_stale_artifacts_are_not_committed(repository: Project, monkeypatch: pyt
     plant(monkeypatch)
     with pytest.raises(ArtifactError, match="no artifact to commit"):
         commit_run(repository, MODEL)
-    stages.run_stage(repository, "corpus", MODEL)
+    runner.run_stage(repository, "corpus", MODEL)
     (repository.source_dir(MODEL) / "late.txt").write_text("Dropped in after the corpus was made.")
     with pytest.raises(ArtifactError, match="changed since"):
         commit_run(repository, MODEL)

@@ -14,6 +14,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.publication import INPUTS_FILE
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.lora import merge_lora
+from refrag_platform.training.core.metrics import MACHINE
 from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"
@@ -57,7 +58,7 @@ def write_training(context: StageContext, summary: dict[str, Any], parameters: d
 
     Returns the figures, as the stage's metrics.
     """
-    last = {key: value for key, value in summary["last"].items() if key not in {"tokens_per_second", "memory_gb"}}
+    last = {key: value for key, value in summary["last"].items() if key not in MACHINE}
     figures = {
         "steps": summary["steps"],
         "first_loss": summary["first_loss"],

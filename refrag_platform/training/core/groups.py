@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import TrainingRecipe
+from refrag_platform.recipes import TrainsDecoder, TrainsEncoder
 
 
 def head_weight(decoder: PreTrainedModel) -> Tensor:
@@ -22,7 +22,7 @@ def decoder_body(decoder: PreTrainedModel) -> nn.Module:
     return decoder.get_decoder()
 
 
-def encoder_groups(model: RefragModel, settings: TrainingRecipe) -> list[dict[str, Any]]:
+def encoder_groups(model: RefragModel, settings: TrainsEncoder) -> list[dict[str, Any]]:
     """Backbone and token table at the encoder's rate; what is new (pooling, skip, projection) at the projection's."""
     pretrained = [p for p in (*model.encoder.backbone.parameters(), model.encoder.token_table) if p.requires_grad]
     known = {id(p) for p in pretrained}
@@ -38,7 +38,7 @@ def encoder_groups(model: RefragModel, settings: TrainingRecipe) -> list[dict[st
     ]
 
 
-def decoder_group(model: RefragModel, settings: TrainingRecipe) -> dict[str, Any]:
+def decoder_group(model: RefragModel, settings: TrainsDecoder) -> dict[str, Any]:
     """The decoder's trainable parameters at its own rate."""
     return {
         "params": [p for p in model.decoder.parameters() if p.requires_grad],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -48,18 +48,24 @@ class Task(nn.Module, ABC):
     updates_per_batch = 1
     # The figure whose first and last values a run is judged by.
     judged_by = "loss"
+    # Whether batches come in so few shapes that on a GPU each is worth a compilation.
+    few_shapes = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean loss of a batch, and figures to log."""
 
     @abstractmethod
-    def parameter_groups(self, settings: TrainingRecipe) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters with their peak learning rates: [{"params": [...], "lr": peak}]."""
 
     @abstractmethod
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         """CPU tensors of micro-batch `micro` of a step; `size` sequences over all ranks."""
+
+    def frozen(self) -> Sequence[nn.Module]:
+        """Models that are read but not trained: on the device and compiled like the task, in no checkpoint."""
+        return ()
 
     def samples(self, step: int, size: int) -> int:
         """Sequences in a micro-batch of this step; a curriculum gives more short ones."""
@@ -116,14 +122,17 @@ def train(
         )
     micro_steps = settings.batch_size // micro_size
     accelerator = make_accelerator(settings, micro_size, micro_steps)
-    groups = [group for group in task.parameter_groups(settings) if group["params"]]
+    groups = [group for group in task.parameter_groups() if group["params"]]
     peaks = [group["lr"] for group in groups]
     optimizer: Any = torch.optim.AdamW(
         groups, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=accelerator.device.type == "cuda"
     )
     on_gpu = accelerator.device.type == "cuda"
+    modules = (task, *task.frozen())
+    for model in task.frozen():
+        model.to(accelerator.device)
     if settings.compile and on_gpu:
-        compile_regions(task)
+        compile_regions(*modules, few_shapes=task.few_shapes)
     module, optimizer = prepare(accelerator, task, optimizer)
     checkpoints = work / "checkpoints"
     facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
@@ -142,7 +151,7 @@ def train(
         checkpoint.save(accelerator, checkpoints, step, kept, settings.keep_checkpoints)
 
     with (
-        fast_kernels(task, on_gpu),
+        fast_kernels(*modules, on_gpu=on_gpu),
         _stop_on_signal() as stopped,
         prefetch(batches()) as source,
         Progress(description, settings.steps, "steps", start=step, shown=accelerator.is_main_process) as progress,

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import TrainingRecipe
+from refrag_platform.recipes import TrainsDecoder
 
 # The update is scaled by this, whatever the rank, so that one learning rate suits all ranks.
 SCALE = 2
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def prepare_decoder(model: RefragModel, settings: TrainingRecipe, seed: int) -> None:
+def prepare_decoder(model: RefragModel, settings: TrainsDecoder, seed: int) -> None:
     """Make the decoder trainable as the recipe's section says: all of it, or low-rank updates of its linear layers."""
     if settings.lora_rank is None:
         return

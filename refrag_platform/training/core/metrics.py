@@ -12,6 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+# Figures of a line that the machine decides, not the seed.
+MACHINE = {"tokens_per_second", "memory_gb", "clock_mhz"}
+
 
 class MetricsLog:
     """Gathers losses on the device and writes them only when asked, so that logging costs no synchronization."""
@@ -56,7 +59,7 @@ class MetricsLog:
         line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": learning_rate}
         line |= {name: float(value) for name, value in self._figures.items()}
         line |= probe
-        line |= {"tokens_per_second": self._positions / seconds, "memory_gb": memory_gb()}
+        line |= {"tokens_per_second": self._positions / seconds, "memory_gb": memory_gb()} | clock()
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -71,6 +74,16 @@ def memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def clock() -> dict[str, float]:
+    """{"clock_mhz": the GPU's clock}, by which slow code is told from a throttled device; {} if it can't be read."""
+    if not torch.cuda.is_available():
+        return {}
+    try:
+        return {"clock_mhz": float(torch.cuda.clock_rate())}
+    except Exception:  # Without NVIDIA's library, or where the driver doesn't say: a rate alone is no reason to stop.
+        return {}
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.optim import Optimizer
 
@@ -37,16 +38,21 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
     world = world_size()
     # Buffers are constants here, and large ones: sending them again in every step would cost as much as the gradients.
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    if world > 1 and not torch.cuda.is_available():
-        # Without a backend named, ranks on CPUs don't find each other and all train on the same data.
+    # accelerate has to be told: ranks on CPUs would train alone, each on its own part of the data.
+    on_cpus = world > 1 and not torch.cuda.is_available()
+    if on_cpus:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
+        cpu=on_cpus and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
         gradient_accumulation_steps=micro_steps,
         kwargs_handlers=handlers,
     )
-    if accelerator.num_processes != world:
-        raise RecipeError(f"the launcher started {world} processes, accelerate sees {accelerator.num_processes}")
+    if accelerator.num_processes != world or accelerator.use_distributed != (world > 1):
+        raise RecipeError(
+            f"the launcher started {world} processes, accelerate sees {accelerator.num_processes} "
+            f"({accelerator.distributed_type.value})"
+        )
     plugin = accelerator.state.deepspeed_plugin
     if accelerator.distributed_type not in SUPPORTED or (plugin is not None and plugin.zero_stage > 2):
         raise RecipeError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -93,20 +94,24 @@ def decoder_states(decoder: PreTrainedModel, inputs: Tensor) -> Tensor:
         return body(inputs_embeds=inputs, use_cache=False).last_hidden_state
 
 
-def compile_regions(task: nn.Module) -> None:
-    """Compile the layers of every stack in place: one graph serves a whole stack, and shapes may change."""
+def compile_regions(*models: nn.Module, few_shapes: bool) -> None:
+    """Compile the layers of every stack in place: one graph serves a whole stack, and shapes may change.
+
+    Args:
+        few_shapes: a graph of its own for each shape; else, once a second shape is met, one for any of them.
+    """
     import torch._dynamo
 
     # A curriculum brings several shapes, probes bring passes without gradients.
     torch._dynamo.config.recompile_limit = 64
-    for module in task.modules():
+    for module in chain.from_iterable(model.modules() for model in models):
         if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1:
             for layer in module:
-                layer.compile()
+                layer.compile(dynamic=False if few_shapes else None)
 
 
 @contextmanager
-def fast_kernels(task: nn.Module, on_gpu: bool) -> Iterator[None]:
+def fast_kernels(*models: nn.Module, on_gpu: bool) -> Iterator[None]:
     """The fastest attention for long sequences (cuDNN's) and for chunks, while a GPU trains."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -119,7 +124,7 @@ def fast_kernels(task: nn.Module, on_gpu: bool) -> Iterator[None]:
                 SDPBackend.MATH,
             ]
             stack.enter_context(sdpa_kernel(order, set_priority=True))
-            for module in task.modules():
+            for module in chain.from_iterable(model.modules() for model in models):
                 if isinstance(module, ChunkEncoder):
                     stack.enter_context(attention(module.backbone.config, CHUNKS))
         yield

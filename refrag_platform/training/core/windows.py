@@ -35,10 +35,7 @@ class Windows:
     def batch(self, step: int, micro: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
         """This rank's share of the windows of a step's micro-batch: [size / world, length] token ids."""
         draws = np.random.default_rng([self.seed, 1, step, micro]).integers(0, self._cumulative[-1], size)
-        rows = [self._window(int(draw)) for draw in draws[rank * size // world : (rank + 1) * size // world]]
-        return torch.from_numpy(np.stack(rows))
-
-    def _window(self, draw: int) -> np.ndarray:
-        document = int(np.searchsorted(self._cumulative, draw, side="right"))
-        before = int(self._cumulative[document - 1]) if document else 0
-        return self.shards.tokens(int(self._starts[document]) + draw - before, self.length)
+        own = draws[rank * size // world : (rank + 1) * size // world]
+        documents = np.searchsorted(self._cumulative, own, side="right")
+        before = np.where(documents > 0, self._cumulative[documents - 1], 0)
+        return torch.from_numpy(self.shards.windows(self._starts[documents] + own - before, self.length))

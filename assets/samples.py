@@ -1,0 +1,107 @@
+"""What a trained model writes, for the UI: held-out text out of its chunk vectors, answers to held-out questions.
+
+Made by the process that made the artifact, where the device is; samples.json lies beside the content.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dagster import MetadataValue
+
+from assets.metadata import Metadata, Published
+from refrag_platform.project import Project
+
+if TYPE_CHECKING:
+    from refrag_platform.model.loading import Bundle
+    from refrag_platform.model.segments import Prompt
+
+FILE_NAME = "samples.json"
+SAMPLES, CHUNKS, ANSWER_TOKENS = 6, 4, 32
+REBUILT, ANSWERED = frozenset({"reconstruction", "cpt"}), frozenset({"finetuned"})
+
+
+def samples(published: Published) -> Metadata:
+    """The samples as a table in Markdown; nothing where none were made."""
+    path = published.folder / FILE_NAME
+    if not path.is_file():
+        return {}
+    rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]
+    header = f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}\n"
+    return {"samples": MetadataValue.md(header + "\n".join(lines))}
+
+
+def write_samples(project: Project, stage: str, model: str) -> None:
+    """Let the model in place write samples, once.
+
+    Raises:
+        RefragError: the artifact is not in place, or the held-out split has no text that is long enough.
+    """
+    if stage not in REBUILT | ANSWERED:
+        return
+    target = project.stage_dir(stage, model) / FILE_NAME
+    if target.is_file():
+        return
+    from refrag_platform.model.loading import load_bundle
+
+    bundle = load_bundle(str(project.content(stage, model)))
+    corpus = project.content("corpus", model)
+    rows = _rebuilt(bundle, corpus, stage == "cpt") if stage in REBUILT else _answered(bundle, corpus)
+    partial = target.with_name(f"{FILE_NAME}.partial")
+    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+    partial.replace(target)
+
+
+def _rebuilt(bundle: Bundle, corpus: Path, start_token: bool) -> list[dict[str, str]]:
+    """Text in chunks, and what the decoder writes from their vectors alone.
+
+    `start_token`: asked for by the token that starts a text, which means "repeat" after continual pre-training.
+    """
+    from refrag_platform.model.segments import Chunks, Text
+    from refrag_platform.training.core.windows import Windows
+
+    model = bundle.model
+    length = CHUNKS * model.chunk_size
+    rows = []
+    for tokens in Windows(corpus, "validation", length, seed=0).batch(0, 0, SAMPLES):
+        prompt: list[Text | Chunks] = [Chunks(tokens.view(CHUNKS, -1))]
+        if start_token:
+            prompt.append(Text([model.start_token_id]))
+        text = str(model.tokenizer.decode(tokens))
+        rows.append({f"text of {CHUNKS} chunks": text, "written from their vectors": _written(bundle, prompt, length)})
+    return rows
+
+
+def _answered(bundle: Bundle, corpus: Path) -> list[dict[str, str]]:
+    """Held-out questions, the passages as vectors but for the share of chunks that the policy keeps."""
+    from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.model.prompts import content_ids, passage_chunks, rag_prompt
+    from refrag_platform.model.selection import expand
+
+    model, rows = bundle.model, []
+    for question in read_questions(corpus / "questions" / "validation.jsonl", SAMPLES):
+        cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in question.passages]
+        asked = content_ids(model.tokenizer, question.question)
+        read = expand(model, cut, bundle.share_kept, bundle.policy, question=asked)
+        prompt = rag_prompt(model.tokenizer, question.question, read)
+        answer = _written(bundle, prompt, ANSWER_TOKENS)
+        rows.append({"question": question.question, "expected": " or ".join(question.answers), "answer": answer})
+    return rows
+
+
+def _written(bundle: Bundle, prompt: Prompt, tokens: int) -> str:
+    from refrag_platform.model.generate import generate
+    from refrag_platform.model.prompts import stop_ids
+
+    tokenizer = bundle.model.tokenizer
+    ids = list(generate(bundle.model, prompt, tokens, stop_ids(tokenizer)))
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _cell(text: str) -> str:
+    """Text as one cell: what a model writes must not end the table, nor be taken for Markdown or HTML."""
+    shown = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return "".join(f"\\{sign}" if sign in "\\`*_[]|#~" else sign for sign in shown)

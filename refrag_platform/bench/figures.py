@@ -1,0 +1,73 @@
+"""A benchmark as a picture: time to first token and key-value bytes against the context."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from refrag_platform.bench.report import system_label
+
+COLORS = ["#2b5a9c", "#b98a2f", "#9a3b3b", "#6b4c9a", "#3b8a8a"]
+FIXED = {"full": "#2f6f4e", "cepe": "#7f8c9b", "prefix": "#444444"}
+
+
+def latency_figure(result: Mapping[str, Any], path: Path) -> None:
+    """Two panels, both axes logarithmic; dashed: the time with encoding."""
+    # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.8, 4.4), layout="constrained")
+    times, sizes = figure.subplots(1, 2)
+    lines: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in sorted(result["rows"], key=lambda row: row["context"]):
+        lines[system_label(row)].append(row)
+    colors = iter(COLORS)
+    for label, rows in lines.items():
+        color = FIXED.get(rows[0]["system"]) or next(colors)
+        _line(times, rows, lambda row: row["ttft_cached_ms"] or row["ttft_ms"], "-", color, label)
+        _line(times, rows, lambda row: row["ttft_uncached_ms"], "--", color, None)
+        _line(sizes, rows, lambda row: row["kv_bytes"] / 2**20, "-", color, label)
+    contexts = sorted({row["context"] for row in result["rows"]})
+    for axes, name in ((times, "time to first token, ms (dashed: with encoding)"), (sizes, "keys and values, MiB")):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+        axes.set_xlabel("context, tokens")
+        axes.set_ylabel(name)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    times.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def throughput_figure(result: Mapping[str, Any], path: Path) -> None:
+    """Bars of tokens per second, each with its batch."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    labels = [f"{system_label(row)}\nbatch {row['batch']}" for row in result["rows"]]
+    axes.barh(labels, [row["tokens_per_second"] for row in result["rows"]], color=COLORS[0])
+    axes.invert_yaxis()
+    axes.set_xlabel("new tokens per second")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def _line(
+    axes: Any,
+    rows: list[Mapping[str, Any]],
+    value: Callable[[Mapping[str, Any]], Any],
+    style: str,
+    color: str,
+    label: Any,
+) -> None:
+    points = [(row["context"], value(row)) for row in rows if value(row) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=color, label=label)

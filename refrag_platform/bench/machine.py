@@ -1,0 +1,54 @@
+"""What all benchmarks have in common: how the machine is used, and what a result says of it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from refrag_platform.bench.clock import Ceilings
+from refrag_platform.bench.shapes import Subject
+from refrag_platform.bench.train import PEAKS
+from refrag_platform.training.core.speed import fast_kernels
+
+# On CUDA the runner pads to buckets: of 16 positions up to 2,048, of 128 from 8,192 on, so that little work is padding.
+BUCKETS_PER_OCTAVE = 64
+
+
+@contextmanager
+def fast(subject: Subject) -> Iterator[None]:
+    """On CUDA: the fastest attention for all systems, and the encoder's layers compiled as the decoder's are."""
+    on_cuda = subject.device.type == "cuda"
+    if on_cuda:
+        for module in subject.encoder.backbone.modules():
+            if isinstance(module, torch.nn.ModuleList):
+                for layer in module:
+                    layer.compile(dynamic=False)
+    with fast_kernels(subject.encoder, on_gpu=on_cuda):
+        yield
+
+
+def measured_on(subject: Subject, ceilings: Ceilings) -> dict[str, Any]:
+    """What a result says of the model and the machine."""
+    on_cuda = subject.device.type == "cuda"
+    name = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
+    return {
+        "model": subject.name,
+        "weights": subject.weights,
+        "device": name,
+        "torch": torch.__version__,
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "peak_flops": ceilings.peak,
+        "stated_peak_flops": next((value for key, value in PEAKS.items() if key in name), None),
+        "bandwidth": ceilings.bandwidth,
+    }
+
+
+def free() -> None:
+    """Give unused device memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

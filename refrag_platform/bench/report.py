@@ -1,0 +1,175 @@
+"""Benchmarks as Markdown: rows of a result, and the tables of a document, which are never typed by hand.
+
+A document names a result file between two comments; `refrag bench tables docs/performance.md` writes what stands
+between them: <!-- bench performance/FILE.json --> ... <!-- end -->
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.report import table
+
+BLOCK = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def system_label(row: Mapping[str, Any]) -> str:
+    """The system of a row, with its k."""
+    return f"refrag, k = {row['k']}" if row["k"] else str(row["system"])
+
+
+def result_tables(result: Mapping[str, Any]) -> str:
+    """Markdown of a benchmark's result: what it was measured on, and its tables."""
+    peak, bandwidth = result["peak_flops"] / 1e12, result["bandwidth"] / 1e9
+    stated = f" (stated: {result['stated_peak_flops'] / 1e12:,.0f})" if result["stated_peak_flops"] else ""
+    facts = (
+        f"{result['model']}, {result['weights']} weights, {result['dtype']}; {result['device']}, torch "
+        f"{result['torch']}; measured ceilings {peak:,.3g} TFLOP/s{stated} and {bandwidth:,.4g} GB/s; "
+        f"{result['question']} question tokens; seed {result['seed']}."
+    )
+    tables = _latency if result["benchmark"] == "latency" else _throughput
+    return "\n\n".join([facts, *tables(result)])
+
+
+def write_tables(document: Path) -> tuple[int, list[str]]:
+    """Fill every block of a Markdown file from the file it names, relative to the document, and the plot beside that.
+
+    Returns:
+        The number of blocks, and the files that are not there yet: their blocks say so.
+
+    Raises:
+        RefragError: the document is not there, or a file holds no benchmark; nothing is written.
+    """
+    missing = []
+
+    def filled(block: re.Match[str]) -> str:
+        path = document.parent / block["file"]
+        if not path.is_file():
+            missing.append(block["file"])
+            return f"{block[1]}\nNot measured yet.\n\n{block[3]}"
+        try:
+            tables = result_tables(json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, KeyError) as error:
+            raise RefragError(f"{path} holds no result of `refrag bench` ({error!r})") from None
+        picture = Path(block["file"]).with_suffix(".png")
+        if (document.parent / picture).is_file():
+            tables += f"\n\n![{picture.stem}]({picture.as_posix()})"
+        return f"{block[1]}\n{tables}\n\n{block[3]}"
+
+    try:
+        text = document.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RefragError(f"{document} does not exist") from None
+    text, count = BLOCK.subn(filled, text)
+    document.write_text(text, encoding="utf-8")
+    return count, missing
+
+
+def _latency(result: Mapping[str, Any]) -> list[str]:
+    """For each context what was measured, then what it should be at best."""
+    tables = []
+    for context in sorted({row["context"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["context"] == context]
+        runs = rows[0]["runs"]
+        tables.append(f"**{context:,} context tokens**, ms; medians of {runs} runs in turns, [first, third quartile]:")
+        tables.append(_measured(rows))
+        tables.append("The same rows by formula (appendix A) and by arithmetic limit, with the ceilings above:")
+        tables.append(_expected(rows))
+    return tables
+
+
+def _measured(rows: list[Mapping[str, Any]]) -> str:
+    head = [
+        "system",
+        "from store",
+        "cached",
+        "uncached",
+        "speed-up",
+        "cached",
+        "uncached",
+        "per token",
+        "KV MiB",
+        "MFU",
+    ]
+    body = []
+    for row in rows:
+        random = " (random projection)" if row["system"] == "refrag" and row.get("projection") == "random" else ""
+        times = [_spread(row, name) for name in ("ttft_ms", "ttft_cached_ms", "ttft_uncached_ms")]
+        gains = [_number(row[f"ttft_speedup{kind}"], ".2f", "x") for kind in ("", "_cached", "_uncached")]
+        kept = f"{row['kv_bytes'] / 2**20:,.1f}"
+        body.append([system_label(row) + random, *times, *gains, _spread(row, "ttit_ms"), kept, f"{row['mfu']:.1%}"])
+    return table(head, body)
+
+
+def _expected(rows: list[Mapping[str, Any]]) -> str:
+    head = [
+        "system",
+        "formula TTFT",
+        "speed-up",
+        "per token",
+        "KV MiB",
+        "limit TTFT",
+        "uncached",
+        "per token",
+        "of limit",
+    ]
+    body = []
+    for row in rows:
+        formula, limit = row["formula"] or {}, row["limit"]
+        least = limit.get("ttft_cached_ms") or limit["ttft_ms"]
+        reached = least / (row["ttft_cached_ms"] or row["ttft_ms"])
+        kept = formula.get("kv_bytes")
+        body.append(
+            [
+                system_label(row),
+                _number(formula.get("ttft_cached_ms") or formula.get("ttft_ms")),
+                _number(formula.get("ttft_speedup_cached"), ".2f", "x"),
+                _number(formula.get("ttit_ms")),
+                _number(kept and kept / 2**20, ",.1f"),
+                _number(least),
+                _number(limit.get("ttft_uncached_ms")),
+                _number(limit["ttit_ms"]),
+                f"{reached:.0%}",
+            ]
+        )
+    return table(head, body)
+
+
+def _throughput(result: Mapping[str, Any]) -> list[str]:
+    head = ["system", "batch", "tokens/s", "speed-up", "seconds", "reading", "limit, tokens/s", "KV GiB"]
+    body = [
+        [
+            system_label(row),
+            str(row["batch"]),
+            _spread(row, "tokens_per_second"),
+            f"{row['speedup']:.2f}x",
+            _number(row["seconds"]),
+            _number(row["read_seconds"]),
+            _number(row["limit"]["tokens_per_second"]),
+            f"{row['kv_bytes'] / 2**30:,.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    first = result["rows"][0]
+    about = f"{first['context']:,} context tokens, {result['new_tokens']} new ones; medians of {first['runs']} runs:"
+    return [about, table(head, body)]
+
+
+def _spread(row: Mapping[str, Any], name: str) -> str:
+    """A median with its quartiles."""
+    if row[name] is None:
+        return "–"
+    low, high = row["spread"][name]
+    return f"{_number(row[name])} [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: float | None, form: str = "", unit: str = "") -> str:
+    """Three significant digits, or all before the point, unless another form is given."""
+    if value is None:
+        return "–"
+    return format(value, form or (",.0f" if value >= 100 else ".3g")) + unit

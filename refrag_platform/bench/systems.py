@@ -1,0 +1,239 @@
+"""The systems that are compared, each as cases to time, the least work of each case, and what is kept afterwards.
+
+full     every context token is read.
+refrag   chunk vectors are read; ttft: fetched from a store on disk, ttft_cached: already on the device,
+         ttft_uncached: encoded now. Projection and question are included each time.
+cepe     every layer attends to the encoder's states of all context tokens; the three times as above, of states.
+prefix   the context's keys and values are kept from before: exact reuse at its best, for one order of passages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from refrag_platform.bench.arithmetic import DecoderSize, Work, encoder_work, projection_work
+from refrag_platform.bench.cepe import Cepe
+from refrag_platform.bench.clock import Case
+from refrag_platform.bench.machine import BUCKETS_PER_OCTAVE
+from refrag_platform.bench.shapes import Subject
+from refrag_platform.bench.vectors import StoredVectors
+from refrag_platform.decoding.graphs import GraphedStep
+from refrag_platform.decoding.runner import DecoderRunner
+from refrag_platform.errors import RefragError
+
+SYSTEMS = ("full", "refrag", "cepe", "prefix")
+# Further tokens that one measurement of the time per token generates.
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one run measures.
+
+    context, question: decoder tokens. ks: chunk sizes. runs, warmup: of each measure.
+    """
+
+    context: int
+    question: int
+    ks: tuple[int, ...]
+    systems: tuple[str, ...]
+    runs: int
+    warmup: int
+    seed: int
+
+    def check(self) -> None:
+        """Raises: RefragError: a system is unknown, or the context isn't whole chunks."""
+        for system in self.systems:
+            if system not in SYSTEMS:
+                raise RefragError(f"there is no system {system!r}; there are {', '.join(SYSTEMS)}")
+        for k in self.ks:
+            if k < 1 or self.context % k:
+                raise RefragError(f"context {self.context} is no multiple of k = {k}; give one that is")
+
+
+@dataclass(frozen=True)
+class System:
+    """One row in the making: cases by measure, the least work of each, and what is kept for further tokens."""
+
+    name: str
+    k: int | None
+    cases: dict[str, Case]
+    work: dict[str, Work]
+    kv_bytes: int
+    facts: dict[str, Any]
+
+
+class Bench:
+    """The systems of one plan: their inputs on the device, their steps, one cache for all."""
+
+    def __init__(self, subject: Subject, plan: Plan, folder: Path) -> None:
+        self.subject, self.plan, self.folder = subject, plan, folder
+        self.size = DecoderSize.of(subject.decoder)
+        self.device = subject.device
+        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        generator = torch.Generator().manual_seed(plan.seed)
+        vocabulary = self.embeddings.num_embeddings
+        self.context = torch.randint(vocabulary, (plan.context,), generator=generator)
+        self.question = torch.randint(vocabulary, (plan.question,), generator=generator)
+        self.runner = self._runner(subject.decoder, plan.context + plan.question)
+
+    @property
+    def embeddings(self) -> Any:
+        return self.subject.decoder.get_input_embeddings()
+
+    def systems(self) -> Iterator[System]:
+        """The plan's systems, ready to run."""
+        if "full" in self.plan.systems:
+            yield self._full()
+        if "refrag" in self.plan.systems:
+            yield from (self._refrag(k) for k in self.plan.ks)
+        if "cepe" in self.plan.systems:
+            yield self._cepe()
+        if "prefix" in self.plan.systems:
+            yield self._prefix()
+
+    def _full(self) -> System:
+        positions = self.plan.context + self.plan.question
+        tokens = torch.cat([self.context, self.question])
+        read = self._step(lambda tokens: self.embeddings(tokens), tokens=tokens)
+
+        def first_token() -> int:
+            read.inputs["tokens"].copy_(tokens)
+            return _token(self.runner.prefill(read(), 0))
+
+        cases = {"ttft": Case(first_token), "ttit": self._further(self.runner, positions)}
+        work = {"ttft": self.size.prefill(positions), "ttit": self.size.step(positions + STEPS // 2)}
+        return System("full", None, cases, work, self._kv_bytes(positions), {})
+
+    def _prefix(self) -> System:
+        context, question = self.plan.context, self.plan.question
+        read = self._step(lambda question: self.embeddings(question), question=self.question)
+        # What is reused must be there: cells never written are read at another speed.
+        self.runner.prefill(self.embeddings(self.context.to(self.device)), 0)
+
+        def first_token() -> int:
+            read.inputs["question"].copy_(self.question)
+            return _token(self.runner.prefill(read(), 0, start=context))
+
+        cases = {"ttft_cached": Case(first_token), "ttit": self._further(self.runner, context + question)}
+        work = {
+            "ttft_cached": self.size.prefill(question, start=context),
+            "ttit": self.size.step(context + question + STEPS // 2),
+        }
+        return System("prefix", None, cases, work, self._kv_bytes(context + question), {})
+
+    def _refrag(self, k: int) -> System:
+        encoder, projection = self.subject.at(k)
+        chunks = self.plan.context // k
+        positions = chunks + self.plan.question
+
+        def read(vectors: Tensor, question: Tensor) -> Tensor:
+            return torch.cat([projection(vectors), self.embeddings(question)])
+
+        cases = self._from_store(
+            StoredVectors(self.folder / f"{k}.safetensors", chunks, encoder.vector_dim, self.plan.seed),
+            self.context.view(chunks, k),
+            lambda ids: encoder(ids, padded=False),
+            read,
+            self.runner,
+        )
+        cached = projection_work(projection, chunks, self.size.number_bytes) + self.size.prefill(positions)
+        work = {
+            "ttft_cached": cached,
+            "ttft_uncached": cached + encoder_work(encoder, chunks, self.size.number_bytes),
+            "ttit": self.size.step(positions + STEPS // 2),
+        }
+        facts = {"projection": "random" if self.subject.is_random(k) else self.subject.weights}
+        cases["ttit"] = self._further(self.runner, positions)
+        return System("refrag", k, cases, work, self._kv_bytes(positions), facts)
+
+    def _cepe(self) -> System:
+        context, question = self.plan.context, self.plan.question
+        cepe = Cepe(self.subject.decoder, self.subject.encoder, context)
+        runner = self._runner(cepe.decoder, question)
+
+        def read(vectors: Tensor, question: Tensor) -> Tensor:
+            cepe.read(vectors)
+            return self.embeddings(question)
+
+        cases = self._from_store(
+            StoredVectors(self.folder / "states.safetensors", context, cepe.width, self.plan.seed),
+            self.context,
+            cepe.encode,
+            read,
+            runner,
+        )
+        cached = cepe.prefill_work(question)
+        work = {
+            "ttft_cached": cached,
+            "ttft_uncached": cached + cepe.encode_work(),
+            "ttit": cepe.step_work(question + STEPS // 2),
+        }
+        cases["ttit"] = self._further(runner, question)
+        return System("cepe", None, cases, work, cepe.kv_bytes(question), {"projection": "random"})
+
+    def _from_store(
+        self,
+        stored: StoredVectors,
+        ids: Tensor,
+        encode: Callable[[Tensor], Tensor],
+        read: Callable[[Tensor, Tensor], Tensor],
+        runner: DecoderRunner,
+    ) -> dict[str, Case]:
+        """The first token with vectors from disk, with vectors on the device, and from token ids.
+
+        Args:
+            encode: ids to vectors. read: vectors and question ids to the decoder's input, [N, d].
+        """
+        vectors = stored.fetch().to(self.device, self.subject.dtype)
+
+        def encoded(ids: Tensor, question: Tensor) -> Tensor:
+            return read(encode(ids), question)
+
+        reading = self._step(read, vectors=vectors, question=self.question)
+        encoding = self._step(encoded, ids=ids, question=self.question)
+
+        def first_token(step: GraphedStep, **inputs: Tensor) -> int:
+            for name, value in {**inputs, "question": self.question}.items():
+                step.inputs[name].copy_(value)
+            return _token(runner.prefill(step(), 0))
+
+        return {
+            "ttft": Case(lambda: first_token(reading, vectors=stored.fetch()), stored.evict),
+            "ttft_cached": Case(lambda: first_token(reading, vectors=vectors)),
+            "ttft_uncached": Case(lambda: first_token(encoding, ids=ids)),
+            "store_fetch": Case(lambda: stored.fetch().to(self.device, self.subject.dtype), stored.evict),
+        }
+
+    def _further(self, runner: DecoderRunner, positions: int) -> Case:
+        """STEPS further tokens; each is the next one's input, and none leaves the device in between."""
+        token = torch.zeros(1, dtype=torch.long, device=self.device)
+
+        def steps() -> None:
+            following = token
+            for step in range(STEPS):
+                following = runner.decode(following, [0], [positions + step]).argmax(-1)
+
+        return Case(steps)
+
+    def _kv_bytes(self, positions: int) -> int:
+        return self.runner.kv_bytes_per_position * positions
+
+    def _runner(self, decoder: PreTrainedModel, positions: int) -> DecoderRunner:
+        return DecoderRunner(decoder, max_positions=positions + STEPS, buckets_per_octave=BUCKETS_PER_OCTAVE)
+
+    def _step(self, function: Callable[..., Tensor], **inputs: Tensor) -> GraphedStep:
+        """A step of the decoder's surroundings, treated as the runner treats its own."""
+        return GraphedStep(function, {name: value.to(self.device).clone() for name, value in inputs.items()}, self.pool)
+
+
+def _token(logits: Tensor) -> int:
+    """The first token, known on the host."""
+    return int(logits.argmax())

@@ -1,0 +1,118 @@
+"""`refrag weights`: a trained model as what it changes of the packaged weights, small enough for Git, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from refrag_platform.recipes import Recipe
+    from refrag_platform.versioning.manifest import Manifest
+
+Model = Annotated[str, typer.Option("--model", "-m", help="The model, e.g. smollm2-135m: its recipe names the base.")]
+Mib = float
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""
+    family = typer.Typer(no_args_is_help=True, help="Trained weights in few bytes, and back.")
+    family.command("pack")(pack_weights)
+    family.command("unpack")(unpack_weights)
+    app.add_typer(family, name="weights")
+
+
+def pack_weights(
+    model: Model,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: models/NAME/release.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="The trained model folder. Default: the fine-tuned checkpoint.")
+    ] = None,
+    controls: Annotated[
+        Path | None, typer.Option("--controls", help="Folder of tuned controls to take along, as adapters.")
+    ] = None,
+    encoder_bits: Annotated[int, typer.Option(min=1, max=8, help="Of each weight of encoder and projection.")] = 4,
+    decoder_bits: Annotated[
+        int, typer.Option(min=0, max=8, help="Of each weight of the decoder's change; 0: low-rank factors alone.")
+    ] = 1,
+    decoder_mib: Annotated[Mib, typer.Option(min=0, help="MiB of low-rank factors of the decoder's change.")] = 0,
+    control_mib: Annotated[Mib, typer.Option(min=0, help="MiB of low-rank factors of each control's.")] = 0.5,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="JSON of `refrag evaluate` for the model card; again for more."),
+    ] = None,
+    terms: Annotated[
+        Path | None, typer.Option("--terms", help="Text file on the training data's sources and licences, for NOTICE.")
+    ] = None,
+    limit_mib: Annotated[Mib, typer.Option(min=0, help="All files together.")] = 24,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the folder --out if it is there.")] = False,
+) -> None:
+    """Write a release: what training changed of the packaged weights, with the policy and the controls' adapters.
+
+    Evaluate what `refrag weights unpack` makes of it: bits cost quality.
+    """
+    from refrag_platform.compact.coding import Coding
+    from refrag_platform.compact.release import MIB, Codings, pack
+    from refrag_platform.evaluation.decoders import control_folders
+    from refrag_platform.model.loading import model_folder
+
+    recipe, base = _recipe(model)
+    codings = Codings(
+        encoder=Coding(encoder_bits),
+        decoder=Coding(decoder_bits, int(decoder_mib * MIB)),
+        controls=Coding(0, int(control_mib * MIB)),
+    )
+    manifest = pack(
+        model_folder(str(folder or model)),
+        recipe,
+        base,
+        out or base / "release",
+        codings,
+        {str(system): path for system, path in control_folders(controls).items()} if controls else {},
+        stages=_stage_manifests(model),
+        results=[json.loads(path.read_text(encoding="utf-8")) for path in results or []],
+        terms=terms.read_text(encoding="utf-8") if terms else "",
+        limit=int(limit_mib * MIB),
+        replace=replace,
+    )
+    for name, facts in manifest["files"].items():
+        error = manifest["relative_errors"].get(name)
+        missed = "" if error is None else f", {error:.1%} of the change missed"
+        typer.echo(f"{name}: {facts['bytes'] / MIB:.2f} MiB{missed}")
+    typer.echo(f"{out or base / 'release'}: {manifest['bytes'] / MIB:.2f} MiB")
+
+
+def unpack_weights(
+    folder: Annotated[Path, typer.Argument(help="A release, e.g. models/smollm2-135m/release.")],
+    out: Annotated[Path, typer.Option("--out", help="Model folder to make.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Whose recipe names the base. Default: the release's own.")
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option("--control", help="Make this control instead: full, none or truncated.")
+    ] = None,
+) -> None:
+    """Make a model folder of a release and the packaged weights."""
+    from refrag_platform.compact.release import read_manifest, unpack
+
+    recipe, base = _recipe(model or read_manifest(folder)["model"])
+    unpack(folder, recipe, base, out, control)
+    typer.echo(f"{out}: {control or recipe.name}")
+
+
+def _stage_manifests(name: str) -> list[Manifest]:
+    """Manifests of the training stages that were run here."""
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.manifest import FILE_NAME, Manifest
+
+    folders = [Project.find().stage_dir(stage, name) for stage in ("reconstruction", "cpt", "policy", "finetuned")]
+    return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
+
+
+def _recipe(name: str) -> tuple[Recipe, Path]:
+    from refrag_platform.project import Project
+
+    project = Project.find()
+    return project.recipe(name), project.recipe_path(name).parent

@@ -1,0 +1,1 @@
+"""A trained model as what training changed of the packaged weights: small enough for Git."""

@@ -1,0 +1,112 @@
+"""README.md and NOTICE of a release, written from what is recorded: nothing in them is typed by hand."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refrag_platform.evaluation.report import perplexity_report, rag_report, table
+from refrag_platform.recipes import Recipe
+from refrag_platform.versioning.manifest import Manifest
+
+MIB = 1 << 20
+LIMITS = """- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently.
+- Compression loses detail: names, numbers and spellings in a chunk that is not expanded may come back wrong.
+- English alone. Chunk vectors can be turned back into text: treat them as text for access."""
+
+
+def model_card(
+    recipe: Recipe, release: Mapping[str, Any], stages: Sequence[Manifest], results: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the release is, how it was made, how good it is, and what it is not for.
+
+    Args:
+        release: its manifest. stages: manifests of the stages that made the model, where they are known.
+        results: of `refrag evaluate perplexity` and `refrag evaluate rag`, of the unpacked model.
+    """
+    base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
+    parts = [
+        f"# {recipe.name}",
+        recipe.description,
+        f"What training changed of {base}, for REFRAG (arXiv 2509.01092): k = {recipe.encoder.chunk_size} tokens are "
+        "read as one vector. `refrag weights unpack` puts it on the packaged weights, whose digest must be "
+        f"{release['base']['digest']}.",
+        "## Files",
+        table(["file", "KiB", "of the change missed"], _files(release)),
+        f"{release['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
+        "of the model that unpacking makes.",
+        "## Data",
+        "\n".join(_data(recipe)),
+        "## Training",
+        _training(recipe, stages),
+        *([_results(result) for result in results] or ["## Results", "None were given."]),
+        "## Limits",
+        LIMITS,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def notice(recipe: Recipe, given: str = "") -> str:
+    """Whose weights are changed here, and on what terms; `given`: the same for training data."""
+    lines = [f"{recipe.name}: changes to the weights below, under the terms of these.", ""]
+    for part, source in (("decoder", recipe.decoder.source), ("encoder", recipe.encoder.source)):
+        lines.append(f"- {part}: {source}{_package_terms(source)}")
+    return "\n".join([*lines, "", given.strip()]).strip() + "\n"
+
+
+def _files(release: Mapping[str, Any]) -> list[list[str]]:
+    errors = release["relative_errors"]
+    return [
+        [f"`{name}`", f"{facts['bytes'] / 1024:,.0f}", f"{errors[name]:.1%}" if name in errors else ""]
+        for name, facts in release["files"].items()
+    ]
+
+
+def _data(recipe: Recipe) -> list[str]:
+    named = [f"- corpus: {source.kind}{f' {source.path}' if source.path else ''}" for source in recipe.corpus.sources]
+    for kind in ("questions", "distractors", "summaries"):
+        named += [f"- fine-tuning, {kind}: {name}" for name in getattr(recipe.finetuned, kind)]
+    return named
+
+
+def _training(recipe: Recipe, stages: Sequence[Manifest]) -> str:
+    rows = []
+    for stage in stages:
+        settings = getattr(recipe, stage.stage)
+        gpus = ", ".join(stage.hardware.get("gpus") or []) or f"{stage.hardware.get('cores')} CPU cores"
+        loss = stage.metrics.get("last_loss")
+        rows.append(
+            [
+                stage.stage,
+                f"{settings.steps:,}",
+                f"{settings.batch_size}",
+                f"{settings.decoder_learning_rate:g}",
+                "–" if loss is None else f"{loss:.3f}",
+                f"{stage.seconds / 3600:.2f}",
+                gpus,
+            ]
+        )
+    if not rows:
+        return "The stages' manifests were not given."
+    return table(["stage", "steps", "batch", "decoder learning rate", "last loss", "hours", "hardware"], rows)
+
+
+def _results(result: Mapping[str, Any]) -> str:
+    told = ("model", "documents", "questions", "questions_used", "retriever", "distractors", "device")
+    given = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
+    report = perplexity_report(result) if "gap_recovered" in result else rag_report(result)
+    return f"{report.strip()}\n\nEvaluated: {given}."
+
+
+def _package_terms(source: str) -> str:
+    kind, _, name = source.partition(":")
+    if kind != "package":
+        return ""
+    try:
+        facts = importlib.metadata.metadata(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    named = [facts[key] for key in ("License-Expression", "License") if key in facts]
+    terms = next((text.strip().splitlines()[0] for text in named if text.strip()), "its licence is in the package")
+    return f" {facts['Version']} ({terms})"

@@ -1,0 +1,1 @@
+"""Fast decoding: a static cache with slots, compiled and graphed steps, batching, prefix reuse, sampling."""

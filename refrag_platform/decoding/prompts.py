@@ -1,0 +1,110 @@
+"""From a prompt to what the decoder reads: vectors gathered into one batch, projected in one call, set among tokens.
+
+The same as `RefragModel.embed` of one prompt, without a copy more than that: this is the way to the first token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import PAD, Chunks, Prompt, Text
+
+# Vectors of a store are rounded to float16: other content than vectors that were encoded just now.
+TOKEN, STORED_CHUNK, CHUNK = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class PromptInput:
+    """What the decoder reads of one prompt.
+
+    embeds: [N, d] on the model's device. content: [N, 1 + k] int32, what stands at each position: a token
+    (0, id, -1, ...) or a chunk (1 from a store, else 2; its k token ids); by it prefixes are recognized.
+    """
+
+    embeds: Tensor
+    content: NDArray[np.int32]
+
+
+@torch.inference_mode()
+def prompt_input(model: RefragModel, prompt: Prompt) -> PromptInput:
+    """The decoder's input of one prompt; if chunks bring no vectors, all are encoded here in one batch.
+
+    Raises:
+        ValueError: the prompt is empty, or a passage was cut with another chunk size.
+    """
+    content = prompt_content(prompt, model.chunk_size)
+    places = np.flatnonzero(content[:, 0] != TOKEN)
+    tokens = torch.from_numpy(np.where(content[:, 0] == TOKEN, content[:, 1], 0)).to(model.device, non_blocking=True)
+    embeds = model.decoder.get_input_embeddings()(tokens)
+    if len(places):
+        vectors = _vectors(prompt, model.device)
+        if vectors is None:
+            vectors = model.encode(torch.from_numpy(content[places, 1:].astype(np.int64)))
+        rows = torch.from_numpy(places).to(model.device, non_blocking=True)
+        embeds.index_copy_(0, rows, model.project(vectors).to(embeds.dtype))
+    return PromptInput(embeds, content)
+
+
+def prompt_content(prompt: Prompt, chunk_size: int) -> NDArray[np.int32]:
+    """What stands at each of the prompt's positions, [N, 1 + k] (`PromptInput.content`).
+
+    Raises:
+        ValueError: the prompt is empty, or a passage was cut with another chunk size.
+    """
+    parts = [_content(part, chunk_size) for part in prompt]
+    content = np.concatenate(parts) if parts else np.empty((0, 1 + chunk_size), np.int32)
+    if not len(content):
+        raise ValueError("the prompt is empty")
+    return content
+
+
+def _content(part: Text | Chunks, chunk_size: int) -> NDArray[np.int32]:
+    if isinstance(part, Text):
+        return _tokens(np.asarray(part.token_ids, np.int32), chunk_size)
+    ids, keep = part.token_ids.numpy(), part.keep.numpy()
+    if ids.shape[1] != chunk_size:
+        raise ValueError(f"a passage has chunks of {ids.shape[1]} tokens; the model's k is {chunk_size}")
+    # Rows of a compressed chunk and of a kept one's tokens, each in order; then both into their places.
+    widths = np.where(keep, (ids != PAD).sum(1), 1)
+    compressed = np.zeros(widths.sum(), np.bool_)
+    compressed[(widths.cumsum() - widths)[~keep]] = True
+    rows = np.empty((len(compressed), 1 + chunk_size), np.int32)
+    stored = part.vectors is not None and part.vectors.dtype == torch.float16
+    rows[compressed, 0] = STORED_CHUNK if stored else CHUNK
+    rows[compressed, 1:] = ids[~keep]
+    kept = ids[keep]
+    rows[~compressed] = _tokens(kept[kept != PAD], chunk_size)
+    return rows
+
+
+def _tokens(ids: NDArray[np.int32], chunk_size: int) -> NDArray[np.int32]:
+    rows = np.full((len(ids), 1 + chunk_size), PAD, np.int32)
+    rows[:, 0] = TOKEN
+    rows[:, 1] = ids
+    return rows
+
+
+def _vectors(prompt: Prompt, device: torch.device) -> Tensor | None:
+    """The vectors of all compressed chunks in one tensor, pinned where a GPU fetches it; None when some bring none."""
+    found = []
+    for part in prompt:
+        if isinstance(part, Text) or bool(part.keep.all()):
+            continue
+        if part.vectors is None:
+            return None
+        folded = ~part.keep
+        found.append(part.vectors if bool(folded.all()) else part.vectors[folded.to(part.vectors.device)])
+    if len(found) == 1:
+        return found[0]
+    if any(vectors.is_cuda for vectors in found):
+        return torch.cat([vectors.to(device) for vectors in found])
+    if device.type != "cuda" or len({vectors.dtype for vectors in found}) > 1:
+        return torch.cat(found)
+    pinned = torch.empty(sum(map(len, found)), found[0].shape[1], dtype=found[0].dtype, pin_memory=True)
+    return torch.cat(found, out=pinned)

@@ -1,0 +1,88 @@
+"""From logits to a token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from refrag_platform.decoding.settings import Sampling
+from refrag_platform.errors import RefragError
+
+SEEDS = 2**63
+# Below it a draw takes the likeliest token, and dividing by it would overflow.
+LOWEST_TEMPERATURE = 1e-5
+
+
+@dataclass(frozen=True)
+class Token:
+    """A drawn token. logprob and top (the likeliest tokens and theirs, best first) are those of the model's own
+    distribution, whatever the temperature; None and empty unless asked for."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Sampler:
+    """Draws one choice's tokens, with a generator of its own: neighbours in a batch change nothing."""
+
+    def __init__(self, sampling: Sampling, choice: int = 0) -> None:
+        self.sampling = sampling
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed((sampling.seed + choice) % SEEDS)
+
+    @property
+    def takes_likeliest(self) -> bool:
+        """Whether the arg max is all that is asked for."""
+        return self.sampling.temperature <= 0 and self.sampling.top_logprobs is None
+
+    def pick(self, logits: Tensor) -> Token:
+        """One token from logits [vocabulary]."""
+        logits = logits.float().cpu()
+        if self.sampling.temperature <= 0:
+            drawn = int(logits.argmax())
+        else:
+            drawn = draw(logits, self.sampling.temperature, self.sampling.top_p, self._generator)
+        if self.sampling.top_logprobs is None:
+            return Token(drawn)
+        logprobs = logits.log_softmax(-1)
+        best = logprobs.topk(self.sampling.top_logprobs)
+        return Token(
+            drawn, float(logprobs[drawn]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        )
+
+
+def pick_batch(samplers: list[Sampler], logits: Tensor) -> list[Token | Exception]:
+    """A token for each row of logits [B, vocabulary]; rows that only take the likeliest share one transfer.
+
+    A row that can't be drawn from has its error instead, so that it is no other row's.
+    """
+
+    def pick(sampler: Sampler, row: Tensor, highest: float, best: float) -> Token | Exception:
+        if not math.isfinite(highest):
+            return RefragError(f"the decoder's highest logit is {highest}")
+        try:
+            return Token(int(best)) if sampler.takes_likeliest else sampler.pick(row)
+        except Exception as error:
+            return error
+
+    # In one transfer; ids are whole numbers that a double holds.
+    found = torch.stack([part.double() for part in logits.max(-1)], 1).tolist()
+    return [pick(sampler, row, *highest) for sampler, row, highest in zip(samplers, logits, found, strict=True)]
+
+
+def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:
+    """One id from logits [vocabulary] on the CPU, within the smallest set of tokens whose probability reaches top_p."""
+    probabilities = ((logits - logits.max()) / max(temperature, LOWEST_TEMPERATURE)).softmax(-1)
+    ranked, order = probabilities.sort(descending=True)
+    outside = ranked.cumsum(0) - ranked >= top_p
+    # The likeliest always stays, however small top_p is.
+    outside[0] = False
+    ranked = ranked.masked_fill(outside, 0.0)
+    return int(order[torch.multinomial(ranked, 1, generator=generator)])

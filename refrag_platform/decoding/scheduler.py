@@ -1,0 +1,297 @@
+"""Continuous batching: requests join and leave between the decoder's steps.
+
+    with Scheduler(runner, prefix) as scheduler:
+        stream = scheduler.submit(prompt_input(model, prompt), Sampling(max_tokens=64), stop_ids)
+        for event in stream: ...
+
+One thread runs the decoder. Each of its steps reads at most `prefill_positions` of the prompts that wait, then
+draws a token for every running choice, so that a long prompt delays the others by one such piece at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import torch
+
+from refrag_platform.decoding.prefix import PrefixCache
+from refrag_platform.decoding.prompts import PromptInput
+from refrag_platform.decoding.runner import DecoderRunner
+from refrag_platform.decoding.sampling import Sampler, Token, pick_batch
+from refrag_platform.decoding.settings import Sampling
+from refrag_platform.decoding.stream import Event, Stream
+from refrag_platform.errors import RefragError
+
+logger = logging.getLogger("refrag.decoding")
+
+# A prompt is read in larger pieces while nobody waits for a token: a GPU does more with them.
+ALONE = 4
+
+
+@dataclass(eq=False)
+class _Choice:
+    """A sequence that is being written: its slot holds `positions` positions, `last` is to follow."""
+
+    request: _Request
+    number: int
+    slot: int
+    sampler: Sampler
+    positions: int = 0
+    made: int = 0
+    last: int = 0
+
+
+@dataclass(eq=False)
+class _Request:
+    prompt: PromptInput
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    stream: Stream
+    keys: list[bytes] = field(default_factory=list)
+    choices: list[_Choice] = field(default_factory=list)  # those that hold a slot
+    read: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the request may come to hold."""
+        return self.sampling.n * (len(self.prompt.embeds) + self.sampling.max_tokens)
+
+
+class Scheduler:
+    """Requests in order of arrival; each waits until its slots are free and its tokens fit the cap."""
+
+    def __init__(
+        self,
+        runner: DecoderRunner,
+        prefix: PrefixCache | None = None,
+        *,
+        prefill_positions: int = 512,
+        max_tokens_in_flight: int | None = None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            prefix: where beginnings of prompts are kept. prefill_positions: read in one step at most.
+            max_tokens_in_flight: prompt positions and tokens to come of all running requests; default as many as
+                the cache holds.
+        """
+        self.runner, self.prefix = runner, prefix
+        self.prefill_positions = prefill_positions
+        self.max_tokens_in_flight = max_tokens_in_flight or runner.max_batch * runner.max_positions
+        self._changed = threading.Condition()
+        self._waiting: deque[_Request] = deque()
+        self._reading: deque[_Request] = deque()
+        self._writing: list[_Choice] = []
+        self._free = set(range(runner.max_batch))
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="decoder", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be taken: neither closed nor ended by a fault, of the device say."""
+        return not self._closed
+
+    @property
+    def slots_in_use(self) -> int:
+        """Sequences that are held in the cache now."""
+        return self.runner.max_batch - len(self._free)
+
+    def submit(self, prompt: PromptInput, sampling: Sampling, stop_ids: Collection[int] = ()) -> Stream:
+        """Queue a request; any thread may.
+
+        Raises:
+            RefragError: it could never run, whatever else does, or the scheduler is closed.
+        """
+        request = _Request(prompt, sampling, frozenset(stop_ids), Stream(sampling.n, self.wake))
+        positions = len(prompt.embeds) + sampling.max_tokens
+        if positions > self.runner.max_positions:
+            raise RefragError(
+                f"{len(prompt.embeds)} prompt positions and {sampling.max_tokens} tokens to come are more than a "
+                f"slot's {self.runner.max_positions} positions"
+            )
+        if sampling.n > self.runner.max_batch or request.tokens > self.max_tokens_in_flight:
+            raise RefragError(
+                f"{sampling.n} choices of {positions} positions can't run here: there are {self.runner.max_batch} "
+                f"slots for {self.max_tokens_in_flight} tokens in flight"
+            )
+        if self.prefix is not None:
+            request.keys = self.prefix.keys(prompt.content)
+        with self._changed:
+            if self._closed:
+                raise RefragError("the decoder has been shut down")
+            self._waiting.append(request)
+            self._changed.notify()
+        return request.stream
+
+    def wake(self) -> None:
+        """Look at the requests again: one was cancelled or stopped."""
+        with self._changed:
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread after its step; open streams fail."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        error: Exception = RefragError("the decoder has been shut down")
+        try:
+            while self._next_step():
+                self._read()
+                self._write()
+        except Exception as unexpected:
+            logger.exception("the decoder's thread ended")
+            error = unexpected
+        with self._changed:
+            self._closed = True
+        for request in {*self._waiting, *self._reading, *(choice.request for choice in self._writing)}:
+            request.stream.put(error)
+
+    def _next_step(self) -> bool:
+        """Wait until there is something to do and let requests leave and join; False once it's all over."""
+        with self._changed:
+            self._drop_cancelled()
+            while not (self._closed or self._waiting or self._reading or self._writing):
+                self._changed.wait()
+                self._drop_cancelled()
+            self._admit()
+            return not self._closed
+
+    def _drop_cancelled(self) -> None:
+        for queue in (self._waiting, self._reading):
+            for request in [request for request in queue if request.stream.cancelled]:
+                queue.remove(request)
+                if request.read:
+                    # Nobody has looked yet whether what was read so far is NaN.
+                    self.runner.cache.clear(request.choices[0].slot)
+                self._leave(*request.choices)
+        for choice in list(self._writing):
+            stream = choice.request.stream
+            if stream.cancelled or choice.number in stream.stopped:
+                self._leave(choice)
+
+    def _admit(self) -> None:
+        """Give slots to those who wait, the first first: none is overtaken for ever by smaller ones."""
+        in_flight = sum(request.tokens for request in {*self._reading, *(choice.request for choice in self._writing)})
+        while self._waiting:
+            request = self._waiting[0]
+            in_flight += request.tokens
+            if request.sampling.n > len(self._free) or in_flight > self.max_tokens_in_flight:
+                return
+            # The lowest slots: a padded step computes every slot below the highest in use.
+            for number, slot in enumerate(sorted(self._free)[: request.sampling.n]):
+                self._free.remove(slot)
+                request.choices.append(_Choice(request, number, slot, Sampler(request.sampling, number)))
+            self._reading.append(self._waiting.popleft())
+
+    def _read(self) -> None:
+        """Prefill: one step's positions of the prompts that wait, the first first."""
+        read = 0
+        while self._reading and read < (most := self.prefill_positions * (1 if self._writing else ALONE)):
+            request = self._reading[0]
+            try:
+                read += self._read_some(request, most - read)
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                self._reading.popleft()
+                self._fail([request], error)
+                continue
+            if request.read == len(request.prompt.embeds):
+                self._reading.popleft()
+
+    def _read_some(self, request: _Request, most: int) -> int:
+        """Read on in a prompt; draw the first token of each choice at its end. Returns the positions read."""
+        slot, cache = request.choices[0].slot, self.runner.cache
+        if request.read == 0 and self.prefix is not None and (states := self.prefix.find(request.keys)) is not None:
+            cache.write(slot, 0, states)
+            request.read = request.stream.reused = states.shape[3]
+        piece = request.prompt.embeds[request.read : request.read + most]
+        logits = self.runner.prefill(piece, slot, request.read)
+        request.read += len(piece)
+        if request.read == len(request.prompt.embeds):
+            self._writing += request.choices
+            for choice in request.choices:
+                choice.positions = request.read
+                if choice.slot != slot:
+                    cache.copy(slot, choice.slot, request.read)
+            tokens = pick_batch([choice.sampler for choice in request.choices], logits.expand(request.sampling.n, -1))
+            for choice, token in zip(list(request.choices), tokens, strict=True):
+                if isinstance(token, Exception):
+                    raise token
+                self._take(choice, token)
+            if self.prefix is not None:
+                self.prefix.keep(request.keys, lambda begin, end: cache.read(slot, begin, end))
+        return len(piece)
+
+    def _write(self) -> None:
+        """One token more for every running choice."""
+        batch = sorted(self._writing, key=lambda choice: choice.slot)
+        if not batch:
+            return
+        try:
+            logits = self.runner.decode(
+                [choice.last for choice in batch],
+                [choice.slot for choice in batch],
+                [choice.positions for choice in batch],
+            )
+            tokens = pick_batch([choice.sampler for choice in batch], logits)
+        except torch.AcceleratorError:
+            # No call on the device works after it: better to end, and be started anew, than to fail request by request.
+            raise
+        except Exception as error:
+            self._fail({choice.request for choice in batch}, error)
+            return
+        for choice, token in zip(batch, tokens, strict=True):
+            if isinstance(token, Exception):
+                # Unless another choice of the same request has failed already.
+                if choice in choice.request.choices:
+                    self._fail([choice.request], token)
+            elif choice in choice.request.choices:
+                choice.positions += 1
+                self._take(choice, token)
+
+    def _take(self, choice: _Choice, token: Token) -> None:
+        stream, most = choice.request.stream, choice.request.sampling.max_tokens
+        if token.id in choice.request.stop_ids:
+            stream.put(Event(choice.number, finish_reason="stop"))
+            self._leave(choice)
+            return
+        choice.made, choice.last = choice.made + 1, token.id
+        stream.put(Event(choice.number, token))
+        if choice.made == most:
+            stream.put(Event(choice.number, finish_reason="length"))
+            self._leave(choice)
+
+    def _leave(self, *choices: _Choice) -> None:
+        """Free what the choices hold."""
+        for choice in choices:
+            choice.request.choices.remove(choice)
+            self._free.add(choice.slot)
+        self._writing = [choice for choice in self._writing if choice not in choices]
+
+    def _fail(self, requests: Iterable[_Request], error: Exception) -> None:
+        """The requests' callers get the error; the others go on."""
+        logger.error("the decoder failed", exc_info=error)
+        for request in requests:
+            request.stream.put(error)
+            for choice in request.choices:
+                self.runner.cache.clear(choice.slot)
+            self._leave(*request.choices)

@@ -1,0 +1,83 @@
+"""A comparison of choices of chunks as Markdown and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.report import figure, table
+from refrag_platform.evaluation.stage import write_json
+
+METRICS = {
+    **{prefix_name(tokens): prefix_name(tokens) for tokens in PREFIXES},
+    "answer_log_perplexity": "answer, nats",
+    "exact_match": "exact match",
+    "f1": "F1",
+}
+
+
+def selection_report(result: Mapping[str, Any]) -> str:
+    """Figures of every choice, and the policy's paired gains with their intervals, a table for each share."""
+    rows, names = result["rows"], _metrics(result)
+    counted = "questions" if "questions" in rows[0] else "windows"
+    parts = [
+        "## Choice of chunks",
+        "Every choice keeps the same share p of the chunks as tokens. P16 to P512 and the answer: mean negative "
+        "log-likelihood in nats, lower is better. Gains are the policy's, item by item; above zero the policy is "
+        "better; in brackets 95% intervals, documents resampled. The oracle sees the tokens that are judged; tried on "
+        "fewer items, it compares by its gains alone.",
+    ]
+    for share in dict.fromkeys(row["share_kept"] for row in rows):
+        own = [row for row in rows if row["share_kept"] == share]
+        lines = [[row["system"], *(figure(row.get(name), 4) for name in names), str(row[counted])] for row in own]
+        parts += [f"### p = {share:g}", table(["system", *(METRICS[name] for name in names), counted], lines)]
+        gains = [
+            [f"{row['system']} over {row['over']}", *(_gain(row.get(name)) for name in names)]
+            for row in result["differences"]
+            if row["share_kept"] == share
+        ]
+        if gains:
+            parts.append(table(["gain", *(METRICS[name] for name in names)], gains))
+    return "\n\n".join(parts) + "\n"
+
+
+def write_selection_report(folder: Path, title: str, result: Mapping[str, Any]) -> None:
+    """report.md, report.json and a picture into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    selection_figure(result, folder / "selection.png")
+    parts = [f"# {title}\n", selection_report(result), "![Choice of chunks](selection.png)\n"]
+    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    write_json(folder / "report.json", {"selection": result})
+
+
+def selection_figure(result: Mapping[str, Any], path: Path) -> None:
+    """The longest prefix's log-perplexity, or the answer's, against the share kept: a line for each choice."""
+    # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
+    from matplotlib.figure import Figure
+
+    name = [name for name in _metrics(result) if name not in {"exact_match", "f1"}][-1]
+    picture = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = picture.add_subplot()
+    for system in dict.fromkeys(row["system"] for row in result["rows"]):
+        points = [(row["share_kept"], row[name]) for row in result["rows"] if row["system"] == system]
+        dashed = "--" if system == "oracle" else "-"
+        axes.plot(*zip(*sorted(points), strict=True), dashed, marker="o", label=system)
+    axes.set_xlabel("p, share of chunks kept as tokens")
+    axes.set_ylabel(f"log-perplexity ({METRICS[name]}), nats")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    picture.savefig(path, dpi=150)
+
+
+def _metrics(result: Mapping[str, Any]) -> list[str]:
+    return [name for name in METRICS if any(name in row for row in result["rows"])]
+
+
+def _gain(value: Sequence[float | None] | None) -> str:
+    if value is None:
+        return figure(None)
+    mean, low, high = (figure(part, 4) for part in value)
+    return mean if value[1] is None else f"{mean} [{low}, {high}]"

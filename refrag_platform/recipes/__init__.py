@@ -1,0 +1,44 @@
+"""Recipes: what a model is made of and how it is trained, typed and checked at load.
+
+A recipe is `models/NAME/recipe.yaml`; `params.yaml` may override single keys of it under
+`overrides.NAME`. `refrag recipes show NAME` prints the result of both, every key explained.
+"""
+
+from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
+from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe, SourceRecipe
+from refrag_platform.recipes.loading import merge, read_recipe
+from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
+from refrag_platform.recipes.recipe import Recipe
+from refrag_platform.recipes.training import (
+    CptRecipe,
+    CurriculumRecipe,
+    FinetunedRecipe,
+    PolicyRecipe,
+    ReconstructionRecipe,
+    TrainingRecipe,
+    TrainsDecoder,
+    TrainsEncoder,
+)
+
+__all__ = [
+    "ChunksRecipe",
+    "CorpusRecipe",
+    "CptRecipe",
+    "CurriculumRecipe",
+    "DecoderRecipe",
+    "EncoderRecipe",
+    "EvaluationRecipe",
+    "FinetunedRecipe",
+    "PolicyRecipe",
+    "ProjectionRecipe",
+    "Recipe",
+    "ReconstructionRecipe",
+    "ReleaseRecipe",
+    "ServingRecipe",
+    "SourceRecipe",
+    "TrainingRecipe",
+    "TrainsDecoder",
+    "TrainsEncoder",
+    "merge",
+    "read_recipe",
+]

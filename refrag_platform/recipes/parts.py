@@ -1,0 +1,71 @@
+"""What a model is made of: decoder, encoder, projection."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from refrag_platform.recipes.base import Section
+from refrag_platform.recipes.sources import check_source
+
+
+class DecoderRecipe(Section):
+    """The decoder that reads chunk vectors: any Llama-type causal language model, its code untouched."""
+
+    source: Annotated[str, check_source("random")] = Field(
+        description="package:NAME (packaged GGUF weights), hub:ORG/NAME, path:DIR, or random"
+    )
+    tokenizer: Annotated[str, check_source()] | None = Field(
+        None,
+        description="path:FILE of a tokenizer.json, relative to the recipe, package:NAME or hub:ORG/NAME; "
+        "default: the decoder's own",
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="LlamaConfig values of a `random` decoder, e.g. hidden_size"
+    )
+
+    @model_validator(mode="after")
+    def _random_alone_is_configured(self) -> DecoderRecipe:
+        if self.source != "random":
+            self.refuse_idle(f"source is {self.source}", "config")
+        elif not self.tokenizer:
+            raise ValueError("a random decoder needs `tokenizer: path:FILE`")
+        if "vocab_size" in self.config:
+            raise ValueError("config.vocab_size has no effect: the tokenizer decides it; leave it out")
+        return self
+
+
+class EncoderRecipe(Section):
+    """The light encoder that makes one vector per chunk (section 2)."""
+
+    source: Annotated[str, check_source("random")] = Field(
+        description="package:NAME, hub:ORG/NAME, path:DIR, or random"
+    )
+    config: dict[str, Any] = Field(default_factory=dict, description="BertConfig values of a `random` encoder")
+    chunk_size: int = Field(8, ge=1, le=256, description="k: decoder tokens replaced by one vector")
+    pooling: Literal["concat", "mean", "cls"] = Field(
+        "concat", description="how the k token states become one vector; concat keeps their order"
+    )
+    token_skip: bool = Field(
+        True,
+        description="add a linear code of the chunk's own decoder embeddings, so that vectors start in the "
+        "decoder's embedding space and cannot collapse to a constant",
+    )
+    train_token_table: bool = Field(
+        False,
+        description="train the encoder's token table too; frozen, it can be rebuilt from the packaged weights",
+    )
+
+    @model_validator(mode="after")
+    def _random_alone_is_configured(self) -> EncoderRecipe:
+        if self.source != "random":
+            self.refuse_idle(f"source is {self.source}", "config")
+        return self
+
+
+class ProjectionRecipe(Section):
+    """Two-layer MLP from the encoder's vector to the decoder's embedding size (section 2)."""
+
+    hidden_size: int | None = Field(None, ge=1, description="default: the decoder's embedding size, as in the paper")
+    activation: Literal["gelu", "silu", "relu"] = Field("gelu", description="between the two layers")

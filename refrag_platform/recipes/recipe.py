@@ -1,0 +1,57 @@
+"""A whole recipe: its sections, and what they must agree on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
+from refrag_platform.recipes.base import Section
+from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe
+from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
+from refrag_platform.recipes.training import CptRecipe, FinetunedRecipe, PolicyRecipe, ReconstructionRecipe
+
+
+class Recipe(Section):
+    """One model: what it is made of, how each stage makes it, how good it must be."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="lower-case letters, digits and hyphens")
+    description: str = Field(description="one sentence for `refrag recipes ls`")
+    seed: int = Field(0, ge=0, description="of weights, data order and sampling")
+    maturity: Literal["undertrained", "released"] = Field(
+        "undertrained",
+        description="quality thresholds warn for an undertrained recipe and block for a released one",
+    )
+    decoder: DecoderRecipe
+    encoder: EncoderRecipe
+    projection: ProjectionRecipe = ProjectionRecipe()
+    corpus: CorpusRecipe
+    reconstruction: ReconstructionRecipe
+    cpt: CptRecipe
+    chunks: ChunksRecipe = ChunksRecipe()
+    policy: PolicyRecipe
+    finetuned: FinetunedRecipe
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+    release: ReleaseRecipe = ReleaseRecipe()
+    serving: ServingRecipe = ServingRecipe()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        for section in ("cpt", "policy", "evaluation"):
+            tokens = getattr(self, section).context_tokens
+            if tokens % self.encoder.chunk_size:
+                raise ValueError(
+                    f"{section}.context_tokens is {tokens}; it must be a multiple of "
+                    f"encoder.chunk_size ({self.encoder.chunk_size})"
+                )
+        if self.reconstruction.continue_from != self.cpt.continue_from:
+            raise ValueError(
+                f"reconstruction.continue_from is {self.reconstruction.continue_from!r} and cpt.continue_from "
+                f"{self.cpt.continue_from!r}; both must name the same version, or none"
+            )
+        return self
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The plain values of one section, as manifests record them."""
+        return self.model_dump(mode="json")[name]

@@ -1,0 +1,108 @@
+"""One answer, or several choices of it, as text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+from refrag_platform.decoding.sampling import Token
+from refrag_platform.decoding.stream import Stream
+from refrag_platform.serving.contract import Citation, Delta, Sampling, TokenLogprob, Usage
+from refrag_platform.serving.text import Detokenizer, StopStrings
+
+
+class Generation:
+    """Iterate `deltas` (or, of a single choice, the generation itself, for its text); then read `usage`.
+
+    The decoder is asked at the first delta. `close` may be called by any thread, at any time. `token_text` names a
+    token in log-probabilities, special ones too, which an answer's text leaves out.
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[], Stream],
+        decode: Callable[[list[int]], str],
+        token_text: Callable[[int], str],
+        sampling: Sampling,
+        citations: list[Citation],
+        usage: Usage,
+        begun: float,
+    ) -> None:
+        self.citations, self.usage = citations, usage
+        self.finish_reason: Literal["stop", "length"] | None = None  # of the choice that ended last
+        self._submit, self._token_text, self._begun = submit, token_text, begun
+        self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
+        self._stream: Stream | None = None
+        self._closed = False
+
+    def __iter__(self) -> Iterator[str]:
+        return (delta.text for delta in self.deltas() if delta.text)
+
+    def close(self) -> None:
+        """Say no more and free what the answer holds; harmless when all has been said."""
+        self._closed = True
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def deltas(self) -> Iterator[Delta]:
+        """What is new, choice by choice as it comes; each choice's last delta has its finish_reason.
+
+        Raises:
+            RefragError: the decoder failed.
+        """
+        self._stream = stream = self._submit()
+        if self._closed:
+            stream.cancel()
+        try:
+            for event in stream:
+                text = self._choices[event.choice]
+                if event.token is None:
+                    self.finish_reason = event.finish_reason
+                    yield Delta(event.choice, text.flush(), finish_reason=event.finish_reason)
+                    continue
+                self._count(stream.reused)
+                piece, logprobs = text.push(event.token.id), self._logprobs(event.token)
+                if text.stopped:
+                    stream.stop(event.choice)
+                    self.finish_reason = "stop"
+                    yield Delta(event.choice, piece, logprobs, "stop")
+                elif piece or logprobs:
+                    yield Delta(event.choice, piece, logprobs)
+        finally:
+            stream.cancel()
+
+    def _count(self, reused: int) -> None:
+        first = self.usage.time_to_first_token_ms
+        if first is None:
+            first = round((time.monotonic() - self._begun) * 1000, 3)
+        self.usage = replace(
+            self.usage,
+            completion_tokens=self.usage.completion_tokens + 1,
+            positions_reused=reused,
+            time_to_first_token_ms=first,
+        )
+
+    def _logprobs(self, token: Token) -> tuple[TokenLogprob, ...]:
+        if token.logprob is None:
+            return ()
+        top = tuple((self._token_text(one), logprob) for one, logprob in token.top)
+        return (TokenLogprob(self._token_text(token.id), token.logprob, top),)
+
+
+class _ChoiceText:
+    """The text of one choice's tokens, up to a stop string."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stops: tuple[str, ...]) -> None:
+        self._text, self._stops = Detokenizer(decode), StopStrings(stops)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped
+
+    def push(self, token_id: int) -> str:
+        return self._stops.push(self._text.push(token_id))
+
+    def flush(self) -> str:
+        return self._stops.flush()

@@ -1,0 +1,212 @@
+"""Episodes: a prompt with a context of chunks, and the tokens by which the choice of expanded chunks is judged.
+
+Two kinds: a window of text, whose context is continued, and a question over passages, which is answered. The policy's
+reward and `refrag evaluate selection` read the same batches with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from refrag_platform.corpus.question_files import Passage, Question, mention
+from refrag_platform.errors import RefragError
+from refrag_platform.model.policy import PolicyNetwork, budget
+from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots
+from refrag_platform.model.selection import encode_chunks
+from refrag_platform.training.core.groups import head_weight
+from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.losses import token_losses
+from refrag_platform.training.core.speed import decoder_states
+
+# Decoder positions of one forward pass over several choices.
+POSITIONS_AT_ONCE = 1 << 16
+# Rows of questions differ in length: few shapes reach the GPU.
+LENGTH_STEP = 32
+# Draws for each distractor wanted; passages that give the answer away are passed over.
+DRAWS = 20
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Text before the context, the context's chunks [L, k], text after it, and the tokens that are judged.
+
+    question: what the policy is told beside the chunks, if it asks; for a window there is none.
+    """
+
+    chunks: Tensor
+    output: list[int]
+    before: list[int] = field(default_factory=list)
+    after: list[int] = field(default_factory=list)
+    question: list[int] = field(default_factory=list)
+
+
+def window_episode(tokens: Tensor, context_tokens: int, chunk_size: int) -> Episode:
+    """A window [s + o]: its first s tokens are the context, the others are judged."""
+    return Episode(tokens[:context_tokens].view(-1, chunk_size), tokens[context_tokens:].tolist())
+
+
+def question_episode(
+    tokenizer: PreTrainedTokenizerFast, question: Question, passages: Sequence[Chunks], chunk_size: int
+) -> Episode:
+    """A question over cut passages, in the one prompt of fine-tuning and serving; its first answer is judged."""
+    prompt = rag_prompt(tokenizer, question.question, [], as_turns(question.history))
+    before, after = [part.token_ids for part in prompt if isinstance(part, Text)]
+    return Episode(
+        torch.cat([passage.token_ids for passage in passages]),
+        content_ids(tokenizer, question.answers[0]),
+        before,
+        after,
+        content_ids(tokenizer, question.question),
+    )
+
+
+class QuestionEpisodes:
+    """Questions over passages, the gold ones among distractors in random order; decided by seed, step and row."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        questions: Sequence[Question],
+        passages: int,
+        chunk_size: int,
+        seed: int,
+    ) -> None:
+        """
+        Args: passages: in each episode, unless its own gold ones are more.
+
+        Raises:
+            RefragError: no question has both an answer and passages.
+        """
+        self.questions = [one for one in questions if one.kind == "answer" and any(one.answers[:1]) and one.passages]
+        if not self.questions:
+            raise RefragError(
+                "no question with an answer and passages to learn the choice of chunks from; name a file in "
+                "policy.questions, or set policy.question_share to 0"
+            )
+        self._pool = list({passage: None for question in self.questions for passage in question.passages})
+        self._tokenizer, self._chunk_size, self._seed, self._passages = tokenizer, chunk_size, seed, passages
+        self._cut: dict[Passage, Chunks] = {}
+
+    def draw(self, step: int, row: int) -> Episode:
+        """The episode of one row of a step's batch."""
+        random = np.random.default_rng([self._seed, 5, step, row])
+        question = self.questions[int(random.integers(len(self.questions)))]
+        # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
+        gold = [question.passages[number] for number in question.gold or (0,)]
+        own = [passage for passage in question.passages if passage not in gold]
+        others = [own[place] for place in random.permutation(len(own))][: max(0, self._passages - len(gold))]
+        says = mention(question.answers)
+        for _ in range(DRAWS * self._passages):
+            if len(gold) + len(others) >= self._passages:
+                break
+            passage = self._pool[int(random.integers(len(self._pool)))]
+            if passage not in gold and passage not in others and not says.search(passage[1]):
+                others.append(passage)
+        chosen = [*gold, *others]
+        cut = [self._chunks(chosen[place]) for place in random.permutation(len(chosen))]
+        return question_episode(self._tokenizer, question, cut, self._chunk_size)
+
+    def _chunks(self, passage: Passage) -> Chunks:
+        if passage not in self._cut:
+            self._cut[passage] = passage_chunks(self._tokenizer, *passage, self._chunk_size)
+        return self._cut[passage]
+
+
+def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch:
+    """Episodes as tensors, of which a share p of each one's chunks is to be kept.
+
+    A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
+    there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
+    kept [B]: T' of each row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots;
+    length: most positions of a row with T' chunks kept.
+    """
+    counts = [len(one.chunks) for one in episodes]
+    kept = [budget(count, share) for count in counts]
+    texts = [len(one.before) + len(one.after) + len(one.output) for one in episodes]
+    rows, most = len(episodes), max(counts)
+    slots = torch.full((rows, max(t + n * chunk_size for t, n in zip(texts, counts, strict=True))), PAD)
+    owners = torch.full_like(slots, -1)
+    chunks = torch.full((rows, most, chunk_size), PAD)
+    labels = torch.full((rows, max(len(one.output) for one in episodes)), PAD)
+    questions = [chunk_tokens(one.question, chunk_size) for one in episodes]
+    question = torch.full((rows, max(map(len, questions)), chunk_size), PAD)
+    for row, one in enumerate(episodes):
+        start = len(one.before)
+        end = start + counts[row] * chunk_size
+        slots[row, : texts[row] + end - start] = torch.cat(
+            [torch.tensor(one.before, dtype=torch.long), one.chunks.flatten(), torch.tensor([*one.after, *one.output])]
+        )
+        owners[row, start:end] = torch.arange(counts[row]).repeat_interleave(chunk_size)
+        chunks[row, : counts[row]] = one.chunks
+        labels[row, : len(one.output)] = torch.tensor(one.output)
+        question[row, : len(questions[row])] = questions[row]
+    length = max(t + n + own * (chunk_size - 1) for t, n, own in zip(texts, counts, kept, strict=True))
+    if min(counts) < most or any(one.before or one.after for one in episodes):
+        length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, slots.shape[1])
+    return {
+        "slots": slots,
+        "owners": owners,
+        "chunks": chunks,
+        "question": question,
+        "kept": torch.tensor(kept),
+        "most_kept": max(kept),
+        "labels": labels,
+        "length": length,
+        "padded": bool((chunks == PAD).any()),
+    }
+
+
+def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
+    """What the policy is called with: vectors, where there are chunks, and the questions if it reads them."""
+    given: dict[str, Tensor | None] = {"vectors": vectors, "mask": None, "question": None, "question_mask": None}
+    if batch["padded"]:
+        given["mask"] = batch["chunks"][..., 0] != PAD
+    if policy.reads_question and batch["question"].shape[1]:
+        given["question"] = encode_chunks(model, batch["question"], padded=True).float()
+        given["question_mask"] = batch["question"][..., 0] != PAD
+    return given
+
+
+@torch.no_grad()
+def judged_losses(model: RefragModel, batch: Batch, vectors: Tensor, keep: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of the judged tokens for each choice: [B, G, o], 0 where there is none.
+
+    Args:
+        vectors: [B, L, dim]. keep: [B, G, L], each with its row's T' chunks.
+    """
+    rows, group = keep.shape[:2]
+    owner = torch.arange(rows, device=keep.device).repeat_interleave(group)
+    flat, at_once = keep.flatten(0, 1), max(1, POSITIONS_AT_ONCE // batch["length"])
+    projected = model.project(vectors.flatten(0, 1)).view(rows, keep.shape[2], -1)
+    parts = [
+        _judge(model, batch, projected, owner[start : start + at_once], flat[start : start + at_once])
+        for start in range(0, len(flat), at_once)
+    ]
+    return torch.cat(parts).view(rows, group, -1)
+
+
+def _judge(model: RefragModel, batch: Batch, projected: Tensor, owner: Tensor, keep: Tensor) -> Tensor:
+    """[N, o] for choices keep [N, L] of the rows `owner` [N]."""
+    token_ids, index, positions = pack_slots(batch["slots"][owner], batch["owners"][owner], keep, batch["length"])
+    # Padding stands to the right, where nothing that counts can see it: no mask is needed.
+    hidden = decoder_states(model.decoder, model.gather(token_ids, index, projected[owner].flatten(0, 1)))
+    labels = batch["labels"][owner]
+    real = labels != PAD
+    first = positions - real.sum(1) - 1
+    places = first[:, None] + torch.arange(labels.shape[1], device=labels.device)
+    predicting = hidden.gather(1, places.clamp(0, hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[-1]))
+    losses = token_losses(predicting.flatten(0, 1), head_weight(model.decoder), labels.clamp(min=0).flatten())
+    return losses.view(labels.shape).masked_fill(~real, 0.0)
+
+
+def log_perplexity(losses: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the judged tokens, [B, G], of losses [B, G, o]."""
+    return losses.sum(-1) / (labels != PAD).sum(-1).clamp(min=1)[:, None]

@@ -1,0 +1,175 @@
+"""Kill retraining in Dagster with SIGKILL at random seconds, start it again, and see that it goes on where it was.
+
+    python scripts/kill_retraining.py /tmp/clone --model tiny --kills 20
+
+The folder is a project of its own (a fresh clone), whose artifacts of that model are removed. By turns the trainer,
+the daemon and the whole process tree of `make ui` are killed. After each kill the run must end, the device's slot be
+free and no artifact be half; the next run must go on from the newest complete checkpoint, its log of losses kept line
+by line. Whenever a run gets through, its artifacts and losses must be those of the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from dagster import DagsterRunStatus
+
+sys.path.insert(0, str(Path(__file__).parent))
+from deployment import FINISHED, Deployment, Role
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from refrag_platform.training.core import checkpoint, metrics
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import FILE_NAME, Manifest
+
+ROLES: tuple[Role, ...] = ("trainer", "daemon", "tree")
+METRICS = "metrics.jsonl"
+# Most kills come while something trains and has saved, which a small model does in a small part of the time.
+TRAINING_SHARE, SECONDS_OF_TRAINING = 0.7, 5.0
+Lines = list[dict[str, float]]
+Curve = list[tuple[float, float]]
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="The project to run in.")],
+    model: Annotated[str, typer.Option("--model", "-m")] = "tiny",
+    kills: Annotated[int, typer.Option(help="How many, by turns of the trainer, the daemon and the tree.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
+    assets: Annotated[list[str] | None, typer.Option("--asset", help="Only these; default: to the release.")] = None,
+) -> None:
+    """Exit 1 if a run did not go on, the slot was not given back, an artifact was half, or the end differs."""
+    project, chance = Project(folder.resolve()), random.Random(seed)
+    remove(project, model)
+    faults: list[str] = []
+    with Deployment(project) as dagster:
+        began = time.monotonic()
+        if dagster.finish(launch(dagster, model, assets)) is not DagsterRunStatus.SUCCESS:
+            raise SystemExit(f"the undisturbed run failed: {dagster.log}")
+        seconds = time.monotonic() - began
+        expected, curves = hashes(project, model), losses(project, model)
+        typer.echo(f"undisturbed: {seconds:.0f} s")
+        remove(project, model)
+        kept: dict[str, Lines] = {}
+        for number in range(kills):
+            role, run, moment = ROLES[number % len(ROLES)], launch(dagster, model, assets), chance.uniform(0, seconds)
+            if chance.random() < TRAINING_SHARE:
+                wait_until_saved(dagster, model, run)
+                moment = chance.uniform(0, SECONDS_OF_TRAINING)
+            said, ended = kill_at(dagster, run, role, moment)
+            found = half_made(project, model) + not_continued(project, model, kept)
+            if ended is DagsterRunStatus.SUCCESS:
+                found += compare(project, model, expected, curves)
+                remove(project, model)
+                kept.clear()
+            else:
+                kept |= saved(project, model)
+            steps = ", ".join(f"{stage} {lines[-1]['step']:.0f}" for stage, lines in kept.items() if lines)
+            typer.echo(f"{number + 1}: {said}; run {ended.value}; saved: {steps or 'nothing yet'}")
+            faults += [f"{number + 1}, {said}: {fault}" for fault in found]
+        if dagster.finish(launch(dagster, model, assets)) is not DagsterRunStatus.SUCCESS:
+            faults.append(f"the last run failed: {dagster.log}")
+        faults += not_continued(project, model, kept) + compare(project, model, expected, curves)
+    typer.echo("\n".join(faults) or f"{kills} kills: every run went on, every artifact and loss is as undisturbed")
+    sys.exit(bool(faults))
+
+
+def launch(dagster: Deployment, model: str, assets: list[str] | None) -> str:
+    return dagster.launch(model, "refrag_pipeline", assets) if assets else dagster.launch(model)
+
+
+def wait_until_saved(dagster: Deployment, model: str, run: str) -> None:
+    """Wait until the run trains and has saved a checkpoint of its own, or has ended."""
+    before = saved(dagster.project, model)
+    dagster.until(lambda: saved(dagster.project, model) != before or dagster.status(run) in FINISHED, "the run trains")
+
+
+def kill_at(dagster: Deployment, run: str, role: Role, moment: float) -> tuple[str, DagsterRunStatus]:
+    """Kill a part in `moment` seconds, once the run has begun; returns what was done and how the run ended."""
+    dagster.until(lambda: dagster.status(run) is not DagsterRunStatus.QUEUED, "the run starts")
+    ends = time.monotonic() + moment
+    while time.monotonic() < ends and dagster.status(run) not in FINISHED:
+        time.sleep(0.1)
+    if role == "trainer":  # between two stages there is none
+        dagster.until(lambda: bool(dagster.find("assets.child")) or dagster.status(run) in FINISHED, "a stage runs")
+    killed = dagster.kill(role)
+    if role != "trainer":
+        dagster.start()
+    return f"{len(killed)} of {role} killed after {moment:.1f} s", dagster.finish(run)
+
+
+def saved(project: Project, model: str) -> dict[str, Lines]:
+    """By stage that was cut off: the log of losses up to its newest complete checkpoint."""
+    found = {}
+    for stage in STAGES:
+        state = project.work_dir(stage, model) / "state"
+        checkpoints = checkpoint.complete(state / "checkpoints")
+        if checkpoints:
+            step = int(checkpoints[-1].name.removeprefix("step-"))
+            found[stage] = [line for line in metrics.read(state / METRICS) if line["step"] <= step]
+    return found
+
+
+def not_continued(project: Project, model: str, kept: dict[str, Lines]) -> list[str]:
+    """Trainings that began anew. A line holds its speed, too: none is written alike twice."""
+    faults = []
+    for stage, lines in kept.items():
+        published = project.stage_dir(stage, model) / METRICS
+        now = metrics.read(published if published.is_file() else project.work_dir(stage, model) / "state" / METRICS)
+        if now[: len(lines)] != lines:
+            faults.append(f"{stage} did not go on from step {lines[-1]['step']}")
+    return faults
+
+
+def compare(project: Project, model: str, expected: dict[str, str], curves: dict[str, Curve]) -> list[str]:
+    """What differs from the undisturbed run: hashes of artifacts, losses step by step."""
+    found, course = hashes(project, model), losses(project, model)
+    faults = [f"{stage}: {found.get(stage)}, undisturbed {hash}" for stage, hash in expected.items()]
+    faults = [fault for fault, stage in zip(faults, expected, strict=True) if found.get(stage) != expected[stage]]
+    return faults + [
+        f"{stage}: other losses than undisturbed" for stage in curves if course.get(stage) != curves[stage]
+    ]
+
+
+def hashes(project: Project, model: str) -> dict[str, str]:
+    """Of the artifacts in place, by stage."""
+    folders = {stage: project.stage_dir(stage, model) for stage in STAGES}
+    return {stage: Manifest.read(folder).hash for stage, folder in folders.items() if (folder / FILE_NAME).exists()}
+
+
+def losses(project: Project, model: str) -> dict[str, Curve]:
+    """Step and loss of every line of every training in place."""
+    logs = {stage: metrics.read(project.stage_dir(stage, model) / METRICS) for stage in STAGES}
+    return {stage: [(line["step"], line["loss"]) for line in log] for stage, log in logs.items() if log}
+
+
+def half_made(project: Project, model: str) -> list[str]:
+    """Artifacts in place that are not what their manifest says."""
+    faults = []
+    for stage in STAGES:
+        folder = project.stage_dir(stage, model)
+        if folder.exists():
+            try:
+                if folder_digest(folder / "content") != Manifest.read(folder).hash:
+                    faults.append(f"{stage}: its content is not what its manifest says")
+            except ArtifactError as error:
+                faults.append(f"{stage}: {error}")
+    return faults
+
+
+def remove(project: Project, model: str) -> None:
+    """Remove the model's artifacts and scratch."""
+    for stage in STAGES:
+        shutil.rmtree(project.stage_dir(stage, model), ignore_errors=True)
+    shutil.rmtree(project.root / "work" / model, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

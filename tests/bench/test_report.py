@@ -1,0 +1,88 @@
+"""Documents' tables come from result files, and the benchmark's own document is up to date."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.bench.report import write_tables
+from refrag_platform.cli import app
+from refrag_platform.errors import RefragError
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
+    file, picture, document = tmp_path / "latency.json", tmp_path / "plots/latency.png", tmp_path / "doc.md"
+    arguments = ["--context", "32,64", "--question", "4", "--k", "4,8", "--runs", "2", "--warmup", "1"]
+    told = run("latency", "--shape", "tiny", *arguments, "--json", str(file), "--plot", str(picture))
+    assert told.count("refrag, k = 8") == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    document.write_text("# Speed\n<!-- bench latency.json -->\nold\n<!-- end -->\nThe end\n")
+    assert write_tables(document) == (1, [])
+    written = document.read_text()
+    assert "old" not in written and written.startswith("# Speed\n") and written.endswith("<!-- end -->\nThe end\n")
+    assert "**32 context tokens**" in written and "**64 context tokens**" in written
+    assert written.count("| refrag, k = 8 (random projection) |") == 2
+    assert "![latency]" not in written
+    picture.rename(file.with_suffix(".png"))
+    write_tables(document)
+    assert "![latency](latency.png)\n\n<!-- end -->" in document.read_text()
+    written = document.read_text()
+    write_tables(document)
+    assert document.read_text() == written
+
+
+def test_a_throughput_run_becomes_a_table(tmp_path: Path) -> None:
+    file, document = tmp_path / "throughput.json", tmp_path / "doc.md"
+    arguments = ["--context", "32", "--new-tokens", "3", "--k", "4", "--runs", "1", "--largest-batch", "2"]
+    run("throughput", "--shape", "tiny", *arguments, "--json", str(file), "--plot", str(tmp_path / "t.png"))
+    assert json.loads(file.read_text())["new_tokens"] == 3
+    document.write_text("<!-- bench throughput.json -->\n<!-- end -->\n")
+    write_tables(document)
+    assert "| refrag, k = 4 | 2 |" in document.read_text()
+
+
+def test_a_missing_file_is_told_and_a_foreign_one_refused(tmp_path: Path) -> None:
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- bench away.json -->\n<!-- end -->\n")
+    assert write_tables(document) == (1, ["away.json"])
+    assert document.read_text() == "<!-- bench away.json -->\n\nNot measured yet.\n\n<!-- end -->\n"
+    (tmp_path / "away.json").write_text("{}")
+    with pytest.raises(RefragError, match="holds no result of `refrag bench`"):
+        write_tables(document)
+    assert "Not measured yet." in document.read_text()
+
+
+def test_performance_document_shows_its_files(tmp_path: Path) -> None:
+    copy = tmp_path / "performance.md"
+    shutil.copy(DOCS / "performance.md", copy)
+    if (DOCS / "performance").is_dir():
+        shutil.copytree(DOCS / "performance", tmp_path / "performance")
+    assert write_tables(copy)[0] > 0
+    assert copy.read_text() == (DOCS / "performance.md").read_text(), "run `refrag bench tables docs/performance.md`"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "tiny", "--model", "tiny"], "give either --shape or --model"),
+        (["--shape", "tiny", "--k", "8,none"], "--k is '8,none'"),
+        (["--shape", "huge"], "no shape 'huge'"),
+    ],
+)
+def test_wrong_options_are_explained(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", "latency", *arguments, "--json", str(tmp_path / "x.json")])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "x.json").exists()

@@ -1,0 +1,62 @@
+"""Question files: what is ranked first, what a long document gives, and that it can be read again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.question_sets import ranked, whole_documents, write_questions
+from refrag_platform.project import Project
+from refrag_platform.store.retriever import HashedWords
+
+GOLD = ("Coffee", "Coffee is grown in the hills of Ruritania.")
+ASKED = Question("q", "Where in Ruritania is coffee grown?", ("hills",), (GOLD,), gold=(0,), document="d")
+
+
+def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again() -> None:
+    pool = [("Trains", "Trains run every hour."), ("Tea", "Tea is grown in the hills."), ("Zinc", "Zinc melts.")]
+    (found,) = ranked([ASKED], pool, HashedWords(), top=3)
+    assert found.passages[0] == GOLD and found.gold == (0,) and len(found.passages) == 3
+    assert found.passages[1] == pool[1]
+    (lost,) = ranked([replace(ASKED, question="When do trains run?")], pool, HashedWords(), top=1)
+    assert lost.passages == (pool[0],) and lost.gold == ()
+
+
+def test_a_question_reads_its_whole_document(evaluation_project: Project) -> None:
+    content = evaluation_project.content("corpus", "tiny")
+    questions = read_questions(content / "questions" / "test.jsonl")
+    for question, whole in zip(questions, whole_documents(questions, content, 80), strict=True):
+        assert len(whole.passages) == 4 and len({title for title, _ in whole.passages}) == 1
+        assert [whole.passages[place] for place in whole.gold] == [question.passages[place] for place in question.gold]
+    # Whose answer lies beyond the first passage is left out.
+    assert {whole.gold for whole in whole_documents(questions, content, 1)} == {(0,)}
+    with pytest.raises(RefragError, match="questions of this corpus"):
+        list(whole_documents([ASKED], content, 80))
+
+
+def test_a_summary_is_not_ranked() -> None:
+    with pytest.raises(RefragError, match="q asks for a summary"):
+        list(ranked([replace(ASKED, kind="summary")], [GOLD], HashedWords(), top=1))
+
+
+def test_what_is_written_can_be_read(tmp_path: Path) -> None:
+    later = replace(ASKED, id="p", history=(("user", "Where is coffee grown?"), ("assistant", "In Ruritania.")))
+    written = [replace(ASKED, answerable=True), later, replace(later, answerable=False)]
+    assert write_questions(tmp_path / "questions.jsonl", written) == 3
+    assert read_questions(tmp_path / "questions.jsonl") == written
+
+
+WRONG_TURNS = ([{"role": "system", "text": "?"}], [{"role": [], "text": "?"}], {"role": "user"})
+
+
+@pytest.mark.parametrize(("field", "value"), [*(("history", turns) for turns in WRONG_TURNS), ("answerable", "yes")])
+def test_wrong_turns_and_verdicts_name_their_row(tmp_path: Path, field: str, value: object) -> None:
+    row = {"id": "q", "question": "?", "answers": ["a"], "passages": [{"text": "a"}], field: value}
+    (tmp_path / "questions.jsonl").write_text(json.dumps(row))
+    with pytest.raises(RefragError, match=f"row 1: `{field}`"):
+        read_questions(tmp_path / "questions.jsonl")

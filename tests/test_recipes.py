@@ -1,0 +1,89 @@
+"""Recipes at load: what is shipped is valid, and what would have no effect is refused with key, value and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from refrag_platform.errors import RecipeError
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe, read_recipe
+from tests.conftest import ROOT
+
+TINY = ROOT / "models" / "tiny" / "recipe.yaml"
+
+
+@pytest.mark.parametrize("model", Project(ROOT).recipes())
+def test_shipped_recipes_are_valid_as_written_as_overridden_and_as_recorded(model: str) -> None:
+    assert read_recipe(ROOT / "models" / model / "recipe.yaml").name == model
+    recipe = Project(ROOT).recipe(model)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"policy": {"lora_rank": 8}}, r"policy\.lora_rank is 8; unknown key, allowed here: .*learning_rate"),
+        ({"policy": {"encoder_learning_rate": 0.1}}, r"policy\.encoder_learning_rate is 0\.1; unknown key"),
+        ({"reconstruction": {"decoder_learning_rate": 0.1}}, r"decoder_learning_rate is 0\.1 .*train_decoder is false"),
+        ({"reconstruction": {"lora_rank": 8}}, r"reconstruction: lora_rank is 8 .*its default is None"),
+        ({"cpt": {"curriculum": None, "curriculum_share": 0.7}}, r"cpt: curriculum_share is 0\.7 .*curriculum is null"),
+        ({"policy": {"passages": 4}}, r"policy: passages is 4 .*question_share is 0"),
+        ({"policy": {"questions": ["q.jsonl"]}}, r"policy: questions is .*question_share is 0"),
+        ({"finetuned": {"encoder_learning_rate": 0.1}}, r"encoder_learning_rate is 0\.1 .*train_encoder is false"),
+        ({"decoder": {"config": {"vocab_size": 9}}}, r"decoder: config\.vocab_size has no effect"),
+        ({"encoder": {"source": "path:minilm"}}, r"encoder: config is .*source is path:minilm"),
+        ({"corpus": {"sources": [{"kind": "factbook", "path": "x"}]}}, r"corpus\.sources\.0: path is 'x' .*factbook"),
+        ({"reconstruction": {"curriculum": {"factor": 2}}}, r"curriculum\.factor is 2; .*allowed here: max_factor, st"),
+    ],
+)
+def test_a_key_without_effect_is_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(TINY, overrides)
+
+
+def test_a_switch_makes_its_keys_count() -> None:
+    values = {"train_decoder": True, "decoder_learning_rate": 0.1, "lora_rank": 8}
+    assert read_recipe(TINY, {"reconstruction": values}).reconstruction.lora_rank == 8
+    values = {"train_encoder": True, "encoder_learning_rate": 0.1}
+    assert read_recipe(TINY, {"finetuned": values}).finetuned.encoder_learning_rate == 0.1
+
+
+@pytest.mark.parametrize("source", ["foo:bar", "minilm", "package:", "hash"])
+@pytest.mark.parametrize(
+    ("section", "key", "allowed"),
+    [
+        ("decoder", "source", "package:NAME, hub:ORG/NAME, path:PATH, random"),
+        ("decoder", "tokenizer", "package:NAME, hub:ORG/NAME, path:PATH"),
+        ("encoder", "source", "package:NAME, hub:ORG/NAME, path:PATH, random"),
+        ("chunks", "retriever", "package:NAME, hub:ORG/NAME, path:PATH, hash"),
+    ],
+)
+def test_a_source_of_unknown_kind_is_refused(section: str, key: str, source: str, allowed: str) -> None:
+    if (key, source) == ("retriever", "hash"):
+        assert read_recipe(TINY, {section: {key: source}}).chunks.retriever == source
+        return
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(TINY, {section: {key: source}})
+    assert f"  {section}.{key} is {source!r}; allowed are {allowed}" in str(caught.value).splitlines()
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    values = yaml.safe_load(TINY.read_text())
+    values |= {"colour": "red", "seed": -1}
+    del values["cpt"]["steps"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    first, *faults = str(caught.value).splitlines()
+    assert first == f"{path}:"
+    assert {fault.split(" is ")[0].strip() for fault in faults} == {"colour", "seed", "cpt.steps"}
+
+
+def test_sections_must_agree() -> None:
+    with pytest.raises(RecipeError, match=r"\n  cpt\.context_tokens is 66; it must be a multiple of"):
+        read_recipe(TINY, {"cpt": {"context_tokens": 66}})

@@ -1,0 +1,130 @@
+"""Fine-tuning: what the decoder reads of an example, and that no part of a step waits for the device."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import Chunks, Prompt, Text, lay_out, unchunk
+from refrag_platform.model.selection import expand
+from refrag_platform.recipes import FinetunedRecipe, Recipe
+from refrag_platform.training.core.groups import head_weight
+from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.cpt import System
+from refrag_platform.training.examples import Examples
+from refrag_platform.training.finetuned import FinetunedTask
+from tests.training.test_examples import write_questions
+
+ROWS = 6
+
+
+@pytest.fixture
+def settings(recipe: Recipe) -> FinetunedRecipe:
+    tasks = {"rag": 0.5, "multi_turn": 0.5}
+    return recipe.finetuned.model_copy(update={"tasks": tasks, "max_passages": 4, "precision": "fp32"})
+
+
+@pytest.fixture
+def examples(settings: FinetunedRecipe, tmp_path: Path) -> Examples:
+    return Examples(write_questions(tmp_path / "corpus"), settings, seed=0)
+
+
+@pytest.fixture(params=["none", "question"])
+def policy(model: RefragModel, request: pytest.FixtureRequest) -> PolicyNetwork:
+    torch.manual_seed(0)
+    network = PolicyNetwork(model.vector_dim, 32, 2, 2, 0.4, request.param).eval()
+    torch.nn.init.normal_(network.get_parameter("head.1.weight"))
+    if request.param == "question":
+        torch.nn.init.normal_(network.match.weight)
+    return network
+
+
+def ready(task: FinetunedTask, step: int = 0) -> Batch:
+    batch = task.batch(step, 0, ROWS, 0, 1)
+    task.prepare_updates(batch)
+    return batch
+
+
+def wanted(task: FinetunedTask, policy: PolicyNetwork | None, step: int, row: int) -> tuple[Prompt, list[int]]:
+    """An example's prompt as evaluation and serving would make it, and its answer."""
+    model, example = task.model, task.examples.draw(step, row)
+    tokenizer, k = model.tokenizer, model.chunk_size
+    passages = [passage_chunks(tokenizer, *task.examples.passages[number], k) for number in example.passages]
+    if policy is not None:
+        share = policy.share_kept if (step + row) % 2 == 0 else 0.0
+        passages = expand(model, passages, share, policy, question=content_ids(tokenizer, example.question))
+    prompt = rag_prompt(tokenizer, example.question, passages, example.history)
+    return prompt, [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
+
+
+def test_a_batch_reads_what_evaluation_and_serving_read(
+    model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+) -> None:
+    task = FinetunedTask(model, policy, settings, examples)
+    batch = ready(task, step=3)
+    whole = [wanted(task, policy, 3, row) for row in range(ROWS)]
+    layout = lay_out([[*prompt, Text(answer)] for prompt, answer in whole], model.chunk_size, "right")
+    length = layout.token_ids.shape[1]
+    assert batch["token_ids"].shape[1] >= length and not batch["token_ids"][:, length:].any()
+    assert torch.equal(batch["token_ids"][:, :length], layout.token_ids)
+    assert torch.equal(batch["chunk_index"][:, :length] >= 0, layout.chunk_index >= 0)
+    with torch.no_grad():
+        read = task._embeds(batch)[:, :length][layout.attention_mask]
+        expected = model.embed([[*prompt, Text(answer)] for prompt, answer in whole], "right")
+    torch.testing.assert_close(read, expected.embeds[layout.attention_mask])
+
+
+def test_the_loss_is_that_of_the_answers_alone(
+    model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+) -> None:
+    task = FinetunedTask(model, policy, settings, examples)
+    losses = []
+    for row in range(ROWS):
+        prompt, answer = wanted(task, policy, 1, row)
+        with torch.no_grad():
+            logits = model([[*prompt, Text(answer)]])[0, -len(answer) - 1 : -1]
+        losses += torch.nn.functional.cross_entropy(logits, torch.tensor(answer), reduction="none").tolist()
+    with torch.no_grad():
+        loss, _ = task(ready(task, step=1))
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("system", ["full", "none", "truncated"])
+def test_a_control_reads_the_same_examples_as_text(
+    model: RefragModel, settings: FinetunedRecipe, examples: Examples, system: System
+) -> None:
+    task = FinetunedTask(model, None, settings, examples, system)
+    batch = ready(task)
+    assert bool((batch["chunk_index"] == -1).all())
+    for row in range(ROWS):
+        (before, *passages, after), answer = wanted(task, None, 0, row)
+        chunks = [part for part in passages if isinstance(part, Chunks)]
+        tokens = [token for part in chunks for token in unchunk(part.token_ids)]
+        kept = {"full": tokens, "none": [], "truncated": tokens[-sum(len(part.token_ids) for part in chunks) :]}
+        assert isinstance(before, Text) and isinstance(after, Text)
+        read = [*before.token_ids, *kept[system], *after.token_ids, *answer]
+        assert batch["token_ids"][row, : len(read)].tolist() == read
+    loss, _ = task(batch)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert all(parameter.grad is None for parameter in model.projection.parameters())
+    assert head_weight(model.decoder).grad is not None
+
+
+def test_with_the_encoder_in_training_its_weights_get_gradients(
+    model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+) -> None:
+    frozen = copy.deepcopy(model)
+    with torch.no_grad():
+        expected, _ = (task := FinetunedTask(frozen, policy, settings, examples))(ready(task))
+    task = FinetunedTask(model, policy, settings.model_copy(update={"train_encoder": True}), examples)
+    loss, _ = task(ready(task))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert model.encoder.skip.weight.grad is not None and bool(model.encoder.skip.weight.grad.any())

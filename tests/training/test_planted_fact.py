@@ -1,0 +1,101 @@
+"""The planted task: one fact that is asked for, among facts of the same form about other keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from refrag_platform.model.policy import PolicyNetwork, Query, select
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import pack_slots
+from refrag_platform.model.selection import encode_chunks
+from refrag_platform.recipes import Recipe
+from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.speed import decoder_states
+from refrag_platform.training.episodes import Episode, collate
+from refrag_platform.training.policy import PolicyTask
+
+FACTS, SHARE = 8, 1 / 8
+KEY, IS, ASK = 10, 11, 12
+KEYS, VALUES = range(100, 132), range(200, 232)
+
+
+class Facts:
+    """Chunks `KEY key IS value`; the question names one key, the answer is its value."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def draw(self, step: int, row: int) -> Episode:
+        random = np.random.default_rng([self.seed, step, row])
+        keys, values = (torch.from_numpy(random.choice(ids, FACTS, replace=False)) for ids in (KEYS, VALUES))
+        chunks = torch.stack([torch.full((FACTS,), KEY), keys, torch.full((FACTS,), IS), values], 1)
+        asked = int(random.integers(FACTS))
+        question = [ASK, int(keys[asked])]
+        return Episode(chunks, [int(values[asked])], after=question, question=question)
+
+    def batch(self, step: int, size: int) -> Batch:
+        return collate([self.draw(step, row) for row in range(size)], SHARE, 4)
+
+
+def the_fact(batch: Batch) -> Tensor:
+    """Flags [B, FACTS]: the chunk about the key that is asked for."""
+    return batch["chunks"][..., 1] == batch["question"][:, :1, 1]
+
+
+@pytest.fixture
+def reader(model: RefragModel) -> RefragModel:
+    """A tiny model that has learnt to copy a value from an expanded chunk; compressed, it can't tell the values."""
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=3e-3)
+    rows = torch.arange(32)
+    for step in range(120):
+        batch = Facts(2).batch(step, len(rows))
+        with torch.no_grad():
+            projected = model.project(encode_chunks(model, batch["chunks"], padded=False).flatten(0, 1))
+        token_ids, index, positions = pack_slots(batch["slots"], batch["owners"], the_fact(batch), batch["length"])
+        hidden = decoder_states(model.decoder, model.gather(token_ids, index, projected))[rows, positions - 2]
+        logits = model.decoder.get_output_embeddings()(hidden)
+        loss = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def hit_rate(recipe: Recipe, reader: RefragModel, query: Query, work: Path) -> float:
+    """Share of unseen contexts in which the trained policy keeps the fact that is asked for."""
+    settings = recipe.policy.model_copy(
+        update={
+            "query": query,
+            "question_share": 1.0,
+            "steps": 100,
+            "batch_size": 32,
+            "group_size": 8,
+            "updates_per_batch": 4,
+            "learning_rate": 3e-3,
+            "share_kept": SHARE,
+            "hidden_size": 64,
+        }
+    )
+    torch.manual_seed(0)
+    policy = PolicyNetwork(reader.vector_dim, 64, 2, 2, SHARE, query)
+    task = PolicyTask(reader, policy, settings, None, Facts(0), 0)  # type: ignore[arg-type]
+    train(task, settings, work, f"policy, query {query}")
+    unseen = Facts(1).batch(0, 400)
+    with torch.no_grad():
+        keep = select(policy(**task.observe(unseen)), None, SHARE)
+    assert (keep.sum(1) == 1).all()
+    return float((keep & the_fact(unseen)).any(1).float().mean())
+
+
+@pytest.mark.slow
+def test_a_policy_given_the_question_keeps_the_fact_and_a_blind_one_stays_at_chance(
+    recipe: Recipe, reader: RefragModel, tmp_path: Path
+) -> None:
+    assert hit_rate(recipe, reader, "question", tmp_path / "question") >= 0.95
+    # 400 draws at 1 / 8: three standard deviations are 0.05.
+    assert abs(hit_rate(recipe, reader, "none", tmp_path / "none") - 1 / FACTS) < 0.06

@@ -1,0 +1,135 @@
+"""The service runs the released version: real Bentos of planted models, real tags, a real server."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from refrag_platform.processes import free_port
+from refrag_platform.project import Project
+from refrag_platform.serving import bento
+from refrag_platform.stages import STAGES
+from refrag_platform.versioning import dvc, served, tags
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.runs import Git, commit_run
+from refrag_platform.versioning.served import bento_to_serve
+from tests.assets.conftest import MODEL, planted_project
+from tests.conftest import ROOT
+from tests.versioning.planted import run
+
+pytestmark = pytest.mark.slow
+# A planted store can't be searched.
+REAL = ("refrag_platform/store/build.py", "refrag_platform/serving/package.py")
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, list[str]]]:
+    """A project with two releases of a model, and their Bentos' tags; the second one is prod and in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BENTOML_HOME", raising=False)  # the Makefile's is another project's
+        yield _two_releases(tmp_path_factory.mktemp("served"))
+
+
+def _two_releases(folder: Path) -> tuple[Project, list[str]]:
+    project = planted_project(folder)
+    for name in REAL:
+        shutil.copy(ROOT / name, project.root / name)
+    run(project.root, "git", "commit", "--quiet", "--all", "--message", "Real chunks and package")
+    found = []
+    for seed in (0, 1):
+        recipe = project.recipe_path(MODEL)
+        recipe.write_text(recipe.read_text().replace("seed: 0", f"seed: {seed}"))
+        run(project.root, sys.executable, "-m", "refrag_platform", "run", "all", "--model", MODEL)
+        run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
+        git, commit = Git(project.root), commit_run(project, MODEL)
+        tags.register(git, MODEL, commit, f"seed {seed}")
+        tags.assign(git, MODEL, commit, f"seed {seed}")
+        found.append(bento.Package.of(project, MODEL).bento_tag)
+    assert len(set(found)) == 2
+    return project, found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+
+
+def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_gone(
+    versions: tuple[Project, list[str]],
+) -> None:
+    project, (old, new) = versions
+    assert bento_to_serve(project, MODEL) == new
+    built = bento.store_path(project, "bentos", old)
+    source = folder_digest(built / "src")
+    port = free_port()
+    command = [sys.executable, "-m", "refrag_platform", "serve", "--model", MODEL, "--port", str(port)]
+    server = subprocess.Popen(command, cwd=project.root)
+
+    def serves(tag: str) -> bool:
+        assert server.poll() is None
+        try:
+            words = [child.cmdline() for child in psutil.Process(server.pid).children()]
+        except psutil.NoSuchProcess:  # it is being changed over
+            return False
+        return any(tag in line for line in words) and answers(port)
+
+    try:
+        wait_for(lambda: serves(new))
+        shutil.rmtree(built)
+        (project.root / "README.md").write_text("an edit that is nobody's business\n")
+        before = (run(project.root, "git", "status", "--porcelain"), (project.root / "dvc.lock").read_bytes())
+        run(project.root, sys.executable, "-m", "refrag_platform", "release", "rollback", MODEL)
+        wait_for(lambda: serves(old))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    assert not answers(port)
+    assert folder_digest(built / "src") == source
+    assert before == (run(project.root, "git", "status", "--porcelain"), (project.root / "dvc.lock").read_bytes())
+    assert bento.Package.of(project, MODEL).bento_tag == new, "what is in place stays"
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_server_that_lost_its_device_is_noticed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    said = {"/readyz": 503, "/livez": 200}
+
+    class Says(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(said[self.path])
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Says) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        server = served._Server(project, web.server_address[1], "0.0.0.0")
+        assert not server.failed(), "it is being loaded"
+        said["/livez"] = 503
+        assert not server.failed(), "it can't be loaded: starting it again changes nothing"
+        said |= {"/readyz": 200, "/livez": 200}
+        assert not server.failed()
+        said |= {"/readyz": 503, "/livez": 503}
+        assert server.failed()
+        web.shutdown()
+    assert not server.failed(), "it is busy"
