@@ -81,6 +81,9 @@ def train_stage(
     policy: Annotated[
         str | None, typer.Option("--policy", help="finetuned: the run whose policy expands chunks; default: none are.")
     ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="cpt: the run of the control `full` whose predictions are learned.")
+    ] = None,
     values: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe's section.")] = None,
     freeze_embeddings: Annotated[
         bool, typer.Option(help="Keep the decoder's (tied) embeddings as they were: less to carry back.")
@@ -88,6 +91,8 @@ def train_stage(
     seconds: Annotated[float | None, typer.Option("--seconds", help="Stop, saved, after this long.")] = None,
 ) -> None:
     """Train one run to its end, or until --seconds have passed; started again, it goes on from there."""
+    if teacher:
+        values = [*(values or []), f"teacher={runs / teacher / 'model'}"]
     recipe, folder = _recipe(base, stage, values or []), runs / (name or stage)
     if (folder / "model" / ("policy.json" if stage == "policy" else "model.json")).is_file():
         typer.echo(f"{folder} is finished; remove it to train it again")
@@ -250,7 +255,9 @@ def _task(
         system = cast(System, stage.partition("-")[2] or "refrag")
         task = FinetunedTask(model, policy, recipe.finetuned, Examples(corpus, recipe.finetuned, recipe.seed), system)
     else:
-        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, cast(System, "refrag" if stage == "cpt" else stage))
+        system = cast(System, "refrag" if stage == "cpt" else stage)
+        teacher = RefragModel.load(Path(recipe.cpt.teacher)) if recipe.cpt.teacher else None
+        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, system, teacher)
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)
     return task

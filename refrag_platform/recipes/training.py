@@ -108,10 +108,23 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
         "them a small decoder forgets how to read vectors word for word",
     )
 
+    teacher: str | None = Field(
+        None,
+        description="model folder of the control tuned on full contexts, whose predictions are learned too",
+    )
+    teacher_share: Share = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the target that the teacher's distribution takes; the true token the rest",
+    )
+
     @model_validator(mode="after")
     def _curriculum_runs(self) -> CptRecipe:
         if self.curriculum is None:
             self.refuse_idle("curriculum is null", "curriculum_share")
+        if self.teacher is None:
+            self.refuse_idle("teacher is null", "teacher_share")
         return self
 
 

@@ -8,10 +8,12 @@ Run: `refrag run cpt --model tiny`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
@@ -28,7 +30,7 @@ from refrag_platform.training.core.groups import (
 )
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder
-from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 
@@ -53,15 +55,19 @@ class CptTask(Task):
         seed: int,
         system: System = "refrag",
         repeats: dict[int, Windows] | None = None,
+        teacher: RefragModel | None = None,
     ) -> None:
         """
         Args:
             windows: for each number of context chunks L, windows of L k + o tokens.
             repeats: for each number of chunks n that steps repeat, windows of n k tokens; needed for those steps alone.
+            teacher: the control tuned on full contexts; `settings.teacher_share` of the target is what it predicts.
         """
         super().__init__()
         self.model, self.settings, self.windows, self.seed, self.system = model, settings, windows, seed, system
         self.repeats = repeats or {}
+        # Not a submodule: it is neither optimized nor saved with the checkpoints.
+        self._teacher = [] if teacher is None else [teacher.decoder.eval().requires_grad_(False)]
         self.chunks = settings.context_tokens // model.chunk_size
         self.curriculum_steps = round(settings.curriculum_share * settings.steps) if settings.curriculum else 0
         if settings.curriculum:
@@ -73,6 +79,9 @@ class CptTask(Task):
         if system != "refrag":
             model.encoder.requires_grad_(False)
             model.projection.requires_grad_(False)
+
+    def frozen(self) -> Sequence[nn.Module]:
+        return self._teacher
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         if repeated := self.repeated_chunks(step):
@@ -123,7 +132,8 @@ class CptTask(Task):
             return self.loss(self.control_context(batch), batch["output"]), {}
         embeds = self.chunk_embeds(batch)
         context = self.model.gather(batch["token_ids"], batch["chunk_index"], embeds)
-        loss, figures = self.loss(context, batch["output"]), {"vector_std": vector_std(self.model, embeds)}
+        teacher = self.teacher(batch) if self._teacher and "repeats" not in batch else None
+        loss, figures = self.loss(context, batch["output"], teacher), {"vector_std": vector_std(self.model, embeds)}
         return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
 
     def chunk_embeds(self, batch: Batch) -> Tensor:
@@ -139,13 +149,21 @@ class CptTask(Task):
             tokens = tokens[:, -batch["context"].shape[1] :]
         return self.model.decoder.get_input_embeddings()(tokens)
 
-    def loss(self, context: Tensor, output: Tensor) -> Tensor:
+    def loss(self, context: Tensor, output: Tensor, teacher: Teacher | None = None) -> Tensor:
         """Mean loss of the o tokens after a context [B, N, d]; its last position predicts the first of them."""
-        text = self.model.decoder.get_input_embeddings()(output)
-        inputs = torch.cat([context.to(text.dtype), text], 1)
-        hidden = decoder_states(self.model.decoder, inputs)
-        predicting = hidden[:, context.shape[1] - 1 : -1].flatten(0, 1)
-        return linear_cross_entropy(predicting, head_weight(self.model.decoder), output.flatten())
+        weight = head_weight(self.model.decoder)
+        return linear_cross_entropy(
+            _predicting(self.model.decoder, context, output), weight, output.flatten(), teacher=teacher
+        )
+
+    @torch.no_grad()
+    def teacher(self, batch: Batch) -> Teacher:
+        """What the control that reads every token of the context predicts for the same output."""
+        (decoder,) = self._teacher
+        context = decoder.get_input_embeddings()(batch["context"].flatten(1))
+        return Teacher(
+            _predicting(decoder, context, batch["output"]), head_weight(decoder), self.settings.teacher_share
+        )
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
@@ -168,7 +186,21 @@ class CptTask(Task):
         return size * (context[self.system] + batch["output"].shape[1])
 
 
-def cpt_task(model: RefragModel, corpus: Any, settings: CptRecipe, seed: int, system: System = "refrag") -> CptTask:
+def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor) -> Tensor:
+    """Hidden states [B o, d] that predict the o tokens after a context [B, N, d]."""
+    text = decoder.get_input_embeddings()(output)
+    hidden = decoder_states(decoder, torch.cat([context.to(text.dtype), text], 1))
+    return hidden[:, context.shape[1] - 1 : -1].flatten(0, 1)
+
+
+def cpt_task(
+    model: RefragModel,
+    corpus: Any,
+    settings: CptRecipe,
+    seed: int,
+    system: System = "refrag",
+    teacher: RefragModel | None = None,
+) -> CptTask:
     """The task over a corpus' training split."""
     k, o = model.chunk_size, settings.output_tokens
     lengths = {settings.context_tokens // k}
@@ -181,7 +213,7 @@ def cpt_task(model: RefragModel, corpus: Any, settings: CptRecipe, seed: int, sy
         repeats = {
             n: Windows(corpus, "train", n * k, seed) for n in REPEATED_CHUNKS if n * k <= settings.context_tokens
         }
-    return CptTask(model, settings, windows, seed, system, repeats)
+    return CptTask(model, settings, windows, seed, system, repeats, teacher)
 
 
 def train_cpt(context: StageContext) -> dict[str, Any]:

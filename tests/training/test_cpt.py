@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -49,3 +50,34 @@ def test_figures_of_a_repeating_step_are_named_as_its_own(model: RefragModel, tm
     batch = task.batch(step, 0, task.samples(step, 2), 0, 1)
     assert "repeat_loss" in task(batch)[1] and task.probe(batch) == {}
     assert "repeat_loss" not in task(task.batch(step + 1, 0, 2, 0, 1))[1]
+
+
+def test_a_teacher_that_predicts_alike_asks_for_no_change(model: RefragModel, tmp_path: Path) -> None:
+    """Every chunk kept as tokens, the student reads what its own copy reads: the target is what it predicts."""
+    corpus = write_corpus(tmp_path / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
+    settings = CptRecipe(
+        steps=8, batch_size=2, precision="fp32", context_tokens=32, output_tokens=16, curriculum=None,
+        mixed_steps_share=1.0, mixed_share_kept=1.0, teacher="full", teacher_share=1.0,
+    )  # fmt: skip
+    gradients = []
+    for share in (1.0, 0.0):
+        settings = settings.model_copy(update={"teacher_share": share})
+        task = cpt_task(model, corpus, settings, seed=0, teacher=copy.deepcopy(model))
+        task(task.batch(0, 0, 2, 0, 1))[0].backward()
+        gradients.append(max(float(p.grad.abs().max()) for p in model.decoder.parameters() if p.grad is not None))
+        model.zero_grad(set_to_none=True)
+    assert gradients[0] < 1e-6 < 1e-3 < gradients[1]
+
+
+def test_a_teacher_is_neither_trained_nor_saved(model: RefragModel, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
+    settings = CptRecipe(
+        steps=2, batch_size=2, precision="fp32", context_tokens=32, output_tokens=16, curriculum=None, teacher="full"
+    )
+    teacher = copy.deepcopy(model)
+    before = {name: tensor.clone() for name, tensor in teacher.decoder.state_dict().items()}
+    task = cpt_task(model, corpus, settings, seed=0, teacher=teacher)
+    names = set(task.state_dict())
+    assert train(task, settings, tmp_path / "work", "cpt")["steps"] == 2
+    assert names == {f"model.{name}" for name in model.state_dict()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.decoder.state_dict().items())

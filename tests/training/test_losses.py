@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from refrag_platform.training.core import losses
-from refrag_platform.training.core.losses import linear_cross_entropy, token_losses
+from refrag_platform.training.core.losses import Teacher, linear_cross_entropy, token_losses
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -25,6 +25,22 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch: pytest
     by_hidden, by_weight = torch.autograd.grad(expected * 3, (hidden, weight))
     loss = linear_cross_entropy(hidden, weight, labels)
     mine = torch.autograd.grad(loss * 3, (hidden, weight))
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine[0], by_hidden, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(mine[1], by_weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_teacher_takes_its_share_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "ROWS", 16)
+    hidden, weight, labels = _inputs(torch.float64)
+    taught, _, _ = _inputs(torch.float64)
+    teacher = Teacher(taught.detach().flip(0), weight.detach().flip(1), 0.3)
+    probabilities = (teacher.hidden @ teacher.weight.t()).softmax(-1)
+    target = 0.7 * nn.functional.one_hot(labels, len(weight)) + 0.3 * probabilities
+    expected = nn.functional.cross_entropy(hidden @ weight.t(), target)
+    by_hidden, by_weight = torch.autograd.grad(expected, (hidden, weight))
+    loss = linear_cross_entropy(hidden, weight, labels, teacher=teacher)
+    mine = torch.autograd.grad(loss, (hidden, weight))
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(mine[0], by_hidden, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(mine[1], by_weight, rtol=1e-5, atol=1e-7)
