@@ -40,21 +40,6 @@ def control_folders(controls: Path) -> dict[PlainSystem, Path]:
     return found
 
 
-def load_control(folder: Path, like: RefragModel) -> RefragModel:
-    """A control in the type and on the device of the model it is held against.
-
-    Raises:
-        ArtifactError: its vocabulary is another, so that it does not predict the same tokens.
-    """
-    control = RefragModel.load(folder, _dtype(like), like.device)
-    if len(control.tokenizer) != len(like.tokenizer):
-        raise ArtifactError(
-            f"the control {folder} has {len(control.tokenizer)} tokens, the model {len(like.tokenizer)}; "
-            "train it from the same recipe"
-        )
-    return control
-
-
 def recipe_of(name_or_dir: str, folder: Path) -> tuple[Recipe, Path] | None:
     """The recipe of a model and its folder, by name or by the manifest beside the artifact; None if unknown."""
     name = name_or_dir

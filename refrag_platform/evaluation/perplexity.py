@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.decoders import load_control
 from refrag_platform.evaluation.items import ItemSet, windows_digest
 from refrag_platform.evaluation.metrics import (
     PREFIXES,
@@ -32,6 +31,7 @@ from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.progress import Progress
+from refrag_platform.training.core.artifact import load_control
 
 
 @dataclass(frozen=True)

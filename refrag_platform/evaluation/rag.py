@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from refrag_platform.corpus.question_files import Question
 from refrag_platform.evaluation.answering import Answer, answers, warm_up
-from refrag_platform.evaluation.decoders import load_control
 from refrag_platform.evaluation.items import ItemSet, questions_digest
 from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, is_refusal, rouge_l, rounded
 from refrag_platform.evaluation.readings import (
@@ -36,6 +35,7 @@ from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.progress import Progress
+from refrag_platform.training.core.artifact import load_control
 
 SCORES = ("exact_match", "f1", "rouge_l")
 # Questions whose prompts are made before they are answered, in batches.

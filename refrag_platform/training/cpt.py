@@ -20,7 +20,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.stages import StageContext
-from refrag_platform.training.core.artifact import finish, load_model
+from refrag_platform.training.core.artifact import finish, load_control, load_model
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import (
     decoder_group,
@@ -33,6 +33,8 @@ from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.manifest import InputRecord
 
 System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
@@ -229,6 +231,17 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
         model = RefragModel.load(context.released)
         model.encoder.requires_grad_(False)
         settings = settings.model_copy(update={"curriculum": None})
-    task = cpt_task(model, context.inputs["corpus"], settings, context.recipe.seed)
+    teacher = _teacher(context, model)
+    task = cpt_task(model, context.inputs["corpus"], settings, context.recipe.seed, teacher=teacher)
     summary = train(task, settings, context.work, f"cpt of {context.recipe.name}")
     return finish(context, model, summary)
+
+
+def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
+    """The control that the recipe names as teacher, recorded as a source of the artifact."""
+    if context.recipe.cpt.teacher is None:
+        return None
+    folder = context.project.recipe_path(context.recipe.name).parent / context.recipe.cpt.teacher
+    teacher = load_control(folder, like=model)
+    context.sources.append(InputRecord(path=str(folder), hash=folder_digest(folder)))
+    return teacher

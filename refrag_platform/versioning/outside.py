@@ -1,4 +1,4 @@
-"""What a stage reads that no earlier stage made: sources, tokenizer files, question files, controls, a release.
+"""What a stage reads that no earlier stage made: sources, tokenizer and question files, controls, a teacher, a release.
 
 DVC watches data/sources/NAME alone; a `path:` may lie anywhere, so the runner looks at the files themselves.
 Folders of pretrained weights (`decoder.source`, `encoder.source`) and hub ids count by name.
@@ -25,7 +25,8 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
         return _tokenizer(project, recipe)
     if stage in {"reconstruction", "cpt"}:
         tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" else []
-        return [*tokenizer, *_released(project, stage, recipe)]
+        teacher = _teacher(project, recipe) if stage == "cpt" else []
+        return [*tokenizer, *_released(project, stage, recipe), *teacher]
     if stage in {"policy", "finetuned"}:
         named = recipe.policy.questions
         if stage == "finetuned":
@@ -62,6 +63,14 @@ def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]
     except RefragError:
         return []
     return [] if record is None else [record]
+
+
+def _teacher(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """The tuned control that CPT learns from, as it records it itself."""
+    if recipe.cpt.teacher is None:
+        return []
+    folder = project.recipe_path(recipe.name).parent / recipe.cpt.teacher
+    return [InputRecord(path=str(folder), hash=folder_digest(folder))] if folder.is_dir() else []
 
 
 def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:

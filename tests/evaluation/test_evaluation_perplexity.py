@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.evaluation.decoders import control_folders, load_control, recipe_of, untuned_decoder
+from refrag_platform.evaluation.decoders import control_folders, recipe_of, untuned_decoder
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.scoring import PlainSystem, score_plain, score_refrag
 from refrag_platform.evaluation.windows import Windows
@@ -19,6 +19,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text
 from refrag_platform.project import Project
 from refrag_platform.training.core import losses
+from refrag_platform.training.core.artifact import load_control
 
 ROW_KEYS = ["system", "tuned", "k", "share_kept", "P16", "P32", "P128", "P512", "windows"]
 

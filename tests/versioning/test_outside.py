@@ -106,3 +106,14 @@ def test_tuned_controls_are_watched(planted_project: Project) -> None:
     make_all(planted_project)
     same_size(controls / "full" / "train.json")
     assert stale(planted_project) == {"evaluation"}
+
+
+def test_the_teacher_of_cpt_is_watched(planted_project: Project) -> None:
+    teacher = planted_project.recipe_path(MODEL).parent / "full"
+    override(planted_project, "cpt", "{teacher: full}")
+    make_all(planted_project)
+    shutil.copytree(planted_project.content("cpt", MODEL), teacher)
+    assert stale(planted_project) == {"cpt"}
+    make_all(planted_project)
+    same_size(teacher / "train.json")
+    assert stale(planted_project) == {"cpt"}
