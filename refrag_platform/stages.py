@@ -15,6 +15,8 @@ from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.versioning.manifest import InputRecord
 
+# As a stage's `continue_from`: the weights in models/NAME/release, in place of a released version.
+SHIPPED = "release"
 # In a stage's state/: the released checkpoint that it continues from.
 RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster_graphql import DagsterGraphQLClient
 
+from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 
 Role = Literal["trainer", "daemon", "tree"]
@@ -48,13 +48,10 @@ class Deployment:
 
     def start(self) -> None:
         """Start it, and wait until it takes runs."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "dagster", "dev", "-m", "assets.definitions", "-h", "127.0.0.1"]
+        port = free_port()
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [*command, "-p", str(port)],
+                [sys.executable, "-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port)],
                 cwd=self.project.root,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,6 +43,14 @@ def pack_weights(
         list[Path] | None,
         typer.Option("--results", help="JSON of `refrag evaluate` for the model card; again for more."),
     ] = None,
+    training: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--training",
+            help="STAGE=FILE: training.json, or a run's summary.json, of a stage that was trained elsewhere; again for "
+            "more. Default: those trained here.",
+        ),
+    ] = None,
     terms: Annotated[
         Path | None, typer.Option("--terms", help="Text file on the training data's sources and licences, for NOTICE.")
     ] = None,
@@ -71,8 +79,9 @@ def pack_weights(
         out or base / "release",
         codings,
         {str(system): path for system, path in control_folders(controls).items()} if controls else {},
-        stages=_stage_manifests(model),
+        stages=[] if folder else _stage_manifests(model),
         results=[json.loads(path.read_text(encoding="utf-8")) for path in results or []],
+        training=_figures(training or []),
         terms=terms.read_text(encoding="utf-8") if terms else "",
         limit=int(limit_mib * MIB),
         replace=replace,
@@ -100,6 +109,18 @@ def unpack_weights(
     recipe, base = _recipe(model or read_manifest(folder)["model"])
     unpack(folder, recipe, base, out, control)
     typer.echo(f"{out}: {control or recipe.name}")
+
+
+def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
+    from refrag_platform.compact.release import training_figures
+    from refrag_platform.stages import STAGES
+
+    figures = {}
+    for stage, _, file in (text.partition("=") for text in named):
+        if stage not in STAGES or not Path(file).is_file():
+            raise typer.BadParameter(f"--training {stage}={file}: give STAGE=FILE, e.g. cpt=summary.json, of a file")
+        figures[stage] = training_figures(json.loads(Path(file).read_text(encoding="utf-8")))
+    return figures
 
 
 def _stage_manifests(name: str) -> list[Manifest]:

@@ -9,7 +9,7 @@ refrag weights unpack models/NAME/release --out somewhere
 | decoder.safetensors | what it changed of the decoder |
 | policy.safetensors, policy.json | the policy, if there is one |
 | controls/SYSTEM.safetensors | what tuning changed of a control's decoder, for the gap recovered |
-| manifest.json | written last: base weights, codings, digests and sizes of the files |
+| manifest.json | written last: base weights, codings, figures of the trainings, digests and sizes of the files |
 | README.md, NOTICE | model card and licences |
 """
 
@@ -42,6 +42,7 @@ MANIFEST = "manifest.json"
 CARD, NOTICE = "README.md", "NOTICE"
 ENCODER, DECODER, CONTROLS = "encoder.safetensors", "decoder.safetensors", "controls"
 POLICY_BITS = 8
+TRAINING = ("steps", "first_loss", "last_loss")
 # What half precision and other machines' arithmetic make of a table that isn't trained.
 FROZEN_TOLERANCE = 0.01
 
@@ -64,6 +65,7 @@ def pack(
     controls: Mapping[str, Path] | None = None,
     stages: Sequence[Manifest] = (),
     results: Sequence[Mapping[str, Any]] = (),
+    training: Mapping[str, Mapping[str, Any]] | None = None,
     terms: str = "",
     limit: int = 24 * MIB,
     replace: bool = False,
@@ -74,6 +76,8 @@ def pack(
         recipe, base_dir: of the untrained model; `base_dir` is the recipe's folder.
         controls: model folders of tuned controls, by system; of these the decoder is kept.
         stages, results, terms: for README.md and NOTICE (compact/card.py).
+        training: by stage, the figures of its training.json, which an artifact that is taken from the release has too;
+            default: as far as `stages` state them.
         limit: bytes of all files together.
         replace: `out` may be a release already; it is replaced as a whole.
 
@@ -112,6 +116,7 @@ def pack(
         "codings": asdict(codings),
         # Of the change from the base, in root mean square.
         "relative_errors": {name: round(error, 5) for name, error in errors.items()},
+        "training": {stage: dict(figures) for stage, figures in (training or _stated(stages)).items()},
         "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
         "bytes": size,
     }
@@ -199,6 +204,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if _facts(folder / name) != facts:
             raise ArtifactError(f"{folder / name} is not the file that {MANIFEST} names; get it again")
     return manifest
+
+
+def _stated(stages: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
+    """What manifests say of their trainings."""
+    return {manifest.stage: training_figures(manifest.metrics) for manifest in stages}
+
+
+def training_figures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps and losses of a training, from a run's summary, an artifact's training.json or a manifest's metrics.
+
+    Raises:
+        RefragError: one is missing.
+    """
+    if missing := [key for key in TRAINING if key not in values]:
+        raise RefragError(
+            f"the figures of a training have no {', '.join(missing)}; give a summary.json or training.json"
+        )
+    return {key: values[key] for key in TRAINING} | {"last": dict(values.get("last", {}))}
 
 
 def _is_release(folder: Path) -> bool:

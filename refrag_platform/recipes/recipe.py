@@ -50,6 +50,11 @@ class Recipe(Section):
                 f"reconstruction.continue_from is {self.reconstruction.continue_from!r} and cpt.continue_from "
                 f"{self.cpt.continue_from!r}; both must name the same version, or none"
             )
+        if self.policy.continue_from not in (None, self.cpt.continue_from):
+            raise ValueError(
+                f"policy.continue_from is {self.policy.continue_from!r}, cpt.continue_from {self.cpt.continue_from!r}: "
+                "a policy reads the vectors of its own encoder, so take both from the release, or train the policy"
+            )
         return self
 
     def section(self, name: str) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class ReconstructionRecipe(TrainsEncoder, TrainsDecoder):
     """Encoder and projection learn to carry the text."""
 
     continue_from: str | None = Field(
-        None, description="released version, e.g. v1.0.0, whose checkpoint is taken over as it is; null: trained here"
+        None,
+        description="released version, e.g. v1.0.0, whose checkpoint is taken over as it is; `release`: the weights in "
+        "models/NAME/release; null: trained here",
     )
     train_decoder: bool = Field(
         False, description="the decoder learns to read the vectors too; the paper freezes it (section 2)"
@@ -88,7 +90,8 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
     continue_from: str | None = Field(
         None,
         description="released version, e.g. v1.0.0, whose checkpoint is trained on, on full contexts, with the encoder "
-        "frozen; null: start from the reconstruction checkpoint",
+        "frozen; `release`: the weights in models/NAME/release, as they are; null: start from the reconstruction "
+        "checkpoint",
     )
     context_tokens: int = Field(1024, ge=8, description="s; a multiple of k")
     output_tokens: int = Field(512, ge=1, description="o: predicted after the context")
@@ -131,6 +134,9 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
 class PolicyRecipe(TrainingRecipe):
     """GRPO with PPO clipping over Plackett-Luce picks (appendix A.1)."""
 
+    continue_from: Literal["release"] | None = Field(
+        None, description="`release`: the policy in models/NAME/release, as it is; null: trained here"
+    )
     learning_rate: float = Field(1e-3, ge=0, description="peak, policy network; everything else is frozen")
     share_kept: Share = Field(0.1, gt=0, lt=1, description="p: share of chunks kept as tokens, in training and serving")
     query: Literal["none", "question"] = Field(

@@ -119,17 +119,23 @@ def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> 
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
-    import httpx
-
     ends = time.monotonic() + seconds
     while time.monotonic() < ends:
         if process.poll() is not None:
             raise RefragError(f"the Bento ended with status {process.returncode}:\n{_end_of(log)}")
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200:
-                return
+        if status_of(f"{url}/readyz") == 200:
+            return
         time.sleep(0.2)
     raise RefragError(f"the Bento was not ready within {seconds:g} s:\n{_end_of(log)}")
+
+
+def status_of(url: str) -> int | None:
+    """The status that a server of this machine answers with; None: no answer, it starts or is busy."""
+    import httpx
+
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url, timeout=5, trust_env=False).status_code
+    return None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from refrag_platform.compact import start
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.recipes import CptRecipe
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, load_control, load_model
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import (
@@ -222,9 +223,11 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     """The stage: the reconstruction checkpoint in, every part trained to use compressed context.
 
     Where it continues from a released checkpoint, the encoder stays as it is, and with it the chunk store's vectors;
-    contexts have their full length from the start.
+    contexts have their full length from the start. The release in models/NAME/release is taken over as it is.
     """
     settings = context.recipe.cpt
+    if settings.continue_from == SHIPPED:
+        return start.take_over(context)
     if context.released is None:
         model = load_model(context, "reconstruction")
     else:

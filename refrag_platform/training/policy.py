@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from refrag_platform.compact import start
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.policy import (
@@ -31,7 +32,7 @@ from refrag_platform.model.policy import (
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import PolicyRecipe
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.ranks import is_main
@@ -198,7 +199,9 @@ def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: 
 
 
 def train_policy(context: StageContext) -> dict[str, Any]:
-    """The stage: the CPT checkpoint, frozen, in; a policy network out."""
+    """The stage: the CPT checkpoint, frozen, in; a policy network out, or the release's."""
+    if context.recipe.policy.continue_from == SHIPPED:
+        return start.take_over(context)
     model, recipe = load_model(context, "cpt"), context.recipe
     task = policy_task(model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root)
     summary = train(task, recipe.policy, context.work, f"policy of {recipe.name}")

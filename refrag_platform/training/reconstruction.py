@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refrag_platform.compact import start
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, take_over
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight, vector_std
@@ -147,8 +148,10 @@ def reconstruction_task(
 def train_reconstruction(context: StageContext) -> dict[str, Any]:
     """The stage: an untrained model in, encoder and projection trained, the decoder as the recipe says.
 
-    Where it continues from a released checkpoint, that is taken over: cpt trains on from there.
+    Where it continues from a released checkpoint or the release, that is taken over: cpt trains on from there.
     """
+    if context.recipe.reconstruction.continue_from == SHIPPED:
+        return start.take_over(context)
     if context.released is not None:
         return take_over(context, context.released)
     base = context.project.recipe_path(context.recipe.name).parent

@@ -15,6 +15,7 @@ from refrag_platform.dials import set_override
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
+from refrag_platform.stages import SHIPPED
 from refrag_platform.versioning.manifest import InputRecord, Manifest
 from refrag_platform.versioning.release import Release, released, releases
 
@@ -43,6 +44,10 @@ def base_record(project: Project, stage: str, recipe: Recipe) -> InputRecord | N
     version = getattr(getattr(recipe, stage, None), "continue_from", None)
     if version is None:
         return None
+    if version == SHIPPED:
+        # It states the digest of every other file.
+        manifest = project.recipe_path(recipe.name).parent / SHIPPED / "manifest.json"
+        return InputRecord.of(project.root, manifest, str(manifest)) if manifest.is_file() else None
     release = _release(project, recipe, version)
     return InputRecord(path=f"{recipe.name}@{version}:{stage}", hash=release.hashes[stage])
 
@@ -58,7 +63,8 @@ def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> No
     from refrag_platform.versioning.restore import contents
 
     version = getattr(getattr(recipe, stage, None), "continue_from", None)
-    if version is None or target.is_dir():
+    # The release itself needs no fetching: it comes with the repository.
+    if version in (None, SHIPPED) or target.is_dir():
         return
     release = _release(project, recipe, version)
     if why := _misfit(release, recipe):

@@ -32,7 +32,8 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
         if stage == "finetuned":
             named = [*recipe.finetuned.questions, *recipe.finetuned.summaries, *recipe.finetuned.distractors]
         files = [(project.root / os.path.expandvars(name), name) for name in named]
-        return [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
+        own = [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
+        return [*own, *(_released(project, stage, recipe) if stage == "policy" else [])]
     if stage == "evaluation" and recipe.evaluation.controls is not None:
         return _controls(project.recipe_path(recipe.name).parent / recipe.evaluation.controls)
     return []

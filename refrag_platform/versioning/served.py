@@ -112,19 +112,10 @@ class _Server:
 
     def failed(self) -> bool:
         """Whether a server that was ready has lost its device, say, while its process runs."""
-        import httpx
-
         host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
-
-        def says(path: str) -> int:
-            return httpx.get(f"http://{host}:{self.port}/{path}", timeout=5, trust_env=False).status_code
-
-        try:
-            ready, alive = says("readyz"), says("livez")
-        except httpx.TransportError:
-            return False  # it starts, or is busy
-        self._was_ready = self._was_ready or ready == 200
-        return self._was_ready and alive != 200
+        url = f"http://{host}:{self.port}"
+        self._was_ready = self._was_ready or bento.status_of(f"{url}/readyz") == 200
+        return self._was_ready and bento.status_of(f"{url}/livez") not in {200, None}
 
     def _end(self) -> None:
         if self.process is not None:

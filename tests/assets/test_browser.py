@@ -12,9 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 
@@ -26,6 +25,7 @@ from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
 from tests.assets.conftest import accept
 from tests.conftest import ROOT, copy_project, init_repository
+from tests.processes import answers, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -70,7 +70,7 @@ def address(project: Project) -> Iterator[str]:
         )
     try:
         url = f"http://127.0.0.1:{ports['UI_PORT']}"
-        wait_for(lambda: answers(f"{url}/server_info"), log)
+        wait_for(lambda: answers(f"{url}/server_info"), 180, log)
         yield url
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -163,18 +163,20 @@ def test_the_launchpad_explains_the_settings_of_a_retraining(page: playwright.Pa
 def test_schedule_and_sensor_switch_on(page: playwright.Page) -> None:
     page.goto("/automation")
     for name in ("retraining_schedule", "source_documents"):
-        row = page.locator("[class*=ListItem_listItem__]").filter(has_text=name)
-        switch = row.get_by_role("checkbox").last
-        playwright.expect(switch).not_to_be_checked()
-        row.locator("[class*=formatSwitch]").click()
-        playwright.expect(switch).to_be_checked()
+        flip(page, name, on=True)
     picture(page, "automation")
     page.reload()
     for name in ("retraining_schedule", "source_documents"):
-        row = page.locator("[class*=ListItem_listItem__]").filter(has_text=name)
-        playwright.expect(row.get_by_role("checkbox").last).to_be_checked()
-        row.locator("[class*=formatSwitch]").click()
-        playwright.expect(row.get_by_role("checkbox").last).not_to_be_checked()
+        flip(page, name, on=False)
+
+
+def flip(page: playwright.Page, name: str, on: bool) -> None:
+    """Of the automation page: a click on the switch turns it on, or off, which it was not before."""
+    row = page.locator("[class*=ListItem_listItem__]").filter(has_text=name)
+    state = playwright.expect(row.get_by_role("checkbox").last)
+    state.to_be_checked(checked=not on)
+    row.locator("[class*=formatSwitch]").click()
+    state.to_be_checked(checked=on)
 
 
 def test_a_planted_fault_turns_its_check_red_and_blocks_what_is_downstream(
@@ -219,18 +221,3 @@ def picture(page: playwright.Page, name: str) -> None:
         # Fading notices and animated icons come to rest.
         page.wait_for_timeout(3 * SECOND)
         page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
-
-
-def answers(url: str) -> bool:
-    try:
-        with urlopen(url, timeout=10):
-            return True
-    except OSError:
-        return False
-
-
-def wait_for(happened: Callable[[], bool], log: Path, seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.5)

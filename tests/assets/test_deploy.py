@@ -6,7 +6,6 @@ import os
 import pwd
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import yaml
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from assets.materialize import materialize_all
+from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from tests.assets.conftest import MODEL, plant_stage
 from tests.conftest import ROOT
@@ -70,9 +70,7 @@ def server() -> Iterator[int]:
             except KeyError:
                 pytest.skip("this is root, whom PostgreSQL refuses, and there is no user `postgres`")
             os.chown(data, owner.pw_uid, owner.pw_gid)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         user = f"--username={SECRETS['REFRAG_PG_USER']}"
         as_postgres(folder / "initdb", user, "--auth=scram-sha-256", f"--pwfile={password}", "--no-sync", "-D", data)
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -24,7 +22,10 @@ from assets.materialize import close_dead_runs
 from assets.pipes import group_alive, stop_group
 from refrag_platform.project import Project
 from tests.assets.conftest import MODEL, plant_stage, start_pipeline
+from tests.processes import wait_for
 
+# Seconds; far more than anything takes here.
+PATIENCE = 60
 # A stage with a helper process, which saves when it is told to stop.
 LONG_STAGE = """
 import os, signal, subprocess, sys, time
@@ -41,14 +42,6 @@ time.sleep(600)
 """
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something holds; a minute is far more than it takes."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def state(project: Project) -> Path:
     return project.work_dir("corpus", MODEL) / "state"
 
@@ -58,7 +51,7 @@ def start_long_stage(project: Project) -> tuple[subprocess.Popen[str], int]:
     plant_stage(project, "corpus", LONG_STAGE)
     pipeline = start_pipeline(project)
     mark = state(project) / "group"
-    wait_for(lambda: mark.is_file() and mark.read_text() != "")
+    wait_for(lambda: mark.is_file() and mark.read_text() != "", PATIENCE)
     return pipeline, int(mark.read_text())
 
 
@@ -70,7 +63,7 @@ def test_cancelling_lets_the_stage_save_and_leaves_no_process(
     (run,) = instance.get_runs()
     instance.report_run_canceling(run)  # as the UI does before it sends the signal
     pipeline.send_signal(number)
-    output, _ = pipeline.communicate(timeout=60)
+    output, _ = pipeline.communicate(timeout=PATIENCE)
     assert pipeline.returncode != 0, output
     assert (state(planted) / "checkpoint").read_text() == "saved"
     assert not group_alive(group)
@@ -83,7 +76,7 @@ def test_a_killed_run_takes_its_stage_along_and_gives_its_place_back(
     pipeline, group = start_long_stage(planted)
     pipeline.kill()
     pipeline.wait()
-    wait_for(lambda: not group_alive(group))
+    wait_for(lambda: not group_alive(group), PATIENCE)
     (run,) = instance.get_runs()
     assert run.status is DagsterRunStatus.STARTED
     assert close_dead_runs(instance) == [run.run_id]

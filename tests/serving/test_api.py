@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +19,7 @@ from refrag_platform.serving import engine as engine_module
 from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
+from tests.processes import wait_for
 from tests.serving.conftest import SHARE_KEPT, Server
 
 JSON = {"Content-Type": "application/json"}
@@ -227,10 +227,7 @@ def test_a_client_that_leaves_frees_the_model(server: Server, engine: Engine, st
         else:
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/chat/completions", json=body, timeout=0.3)
-        begun = time.monotonic()
-        while engine.slots_in_use and time.monotonic() - begun < 20:
-            time.sleep(0.01)
-        assert engine.slots_in_use == 0
+        wait_for(lambda: engine.slots_in_use == 0, 20)
         assert post(url).is_success
 
 
@@ -256,10 +253,7 @@ def test_a_client_that_does_not_read_is_left_after_the_deadline(
     scope = {"type": "http", "method": "POST", "path": "/chat/completions", "query_string": b"", "headers": headers}
     asyncio.run(asyncio.wait_for(app(scope, receive, send), timeout=20))
     assert sent == ["http.response.start", "http.response.body"]
-    begun = time.monotonic()
-    while engine.slots_in_use and time.monotonic() - begun < 20:
-        time.sleep(0.01)
-    assert engine.slots_in_use == 0
+    wait_for(lambda: engine.slots_in_use == 0, 20)
 
 
 def test_a_failure_of_the_decoder_is_a_500_and_a_stream_s_last_event(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +12,7 @@ from refrag_platform.model.prompts import rag_prompt, stop_ids
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
 from refrag_platform.serving.engine import Engine
+from tests.processes import wait_for
 
 QUESTION = [Message("user", "What is the capital of Peru?")]
 LONG = Passage("long", "A long one", "word " * 400)
@@ -130,7 +129,7 @@ def test_an_abandoned_answer_frees_its_slot(engine: Engine) -> None:
     assert engine.slots_in_use == 1
     abandoned.close()
     assert list(abandoned) == []
-    wait_until(lambda: engine.slots_in_use == 0)
+    wait_for(lambda: engine.slots_in_use == 0, 10)
 
 
 def test_an_answer_that_is_closed_before_it_begins_says_nothing(engine: Engine) -> None:
@@ -183,14 +182,6 @@ def test_choices_have_their_own_text_and_end(engine: Engine) -> None:
     assert sorted(delta.choice for delta in deltas if delta.finish_reason) == [0, 1, 2]
     with pytest.raises(BadRequest, match="n is 9; tiny writes at most 8 choices"):
         engine.start(QUESTION, sampling=Sampling(1, n=9))
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never came true")
 
 
 def test_earlier_turns_are_part_of_the_prompt(engine: Engine) -> None:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,6 +19,7 @@ from refrag_platform.recipes import merge
 from refrag_platform.runner import run_stage
 from refrag_platform.training.core import checkpoint, metrics
 from tests.conftest import ZERO2
+from tests.processes import wait_for
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.slow
@@ -66,13 +65,6 @@ def start(project: Project) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < ends, "it never happened"
-        time.sleep(0.05)
-
-
 def ranks(project: Project) -> list[psutil.Process]:
     """The launched processes of a project that still run."""
     found = []
@@ -106,7 +98,7 @@ def test_stopped_ranks_save_and_continue_on_the_same_curve(on_cpus: Project) -> 
     use(on_cpus, ZERO2, steps=150, log_every=1, save_every=1000)
     state = on_cpus.work_dir("reconstruction", "tiny") / "state"
     process = start(on_cpus)
-    wait_for(lambda: len(losses(state)) > 3 or process.poll() is not None)
+    wait_for(lambda: len(losses(state)) > 3 or process.poll() is not None, PATIENCE)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and "launch.yaml launched were stopped. Run it again" in output, output
@@ -122,11 +114,11 @@ def test_ranks_end_with_a_killed_run(on_cpus: Project) -> None:
     use(on_cpus, ZERO2, steps=100_000, log_every=1, save_every=200_000)
     state = on_cpus.work_dir("reconstruction", "tiny") / "state"
     process = start(on_cpus)
-    wait_for(lambda: bool(losses(state)) or process.poll() is not None)
+    wait_for(lambda: bool(losses(state)) or process.poll() is not None, PATIENCE)
     assert len(ranks(on_cpus)) == 3  # the launcher and two ranks
     process.kill()
     process.wait()
-    wait_for(lambda: not ranks(on_cpus))
+    wait_for(lambda: not ranks(on_cpus), PATIENCE)
 
 
 def test_configs_that_cannot_work_are_refused(on_cpus: Project, capfd: pytest.CaptureFixture[str]) -> None:

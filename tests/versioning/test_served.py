@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -26,11 +24,14 @@ from refrag_platform.versioning.runs import Git, commit_run
 from refrag_platform.versioning.served import bento_to_serve
 from tests.assets.conftest import MODEL, planted_project
 from tests.conftest import ROOT
+from tests.processes import answers, wait_for
 from tests.versioning.planted import run
 
 pytestmark = pytest.mark.slow
 # A planted store can't be searched.
 REAL = ("refrag_platform/store/build.py", "refrag_platform/serving/package.py")
+# How long a server may take to be built, loaded and ready on a busy machine.
+PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +61,6 @@ def _two_releases(folder: Path) -> tuple[Project, list[str]]:
     return project, found
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.2)
-
-
 def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_gone(
     versions: tuple[Project, list[str]],
 ) -> None:
@@ -75,6 +69,7 @@ def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_
     built = bento.store_path(project, "bentos", old)
     source = folder_digest(built / "src")
     port = free_port()
+    ready = f"http://127.0.0.1:{port}/readyz"
     command = [sys.executable, "-m", "refrag_platform", "serve", "--model", MODEL, "--port", str(port)]
     server = subprocess.Popen(command, cwd=project.root)
 
@@ -84,29 +79,22 @@ def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_
             words = [child.cmdline() for child in psutil.Process(server.pid).children()]
         except psutil.NoSuchProcess:  # it is being changed over
             return False
-        return any(tag in line for line in words) and answers(port)
+        return any(tag in line for line in words) and answers(ready)
 
     try:
-        wait_for(lambda: serves(new))
+        wait_for(lambda: serves(new), PATIENCE)
         shutil.rmtree(built)
         (project.root / "README.md").write_text("an edit that is nobody's business\n")
         before = (run(project.root, "git", "status", "--porcelain"), (project.root / "dvc.lock").read_bytes())
         run(project.root, sys.executable, "-m", "refrag_platform", "release", "rollback", MODEL)
-        wait_for(lambda: serves(old))
+        wait_for(lambda: serves(old), PATIENCE)
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
-    assert not answers(port)
+    assert not answers(ready)
     assert folder_digest(built / "src") == source
     assert before == (run(project.root, "git", "status", "--porcelain"), (project.root / "dvc.lock").read_bytes())
     assert bento.Package.of(project, MODEL).bento_tag == new, "what is in place stays"
-
-
-def answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_a_server_that_lost_its_device_is_noticed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, read_json, wanted
+from refrag_platform.stages import SHIPPED
 
 TRAINING_FILE = "training.json"
 CHUNKS_TRIED = 256
@@ -59,14 +60,17 @@ def training(artifact: Artifact) -> list[Row]:
     """The one row of what training.json states about the run."""
     values = artifact.read_json(TRAINING_FILE)
     first, last = (wanted(values, key, TRAINING_FILE) for key in ("first_loss", "last_loss"))
-    asked = getattr(artifact.recipe, artifact.stage).steps
+    settings = getattr(artifact.recipe, artifact.stage)
+    stated = wanted(values, "steps", TRAINING_FILE)
+    # The release was trained as its own recipe said.
+    asked = stated if getattr(settings, "continue_from", None) == SHIPPED else settings.steps
     return [
         {
             "row": artifact.stage,
             "first_loss": first,
             "last_loss": last,
             "loss_faults": sum(not is_finite(loss) for loss in (first, last)),
-            "steps_missing": asked - wanted(values, "steps", TRAINING_FILE),
+            "steps_missing": asked - stated,
         }
     ]
 

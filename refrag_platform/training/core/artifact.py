@@ -85,5 +85,6 @@ def write_training(context: StageContext, summary: dict[str, Any], parameters: d
     if not is_main():
         return {}
     (context.out / TRAINING_FILE).write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.copy(context.work / "metrics.jsonl", context.beside / "metrics.jsonl")
+    if (log := context.work / "metrics.jsonl").is_file():  # What is taken over was trained elsewhere.
+        shutil.copy(log, context.beside / "metrics.jsonl")
     return {**{key: figures[key] for key in ("steps", "first_loss", "last_loss")}, **last}
