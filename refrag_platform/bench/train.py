@@ -20,6 +20,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.training.core.loop import Batch, train
 from refrag_platform.training.core.metrics import memory_gb
+from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.cpt import CptTask
 
 # Dense bfloat16 matrix products, FLOP/s, as the makers state them.
@@ -136,7 +137,7 @@ def _plain(
 
 
 def _plain_loss(model: RefragModel, context: Tensor, output: Tensor, settings: CptRecipe) -> Tensor:
-    with torch.autocast(context.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+    with autocast(settings.precision, context.device):
         chunks = model.project(model.encode(context.flatten(0, 1))).view(*context.shape[:2], -1)
         text = model.decoder.get_input_embeddings()(output)
         labels = torch.cat([output.new_full(context.shape[:2], -100), output], 1)

@@ -51,6 +51,10 @@ def pack_weights(
             "more. Default: those trained here.",
         ),
     ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="A line of the model card on what was trained on. Default: the recipe's sources."),
+    ] = None,
     terms: Annotated[
         Path | None, typer.Option("--terms", help="Text file on the training data's sources and licences, for NOTICE.")
     ] = None,
@@ -82,6 +86,7 @@ def pack_weights(
         stages=[] if folder else _stage_manifests(model),
         results=[json.loads(path.read_text(encoding="utf-8")) for path in results or []],
         training=_figures(training or []),
+        data=data or [],
         terms=terms.read_text(encoding="utf-8") if terms else "",
         limit=int(limit_mib * MIB),
         replace=replace,

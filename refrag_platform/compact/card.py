@@ -17,13 +17,18 @@ LIMITS = """- A small decoder, trained to answer from the passages that it is gi
 
 
 def model_card(
-    recipe: Recipe, release: Mapping[str, Any], stages: Sequence[Manifest], results: Sequence[Mapping[str, Any]]
+    recipe: Recipe,
+    release: Mapping[str, Any],
+    stages: Sequence[Manifest],
+    results: Sequence[Mapping[str, Any]],
+    data: Sequence[str] = (),
 ) -> str:
     """What the release is, how it was made, how good it is, and what it is not for.
 
     Args:
         release: its manifest. stages: manifests of the stages that made the model, where they are known.
         results: of `refrag evaluate perplexity` and `refrag evaluate rag`, of the unpacked model.
+        data: what it was trained on; default: the recipe's sources.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
     parts = [
@@ -37,9 +42,9 @@ def model_card(
         f"{release['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
         "of the model that unpacking makes.",
         "## Data",
-        "\n".join(_data(recipe)),
+        "\n".join([f"- {line}" for line in data] or _data(recipe)),
         "## Training",
-        _training(recipe, stages),
+        _training(recipe, stages) if stages else _figures(release.get("training", {})),
         *([_results(result) for result in results] or ["## Results", "None were given."]),
         "## Limits",
         LIMITS,
@@ -87,9 +92,16 @@ def _training(recipe: Recipe, stages: Sequence[Manifest]) -> str:
                 gpus,
             ]
         )
-    if not rows:
-        return "The stages' manifests were not given."
     return table(["stage", "steps", "batch", "decoder learning rate", "last loss", "hours", "hardware"], rows)
+
+
+def _figures(training: Mapping[str, Mapping[str, Any]]) -> str:
+    """Of stages that were trained elsewhere, and left no manifest."""
+    rows = [
+        [stage, f"{figures['steps']:,}", f"{figures['first_loss']:.3f}", f"{figures['last_loss']:.3f}"]
+        for stage, figures in training.items()
+    ]
+    return table(["stage", "steps", "first loss", "last loss"], rows) if rows else "No figures were given."
 
 
 def _results(result: Mapping[str, Any]) -> str:

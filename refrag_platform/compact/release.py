@@ -66,6 +66,7 @@ def pack(
     stages: Sequence[Manifest] = (),
     results: Sequence[Mapping[str, Any]] = (),
     training: Mapping[str, Mapping[str, Any]] | None = None,
+    data: Sequence[str] = (),
     terms: str = "",
     limit: int = 24 * MIB,
     replace: bool = False,
@@ -75,7 +76,7 @@ def pack(
     Args:
         recipe, base_dir: of the untrained model; `base_dir` is the recipe's folder.
         controls: model folders of tuned controls, by system; of these the decoder is kept.
-        stages, results, terms: for README.md and NOTICE (compact/card.py).
+        stages, results, data, terms: for README.md and NOTICE (compact/card.py).
         training: by stage, the figures of its training.json, which an artifact that is taken from the release has too;
             default: as far as `stages` state them.
         limit: bytes of all files together.
@@ -126,7 +127,7 @@ def pack(
             f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
             "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
         )
-    (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
+    (partial / CARD).write_text(model_card(recipe, manifest, stages, results, data), encoding="utf-8")
     (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     old = out.with_name(f".{out.name}.old")

@@ -21,7 +21,10 @@ class TrainingRecipe(Section):
     final_learning_rate_share: Share = Field(0.1, ge=0, le=1, description="cosine ends at this share of the peak")
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="autocast; weights stay float32 in training")
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16",
+        description="autocast; weights stay float32; a CPU that can't multiply bf16 computes in float32",
+    )
     compile: bool = Field(False, description="torch.compile the model; pays on a GPU")
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     save_every: int = Field(100, ge=1, description="steps between resumable checkpoints")

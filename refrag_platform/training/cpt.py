@@ -32,6 +32,7 @@ from refrag_platform.training.core.groups import (
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
+from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.versioning.digest import folder_digest
@@ -173,7 +174,7 @@ class CptTask(Task):
         """The loss with the context of another window: it must be worse, or the vectors carry nothing."""
         if self.system != "refrag" or len(batch["output"]) < 2 or "repeats" in batch:
             return {}
-        with torch.autocast(batch["output"].device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with autocast(self.settings.precision, batch["output"].device):
             context = self.model.gather(batch["token_ids"], batch["chunk_index"], self.chunk_embeds(batch))
             return {
                 "own_loss": float(self.loss(context, batch["output"])),

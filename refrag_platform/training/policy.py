@@ -35,6 +35,7 @@ from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
 from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.episodes import (
@@ -112,18 +113,15 @@ class PolicyTask(Task):
     @torch.no_grad()
     def observe(self, batch: Batch) -> dict[str, Any]:
         """What the policy is given for each episode: chunk vectors [B, L, dim] and, if it reads it, the question."""
-        with self._precision(batch["chunks"]):
+        with autocast(self.settings.precision, batch["chunks"].device):
             vectors = encode_chunks(self.model, batch["chunks"], batch["padded"]).float()
             return policy_inputs(self.model, self.policy, batch, vectors)
 
     @torch.no_grad()
     def rewards(self, batch: Batch, vectors: Tensor, keep: Tensor) -> Tensor:
         """-log-perplexity of the true tokens for keep [B, G, L]: [B, G]."""
-        with self._precision(keep):
+        with autocast(self.settings.precision, keep.device):
             return -log_perplexity(judged_losses(self.model, batch, vectors, keep), batch["labels"])
-
-    def _precision(self, tensor: Tensor) -> torch.autocast:
-        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         # In float32, as the samples were drawn: rounded logits alone would move the ratios.

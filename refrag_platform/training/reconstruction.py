@@ -23,6 +23,7 @@ from refrag_platform.training.core.groups import decoder_group, encoder_groups, 
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 
@@ -119,7 +120,7 @@ class ReconstructionTask(Task):
         tokens = batch["tokens"]
         if len(tokens) < 2:
             return {}
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        with autocast(self.settings.precision, tokens.device):
             embeds = self.model.project(self.model.encode(tokens.reshape(-1, self.model.chunk_size), padded=False))
             others = embeds.view(len(tokens), -1, embeds.shape[-1]).roll(1, 0).flatten(0, 1)
             return {

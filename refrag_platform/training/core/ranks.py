@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.recipes import TrainingRecipe
+from refrag_platform.training.core.precision import computes_bf16
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.DEEPSPEED)
 
@@ -42,9 +43,10 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
     on_cpus = world > 1 and not torch.cuda.is_available()
     if on_cpus:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerator = Accelerator(
         cpu=on_cpus and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-        mixed_precision="bf16" if settings.precision == "bf16" else "no",
+        mixed_precision="bf16" if computes_bf16(settings.precision, device) else "no",
         gradient_accumulation_steps=micro_steps,
         kwargs_handlers=handlers,
     )
