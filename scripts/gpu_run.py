@@ -39,7 +39,7 @@ from refrag_platform.evaluation.report import perplexity_report
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
 from refrag_platform.evaluation.selection_report import selection_report
 from refrag_platform.evaluation.windows import split_windows
-from refrag_platform.model.loading import default_device, default_dtype
+from refrag_platform.model.loading import default_device, default_dtype, load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, TrainingRecipe
@@ -91,6 +91,8 @@ def train_stage(
     seconds: Annotated[float | None, typer.Option("--seconds", help="Stop, saved, after this long.")] = None,
 ) -> None:
     """Train one run to its end, or until --seconds have passed; started again, it goes on from there."""
+    if teacher and stage != "cpt":
+        raise typer.BadParameter(f"--teacher {teacher}: only cpt learns from a teacher, not {stage}")
     if teacher:
         values = [*(values or []), f"teacher={runs / teacher / 'model'}"]
     recipe, folder = _recipe(base, stage, values or []), runs / (name or stage)
@@ -256,7 +258,7 @@ def _task(
         task = FinetunedTask(model, policy, recipe.finetuned, Examples(corpus, recipe.finetuned, recipe.seed), system)
     else:
         system = cast(System, "refrag" if stage == "cpt" else stage)
-        teacher = RefragModel.load(Path(recipe.cpt.teacher)) if recipe.cpt.teacher else None
+        teacher = load_control(Path(recipe.cpt.teacher), model) if recipe.cpt.teacher else None
         task = cpt_task(model, corpus, recipe.cpt, recipe.seed, system, teacher)
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)

@@ -28,7 +28,11 @@ def pack_weights(
     model: Model,
     out: Annotated[Path | None, typer.Option("--out", help="Default: models/NAME/release.")] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="The trained model folder. Default: the fine-tuned checkpoint.")
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="The trained model folder. Default: the fine-tuned one; give CPT's for pipelines to start from.",
+        ),
     ] = None,
     controls: Annotated[
         Path | None, typer.Option("--controls", help="Folder of tuned controls to take along, as adapters.")

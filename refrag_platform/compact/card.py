@@ -6,11 +6,11 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refrag_platform.compact.release import MIB
 from refrag_platform.evaluation.report import perplexity_report, rag_report, table
 from refrag_platform.recipes import Recipe
 from refrag_platform.versioning.manifest import Manifest
 
-MIB = 1 << 20
 LIMITS = """- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently.
 - Compression loses detail: names, numbers and spellings in a chunk that is not expanded may come back wrong.
 - English alone. Chunk vectors can be turned back into text: treat them as text for access."""
@@ -84,7 +84,7 @@ def _training(recipe: Recipe, stages: Sequence[Manifest]) -> str:
         rows.append(
             [
                 stage.stage,
-                f"{settings.steps:,}",
+                f"{stage.metrics.get('steps', settings.steps):,}",
                 f"{settings.batch_size}",
                 f"{settings.decoder_learning_rate:g}",
                 "–" if loss is None else f"{loss:.3f}",

@@ -27,7 +27,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from refrag_platform.compact.card import MIB, model_card, notice
 from refrag_platform.compact.coding import Coding, State, decode, encode, relative_error
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
@@ -35,9 +34,11 @@ from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe
+from refrag_platform.training.core.metrics import MACHINE
 from refrag_platform.versioning.manifest import Manifest
 
 FORMAT = 1
+MIB = 1 << 20
 MANIFEST = "manifest.json"
 CARD, NOTICE = "README.md", "NOTICE"
 ENCODER, DECODER, CONTROLS = "encoder.safetensors", "decoder.safetensors", "controls"
@@ -78,7 +79,7 @@ def pack(
         controls: model folders of tuned controls, by system; of these the decoder is kept.
         stages, results, data, terms: for README.md and NOTICE (compact/card.py).
         training: by stage, the figures of its training.json, which an artifact that is taken from the release has too;
-            default: as far as `stages` state them.
+            where `stages` don't state them.
         limit: bytes of all files together.
         replace: `out` may be a release already; it is replaced as a whole.
 
@@ -117,7 +118,8 @@ def pack(
         "codings": asdict(codings),
         # Of the change from the base, in root mean square.
         "relative_errors": {name: round(error, 5) for name, error in errors.items()},
-        "training": {stage: dict(figures) for stage, figures in (training or _stated(stages)).items()},
+        "settings": _shape(recipe),
+        "training": _stated(stages) | dict(training or {}),
         "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
         "bytes": size,
     }
@@ -127,6 +129,9 @@ def pack(
             f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
             "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
         )
+    # It prints evaluations: nothing that trains needs it.
+    from refrag_platform.compact.card import model_card, notice
+
     (partial / CARD).write_text(model_card(recipe, manifest, stages, results, data), encoding="utf-8")
     (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -155,6 +160,13 @@ def load_release(
             f"{manifest['base']['encoder']}); the recipe {recipe.name} gives {base_digest(model)} "
             f"({recipe.decoder.source}, {recipe.encoder.source}); use the recipe and packages that it was made with"
         )
+    for section, values in _shape(recipe).items():
+        made = manifest["settings"][section]
+        if changed := [key for key in values if values[key] != made.get(key)]:
+            raise ArtifactError(
+                f"{folder} was made with other settings than the recipe {recipe.name} has: "
+                + ", ".join(f"{section}.{key} {made.get(key)!r}, not {values[key]!r}" for key in changed)
+            )
     names = [ENCODER, DECODER] if control is None else [f"{CONTROLS}/{control}.safetensors"]
     for name in names:
         if name not in manifest["files"]:
@@ -207,6 +219,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _shape(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The settings that weights must share with a recipe to fit it; base weights have a digest."""
+    encoder = {key: value for key, value in recipe.section("encoder").items() if key != "source"}
+    return {"encoder": encoder, "projection": recipe.section("projection")}
+
+
 def _stated(stages: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
     """What manifests say of their trainings."""
     return {manifest.stage: training_figures(manifest.metrics) for manifest in stages}
@@ -222,7 +240,8 @@ def training_figures(values: Mapping[str, Any]) -> dict[str, Any]:
         raise RefragError(
             f"the figures of a training have no {', '.join(missing)}; give a summary.json or training.json"
         )
-    return {key: values[key] for key in TRAINING} | {"last": dict(values.get("last", {}))}
+    last = {key: value for key, value in values.get("last", {}).items() if key not in MACHINE}
+    return {key: values[key] for key in TRAINING} | {"last": last}
 
 
 def _is_release(folder: Path) -> bool:

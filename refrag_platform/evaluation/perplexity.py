@@ -28,10 +28,10 @@ from refrag_platform.evaluation.metrics import (
 )
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem, score_plain, score_refrag
 from refrag_platform.evaluation.windows import Windows
+from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.progress import Progress
-from refrag_platform.training.core.artifact import load_control
 
 
 @dataclass(frozen=True)

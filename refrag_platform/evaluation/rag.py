@@ -30,12 +30,12 @@ from refrag_platform.evaluation.readings import (
     readings,
 )
 from refrag_platform.evaluation.scoring import PlainSystem
+from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.progress import Progress
-from refrag_platform.training.core.artifact import load_control
 
 SCORES = ("exact_match", "f1", "rouge_l")
 # Questions whose prompts are made before they are answered, in batches.

@@ -38,6 +38,21 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+def load_control(folder: Path, like: RefragModel) -> RefragModel:
+    """A control in the type and on the device of the model it is held against.
+
+    Raises:
+        ArtifactError: its vocabulary is another, so that it does not predict the same tokens.
+    """
+    control = RefragModel.load(folder, next(like.decoder.parameters()).dtype, like.device)
+    if len(control.tokenizer) != len(like.tokenizer):
+        raise ArtifactError(
+            f"the control {folder} has {len(control.tokenizer)} tokens, the model {len(like.tokenizer)}; "
+            "train it from the same recipe"
+        )
+    return control
+
+
 def model_folder(name_or_dir: str, project: Project | None = None) -> Path:
     """The folder that holds model.json, for a model's name or a folder (with or without `content/`).
 

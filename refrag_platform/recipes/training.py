@@ -116,7 +116,8 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
 
     teacher: str | None = Field(
         None,
-        description="model folder of the control tuned on full contexts, whose predictions are learned too",
+        description="folder, beside the recipe, of the model tuned on full contexts (the control `full`): what it "
+        "predicts is learned too",
     )
     teacher_share: Share = Field(
         0.5,
@@ -131,6 +132,8 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
             self.refuse_idle("curriculum is null", "curriculum_share")
         if self.teacher is None:
             self.refuse_idle("teacher is null", "teacher_share")
+        if self.continue_from == "release":
+            self.refuse_idle("continue_from is 'release', which is not trained on", "teacher")
         return self
 
 

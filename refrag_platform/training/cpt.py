@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refrag_platform.compact import start
+from refrag_platform.compact.start import take_over_release
+from refrag_platform.errors import RecipeError
+from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.stages import SHIPPED, StageContext
-from refrag_platform.training.core.artifact import finish, load_control, load_model
+from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import (
     decoder_group,
@@ -228,7 +230,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     """
     settings = context.recipe.cpt
     if settings.continue_from == SHIPPED:
-        return start.take_over(context)
+        return take_over_release(context)
     if context.released is None:
         model = load_model(context, "reconstruction")
     else:
@@ -246,6 +248,11 @@ def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
     if context.recipe.cpt.teacher is None:
         return None
     folder = context.project.recipe_path(context.recipe.name).parent / context.recipe.cpt.teacher
+    if not folder.is_dir():
+        raise RecipeError(
+            f"cpt.teacher of {context.recipe.name} is {context.recipe.cpt.teacher!r}: no folder {folder}; name the "
+            "model folder of a control tuned on full contexts, relative to the recipe's folder, or leave it out"
+        )
     teacher = load_control(folder, like=model)
     context.sources.append(InputRecord(path=str(folder), hash=folder_digest(folder)))
     return teacher

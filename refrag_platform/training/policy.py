@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refrag_platform.compact import start
+from refrag_platform.compact.start import take_over_release
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.policy import (
@@ -199,7 +199,7 @@ def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: 
 def train_policy(context: StageContext) -> dict[str, Any]:
     """The stage: the CPT checkpoint, frozen, in; a policy network out, or the release's."""
     if context.recipe.policy.continue_from == SHIPPED:
-        return start.take_over(context)
+        return take_over_release(context)
     model, recipe = load_model(context, "cpt"), context.recipe
     task = policy_task(model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root)
     summary = train(task, recipe.policy, context.work, f"policy of {recipe.name}")

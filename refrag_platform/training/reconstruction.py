@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refrag_platform.compact import start
+from refrag_platform.compact.start import take_over_release
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe
@@ -152,7 +152,7 @@ def train_reconstruction(context: StageContext) -> dict[str, Any]:
     Where it continues from a released checkpoint or the release, that is taken over: cpt trains on from there.
     """
     if context.recipe.reconstruction.continue_from == SHIPPED:
-        return start.take_over(context)
+        return take_over_release(context)
     if context.released is not None:
         return take_over(context, context.released)
     base = context.project.recipe_path(context.recipe.name).parent

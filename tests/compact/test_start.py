@@ -80,8 +80,19 @@ def test_what_the_release_lacks_is_named(project: Project) -> None:
     write_release(project, seed=1, with_policy=False)
     for stage in ("reconstruction", "cpt"):
         run_stage(project, stage, MODEL)
-    with pytest.raises(ArtifactError, match=r"holds no policy .* set policy\.continue_from to null"):
+    with pytest.raises(ArtifactError, match=r"holds no policy; leave policy\.continue_from out"):
         run_stage(project, "policy", MODEL)
+
+
+def test_a_release_of_another_shape_is_refused(project: Project) -> None:
+    """The base weights are the same: only the settings tell."""
+    write_release(project, seed=1)
+    params = project.params()
+    params["overrides"][MODEL]["projection"] = {"activation": "relu"}
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    base = project.recipe_path(MODEL).parent
+    with pytest.raises(ArtifactError, match=r"other settings than the recipe tiny has: projection\.activation"):
+        load_release(base / "release", project.recipe(MODEL), base)
 
 
 def test_a_policy_of_other_vectors_is_refused(project: Project) -> None:

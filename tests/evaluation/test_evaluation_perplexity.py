@@ -14,12 +14,12 @@ from refrag_platform.evaluation.decoders import control_folders, recipe_of, untu
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.scoring import PlainSystem, score_plain, score_refrag
 from refrag_platform.evaluation.windows import Windows
+from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text
 from refrag_platform.project import Project
 from refrag_platform.training.core import losses
-from refrag_platform.training.core.artifact import load_control
 
 ROW_KEYS = ["system", "tuned", "k", "share_kept", "P16", "P32", "P128", "P512", "windows"]
 

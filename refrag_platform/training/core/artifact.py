@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from refrag_platform.errors import ArtifactError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.publication import INPUTS_FILE
 from refrag_platform.stages import StageContext
@@ -24,21 +23,6 @@ TRAINING_FILE = "training.json"
 def load_model(context: StageContext, stage: str) -> RefragModel:
     """The model of an earlier stage, in float32 for training."""
     return RefragModel.load(context.inputs[stage])
-
-
-def load_control(folder: Path, like: RefragModel) -> RefragModel:
-    """A control in the type and on the device of the model it is held against.
-
-    Raises:
-        ArtifactError: its vocabulary is another, so that it does not predict the same tokens.
-    """
-    control = RefragModel.load(folder, next(like.decoder.parameters()).dtype, like.device)
-    if len(control.tokenizer) != len(like.tokenizer):
-        raise ArtifactError(
-            f"the control {folder} has {len(control.tokenizer)} tokens, the model {len(like.tokenizer)}; "
-            "train it from the same recipe"
-        )
-    return control
 
 
 def finish(context: StageContext, model: RefragModel, summary: dict[str, Any]) -> dict[str, Any]:
