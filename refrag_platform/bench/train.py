@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.training.core.loop import Batch, train
@@ -53,7 +54,7 @@ def bench_train(model: RefragModel, settings: CptRecipe, steps: int, warmup: int
         steps, warmup: measured steps, and steps before them (compilation).
     """
     settings = settings.model_copy(update={"curriculum": None, "mixed_steps_share": 0.0})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     plain_model = copy.deepcopy(model)
     ours = bench_loop(OneBatch(model, settings, {}, seed), settings, steps, warmup)
     flops = step_flops(model, settings)

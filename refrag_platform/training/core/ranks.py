@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.loading import default_device
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core.precision import computes_bf16
 
@@ -43,10 +44,9 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
     on_cpus = world > 1 and not torch.cuda.is_available()
     if on_cpus:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accelerator = Accelerator(
         cpu=on_cpus and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"),
-        mixed_precision="bf16" if computes_bf16(settings.precision, device) else "no",
+        mixed_precision="bf16" if computes_bf16(settings.precision, default_device()) else "no",
         gradient_accumulation_steps=micro_steps,
         kwargs_handlers=handlers,
     )
