@@ -37,8 +37,6 @@ from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import InputRecord
 
 System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
@@ -244,7 +242,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
 
 
 def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
-    """The control that the recipe names as teacher, recorded as a source of the artifact."""
+    """The control that the recipe names as teacher; the runner records it (`versioning.outside`)."""
     if context.recipe.cpt.teacher is None:
         return None
     folder = context.project.recipe_path(context.recipe.name).parent / context.recipe.cpt.teacher
@@ -253,6 +251,4 @@ def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
             f"cpt.teacher of {context.recipe.name} is {context.recipe.cpt.teacher!r}: no folder {folder}; name the "
             "model folder of a control tuned on full contexts, relative to the recipe's folder, or leave it out"
         )
-    teacher = load_control(folder, like=model)
-    context.sources.append(InputRecord(path=str(folder), hash=folder_digest(folder)))
-    return teacher
+    return load_control(folder, like=model)

@@ -67,7 +67,7 @@ def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]
 
 
 def _teacher(project: Project, recipe: Recipe) -> list[InputRecord]:
-    """The tuned control that CPT learns from, as it records it itself."""
+    """The tuned control that CPT learns from."""
     if recipe.cpt.teacher is None:
         return []
     folder = project.recipe_path(recipe.name).parent / recipe.cpt.teacher
