@@ -60,9 +60,5 @@ def untuned_decoder(recipe: Recipe, base: Path, like: RefragModel) -> PreTrained
     """
     decoder = load_decoder(recipe.decoder, base, recipe.seed)
     # Not decoder.to(...): transformers wraps it in a way that type checkers can't follow.
-    torch.nn.Module.to(decoder, device=like.device, dtype=_dtype(like))
+    torch.nn.Module.to(decoder, device=like.device, dtype=like.dtype)
     return decoder.eval()
-
-
-def _dtype(model: RefragModel) -> torch.dtype:
-    return next(model.decoder.parameters()).dtype

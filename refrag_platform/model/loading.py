@@ -44,7 +44,7 @@ def load_control(folder: Path, like: RefragModel) -> RefragModel:
     Raises:
         ArtifactError: its vocabulary is another, so that it does not predict the same tokens.
     """
-    control = RefragModel.load(folder, next(like.decoder.parameters()).dtype, like.device)
+    control = RefragModel.load(folder, like.dtype, like.device)
     if len(control.tokenizer) != len(like.tokenizer):
         raise ArtifactError(
             f"the control {folder} has {len(control.tokenizer)} tokens, the model {len(like.tokenizer)}; "

@@ -107,6 +107,10 @@ class RefragModel(nn.Module):
     def device(self) -> torch.device:
         return self.projection.inner.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
     def encoder_digest(self) -> str:
         """Hash of the encoder, kept after the first call while the model is in evaluation mode."""
         if self.training or self._digest is None:
