@@ -23,7 +23,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import typer
@@ -38,6 +38,7 @@ from refrag_platform.evaluation.reconstruction import reconstruction_accuracy
 from refrag_platform.evaluation.report import perplexity_report
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
 from refrag_platform.evaluation.selection_report import selection_report
+from refrag_platform.evaluation.stage import write_json
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import default_device, default_dtype, load_control
 from refrag_platform.model.policy import PolicyNetwork
@@ -131,7 +132,7 @@ def train_stage(
             network.cpu().save(folder / "model")
     # The optimizer's state is of no more use, and large.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    _write(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
+    write_json(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
     typer.echo(json.dumps(summary))
 
 
@@ -155,7 +156,7 @@ def evaluate(
     result = evaluate_perplexity(
         trained, None, found, untuned=untuned, controls=controls, batch_size=batch_size, seed=recipe.seed
     )
-    _write(out / "perplexity.json", result)
+    write_json(out / "perplexity.json", result)
     typer.echo(perplexity_report(result))
 
 
@@ -181,7 +182,7 @@ def reconstruct(
         windows = Windows(base / "corpus", "validation", chunks * trained.chunk_size, seed=0)
         rows.append(reconstruction_accuracy(trained, windows.batch(0, 0, samples), greedy, 64, start_token))
         typer.echo(json.dumps(rows[-1]))
-    _write(out / "reconstruction.json", {"rows": rows})
+    write_json(out / "reconstruction.json", {"rows": rows})
 
 
 @app.command()
@@ -224,7 +225,7 @@ def selection(
         batch_size=batch_size,
         seed=recipe.seed,
     )
-    _write(out / f"selection-{'questions' if questions else 'windows'}.json", result)
+    write_json(out / f"selection-{'questions' if questions else 'windows'}.json", result)
     typer.echo(selection_report(result))
 
 
@@ -278,11 +279,6 @@ def _linked_controls(runs: Path) -> Path:
     for folder in _trained_controls(runs):
         (target / folder.parent.name).symlink_to(folder.resolve())
     return target
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def latency_figure(result: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     times.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def throughput_figure(result: Mapping[str, Any], path: Path) -> None:
@@ -57,6 +57,11 @@ def throughput_figure(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("new tokens per second")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 

@@ -63,6 +63,7 @@ def latency(
     from refrag_platform.bench.latency import bench_latency
     from refrag_platform.bench.report import system_label
     from refrag_platform.bench.systems import Plan
+    from refrag_platform.evaluation.stage import write_json
 
     ks, named = _numbers("--k", k), tuple(name.strip() for name in systems.split(","))
     plans = [Plan(s, question, ks, named, runs, warmup, seed) for s in _numbers("--context", context)]
@@ -78,9 +79,8 @@ def latency(
         typer.echo(f"{row['context']:>7,} {system_label(row):>14}: {told}{gain}, MFU {row['mfu']:.1%}, {size}")
 
     result = bench_latency(_subject(shape, model), plans, show)
-    _write(json, result)
+    write_json(json, result)
     if plot:
-        plot.parent.mkdir(parents=True, exist_ok=True)
         latency_figure(result, plot)
 
 
@@ -101,6 +101,7 @@ def throughput(
     from refrag_platform.bench.figures import throughput_figure
     from refrag_platform.bench.report import system_label
     from refrag_platform.bench.throughput import ThroughputPlan, bench_throughput
+    from refrag_platform.evaluation.stage import write_json
 
     def show(row: dict[str, Any]) -> None:
         speed = f"{row['tokens_per_second']:,.1f} tokens/s, {row['speedup']:.2f}x"
@@ -108,9 +109,8 @@ def throughput(
 
     plan = ThroughputPlan(context, question, new_tokens, _numbers("--k", k), runs, largest, seed)
     result = bench_throughput(_subject(shape, model), plan, show)
-    _write(json, result)
+    write_json(json, result)
     if plot:
-        plot.parent.mkdir(parents=True, exist_ok=True)
         throughput_figure(result, plot)
 
 
@@ -179,10 +179,3 @@ def _numbers(option: str, value: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise RefragError(f"{option} is {value!r}; it must be positive numbers between commas, e.g. 8,16,32")
     return tuple(int(part) for part in parts)
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    from refrag_platform.evaluation.stage import write_json
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)

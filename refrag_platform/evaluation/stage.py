@@ -94,7 +94,8 @@ def write_reports(
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Indented JSON, replaced as a whole."""
+    """Indented JSON, replaced as a whole; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
