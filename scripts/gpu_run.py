@@ -29,8 +29,10 @@ import torch
 import typer
 import yaml
 from gpu_pieces import base_model, base_recipe
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from refrag_platform.compact.coding import Coding, decode, encode
+from refrag_platform.compact.release import model_state
 from refrag_platform.corpus.question_files import read_passages, read_questions
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
@@ -45,7 +47,7 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, TrainingRecipe
 from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
-from refrag_platform.training.core.lora import lora_state, merge_lora
+from refrag_platform.training.core.lora import continue_lora, lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import System, cpt_task
 from refrag_platform.training.examples import Examples
@@ -82,6 +84,9 @@ def train_stage(
     policy: Annotated[
         str | None, typer.Option("--policy", help="finetuned: the run whose policy expands chunks; default: none are.")
     ] = None,
+    lora: Annotated[
+        str | None, typer.Option("--lora", help="Go on with this run's low-rank updates; --start is that run, too.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="cpt: the run of the control `full` whose predictions are learned.")
     ] = None,
@@ -104,6 +109,8 @@ def train_stage(
     model = RefragModel.load(runs / start / "model") if start else base_model(base)
     network = PolicyNetwork.load(runs / policy / "model") if policy else None
     task = _task(stage, model, network, recipe, base / "corpus", freeze_embeddings)
+    if lora:
+        continue_lora(model, load_file(runs / lora / "lora.safetensors"))
     settings: TrainingRecipe = getattr(recipe, _section(stage))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -119,9 +126,7 @@ def train_stage(
         typer.echo(str(stopped))
         sys.exit(3)
     if updates := lora_state(model):
-        save_file(
-            {key: tensor.cpu().to(torch.bfloat16) for key, tensor in updates.items()}, folder / "lora.safetensors"
-        )
+        save_file({key: tensor.cpu() for key, tensor in updates.items()}, folder / "lora.safetensors")
     merge_lora(model)
     (folder / "model").mkdir(exist_ok=True)
     if isinstance(task, PolicyTask):
@@ -134,6 +139,24 @@ def train_stage(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_json(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
     typer.echo(json.dumps(summary))
+
+
+@app.command("round")
+def round_encoder(
+    base: Base,
+    runs: Runs,
+    run: Annotated[str, typer.Argument(help="The run whose encoder and projection are rounded.")],
+    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="As `refrag weights pack --encoder-bits`.")] = 3,
+) -> None:
+    """Round a run's encoder as a release does: what is trained after it learns to read the vectors that will ship."""
+    folder = runs / run / "model"
+    model, before = RefragModel.load(folder), model_state(base_model(base))
+    trained = {name: tensor for name, tensor in model_state(model).items() if not name.startswith("decoder.")}
+    rounded = decode({name: before[name] for name in trained}, encode(before, trained, Coding(bits)))
+    with torch.no_grad():
+        for name, tensor in rounded.items():
+            trained[name].copy_(tensor)
+    model.save(folder)
 
 
 @app.command()

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from refrag_platform.errors import RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
-from refrag_platform.training.core.lora import lora_state, merge_lora, prepare_decoder
+from refrag_platform.training.core.lora import continue_lora, lora_state, merge_lora, prepare_decoder
 
 
 def _logits(model: RefragModel) -> torch.Tensor:
     with torch.no_grad():
         return model.decoder(input_ids=torch.arange(2, 34)[None]).logits
+
+
+def _train(model: RefragModel) -> None:
+    for name, tensor in lora_state(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(tensor, std=0.1, generator=torch.Generator().manual_seed(1))
 
 
 def test_only_the_updates_of_linear_layers_are_trained(model: RefragModel) -> None:
@@ -24,11 +32,33 @@ def test_only_the_updates_of_linear_layers_are_trained(model: RefragModel) -> No
 def test_merging_leaves_the_plain_decoder_with_the_same_logits(model: RefragModel) -> None:
     names, before = list(model.decoder.state_dict()), _logits(model)
     prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
-    for name, tensor in lora_state(model).items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(tensor, std=0.1, generator=torch.Generator().manual_seed(1))
+    _train(model)
     trained = _logits(model)
     assert not torch.allclose(trained, before, atol=1e-3)
     merge_lora(model)
     assert list(model.decoder.state_dict()) == names
     torch.testing.assert_close(_logits(model), trained, atol=1e-4, rtol=1e-4)
+
+
+def test_a_training_goes_on_with_merged_updates_and_the_change_keeps_its_rank(model: RefragModel) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    start = model.decoder.get_submodule(name).weight.detach().clone()
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    _train(model)
+    updates = {key: tensor.clone() for key, tensor in lora_state(model).items()}
+    merge_lora(model)
+    before = _logits(model)
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=7)
+    continue_lora(model, updates)
+    torch.testing.assert_close(_logits(model), before, atol=1e-4, rtol=1e-4)
+    for tensor in lora_state(model).values():
+        tensor.add_(0.01 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2)))
+    merge_lora(model)
+    change = model.decoder.get_submodule(name).weight.detach() - start
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) == 4
+
+
+def test_updates_of_another_rank_are_refused(model: RefragModel) -> None:
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    with pytest.raises(RefragError, match="same lora_rank"):
+        continue_lora(model, {key: tensor[:1] for key, tensor in lora_state(model).items()})

@@ -5,9 +5,12 @@ The decoder keeps its class and its names: updates are injected for the training
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from refrag_platform.errors import RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import TrainsDecoder
 
@@ -30,6 +33,29 @@ def prepare_decoder(model: RefragModel, settings: TrainsDecoder, seed: int) -> N
         inject_adapter_in_model(config, model.decoder)
     for name, parameter in model.decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
+    """Go on with updates that an earlier training merged, instead of fresh ones on top: the rank stays what it was.
+
+    Args: updates: `lora_state` of that training's end, in float32; `model` has been prepared for the same rank.
+
+    Raises:
+        RefragError: they are of another rank or other layers.
+    """
+    own = lora_state(model)
+    if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in updates.items()}:
+        raise RefragError(
+            "the updates to go on with are of another rank or other layers than the recipe's; set the same lora_rank"
+        )
+    from peft.tuners.lora import LoraLayer
+
+    for name, tensor in updates.items():
+        own[name].copy_(tensor)
+    for module in model.decoder.modules():
+        if isinstance(module, LoraLayer):
+            # What is merged already must not count twice.
+            module.get_base_layer().weight.data -= module.get_delta_weight("default")
 
 
 def lora_state(model: RefragModel) -> dict[str, Tensor]:
