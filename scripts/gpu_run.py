@@ -35,9 +35,11 @@ from refrag_platform.compact.coding import Coding, decode, encode
 from refrag_platform.compact.release import model_state
 from refrag_platform.corpus.question_files import read_passages, read_questions
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
+from refrag_platform.evaluation.metrics import log_perplexity
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.reconstruction import reconstruction_accuracy
 from refrag_platform.evaluation.report import perplexity_report
+from refrag_platform.evaluation.scoring import score_plain, score_refrag
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
 from refrag_platform.evaluation.selection_report import selection_report
 from refrag_platform.evaluation.stage import write_json
@@ -181,6 +183,30 @@ def evaluate(
     )
     write_json(out / "perplexity.json", result)
     typer.echo(perplexity_report(result))
+
+
+@app.command()
+def score(
+    base: Base,
+    runs: Runs,
+    names: Annotated[list[str], typer.Argument(help="Runs of one system, say at several learning rates.")],
+    system: Annotated[System, typer.Option("--system", help="What the runs were trained to read.")] = "refrag",
+    context: Annotated[int, typer.Option("--context", help="s: context tokens.")] = 1024,
+    output: Annotated[int, typer.Option("--output", help="o: predicted tokens.")] = 128,
+    windows: Annotated[int, typer.Option("--windows", help="Held-out windows, at most.")] = 200,
+) -> None:
+    """Held-out log-perplexity of some runs alone, written to score.json of each: to choose among them."""
+    torch.set_float32_matmul_precision("high")
+    found = split_windows(base / "corpus", "validation", context, output, windows, base_recipe(base).seed)
+    for name in names:
+        model = RefragModel.load(runs / name / "model", device=default_device())
+        if system == "refrag":
+            nll = score_refrag(model, None, found, 0.0, batch_size=32)
+        else:
+            nll = score_plain(model.decoder, system, found, model.chunk_size, model.start_token_id, batch_size=32)
+        figures = {"run": name, "system": system, "context": context, "windows": len(found), **log_perplexity(nll)}
+        write_json(runs / name / "score.json", figures)
+        typer.echo(json.dumps(figures))
 
 
 @app.command()
