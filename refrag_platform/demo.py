@@ -16,7 +16,7 @@ from refrag_platform.quality.results import DOCS_FOLDER, read_results
 from refrag_platform.runner import run_stage
 from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
-from refrag_platform.stages import STAGES
+from refrag_platform.stages import SHIPPED, STAGES
 from refrag_platform.versioning.manifest import Manifest
 
 # What a question shows of itself when the corpus has no questions.
@@ -136,9 +136,14 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
         ],
     )
     _print_answer(console, served)
-    if project.recipe(model).maturity == "undertrained":
+    recipe = project.recipe(model)
+    if recipe.maturity == "undertrained":
+        if recipe.cpt.continue_from == SHIPPED:
+            saw = f"fine-tuning and policy saw minutes on a CPU; models/{model}/{SHIPPED}, where it starts from, a GPU"
+        else:
+            saw = "it saw minutes of training on a CPU"
         console.print(
-            "\nThe model is undertrained: it saw minutes of training on a CPU, to show the pipeline and not quality. "
+            f"\nThe model is undertrained ({saw}): this shows the pipeline and not quality. "
             "docs/results.md has what a GPU run reaches.",
             style="yellow",
         )
