@@ -56,6 +56,15 @@ def recovered_rows(result: dict[str, Any]) -> str:
     return table(["chunks", "teacher-forced", "another sample's vectors", "greedy"], rows)
 
 
+def run_rows(result: dict[str, Any]) -> str:
+    """A row a run that `gpu_run.py score` judged."""
+    rows = [
+        [row["run"], f"{row['context']:,}", str(row["windows"]), *(number(row[score], ".3f") for score in SCORES)]
+        for row in result["rows"]
+    ]
+    return table(["run", "context", "windows", *SCORES], rows)
+
+
 def choice_rows(result: dict[str, Any]) -> str:
     """A row a variant: tokens recovered from 1, 8 and 32 chunks, and log-perplexity after equal CPT."""
     rows = []
@@ -106,6 +115,8 @@ def main(
                 rows = bench_rows(result)
             elif "teacher_forced" in first:
                 rows = recovered_rows(result)
+            elif "run" in first:
+                rows = run_rows(result)
             elif "name" in first:
                 rows = choice_rows(result)
                 if plot:
