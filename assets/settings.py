@@ -17,8 +17,9 @@ from refrag_platform.project import Project
 
 Mode = Literal["full", "continue"]
 MODE_HELP = (
-    "full: every training starts from scratch. continue: training goes on from the released checkpoint on the new "
-    "documents, the encoder frozen, and only changed passages are encoded again."
+    "full: training starts from scratch, or from models/NAME/release where params.yaml says continue_from: release. "
+    "continue: it goes on from the released checkpoint on the new documents, the encoder frozen, and only changed "
+    "passages are encoded again."
 )
 PROMOTE_HELP = "Release the model if no figure of the recipe's release.tolerances got worse; else only judge it."
 

@@ -28,13 +28,16 @@ def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -
     """Set in params.yaml from where the model's training starts; returns what that means, in a sentence.
 
     To continue, there must be a release that fits the recipe; else the run is a full one, and the sentence says why.
+    A full run starts from the weights in models/NAME/release where params.yaml says so already, else from scratch.
 
     Raises:
         RefragError: params.yaml does not name the model, or can't be edited as it is laid out.
     """
-    version, meaning = (None, "full: training starts from scratch; the whole chunk store is encoded again")
-    if mode == "continue":
-        version, meaning = _continued(project, model)
+    overrides = (project.params().get("overrides") or {}).get(model) or {}
+    shipped = all((overrides.get(stage) or {}).get("continue_from") == SHIPPED for stage in CONTINUED)
+    start = f"the weights in models/{model}/{SHIPPED}, as params.yaml says" if shipped else "scratch"
+    full = (SHIPPED if shipped else None, f"training starts from {start}; the whole chunk store is encoded again")
+    version, meaning = _continued(project, model, full) if mode == "continue" else (full[0], f"full: {full[1]}")
     set_override(project, model, CONTINUED, "continue_from", version)
     return meaning
 
@@ -76,14 +79,12 @@ def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> No
     partial.rename(target)
 
 
-def _continued(project: Project, model: str) -> tuple[str | None, str]:
-    """The version to continue from, and what that means."""
-    scratch = "so this run is a full one: training starts from scratch; the whole chunk store is encoded again"
+def _continued(project: Project, model: str, full: tuple[str | None, str]) -> tuple[str | None, str]:
+    """The version to continue from, and what that means; `full` is the same of a full run."""
     release = released(project, model)
-    if release is None:
-        return None, f"no version of {model} is released yet, {scratch}"
-    if why := _misfit(release, project.recipe(model)):
-        return None, f"{why}, {scratch}"
+    why = f"no version of {model} is released yet" if release is None else _misfit(release, project.recipe(model))
+    if release is None or why:
+        return full[0], f"{why}, so this run is a full one: {full[1]}"
     try:
         corpus = Manifest.read(project.stage_dir("corpus", model)).hash
     except ArtifactError:
