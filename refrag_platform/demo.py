@@ -138,8 +138,8 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
     _print_answer(console, served)
     recipe = project.recipe(model)
     if recipe.maturity == "undertrained":
-        if recipe.cpt.continue_from == SHIPPED:
-            saw = f"fine-tuning and policy saw minutes on a CPU; models/{model}/{SHIPPED}, where it starts from, a GPU"
+        if recipe.reconstruction.continue_from == SHIPPED:
+            saw = f"models/{model}/{SHIPPED}, where it starts from, saw other text; what follows, minutes on a CPU"
         else:
             saw = "it saw minutes of training on a CPU"
         console.print(

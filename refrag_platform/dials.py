@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,8 +63,10 @@ def add_model(project: Project, model: str) -> bool:
     return text != before
 
 
-def set_override(project: Project, model: str, sections: Sequence[str], key: str, value: str | None) -> bool:
+def set_override(project: Project, model: str, key: str, values: Mapping[str, str | None]) -> bool:
     """Set one key in sections of `overrides.MODEL`, at once, or take it away (None); whether anything changed.
+
+    Args: values: the key's, by section.
 
     Raises:
         RefragError: params.yaml does not name the model, or is laid out in a way that can't be edited.
@@ -74,20 +76,20 @@ def set_override(project: Project, model: str, sections: Sequence[str], key: str
     with _alone(project):
         before = text = path.read_text(encoding="utf-8")
         wanted = project.params()
-        for section in sections:
-            values = ((wanted.get("overrides") or {}).get(model) or {}).get(section)
-            if not isinstance(values, dict):
+        for section, value in values.items():
+            own = ((wanted.get("overrides") or {}).get(model) or {}).get(section)
+            if not isinstance(own, dict):
                 raise RefragError(f"{path} has no overrides.{model}.{section}; `refrag recipes add {model}` writes it")
             if value is not None:
                 text = _with_key(text, _mapping(text, "overrides", model, section), key, value)
-                values[key] = value
-            elif key in values:
+                own[key] = value
+            elif key in own:
                 text = _without_key(text, _mapping(text, "overrides", model, section), key)
-                del values[key]
+                del own[key]
         if yaml.safe_load(text) != wanted:
             raise RefragError(
-                f"{path} can't be edited as it is laid out; set {key} in overrides.{model} to {value or 'null'} in "
-                f"{' and '.join(sections)} by hand"
+                f"{path} can't be edited as it is laid out; set {key} in overrides.{model} by hand: "
+                + ", ".join(f"{value or 'null'} in {section}" for section, value in values.items())
             )
         if text != before:
             _write(path, text)

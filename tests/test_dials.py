@@ -82,11 +82,11 @@ def test_a_key_can_be_set_changed_and_taken_away_again(project: Project, setting
     dials.write_text(text)
     plain = yaml.safe_load(text)["overrides"][MODEL]
     for version in ("v1.0.0", "v1.1.0"):
-        assert set_override(project, MODEL, ["cpt", "chunks"], "continue_from", version)
+        assert set_override(project, MODEL, "continue_from", {"cpt": version, "chunks": version})
         changed = {name: {**values, "continue_from": version} for name, values in plain.items()}
         assert project.params()["overrides"][MODEL] == changed
-        assert not set_override(project, MODEL, ["cpt", "chunks"], "continue_from", version)
-    assert set_override(project, MODEL, ["cpt", "chunks"], "continue_from", None)
+        assert not set_override(project, MODEL, "continue_from", {"cpt": version, "chunks": version})
+    assert set_override(project, MODEL, "continue_from", {"cpt": None, "chunks": None})
     plain["cpt"].pop("continue_from", None)
     assert project.params()["overrides"][MODEL] == plain
     assert dials.read_text().count("#") == text.count("#")
@@ -97,7 +97,7 @@ def test_a_key_can_be_set_changed_and_taken_away_again(project: Project, setting
 def test_a_section_that_is_not_there_is_not_set(project: Project) -> None:
     (project.root / "params.yaml").write_text(f"models: [{MODEL}]\noverrides: {{{MODEL}: {{cpt: {{}}}}}}\n")
     with pytest.raises(RefragError, match=rf"no overrides.{MODEL}.chunks; `refrag recipes add {MODEL}`"):
-        set_override(project, MODEL, ["cpt", "chunks"], "continue_from", "v1.0.0")
+        set_override(project, MODEL, "continue_from", {"cpt": "v1.0.0", "chunks": "v1.0.0"})
     assert project.params()["overrides"][MODEL] == {"cpt": {}}
 
 

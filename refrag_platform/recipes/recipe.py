@@ -45,10 +45,11 @@ class Recipe(Section):
                     f"{section}.context_tokens is {tokens}; it must be a multiple of "
                     f"encoder.chunk_size ({self.encoder.chunk_size})"
                 )
-        if self.reconstruction.continue_from != self.cpt.continue_from:
+        start, cpt = self.reconstruction.continue_from, self.cpt.continue_from
+        if start != cpt and (start, cpt) != ("release", None):
             raise ValueError(
-                f"reconstruction.continue_from is {self.reconstruction.continue_from!r} and cpt.continue_from "
-                f"{self.cpt.continue_from!r}; both must name the same version, or none"
+                f"reconstruction.continue_from is {start!r} and cpt.continue_from {cpt!r}; both must name the same "
+                "version, or none, or reconstruction alone 'release', for cpt to train on from it"
             )
         if self.policy.continue_from not in (None, self.cpt.continue_from):
             raise ValueError(

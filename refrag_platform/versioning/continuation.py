@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from refrag_platform.dials import set_override
 from refrag_platform.errors import ArtifactError, RefragError
@@ -20,8 +20,16 @@ from refrag_platform.versioning.manifest import InputRecord, Manifest
 from refrag_platform.versioning.release import Release, released, releases
 
 CONTINUED = ("reconstruction", "cpt")
+WHOLE_STORE = "the whole chunk store is encoded again"
 # What the released checkpoint must share with the recipe, or its weights don't fit.
 SHAPE = ("decoder", "encoder", "projection")
+
+
+class Start(NamedTuple):
+    """`continue_from` by stage, and what it means, in a sentence."""
+
+    values: dict[str, str | None]
+    meaning: str
 
 
 def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -> str:
@@ -34,12 +42,14 @@ def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -
         RefragError: params.yaml does not name the model, or can't be edited as it is laid out.
     """
     overrides = (project.params().get("overrides") or {}).get(model) or {}
-    shipped = all((overrides.get(stage) or {}).get("continue_from") == SHIPPED for stage in CONTINUED)
-    start = f"the weights in models/{model}/{SHIPPED}, as params.yaml says" if shipped else "scratch"
-    full = (SHIPPED if shipped else None, f"training starts from {start}; the whole chunk store is encoded again")
-    version, meaning = _continued(project, model, full) if mode == "continue" else (full[0], f"full: {full[1]}")
-    set_override(project, model, CONTINUED, "continue_from", version)
-    return meaning
+    set_now = {stage: (overrides.get(stage) or {}).get("continue_from") for stage in CONTINUED}
+    if set_now["reconstruction"] == SHIPPED:
+        full = Start(set_now, f"training starts from models/{model}/{SHIPPED}, as params.yaml says; {WHOLE_STORE}")
+    else:
+        full = Start(dict.fromkeys(CONTINUED), f"training starts from scratch; {WHOLE_STORE}")
+    start = full._replace(meaning=f"full: {full.meaning}") if mode == "full" else _continued(project, model, full)
+    set_override(project, model, "continue_from", start.values)
+    return start.meaning
 
 
 def base_record(project: Project, stage: str, recipe: Recipe) -> InputRecord | None:
@@ -79,23 +89,24 @@ def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> No
     partial.rename(target)
 
 
-def _continued(project: Project, model: str, full: tuple[str | None, str]) -> tuple[str | None, str]:
-    """The version to continue from, and what that means; `full` is the same of a full run."""
+def _continued(project: Project, model: str, full: Start) -> Start:
+    """Continue from the released version; `full` is how a full run would start, where there is none that fits."""
     release = released(project, model)
     why = f"no version of {model} is released yet" if release is None else _misfit(release, project.recipe(model))
     if release is None or why:
-        return full[0], f"{why}, so this run is a full one: {full[1]}"
+        return full._replace(meaning=f"{why}, so this run is a full one: {full.meaning}")
     try:
         corpus = Manifest.read(project.stage_dir("corpus", model)).hash
     except ArtifactError:
         corpus = ""
     if corpus == release.hashes["corpus"]:
         # Continued from itself on the same text, a model would never be up to date.
-        own = release.manifests["cpt"].settings["cpt"].get("continue_from")
-        return own, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with"
-    return release.version, (
+        own = {stage: release.manifests[stage].settings[stage].get("continue_from") for stage in CONTINUED}
+        return Start(own, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with")
+    return Start(
+        dict.fromkeys(CONTINUED, release.version),
         f"continue: training goes on from {model}@{release.version} on the corpus as it is now, the encoder frozen; "
-        "only passages that changed are encoded again"
+        "only passages that changed are encoded again",
     )
 
 

@@ -72,6 +72,17 @@ def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
         assert not made_from_current(project, Manifest.read(project.stage_dir(stage, MODEL)))
 
 
+def test_cpt_trains_on_from_the_release_where_reconstruction_alone_takes_it(project: Project) -> None:
+    write_release(project, seed=1, with_policy=False)
+    start_from_release(project, ("reconstruction",))
+    for stage in ("corpus", "reconstruction", "cpt"):
+        run_stage(project, stage, MODEL)
+    made = Manifest.read(project.stage_dir("cpt", MODEL))
+    assert made.metrics["steps"] == project.recipe(MODEL).cpt.steps
+    before, after = (RefragModel.load(project.content(stage, MODEL)) for stage in ("reconstruction", "cpt"))
+    assert not torch.equal(before.projection.outer.weight, after.projection.outer.weight)
+
+
 def test_what_the_release_lacks_is_named(project: Project) -> None:
     start_from_release(project)
     run_stage(project, "corpus", MODEL)

@@ -124,16 +124,19 @@ def test_what_can_not_be_continued_is_trained_in_full_and_the_run_says_why(recor
     assert continue_from(recorded) == (None, None)
 
 
-def test_a_full_run_starts_from_the_weights_that_come_with_the_repository_where_params_say_so(small: Project) -> None:
+@pytest.mark.parametrize("cpt", ["release", None], ids=["both taken over", "cpt trains on"])
+def test_a_full_run_starts_from_the_weights_that_come_with_the_repository_where_params_say_so(
+    small: Project, cpt: str | None
+) -> None:
     params = small.params()
-    for stage in ("reconstruction", "cpt"):
-        params["overrides"][MODEL][stage] |= {"continue_from": "release"}
+    params["overrides"][MODEL]["reconstruction"]["continue_from"] = "release"
+    params["overrides"][MODEL]["cpt"]["continue_from"] = cpt
     (small.root / "params.yaml").write_text(yaml.safe_dump(params))
-    assert f"from the weights in models/{MODEL}/release" in set_start(small, MODEL, "full")
-    assert continue_from(small) == ("release", "release")
+    assert f"training starts from models/{MODEL}/release" in set_start(small, MODEL, "full")
+    assert continue_from(small) == ("release", cpt)
     said = set_start(small, MODEL, "continue")
-    assert "no version of tiny is released yet, so this run is a full one: training starts from the weights" in said
-    assert continue_from(small) == ("release", "release")
+    assert "no version of tiny is released yet, so this run is a full one: training starts from models/tiny" in said
+    assert continue_from(small) == ("release", cpt)
 
 
 def test_both_trainings_continue_from_one_version_that_is_there(recorded: Project) -> None:
