@@ -1,4 +1,4 @@
-"""From where a retraining run trains: from scratch, or on from the released checkpoint. Asked in the Launchpad."""
+"""From where a retraining run trains: in full, or on from the released checkpoint. Asked in the Launchpad."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
     recipe = project.recipe(model)
     if recipe.maturity == "undertrained":
         if recipe.reconstruction.continue_from == SHIPPED:
-            saw = f"models/{model}/{SHIPPED}, where it starts from, saw other text; what follows, minutes on a CPU"
+            saw = f"it starts from models/{model}/{SHIPPED}, trained on other text, and saw minutes on a CPU since"
         else:
             saw = "it saw minutes of training on a CPU"
         console.print(

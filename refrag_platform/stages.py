@@ -155,7 +155,7 @@ class StageContext:
 
     @property
     def released(self) -> Path | None:
-        """The checkpoint of this stage that the recipe continues from; None: the stage starts from scratch."""
+        """The released version's checkpoint of this stage that the recipe continues from, if it names one."""
         folder = self.work / RELEASED
         return folder if folder.is_dir() else None
 

@@ -116,12 +116,15 @@ def pack(
     The difference is rounded per row of a weight; `unpack` gives the model that should be evaluated. A decoder that
     has been trained by low-rank updates alone, from the base on, is packed as these, in bfloat16.
     """
-    before, after = base_model(base).state_dict(), RefragModel.load(model).state_dict()
-    if lora:
+    untrained, after = base_model(base), RefragModel.load(model).state_dict()
+    before, updates = untrained.state_dict(), load_file(lora) if lora else {}
+    if updates:
+        before = {name: tensor.clone() for name, tensor in before.items()}
+        add_lora(untrained, updates)
+        _require_updated(untrained, after, str(lora))
         after = {name: tensor for name, tensor in after.items() if not name.startswith("decoder.")}
     packed = pack_state(before, after)
-    if lora:
-        packed |= {f"{LORA}{name}": tensor.to(torch.bfloat16) for name, tensor in load_file(lora).items()}
+    packed |= {f"{LORA}{name}": tensor.to(torch.bfloat16) for name, tensor in updates.items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(packed, out / "packed.safetensors")
     # Rounded differences are far from evenly spread: this takes a quarter off.
@@ -176,6 +179,17 @@ def pack_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str,
         else:
             packed[name] = tensor.to(torch.bfloat16)
     return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+def _require_updated(updated: RefragModel, trained: dict[str, Tensor], lora: str) -> None:
+    """Refuse a trained decoder that is not the base with these updates: packing them would lose the rest."""
+    for name, tensor in updated.state_dict().items():
+        other = trained[name].float()
+        if name.startswith("decoder.") and (tensor.float() - other).norm() > 0.01 * other.norm().clamp(min=1e-6):
+            raise typer.BadParameter(
+                f"--lora {lora}: {name} was trained by more than these updates; leave --lora out, or train every run "
+                "of the chain with --lora and frozen embeddings"
+            )
 
 
 def unpack_state(before: dict[str, Tensor], packed: dict[str, Tensor]) -> dict[str, Tensor]:

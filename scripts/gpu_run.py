@@ -31,8 +31,6 @@ import yaml
 from gpu_pieces import base_model, base_recipe
 from safetensors.torch import load_file, save_file
 
-from refrag_platform.compact.coding import Coding, decode, encode
-from refrag_platform.compact.release import model_state
 from refrag_platform.corpus.question_files import read_passages, read_questions
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.metrics import log_perplexity
@@ -99,6 +97,8 @@ def train_stage(
     seconds: Annotated[float | None, typer.Option("--seconds", help="Stop, saved, after this long.")] = None,
 ) -> None:
     """Train one run to its end, or until --seconds have passed; started again, it goes on from there."""
+    if lora and lora != start:
+        raise typer.BadParameter(f"--lora {lora}: its updates are merged into its own model; give --start {lora}, too")
     if teacher and stage != "cpt":
         raise typer.BadParameter(f"--teacher {teacher}: only cpt learns from a teacher, not {stage}")
     if teacher:
@@ -141,24 +141,6 @@ def train_stage(
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_json(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
     typer.echo(json.dumps(summary))
-
-
-@app.command("round")
-def round_encoder(
-    base: Base,
-    runs: Runs,
-    run: Annotated[str, typer.Argument(help="The run whose encoder and projection are rounded.")],
-    bits: Annotated[int, typer.Option("--bits", min=1, max=8, help="As `refrag weights pack --encoder-bits`.")] = 3,
-) -> None:
-    """Round a run's encoder as a release does: what is trained after it learns to read the vectors that will ship."""
-    folder = runs / run / "model"
-    model, before = RefragModel.load(folder), model_state(base_model(base))
-    trained = {name: tensor for name, tensor in model_state(model).items() if not name.startswith("decoder.")}
-    rounded = decode({name: before[name] for name in trained}, encode(before, trained, Coding(bits)))
-    with torch.no_grad():
-        for name, tensor in rounded.items():
-            trained[name].copy_(tensor)
-    model.save(folder)
 
 
 @app.command()
@@ -204,7 +186,8 @@ def score(
             nll = score_refrag(model, None, found, 0.0, batch_size=32)
         else:
             nll = score_plain(model.decoder, system, found, model.chunk_size, model.start_token_id, batch_size=32)
-        figures = {"run": name, "system": system, "context": context, "windows": len(found), **log_perplexity(nll)}
+        asked = {"run": name, "system": system, "context": context, "output": output, "windows": len(found)}
+        figures = asked | log_perplexity(nll)
         write_json(runs / name / "score.json", figures)
         typer.echo(json.dumps(figures))
 

@@ -87,3 +87,17 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
 def test_sections_must_agree() -> None:
     with pytest.raises(RecipeError, match=r"\n  cpt\.context_tokens is 66; it must be a multiple of"):
         read_recipe(TINY, {"cpt": {"context_tokens": 66}})
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "cpt", "policy"),
+    [(None, "release", None), ("release", "v1.0.0", None), ("release", None, "release")],
+)
+def test_stages_that_would_not_fit_each_other_are_refused(
+    reconstruction: str | None, cpt: str | None, policy: str | None
+) -> None:
+    recipe = read_recipe(ROOT / "models" / "tiny" / "recipe.yaml").model_dump(mode="json")
+    for stage, start in (("reconstruction", reconstruction), ("cpt", cpt), ("policy", policy)):
+        recipe[stage]["continue_from"] = start
+    with pytest.raises(ValueError, match="continue_from is"):
+        Recipe.model_validate(recipe)

@@ -11,8 +11,9 @@ from refrag_platform.evaluation.report import perplexity_report, rag_report, tab
 from refrag_platform.recipes import Recipe
 from refrag_platform.versioning.manifest import Manifest
 
-LIMITS = """- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently.
-- Compression loses detail: names, numbers and spellings in a chunk that is not expanded may come back wrong.
+TUNED = "- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently."
+NOT_TUNED = "- A small decoder, trained to go on with a text; fine-tune it before you ask it questions."
+LIMITS = """- Compression loses detail: names, numbers, spellings in a chunk that is not expanded may come back wrong.
 - English alone. Chunk vectors can be turned back into text: treat them as text for access."""
 
 
@@ -47,9 +48,13 @@ def model_card(
         _training(recipe, stages) if stages else _figures(release.get("training", {})),
         *([_results(result) for result in results] or ["## Results", "None were given."]),
         "## Limits",
-        LIMITS,
+        f"{TUNED if _is_tuned(release, stages) else NOT_TUNED}\n{LIMITS}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _is_tuned(release: Mapping[str, Any], stages: Sequence[Manifest]) -> bool:
+    return "finetuned" in {*release.get("training", {}), *(stage.stage for stage in stages)}
 
 
 def notice(recipe: Recipe, given: str = "") -> str:

@@ -42,13 +42,20 @@ def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -
         RefragError: params.yaml does not name the model, or can't be edited as it is laid out.
     """
     overrides = (project.params().get("overrides") or {}).get(model) or {}
-    set_now = {stage: (overrides.get(stage) or {}).get("continue_from") for stage in CONTINUED}
+    set_now = {stage: (overrides.get(stage) or {}).get("continue_from") for stage in (*CONTINUED, "policy")}
     if set_now["reconstruction"] == SHIPPED:
-        full = Start(set_now, f"training starts from models/{model}/{SHIPPED}, as params.yaml says; {WHOLE_STORE}")
+        full = Start(
+            {stage: set_now[stage] for stage in CONTINUED},
+            f"training starts from models/{model}/{SHIPPED}, as params.yaml says",
+        )
     else:
         full = Start(dict.fromkeys(CONTINUED), f"training starts from scratch; {WHOLE_STORE}")
     start = full._replace(meaning=f"full: {full.meaning}") if mode == "full" else _continued(project, model, full)
-    set_override(project, model, "continue_from", start.values)
+    values = dict(start.values)
+    if set_now["policy"] is not None:
+        # It reads the vectors of the release's encoder, and of no other.
+        values["policy"] = set_now["policy"] if values["cpt"] == SHIPPED else None
+    set_override(project, model, "continue_from", values)
     return start.meaning
 
 

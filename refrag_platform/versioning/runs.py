@@ -16,7 +16,7 @@ import yaml
 from refrag_platform.dials import DIALS, only_model, require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES
+from refrag_platform.stages import SHIPPED, STAGES
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
@@ -97,7 +97,10 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
 def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Manifest]) -> str:
     """Git's tree of the run, built in an index of its own."""
     code = {path for manifest in manifests for path in STAGES[manifest.stage].code}
-    recipe = [path for path in project.recipe_path(model).parent.iterdir() if path.is_file()]
+    beside = project.recipe_path(model).parent
+    # The release may have been packed anew since HEAD: a run that starts from it needs the files that it saw.
+    shipped = sorted((beside / SHIPPED).rglob("*")) if (beside / SHIPPED).is_dir() else []
+    recipe = [path for path in (*beside.iterdir(), *shipped) if path.is_file()]
     made = [project.stage_dir(manifest.stage, model) / FILE_NAME for manifest in manifests]
     for kind in ("metrics", "curves", "perplexity"):
         made += sorted((project.root / "reports" / kind / model).glob("*.*"))

@@ -139,6 +139,20 @@ def test_a_full_run_starts_from_the_weights_that_come_with_the_repository_where_
     assert continue_from(small) == ("release", cpt)
 
 
+def test_a_policy_of_the_release_is_trained_once_its_encoder_is_another(recorded: Project) -> None:
+    release(recorded)
+    (recorded.source_dir(MODEL) / "more.txt").write_text("The sea is deep.")
+    params = recorded.params()
+    for stage in ("reconstruction", "cpt", "policy"):
+        params["overrides"][MODEL][stage] = {"continue_from": "release"}
+    (recorded.root / "params.yaml").write_text(yaml.safe_dump(params))
+    make(recorded, "corpus")
+    assert "full: training starts from models/tiny/release" in set_start(recorded, MODEL, "full")
+    assert recorded.recipe(MODEL).policy.continue_from == "release"
+    assert "continue: training goes on" in set_start(recorded, MODEL, "continue")
+    assert recorded.recipe(MODEL).policy.continue_from is None
+
+
 def test_both_trainings_continue_from_one_version_that_is_there(recorded: Project) -> None:
     params = recorded.params()
     for stage in ("reconstruction", "cpt"):

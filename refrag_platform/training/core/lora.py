@@ -38,11 +38,13 @@ def _inject(model: RefragModel, rank: int, seed: int) -> None:
 
 
 def add_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
-    """Merge updates (`lora_state` of a training's end) into the decoder that this training started from."""
-    _inject(model, next(tensor.shape[0] for name, tensor in updates.items() if "lora_A" in name), seed=0)
-    own = lora_state(model)
-    for name, tensor in updates.items():
-        own[name].copy_(tensor)
+    """Merge updates (`lora_state` of a training's end) into the decoder that this training started from.
+
+    Raises:
+        RefragError: they are of other layers.
+    """
+    _inject(model, max((tensor.shape[0] for name, tensor in updates.items() if "lora_A" in name), default=1), seed=0)
+    _set_updates(model, updates)
     merge_lora(model)
 
 
@@ -54,20 +56,24 @@ def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
     Raises:
         RefragError: they are of another rank or other layers.
     """
-    own = lora_state(model)
-    if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in updates.items()}:
-        raise RefragError(
-            "the updates to go on with are of another rank or other layers than the recipe's; set the same lora_rank"
-        )
+    _set_updates(model, updates)
     from peft.tuners.lora import LoraLayer
 
-    for name, tensor in updates.items():
-        own[name].copy_(tensor)
     for module in model.decoder.modules():
         if isinstance(module, LoraLayer):
             # What is merged already must not count twice.
             layer: Any = module
             layer.get_base_layer().weight.data -= layer.get_delta_weight("default")
+
+
+def _set_updates(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
+    own = lora_state(model)
+    if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in updates.items()}:
+        raise RefragError(
+            "the low-rank updates are of another rank or other layers than the decoder's; set the same lora_rank"
+        )
+    for name, tensor in updates.items():
+        own[name].copy_(tensor)
 
 
 def lora_state(model: RefragModel) -> dict[str, Tensor]:

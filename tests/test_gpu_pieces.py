@@ -1,0 +1,79 @@
+"""scripts/gpu_pieces.py: a model trained elsewhere comes back in pieces, low-rank updates as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import CptRecipe
+from refrag_platform.training.core.lora import lora_state, merge_lora, prepare_decoder
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import gpu_pieces  # type: ignore[import-not-found]
+
+    return gpu_pieces
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "models" / "tiny", tmp_path / "base"))
+
+
+@pytest.fixture
+def run(pieces: ModuleType, base: Path, tmp_path: Path) -> Path:
+    """A run that trained the projection, and the decoder by low-rank updates."""
+    model = pieces.base_model(base)
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for tensor in [*lora_state(model).values(), model.projection.outer.weight.detach()]:
+        tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
+    folder = tmp_path / "run"
+    (folder / "model").mkdir(parents=True)
+    save_file({name: tensor.clone() for name, tensor in lora_state(model).items()}, folder / "lora.safetensors")
+    merge_lora(model)
+    model.save(folder / "model")
+    return folder
+
+
+def pack(pieces: ModuleType, base: Path, run: Path, out: Path) -> Result:
+    arguments = ["--base", base, "--model", run / "model", "--lora", run / "lora.safetensors", "--out", out]
+    return CliRunner().invoke(pieces.app, ["pack", *map(str, arguments)])
+
+
+def test_updates_travel_in_place_of_the_decoder_and_give_it_again(
+    pieces: ModuleType, base: Path, run: Path, tmp_path: Path
+) -> None:
+    assert pack(pieces, base, run, tmp_path / "packed").exit_code == 0
+    target = tmp_path / "back" / "model"
+    arguments = ["unpack", tmp_path / "packed", "--base", base, "--out", target]
+    assert CliRunner().invoke(pieces.app, list(map(str, arguments))).exit_code == 0
+    trained, found = RefragModel.load(run / "model"), RefragModel.load(target)
+    for name, tensor in trained.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name].float(), tensor.float(), atol=2e-2, rtol=2e-2, msg=name)
+    updates, back = (load_file(folder / "lora.safetensors") for folder in (run, target.parent))
+    for name, tensor in updates.items():
+        torch.testing.assert_close(back[name], tensor, atol=1e-2, rtol=1e-2, msg=name)
+
+
+def test_a_decoder_that_was_trained_by_more_than_the_updates_is_refused(
+    pieces: ModuleType, base: Path, run: Path, tmp_path: Path
+) -> None:
+    model = RefragModel.load(run / "model")
+    with torch.no_grad():
+        model.decoder.get_input_embeddings().weight.mul_(1.2)
+    model.save(run / "model")
+    refused = pack(pieces, base, run, tmp_path / "packed")
+    said = " ".join(refused.output.replace("│", " ").split())
+    assert refused.exit_code == 2 and "was trained by more than these updates" in said
+    assert not (tmp_path / "packed").exists()
