@@ -53,7 +53,7 @@ def bench_train(model: RefragModel, settings: CptRecipe, steps: int, warmup: int
         settings: context and output tokens, batch size and precision; every weight trains.
         steps, warmup: measured steps, and steps before them (compilation).
     """
-    settings = settings.model_copy(update={"curriculum": None, "mixed_steps_share": 0.0})
+    settings = settings.model_copy(update={"curriculum": None, "mixed_steps_share": 0.0, "packed": False})
     device = default_device()
     plain_model = copy.deepcopy(model)
     ours = bench_loop(OneBatch(model, settings, {}, seed), settings, steps, warmup)

@@ -45,6 +45,11 @@ class Recipe(Section):
                     f"{section}.context_tokens is {tokens}; it must be a multiple of "
                     f"encoder.chunk_size ({self.encoder.chunk_size})"
                 )
+        if self.cpt.packed and self.cpt.output_tokens % self.encoder.chunk_size:
+            raise ValueError(
+                f"cpt.packed is true: cpt.output_tokens ({self.cpt.output_tokens}) must be a multiple of "
+                f"encoder.chunk_size ({self.encoder.chunk_size})"
+            )
         start, cpt = self.reconstruction.continue_from, self.cpt.continue_from
         if start != cpt and (start, cpt) != ("release", None):
             raise ValueError(

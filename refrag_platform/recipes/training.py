@@ -98,6 +98,11 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
     )
     context_tokens: int = Field(1024, ge=8, description="s; a multiple of k")
     output_tokens: int = Field(512, ge=1, description="o: predicted after the context")
+    packed: bool = Field(
+        False,
+        description="many windows in one sequence: the o tokens after every o tokens of the context are predicted, not "
+        "those after its end alone; o a multiple of k that divides s, no curriculum",
+    )
     curriculum: CurriculumRecipe | None = Field(
         CurriculumRecipe(), description="grow the context as table 8 does; null: full contexts from the start"
     )
@@ -130,6 +135,13 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
     def _curriculum_runs(self) -> CptRecipe:
         if self.curriculum is None:
             self.refuse_idle("curriculum is null", "curriculum_share")
+        if self.packed and self.curriculum:
+            raise ValueError("packed is true: contexts of all lengths are in every sequence; set curriculum: null")
+        if self.packed and self.context_tokens % self.output_tokens:
+            raise ValueError(
+                f"packed is true: context_tokens ({self.context_tokens}) must be a multiple of output_tokens "
+                f"({self.output_tokens})"
+            )
         if self.teacher is None:
             self.refuse_idle("teacher is null", "teacher_share")
         if self.continue_from == "release":

@@ -34,6 +34,7 @@ from refrag_platform.training.core.groups import (
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
+from refrag_platform.training.core.packed import known_positions, packed_layout, predicting_states
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
@@ -93,13 +94,20 @@ class CptTask(Task):
         k, o = self.model.chunk_size, self.settings.output_tokens
         chunks = self.curriculum.factor(step) if step < self.curriculum_steps else self.chunks
         tokens = self.windows[chunks].batch(step, micro, size, rank, world)
-        context, output = tokens[:, : chunks * k].reshape(len(tokens), chunks, k), tokens[:, chunks * k :]
+        context = tokens[:, : chunks * k].reshape(len(tokens), chunks, k)
+        # Packed, the context's own text is predicted too, from the second block on.
+        output = tokens[:, o if self.settings.packed else chunks * k :]
         mixed = step >= self.settings.steps * (1 - self.settings.mixed_steps_share)
         kept = budget(chunks, self.settings.mixed_share_kept) if mixed and self.system == "refrag" else 0
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank)
         ranks = torch.rand(len(tokens), chunks, generator=generator).argsort(1)
-        token_ids, index = window_layout(context, ranks < kept)
-        return {"context": context, "output": output[:, :o], "token_ids": token_ids, "chunk_index": index}
+        keep = ranks < kept
+        token_ids, index = window_layout(context, keep)
+        batch: Batch = {"context": context, "output": output, "token_ids": token_ids, "chunk_index": index}
+        if self.settings.packed:
+            # Windows that keep nothing are alike, and so is what their blocks see.
+            batch["known"] = known_positions(keep if kept else keep[:1], k, o // k)
+        return batch
 
     def repeated_chunks(self, step: int) -> int | None:
         """Chunks in a sample if this step repeats its context, else None."""
@@ -115,7 +123,8 @@ class CptTask(Task):
         repeated = self.repeated_chunks(step)
         if repeated is None:
             return size
-        positions = self.chunks + self.settings.output_tokens
+        text = self.settings.context_tokens if self.settings.packed else self.settings.output_tokens
+        positions = self.chunks + text
         return size * max(1, positions // (repeated * (1 + self.model.chunk_size) + 1))
 
     def _repeat_batch(self, chunks: int, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
@@ -133,38 +142,58 @@ class CptTask(Task):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         if self.system != "refrag":
-            return self.loss(self.control_context(batch), batch["output"]), {}
+            return self.loss(*self.control_inputs(batch)), {}
         embeds = self.chunk_embeds(batch)
         context = self.model.gather(batch["token_ids"], batch["chunk_index"], embeds)
         teacher = self.teacher(batch) if self._teacher and "repeats" not in batch else None
-        loss, figures = self.loss(context, batch["output"], teacher), {"vector_std": vector_std(self.model, embeds)}
+        loss = self.loss(context, batch["output"], batch.get("known"), teacher)
+        figures = {"vector_std": vector_std(self.model, embeds)}
         return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
 
     def chunk_embeds(self, batch: Batch) -> Tensor:
         """[B L, d]: what the decoder reads for every chunk of the batch."""
         return self.model.project(self.model.encode(batch["context"].flatten(0, 1), padded=False))
 
-    def control_context(self, batch: Batch) -> Tensor:
-        """Token embeddings [B, N, d] of a control's context; no context is the token that separates documents."""
-        tokens = batch["context"].flatten(1)
-        if self.system == "none":
-            tokens = tokens.new_full((len(tokens), 1), self.model.start_token_id)
-        elif self.system == "truncated":
-            tokens = tokens[:, -batch["context"].shape[1] :]
-        return self.model.decoder.get_input_embeddings()(tokens)
+    def control_inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A control's contexts as token embeddings [n, N, d], and what it predicts after each.
 
-    def loss(self, context: Tensor, output: Tensor, teacher: Teacher | None = None) -> Tensor:
-        """Mean loss of the o tokens after a context [B, N, d]; its last position predicts the first of them."""
-        weight = head_weight(self.model.decoder)
-        return linear_cross_entropy(
-            _predicting(self.model.decoder, context, output), weight, output.flatten(), teacher=teacher
-        )
+        No context is the token that separates documents. Packed, each block of o tokens is a sequence of its own but
+        with full context, which is one sequence for all.
+        """
+        context, output = batch["context"].flatten(1), batch["output"]
+        kept = batch["context"].shape[1]
+        if self.settings.packed:
+            o = self.settings.output_tokens
+            if self.system == "full":
+                context = context[:, :o]
+            else:
+                text = torch.cat([context[:, :o], output], 1)
+                context = text[:, :-o].unflatten(1, (-1, o)).flatten(0, 1)
+                output = output.unflatten(1, (-1, o)).flatten(0, 1)
+        if self.system == "none":
+            context = context.new_full((len(context), 1), self.model.start_token_id)
+        elif self.system == "truncated":
+            context = context[:, -kept:]
+        return self.model.decoder.get_input_embeddings()(context), output
+
+    def loss(
+        self, context: Tensor, output: Tensor, known: Tensor | None = None, teacher: Teacher | None = None
+    ) -> Tensor:
+        """Mean loss of the tokens after a context [B, N, d]; its last position predicts the first of them.
+
+        Args: known: of a packed batch, the context positions before each block.
+        """
+        states = _predicting(self.model.decoder, context, output, known)
+        return linear_cross_entropy(states, head_weight(self.model.decoder), output.flatten(), teacher=teacher)
 
     @torch.no_grad()
     def teacher(self, batch: Batch) -> Teacher:
         """What the control that reads every token of the context predicts for the same output."""
         (decoder,) = self._teacher
-        context = decoder.get_input_embeddings()(batch["context"].flatten(1))
+        tokens = batch["context"].flatten(1)
+        if self.settings.packed:
+            tokens = tokens[:, : self.settings.output_tokens]
+        context = decoder.get_input_embeddings()(tokens)
         return Teacher(
             _predicting(decoder, context, batch["output"]), head_weight(decoder), self.settings.teacher_share
         )
@@ -176,9 +205,11 @@ class CptTask(Task):
             return {}
         with autocast(self.settings.precision, batch["output"].device):
             context = self.model.gather(batch["token_ids"], batch["chunk_index"], self.chunk_embeds(batch))
+            known = batch.get("known")
+            others = None if known is None else known.roll(1, 0)
             return {
-                "own_loss": float(self.loss(context, batch["output"])),
-                "shuffled_loss": float(self.loss(context.roll(1, 0), batch["output"])),
+                "own_loss": float(self.loss(context, batch["output"], known)),
+                "shuffled_loss": float(self.loss(context.roll(1, 0), batch["output"], others)),
             }
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -186,15 +217,28 @@ class CptTask(Task):
 
     def positions(self, batch: Batch) -> int:
         size, chunks, k = batch["context"].shape
-        context = {"refrag": batch["token_ids"].shape[1], "full": chunks * k, "none": 1, "truncated": chunks}
-        return size * (context[self.system] + batch["output"].shape[1])
+        o, text = self.settings.output_tokens, batch["output"].shape[1]
+        if self.system == "refrag":
+            return size * (batch["token_ids"].shape[1] + text)
+        blocks = text // o
+        return (
+            size
+            * {
+                "full": (o if self.settings.packed else chunks * k) + text,
+                "none": blocks + text,
+                "truncated": blocks * chunks + text,
+            }[self.system]
+        )
 
 
-def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor) -> Tensor:
-    """Hidden states [B o, d] that predict the o tokens after a context [B, N, d]."""
+def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor, known: Tensor | None = None) -> Tensor:
+    """Hidden states [B o, d] that predict the o tokens after a context [B, N, d]; packed, those of every block."""
     text = decoder.get_input_embeddings()(output)
-    hidden = decoder_states(decoder, torch.cat([context.to(text.dtype), text], 1))
-    return hidden[:, context.shape[1] - 1 : -1].flatten(0, 1)
+    inputs = torch.cat([context.to(text.dtype), text], 1)
+    if known is None:
+        return decoder_states(decoder, inputs)[:, context.shape[1] - 1 : -1].flatten(0, 1)
+    layout = packed_layout(known, context.shape[1], output.shape[1] // known.shape[1])
+    return predicting_states(decoder_states(decoder, inputs, layout), layout)
 
 
 def cpt_task(
@@ -205,8 +249,17 @@ def cpt_task(
     system: System = "refrag",
     teacher: RefragModel | None = None,
 ) -> CptTask:
-    """The task over a corpus' training split."""
+    """The task over a corpus' training split.
+
+    Raises:
+        RecipeError: packed blocks are shorter than what the control `truncated` reads before each.
+    """
     k, o = model.chunk_size, settings.output_tokens
+    if system == "truncated" and settings.packed and o < settings.context_tokens // k:
+        raise RecipeError(
+            f"cpt.output_tokens is {o} in packed windows: the control `truncated` reads {settings.context_tokens // k} "
+            "tokens before each block, and the first has only as many as a block; raise output_tokens"
+        )
     lengths = {settings.context_tokens // k}
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)

@@ -20,8 +20,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refrag_platform.model.encoder import ChunkEncoder
+from refrag_platform.training.core.packed import PackedLayout, packed_attention
 
 UNPADDED = "refrag_unpadded"
+PACKED = "refrag_packed"
 CHUNKS = "refrag_chunks"
 # Rows of an attention kernel's tile: as many chunks as fit go through it together.
 TILE = 128
@@ -61,8 +63,9 @@ def chunk_attention(
 
 
 def register() -> None:
-    """Make both known to transformers; doing it again changes nothing."""
+    """Make all known to transformers; doing it again changes nothing."""
     ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention)
+    ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
     ALL_ATTENTION_FUNCTIONS.register(CHUNKS, chunk_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(CHUNKS, sdpa_mask)
 
@@ -82,16 +85,19 @@ def attention(config: PretrainedConfig, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def decoder_states(decoder: PreTrainedModel, inputs: Tensor) -> Tensor:
+def decoder_states(decoder: PreTrainedModel, inputs: Tensor, packed: PackedLayout | None = None) -> Tensor:
     """Last hidden states [B, N, d] of inputs [B, N, d] without padding, every position after those before it.
 
     Under autocast the residual stream is kept in the lower precision too, as in a model loaded in it.
+
+    Args: packed: how the inputs are read if they are many windows in one.
     """
     if torch.is_autocast_enabled(inputs.device.type):
         inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
     body = decoder.get_decoder()
-    with attention(body.config, UNPADDED):
-        return body(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    with attention(body.config, PACKED if packed else UNPADDED):
+        layout = {"attention_mask": packed.mask, "position_ids": packed.position_ids} if packed else {}
+        return body(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
 
 
 def compile_regions(*models: nn.Module, few_shapes: bool) -> None:

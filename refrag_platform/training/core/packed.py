@@ -1,0 +1,99 @@
+"""Many windows in one sequence: the o tokens after every o tokens of a text, predicted from the chunks before.
+
+[e_1 .. e_L, x_(o+1) .. x_(s+o)]: all chunk vectors of a context of s tokens first, then its text from the second
+block of o tokens to one block past the end. A block reads the vectors of what lies before it and its own tokens, at
+the positions that it has in a window of its own: the losses are those of s / o windows, whose contexts grow from o to
+s tokens, for about the price of one. And every predicted token is near the context, where vectors matter most.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedLayout(NamedTuple):
+    """How a packed sequence of P context positions and n blocks of o tokens is read.
+
+    mask: [B or 1, n, o, P + o] bool, what a block's tokens see of the context and of their own block. position_ids:
+    [B or 1, P + n o]. last: [B or 1, n], the context position that predicts a block's first token.
+    """
+
+    mask: Tensor
+    position_ids: Tensor
+    last: Tensor
+
+
+def known_positions(keep: Tensor, chunk_size: int, block_chunks: int) -> Tensor:
+    """Context positions [B, n] that lie before each block, for chunks [B, L] of which some are kept as k tokens.
+
+    Args: block_chunks: chunks in as many tokens as a block has, o / k.
+    """
+    ends = torch.where(keep, chunk_size, 1).cumsum(1)
+    return ends[:, block_chunks - 1 :: block_chunks]
+
+
+def packed_layout(known: Tensor, context_positions: int, block: int) -> PackedLayout:
+    """The layout for `known` context positions before each block [B or 1, n], of P in all, and `block` tokens each."""
+    rows, blocks = known.shape
+    seen = torch.arange(context_positions, device=known.device) < known[..., None, None]
+    own = torch.ones(block, block, dtype=torch.bool, device=known.device).tril()
+    mask = torch.cat([seen.expand(rows, blocks, block, context_positions), own.expand(rows, blocks, block, block)], -1)
+    context = torch.arange(context_positions, device=known.device).expand(rows, -1)
+    text = known[..., None] + torch.arange(block, device=known.device)
+    return PackedLayout(mask, torch.cat([context, text.flatten(1)], 1), known - 1)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed sequence, queries [B, heads, P + n o, size]; the mask of `PackedLayout` says P, n and o.
+
+    The context is plain causal attention. A block's queries meet the context's keys and its own, not the other blocks':
+    a sixth of the work of one mask over all. The heads that share keys go through as further rows of one head.
+    """
+    blocks, block, keys = attention_mask.shape[1:]
+    context = keys - block
+    batch, heads, _, size = query.shape
+    groups = key.shape[1]
+    shared = heads // groups
+    attend = nn.functional.scaled_dot_product_attention
+    first = attend(
+        query[:, :, :context], key[:, :, :context], value[:, :, :context],
+        is_causal=True, scale=scaling, enable_gqa=shared > 1,
+    )  # fmt: skip
+
+    def with_context(states: Tensor) -> Tensor:
+        own = states[:, :, context:].unflatten(2, (blocks, block)).transpose(1, 2)
+        before = states[:, None, :, :context].expand(-1, blocks, -1, -1, -1)
+        return torch.cat([before, own], 3).flatten(1, 2)
+
+    rows = query[:, :, context:].view(batch, groups, shared, blocks, block, size).permute(0, 3, 1, 2, 4, 5)
+    mask = attention_mask[:, :, None, None].expand(-1, -1, groups, shared, -1, -1)
+    mask = mask.reshape(len(attention_mask), blocks * groups, shared * block, keys)
+    rest = attend(
+        rows.reshape(batch, blocks * groups, shared * block, size),
+        with_context(key),
+        with_context(value),
+        attn_mask=mask,
+        scale=scaling,
+    )
+    rest = rest.view(batch, blocks, groups, shared, block, size).permute(0, 1, 4, 2, 3, 5)
+    return torch.cat([first.transpose(1, 2), rest.reshape(batch, blocks * block, heads, size)], 1), None
+
+
+def predicting_states(hidden: Tensor, layout: PackedLayout) -> Tensor:
+    """Those of the sequence's hidden states [B, P + n o, d] that predict the blocks' tokens in order, [B n o, d]."""
+    blocks, block, keys = layout.mask.shape[1:]
+    context = keys - block
+    last = layout.last.expand(len(hidden), -1)[..., None].expand(-1, -1, hidden.shape[-1])
+    text = hidden[:, context:].unflatten(1, (blocks, block))
+    return torch.cat([hidden.gather(1, last)[:, :, None], text[:, :, :-1]], 2).flatten(0, 2)
