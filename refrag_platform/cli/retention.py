@@ -75,8 +75,8 @@ def forget(
             typer.echo(f"rebuild  {version.name:<36} {version.hash}")
     for version, places in found.elsewhere:
         typer.echo(f"holds it {version.name:<36} {version.hash:<36} {', '.join(places)}".rstrip())
-    for version in found.unclear:
-        typer.echo(f"unclear  {version.name:<36} {version.hash}  made from a version of which no record is left")
+    for version, why in found.reasons():
+        typer.echo(f"unclear  {version.name:<36} {version.hash}  {why}")
     typer.echo("\nTo forget it:")
     steps = [found.remove, *(f"refrag run all --model {name}" for name in found.rebuild)]
     if found.unclear:
@@ -93,6 +93,8 @@ def forget(
             f"{found.duplicates} documents were dropped because their text had come before. If the same text is in "
             "another file, it comes in from there: look for it."
         )
+    for weights in found.weights:
+        typer.echo(f"\n{weights.training}\n{weights.remedy}")
 
 
 def gc(

@@ -58,7 +58,11 @@ def pack_weights(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", help="A line of the model card on what was trained on. Default: the recipe's sources."),
+        typer.Option(
+            "--data",
+            help="A line on what was trained on, for the model card and `refrag forget`; again for more. Default: "
+            "the recipe's sources.",
+        ),
     ] = None,
     terms: Annotated[
         Path | None, typer.Option("--terms", help="Text file on the training data's sources and licences, for NOTICE.")

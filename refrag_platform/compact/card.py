@@ -22,14 +22,12 @@ def model_card(
     release: Mapping[str, Any],
     stages: Sequence[Manifest],
     results: Sequence[Mapping[str, Any]],
-    data: Sequence[str] = (),
 ) -> str:
     """What the release is, how it was made, how good it is, and what it is not for.
 
     Args:
         release: its manifest. stages: manifests of the stages that made the model, where they are known.
         results: of `refrag evaluate perplexity` and `refrag evaluate rag`, of the unpacked model.
-        data: what it was trained on; default: the recipe's sources.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
     parts = [
@@ -43,7 +41,7 @@ def model_card(
         f"{release['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
         "of the model that unpacking makes.",
         "## Data",
-        "\n".join([f"- {line}" for line in data] or _data(recipe)),
+        "\n".join(f"- {line}" for line in release["data"]),
         "## Training",
         _training(recipe, stages) if stages else _figures(release.get("training", {})),
         *([_results(result) for result in results] or ["## Results", "None were given."]),
@@ -71,13 +69,6 @@ def _files(release: Mapping[str, Any]) -> list[list[str]]:
         [f"`{name}`", f"{facts['bytes'] / 1024:,.0f}", f"{errors[name]:.1%}" if name in errors else ""]
         for name, facts in release["files"].items()
     ]
-
-
-def _data(recipe: Recipe) -> list[str]:
-    named = [f"- corpus: {source.kind}{f' {source.path}' if source.path else ''}" for source in recipe.corpus.sources]
-    for kind in ("questions", "distractors", "summaries"):
-        named += [f"- fine-tuning, {kind}: {name}" for name in getattr(recipe.finetuned, kind)]
-    return named
 
 
 def _training(recipe: Recipe, stages: Sequence[Manifest]) -> str:

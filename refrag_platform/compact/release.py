@@ -9,7 +9,7 @@ refrag weights unpack models/NAME/release --out somewhere
 | decoder.safetensors | what it changed of the decoder |
 | policy.safetensors, policy.json | the policy, if there is one |
 | controls/SYSTEM.safetensors | what tuning changed of a control's decoder, for the gap recovered |
-| manifest.json | written last: base weights, codings, figures of the trainings, digests and sizes of the files |
+| manifest.json | written last: base weights, codings, trainings and their data, digests and sizes of the files |
 | README.md, NOTICE | model card and licences |
 """
 
@@ -77,9 +77,10 @@ def pack(
     Args:
         recipe, base_dir: of the untrained model; `base_dir` is the recipe's folder.
         controls: model folders of tuned controls, by system; of these the decoder is kept.
-        stages, results, data, terms: for README.md and NOTICE (compact/card.py).
+        stages, results, terms: for README.md and NOTICE (compact/card.py).
         training: by stage, the figures of its training.json, which an artifact that is taken from the release has too;
             where `stages` don't state them.
+        data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
         limit: bytes of all files together.
         replace: `out` may be a release already; it is replaced as a whole.
 
@@ -120,6 +121,8 @@ def pack(
         "relative_errors": {name: round(error, 5) for name, error in errors.items()},
         "settings": _shape(recipe),
         "training": _stated(stages) | dict(training or {}),
+        # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
+        "data": list(data) or _sources(recipe),
         "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
         "bytes": size,
     }
@@ -132,7 +135,7 @@ def pack(
     # It prints evaluations: nothing that trains needs it.
     from refrag_platform.compact.card import model_card, notice
 
-    (partial / CARD).write_text(model_card(recipe, manifest, stages, results, data), encoding="utf-8")
+    (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
     (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     old = out.with_name(f".{out.name}.old")
@@ -223,6 +226,14 @@ def _shape(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The settings that weights must share with a recipe to fit it; base weights have a digest."""
     encoder = {key: value for key, value in recipe.section("encoder").items() if key != "source"}
     return {"encoder": encoder, "projection": recipe.section("projection")}
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    """What a recipe trains on, a line each."""
+    named = [f"corpus: {source.kind}{f' {source.path}' if source.path else ''}" for source in recipe.corpus.sources]
+    for kind in ("questions", "distractors", "summaries"):
+        named += [f"fine-tuning, {kind}: {name}" for name in getattr(recipe.finetuned, kind)]
+    return named
 
 
 def _stated(stages: Sequence[Manifest]) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.versioning.graph import IN_PLACE, Graph, Version, read_graph
+from refrag_platform.versioning.unrecorded import Weights, unrecorded_weights
 
 DOCUMENTS_FILE, DESCRIPTION_FILE = "documents.parquet", "corpus.json"
+LOST = "made from a version of which no record is left"
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,22 @@ class Forgetting:
 
     `rebuild`: artifacts in place that saw it, by model. `elsewhere`: the other versions that did, and where each
     is: committed ones, BentoML's models and Bentos. `unclear`: artifacts in place behind which a version is missing
-    that may have seen it. `remove`: what to take away, in words. `duplicates`: documents that the corpora dropped
-    because their text had come before; one of them may be this one.
+    that may have seen it. `weights`: those from outside, whose documents can't be looked up, with the artifacts that
+    have them in them: unclear as well, those to rebuild among them. `remove`: what to take away, in words.
+    `duplicates`: documents that the corpora dropped because their text had come before; one of them may be this one.
     """
 
     remove: str
     rebuild: dict[str, list[Version]]
     elsewhere: list[tuple[Version, list[str]]]
     unclear: list[Version]
+    weights: list[Weights]
     duplicates: int
+
+    def reasons(self) -> Iterator[tuple[Version, str]]:
+        """Every artifact that may have seen it, and why nobody can tell."""
+        yield from ((version, LOST) for version in self.unclear)
+        yield from ((version, weights.why) for weights in self.weights for version in weights.made)
 
     def plain(self) -> dict[str, object]:
         """The same as JSON values."""
@@ -43,7 +52,11 @@ class Forgetting:
                 {"kind": version.kind, "name": version.name, "hash": version.hash, "places": places}
                 for version, places in self.elsewhere
             ],
-            "unclear": [{"path": version.name, "hash": version.hash} for version in self.unclear],
+            "unclear": [{"path": version.name, "hash": version.hash, "why": why} for version, why in self.reasons()],
+            "weights": [
+                {"path": weights.path, "data": weights.data, "models": weights.models, "remedy": weights.remedy}
+                for weights in self.weights
+            ],
             "duplicates": self.duplicates,
         }
 
@@ -86,8 +99,14 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
         if IN_PLACE in facts.places and version not in saw and model in {None, facts.model}
         if any(facts.made_from is None for facts in graph.behind([version]).versions.values())
     ]
-    duplicates = sum(_duplicates(project, version) for version in here)
-    return Forgetting(found.remove, rebuild, [entry for entry in elsewhere if entry[1]], unclear, duplicates)
+    return Forgetting(
+        remove=found.remove,
+        rebuild=rebuild,
+        elsewhere=[entry for entry in elsewhere if entry[1]],
+        unclear=unclear,
+        weights=unrecorded_weights(project, graph, model),
+        duplicates=sum(_duplicates(project, version) for version in here),
+    )
 
 
 def find_source(project: Project, graph: Graph, what: str) -> _Found:
@@ -113,9 +132,10 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
     if not rows:
         names = sorted({version.name for version in sources})
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        hidden = [f" {weights.training}" for weights in unrecorded_weights(project, graph)]
         raise RefragError(
             f"no artifact was made from {what!r}: it is neither a recorded source nor a document of a corpus in "
-            f"place. Sources: {shown or 'none'}"
+            f"place. Sources: {shown or 'none'}.{''.join(hidden)}"
         )
     model, _, name = rows[0]
     file = _document_file(project, model, name)

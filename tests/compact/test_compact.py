@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from refrag_platform.compact.coding import Coding, decode, encode, relative_error
 from refrag_platform.compact.quantization import dequantize, quantize
-from refrag_platform.compact.release import Codings, load_release, model_state, pack, unpack
+from refrag_platform.compact.release import Codings, load_release, model_state, pack, read_manifest, unpack
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.policy import PolicyNetwork
@@ -140,6 +140,10 @@ def test_the_model_card_tells_what_is_recorded(trained: Path, recipe: Recipe, tm
     card = (tmp_path / "release" / "README.md").read_text()
     assert "| refrag, p = 0.1 | 8 | 0.625 | 0.750 |" in card and "questions: dev.jsonl" in card
     assert "`decoder.safetensors`" in card and recipe.decoder.source in card
+    assert "## Data\n\n- corpus: factbook\n- corpus: files\n" in card, (
+        "what the recipe trains on, where nothing is given"
+    )
+    assert read_manifest(tmp_path / "release")["data"] == ["corpus: factbook", "corpus: files"]
     assert "CC BY 4.0" in (tmp_path / "release" / "NOTICE").read_text()
     # A card that was added to is no damaged release.
     (tmp_path / "release" / "README.md").write_text(card + "More.\n")
