@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
+from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSchema
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
 
 Metadata = dict[str, MetadataValue]
@@ -65,8 +66,16 @@ def common(published: Published, cached: bool) -> Metadata:
         "commit": MetadataValue.text(manifest.commit or "outside Git"),
         "settings": MetadataValue.json(manifest.settings),
         "lineage": table(lineage),
+        **neighbours(manifest.stage),
         **numbers(manifest.metrics),
     }
+
+
+def neighbours(stage: str) -> Metadata:
+    """Links to the assets that a stage's artifact is made from, and to those that are made from it."""
+    below = [name for name, other in STAGES.items() if stage in other.inputs]
+    before = {f"made_from.{name}": MetadataValue.asset(AssetKey(name)) for name in STAGES[stage].inputs}
+    return before | {f"goes_into.{name}": MetadataValue.asset(AssetKey(name)) for name in below}
 
 
 def docs_link(project: Project, folder: Path) -> MetadataValue:

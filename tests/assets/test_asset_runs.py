@@ -85,6 +85,12 @@ def test_metadata_holds_numbers_picture_tables_paths_and_lineage(made: Project, 
     rows = [row.data for row in lineage.records]  # type: ignore[attr-defined]
     assert [row["hash"] for row in rows if row["input"] == "corpus"] == [dvc.recorded_hash(made, "corpus", MODEL)]
     assert {row["path"] for row in rows if row["input"] == "source"} >= {f"models/{MODEL}/tokenizer.json"}
+    found = event.asset_materialization.metadata.items()
+    links = {name: value for name, value in found if name.startswith(("made_from.", "goes_into."))}
+    assert {name: value.asset_key.path for name, value in links.items()} == {  # type: ignore[attr-defined]
+        "made_from.corpus": ["corpus"],
+        "goes_into.cpt": ["cpt"],
+    }
 
 
 def test_each_check_leads_to_its_data_docs(
