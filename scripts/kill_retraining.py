@@ -41,7 +41,7 @@ Curve = list[tuple[float, float]]
 def main(
     folder: Annotated[Path, typer.Argument(help="The project to run in.")],
     model: Annotated[str, typer.Option("--model", "-m")] = "tiny",
-    kills: Annotated[int, typer.Option(help="How many, by turns of the trainer, the daemon and the tree.")] = 20,
+    kills: Annotated[int, typer.Option(help="How many of running runs, by turns of trainer, daemon and tree.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the random moments.")] = 0,
     assets: Annotated[list[str] | None, typer.Option("--asset", help="Only these; default: to the release.")] = None,
 ) -> None:
@@ -58,12 +58,15 @@ def main(
         typer.echo(f"undisturbed: {seconds:.0f} s")
         remove(project, model)
         kept: dict[str, Lines] = {}
-        for number in range(kills):
+        number = 0
+        while number < kills:
             role, run, moment = ROLES[number % len(ROLES)], launch(dagster, model, assets), chance.uniform(0, seconds)
             if chance.random() < TRAINING_SHARE:
                 wait_until_saved(dagster, model, run)
                 moment = chance.uniform(0, SECONDS_OF_TRAINING)
-            said, ended = kill_at(dagster, run, role, moment)
+            killed, ended = kill_at(dagster, run, role, moment)
+            number += killed > 0
+            said = f"{killed} of {role} killed after {moment:.1f} s" if killed else f"over before the {role} was killed"
             found = half_made(project, model) + not_continued(project, model, kept)
             if ended is DagsterRunStatus.SUCCESS:
                 found += compare(project, model, expected, curves)
@@ -72,8 +75,8 @@ def main(
             else:
                 kept |= saved(project, model)
             steps = ", ".join(f"{stage} {lines[-1]['step']:.0f}" for stage, lines in kept.items() if lines)
-            typer.echo(f"{number + 1}: {said}; run {ended.value}; saved: {steps or 'nothing yet'}")
-            faults += [f"{number + 1}, {said}: {fault}" for fault in found]
+            typer.echo(f"{number} of {kills}: {said}; run {ended.value}; saved: {steps or 'nothing yet'}")
+            faults += [f"{number}, {said}: {fault}" for fault in found]
         if dagster.finish(launch(dagster, model, assets)) is not DagsterRunStatus.SUCCESS:
             faults.append(f"the last run failed: {dagster.log}")
         faults += not_continued(project, model, kept) + compare(project, model, expected, curves)
@@ -91,18 +94,23 @@ def wait_until_saved(dagster: Deployment, model: str, run: str) -> None:
     dagster.until(lambda: saved(dagster.project, model) != before or dagster.status(run) in FINISHED, "the run trains")
 
 
-def kill_at(dagster: Deployment, run: str, role: Role, moment: float) -> tuple[str, DagsterRunStatus]:
-    """Kill a part in `moment` seconds, once the run has begun; returns what was done and how the run ended."""
+def kill_at(dagster: Deployment, run: str, role: Role, moment: float) -> tuple[int, DagsterRunStatus]:
+    """Kill a part in `moment` seconds, once the run has begun; returns how many processes and how the run ended.
+
+    None are killed where the run has ended before.
+    """
     dagster.until(lambda: dagster.status(run) is not DagsterRunStatus.QUEUED, "the run starts")
     ends = time.monotonic() + moment
     while time.monotonic() < ends and dagster.status(run) not in FINISHED:
         time.sleep(0.1)
     if role == "trainer":  # between two stages there is none
         dagster.until(lambda: bool(dagster.find("assets.child")) or dagster.status(run) in FINISHED, "a stage runs")
+    if dagster.status(run) in FINISHED:
+        return 0, dagster.finish(run)
     killed = dagster.kill(role)
     if role != "trainer":
         dagster.start()
-    return f"{len(killed)} of {role} killed after {moment:.1f} s", dagster.finish(run)
+    return len(killed), dagster.finish(run)
 
 
 def saved(project: Project, model: str) -> dict[str, Lines]:
