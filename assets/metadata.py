@@ -73,9 +73,9 @@ def common(published: Published, cached: bool) -> Metadata:
 
 def neighbours(stage: str) -> Metadata:
     """Links to the assets that a stage's artifact is made from, and to those that are made from it."""
-    below = [name for name, other in STAGES.items() if stage in other.inputs]
-    before = {f"made_from.{name}": MetadataValue.asset(AssetKey(name)) for name in STAGES[stage].inputs}
-    return before | {f"goes_into.{name}": MetadataValue.asset(AssetKey(name)) for name in below}
+    links = {"made_from": STAGES[stage].inputs}
+    links["goes_into"] = tuple(name for name, other in STAGES.items() if stage in other.inputs)
+    return {f"{way}.{name}": MetadataValue.asset(AssetKey(name)) for way, names in links.items() for name in names}
 
 
 def docs_link(project: Project, folder: Path) -> MetadataValue:

@@ -1,12 +1,15 @@
-"""Processes that this one starts: none of them outlives it."""
+"""Processes that this one starts, none of which outlives it, and how one ends."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,3 +31,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once, its files written and its words said, without taking the interpreter down.
+
+    A thread of gloo's may still hold tensors of the last reductions and needs the interpreter to let go of them. While
+    that is taken down, as on a busy machine it is before the thread's turn comes, asking for it aborts the process, and
+    a training that went well counts as failed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from refrag_platform.errors import RecipeError, RefragError
-from refrag_platform.processes import ends_with_parent
+from refrag_platform.processes import ends_with_parent, leave
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext, stage_function
 from refrag_platform.training.core.ranks import is_main, world_size
@@ -129,4 +130,9 @@ if __name__ == "__main__":
     try:
         run_rank(Path(sys.argv[1]))
     except RefragError as error:
-        sys.exit(f"refrag: {error}")
+        print(f"refrag: {error}", file=sys.stderr)
+        leave(1)
+    except BaseException:
+        traceback.print_exc()
+        leave(1)
+    leave(0)

@@ -18,7 +18,7 @@ from refrag_platform.project import Project
 from refrag_platform.recipes import merge
 from refrag_platform.runner import run_stage
 from refrag_platform.training.core import checkpoint, metrics
-from tests.conftest import ZERO2
+from tests.conftest import ROOT, ZERO2
 from tests.processes import wait_for
 
 pytest.importorskip("deepspeed")
@@ -28,6 +28,30 @@ DDP = {**ZERO2, "distributed_type": "MULTI_GPU", "use_cpu": True}
 del DDP["deepspeed_config"]
 # How long a process may take to get somewhere on a busy machine.
 PATIENCE = 200
+
+# Pairs of processes that end while a thread of gloo's waits for the interpreter, as it would on a busy machine.
+BUSY_ENDS = """
+import os, sys, torch
+import torch.distributed as dist
+from refrag_platform.processes import leave
+
+def rank(number, store):
+    sys.setswitchinterval(1000)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
+    for value in range(300):
+        work = dist.all_reduce(torch.tensor(float(value)), async_op=True)
+    work.wait()
+    leave(7)
+
+torch.set_num_threads(1)
+for pair in range(12):
+    children = []
+    for number in range(2):
+        if not (child := os.fork()):
+            rank(number, f"{sys.argv[1]}/{pair}")
+        children.append(child)
+    print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children), flush=True)
+"""
 
 
 @pytest.fixture
@@ -108,6 +132,12 @@ def test_stopped_ranks_save_and_continue_on_the_same_curve(on_cpus: Project) -> 
     resumed = losses(run_stage(on_cpus, "reconstruction", "tiny").path)
     use(on_cpus, ZERO2, accelerate_config=None)
     assert losses(run_stage(on_cpus, "reconstruction", "tiny").path) == pytest.approx(resumed, rel=1e-3)
+
+
+def test_ranks_that_are_done_leave_whatever_gloos_threads_still_hold(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUSY_ENDS, str(tmp_path)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["7"] * 24, found.stderr
 
 
 def test_ranks_end_with_a_killed_run(on_cpus: Project) -> None:
