@@ -6,7 +6,9 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +17,16 @@ from typing import Any
 import pytest
 import yaml
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
+from dagster_graphql import DagsterGraphQLClient
 
 from assets.materialize import materialize_all
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
-from tests.assets.conftest import MODEL, plant_stage
+from refrag_platform.quality.results import DOCS_FOLDER
+from refrag_platform.runner import published
+from tests.assets.conftest import FIRST_TWO, MODEL, plant_stage
 from tests.conftest import ROOT
+from tests.processes import answers, wait_for
 
 DEPLOY = ROOT / "deploy"
 SQLITE = ROOT / ".dagster_home" / "dagster.yaml"
@@ -103,6 +109,65 @@ def test_runs_and_their_events_are_kept_in_postgresql(planted: Project, team: Da
     assert event is not None and event.asset_materialization is not None
     assert event.asset_materialization.partition == MODEL
     assert not list((planted.root / ".dagster_home").rglob("*.db")), "nothing is in SQLite"
+
+
+@pytest.fixture
+def composed(planted: Project, team: DagsterInstance, tmp_path: Path) -> Iterator[dict[str, int]]:
+    """What the compose file starts of this program, by its own commands, on ports of this machine; yields these."""
+    ports = {name: free_port() for name in ("code", "webserver", "docs")}
+    workspace = yaml.safe_load((DEPLOY / "workspace.yaml").read_text())
+    workspace["load_from"][0]["grpc_server"] |= {"host": "127.0.0.1", "port": ports["code"]}
+    (tmp_path / "workspace.yaml").write_text(yaml.safe_dump(workspace))
+    here = {"4000": str(ports["code"]), "3001": str(ports["webserver"]), "3002": str(ports["docs"])}
+    here |= {"deploy/workspace.yaml": str(tmp_path / "workspace.yaml"), "0.0.0.0": "127.0.0.1"}
+    folder, running = Path(sys.executable).parent, []
+
+    def as_here(words: list[str]) -> list[str]:
+        return [str(folder / words[0]), *(here.get(word, word) for word in words[1:])]
+
+    def start(name: str) -> None:
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            running.append(
+                subprocess.Popen(
+                    as_here(services()[name]["command"].split()),
+                    cwd=planted.root,
+                    env=os.environ | {"PYTHONPATH": str(planted.root)},
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            )
+
+    try:
+        start("code")
+        healthy = as_here(services()["code"]["healthcheck"]["test"][1:])
+        wait_for(lambda: not subprocess.run(healthy, capture_output=True).returncode, 180, tmp_path / "code.log")
+        for name in ("webserver", "daemon", "docs"):
+            start(name)
+        url = f"http://127.0.0.1:{ports['webserver']}/server_info"
+        wait_for(lambda: answers(url), 180, tmp_path / "webserver.log")
+        yield ports
+    finally:
+        for process in running:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_compose_file_make_a_deployment(
+    planted: Project, team: DagsterInstance, composed: dict[str, int]
+) -> None:
+    client = DagsterGraphQLClient("127.0.0.1", port_number=composed["webserver"])
+    run = client.submit_job_execution(
+        "refrag_pipeline", tags={"dagster/partition": MODEL}, asset_selection=list(FIRST_TWO)
+    )
+    ended = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE}
+    wait_for(lambda: team.get_run_by_id(run).status in ended, 300)  # type: ignore[union-attr]
+    found = team.get_run_by_id(run)
+    assert found is not None and found.status is DagsterRunStatus.SUCCESS
+    assert all(published(planted, stage, MODEL) for stage in FIRST_TWO)
+    page = (planted.stage_dir("corpus", MODEL) / DOCS_FOLDER / "index.html").relative_to(planted.root)
+    assert answers(f"http://127.0.0.1:{composed['docs']}/{page.as_posix()}")
 
 
 def test_one_device_is_given_to_one_stage_at_a_time_on_postgresql(team: DagsterInstance) -> None:
