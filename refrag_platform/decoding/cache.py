@@ -20,13 +20,16 @@ ATTENTION = "refrag_slots"
 # Attention of other families that this one doesn't compute.
 UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
+# Queries of one row up to which their scores are written out: a short question after a long kept beginning.
+FEW = 64
+
 
 class SlotCache:
     """Keys and values of up to `slots` sequences of up to `positions` positions each.
 
-    layers: keys and values of each layer, [slots + 1, kv_heads, positions, head_dim]. The last slot takes what
-    padding writes and is never read. zeroed: padded steps read and mask what was never written, which must be
-    numbers; without them memory is taken as positions are first used.
+    layers: keys and values of each layer, [slots, kv_heads, positions + 1, head_dim]. A slot's last cell, `spare`,
+    takes what padding writes and is never read. zeroed: padded steps read and mask what was never written, which must
+    be numbers; without them memory is taken as positions are first used.
     """
 
     def __init__(
@@ -42,7 +45,8 @@ class SlotCache:
         self.kv_heads = getattr(config, "num_key_value_heads", None) or heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.slots, self.positions, self.zeroed = slots, positions, zeroed
-        shape = (slots + 1, self.kv_heads, positions, self.head_dim)
+        self.spare = positions
+        shape = (slots, self.kv_heads, positions + 1, self.head_dim)
         # Storages of their own: the compiler copies mutated arguments that share one.
         allocate = torch.zeros if zeroed else torch.empty
         self.layers = [
@@ -135,11 +139,15 @@ def attend(
         result = _causal(query, key, value, scaling)
     elif step.slot is not None:
         reach = step.mask.shape[-1]
-        own = keys[:, :, :reach].index_select(0, step.slot), values[:, :, :reach].index_select(0, step.slot)
-        result = _masked(query, *own, step.mask, scaling)
+        own = keys[:, :, :reach], values[:, :, :reach]
+        if len(keys) > 1:
+            # A copy: which slot it is, the graph can't know.
+            own = own[0].index_select(0, step.slot), own[1].index_select(0, step.slot)
+        masked = _few if query.shape[2] <= FEW else _masked
+        result = masked(query, *own, step.mask, scaling)
     else:
         batch, reach = query.shape[0], step.mask.shape[-1]
-        result = _decode(query, keys[:batch, :, :reach], values[:batch, :, :reach], step.mask, scaling)
+        result = _few(query, keys[:batch, :, :reach], values[:batch, :, :reach], step.mask, scaling)
     return result.transpose(1, 2).contiguous(), None
 
 
@@ -171,13 +179,15 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
     )
 
 
-def _decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """One query per row, [B, H, 1, D], as two matrix products: they spread the keys of a long row over the whole
-    device, which the fused kernels do only for rows of one length."""
-    grouped = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+def _few(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Few queries per row, [B, H, N, D], under a mask [N, K] or [B, 1, K], as two matrix products: they spread the
+    keys of a long row over the whole device, which the fused kernels don't."""
+    groups = query.shape[1] // key.shape[1]
+    stacked = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+    mask = mask[:, None] if mask.dim() == 3 else mask.repeat(groups, 1)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = (grouped * scale) @ key.transpose(2, 3)
-    shares = scores.float().masked_fill(~mask[:, None], float("-inf")).softmax(-1).to(value.dtype)
+    scores = (stacked * scale) @ key.transpose(2, 3)
+    shares = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype)
     return (shares @ value).reshape(query.shape)
 
 

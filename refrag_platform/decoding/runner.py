@@ -181,17 +181,17 @@ class DecoderRunner:
             slot, start, real = where.unbind()
             offsets = torch.arange(length, device=self.device)
             positions = start + offsets
-            slots = torch.where(offsets < real, slot, self.max_batch)
-            cells = positions.clamp(max=self.max_positions - 1)
+            cells = torch.where(offsets < real, positions, self.cache.spare)
             mask = torch.arange(reach, device=self.device) <= positions[:, None] if reach else None
-            step = Step(slots[None], cells[None], mask=mask, slot=slot[None] if reach else None)
-            return self._call(step, cells[None], inputs_embeds=embeds, logits_to_keep=(real - 1).clamp(min=0)[None])
+            step = Step(slot.expand(1, length), cells[None], mask=mask, slot=slot[None] if reach else None)
+            last = (real - 1).clamp(min=0)[None]
+            return self._call(step, positions[None], inputs_embeds=embeds, logits_to_keep=last)
 
         def inputs() -> dict[str, Tensor]:
             width = self._decoder.config.hidden_size
             return {
                 "embeds": torch.zeros(1, length, width, dtype=self.dtype, device=self.device),
-                # Nothing real: what warming up writes goes to the padding's slot.
+                # Nothing real: what warming up writes goes to the padding's cell.
                 "where": torch.tensor([0, 0, 0], device=self.device),
             }
 
@@ -202,12 +202,12 @@ class DecoderRunner:
 
         def run(tokens: Tensor, positions: Tensor) -> Tensor:
             rows = torch.arange(batch, device=self.device)
-            slots = torch.where(positions >= 0, rows, self.max_batch)
-            cells = positions.clamp(min=0)
+            cells = torch.where(positions >= 0, positions, self.cache.spare)
             # An idle row reads its first position, whatever that holds: a softmax over nothing is no number.
-            mask = torch.arange(reach, device=self.device) <= cells[:, None]
-            step = Step(slots[:, None], cells[:, None], mask=mask[:, None])
-            return self._call(step, cells[:, None], input_ids=tokens[:, None])
+            read = positions.clamp(min=0)[:, None]
+            mask = torch.arange(reach, device=self.device) <= read
+            step = Step(rows[:, None], cells[:, None], mask=mask[:, None])
+            return self._call(step, read, input_ids=tokens[:, None])
 
         def inputs() -> dict[str, Tensor]:
             return {

@@ -34,6 +34,25 @@ def test_a_prompt_may_be_read_in_pieces(model: RefragModel, make_runner: Make, c
     torch.testing.assert_close(logits, plain_logits(model, embeds), **CLOSE)
 
 
+@pytest.mark.parametrize("last", [1, 20, 80])
+def test_a_prompt_goes_on_in_the_only_slot_too(model: RefragModel, make_runner: Make, last: int) -> None:
+    runner, embeds = make_runner(max_positions=151, max_batch=1), random_embeds(model, 70 + last)
+    runner.prefill(random_embeds(model, 151, 5), 0)
+    runner.prefill(embeds[:70], 0)
+    torch.testing.assert_close(runner.prefill(embeds[70:], 0, 70), plain_logits(model, embeds), **CLOSE)
+
+
+def test_padding_is_written_to_no_cell_that_is_read(model: RefragModel, make_runner: Make) -> None:
+    """Neither in its own slot, up to the last position, nor in an idle one below it."""
+    runner, embeds = make_runner(max_positions=70, max_batch=2), random_embeds(model, 70)
+    runner.prefill(embeds[:69], 0)
+    runner.prefill(embeds[:65], 1)
+    runner.decode([3], [1], [65])
+    runner.prefill(embeds[65:], 1, 65)
+    torch.testing.assert_close(runner.decode([4], [0], [69])[0], plain_logits(model, embeds[:69], [4]), **CLOSE)
+    torch.testing.assert_close(runner.prefill(embeds[69:], 1, 69), plain_logits(model, embeds), **CLOSE)
+
+
 def test_tokens_follow_in_any_slots_of_any_lengths(model: RefragModel, make_runner: Make) -> None:
     runner = make_runner()
     prompts = {3: random_embeds(model, 50, 3), 0: random_embeds(model, 7, 1)}
