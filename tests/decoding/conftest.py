@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +14,19 @@ from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
+from refrag_platform.recipes import read_recipe
 from tests.conftest import ROOT
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 RECIPES = ["tiny", pytest.param("smollm2-135m", marks=pytest.mark.slow)]
+# Where weights lie elsewhere, on a machine without a network say: REFRAG_TEST_RECIPE=/path/recipe.yaml.
+if elsewhere := os.environ.get("REFRAG_TEST_RECIPE"):
+    RECIPES.append(pytest.param(elsewhere, marks=pytest.mark.slow, id="elsewhere"))
 
 
 @pytest.fixture(scope="session", params=RECIPES)
 def recipe(request: pytest.FixtureRequest) -> str:
-    """tiny has random weights, the other the packaged ones."""
+    """tiny has random weights, the others real ones."""
     return str(request.param)
 
 
@@ -31,9 +37,11 @@ def model(request: pytest.FixtureRequest, recipe: str) -> RefragModel:
 
 
 def create(recipe: str) -> RefragModel:
-    """The model of a recipe, where its weights are to be had."""
+    """The model of a recipe, by name or file, where its weights are to be had."""
     project = Project(ROOT)
     try:
+        if Path(recipe).is_absolute():
+            return RefragModel.create(read_recipe(Path(recipe)), Path(recipe).parent).eval()
         return RefragModel.create(project.recipe(recipe), project.recipe_path(recipe).parent).eval()
     except RefragError as error:
         pytest.skip(str(error))

@@ -229,7 +229,7 @@ def test_nan_of_a_request_that_was_cancelled_leaves_with_it(
 ) -> None:
     prompt = prompt_input(model, a_prompt(model, 0))
     expected = read(scheduler.submit(prompt, Sampling(5)))
-    embeds = torch.full((190, prompt.embeds.shape[1]), float("nan"))
+    embeds = torch.full_like(prompt.embeds[:1], float("nan")).expand(190, -1)
     long = PromptInput(embeds, np.resize(prompt.content, (190, prompt.content.shape[1])))
     begun, prefill = threading.Event(), scheduler.runner.prefill
 
