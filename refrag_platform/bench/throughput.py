@@ -6,6 +6,7 @@ REFRAG's vectors are on the device already; they are projected anew for every re
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -22,8 +23,13 @@ from refrag_platform.bench.shapes import Subject
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
 
+logger = logging.getLogger("refrag.bench")
+
 # A batch that doesn't fit is followed by one this much smaller.
 STEP_DOWN = 1 / 16
+# What reading holds besides keys and values, in layers' inner states of the prompt: once when a step is warmed up, once
+# in its graph.
+WORKING_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -66,16 +72,27 @@ def bench_throughput(
 def _largest(subject: Subject, plan: ThroughputPlan, k: int | None, ceilings: Ceilings) -> dict[str, Any]:
     kept = plan.context // (k or 1) + plan.question + plan.new_tokens
     free()
-    batch = min(plan.largest, _free_bytes(subject.device) // DecoderSize.of(subject.decoder).kv_bytes(kept))
+    room = _free_bytes(subject.device) - _working_bytes(subject, kept - plan.new_tokens)
+    batch = min(plan.largest, room // DecoderSize.of(subject.decoder).kv_bytes(kept + 1))
     while batch > 0:
         try:
             return _measure(subject, plan, k, batch, ceilings)
-        except (torch.OutOfMemoryError, RefragError) as error:
-            if isinstance(error, RefragError) and not isinstance(error.__cause__, torch.OutOfMemoryError):
+        except Exception as error:
+            if not _is_out_of_memory(error):
                 raise
+            logger.warning("a batch of %d doesn't fit: %s", batch, str(error).strip().partition("\n")[0])
             batch -= math.ceil(batch * STEP_DOWN)
         free()
     raise RefragError(f"not even one request of {kept} positions fits; give a shorter --context")
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory is what an error comes from; the compiler wraps those of its own trials."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return False
 
 
 def _measure(subject: Subject, plan: ThroughputPlan, k: int | None, batch: int, ceilings: Ceilings) -> dict[str, Any]:
@@ -97,6 +114,11 @@ def _measure(subject: Subject, plan: ThroughputPlan, k: int | None, batch: int, 
             tokens = runner.decode(tokens, range(batch), [positions + step - 1] * batch).argmax(-1)
 
     cases = {"all": Case(lambda: generate(read())), "read": Case(read)}
+    # What compiling leaves behind is given back before the next form is compiled.
+    first = runner.prefill(inputs(), 0).argmax()
+    free()
+    runner.decode(first.expand(batch), range(batch), [positions] * batch)
+    free()
     timed(cases["all"], subject.device)
     times = in_turns(cases, plan.runs, 0, subject.device)
     size, tokens = DecoderSize.of(subject.decoder), batch * plan.new_tokens
@@ -137,6 +159,15 @@ def _requests(subject: Subject, plan: ThroughputPlan, k: int | None) -> tuple[Ca
     vectors = torch.randn(chunks, encoder.vector_dim, generator=generator).to(subject.device, subject.dtype)
     question = tokens[plan.context :]
     return (lambda: torch.cat([projection(vectors), embeddings(question)])), chunks + plan.question
+
+
+def _working_bytes(subject: Subject, positions: int) -> int:
+    """About what reading a prompt takes besides keys and values; on a CPU it is little beside what is left free."""
+    if subject.device.type != "cuda":
+        return 0
+    config = subject.decoder.config
+    numbers = 3 * config.intermediate_size + 4 * config.hidden_size
+    return WORKING_STATES * positions * numbers * subject.dtype.itemsize
 
 
 def _free_bytes(device: torch.device) -> int:
