@@ -32,7 +32,7 @@ from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
 ROLES: tuple[Role, ...] = ("trainer", "daemon", "tree")
 METRICS = "metrics.jsonl"
-# Most kills come while something trains and has saved, which a small model does in a small part of the time.
+# Most kills come while one of the trainings runs and has saved, which a small model does in a small part of the time.
 TRAINING_SHARE, SECONDS_OF_TRAINING = 0.7, 5.0
 Lines = list[dict[str, float]]
 Curve = list[tuple[float, float]]
@@ -61,12 +61,17 @@ def main(
         number = 0
         while number < kills:
             role, run, moment = ROLES[number % len(ROLES)], launch(dagster, model, assets), chance.uniform(0, seconds)
-            if chance.random() < TRAINING_SHARE:
-                wait_until_saved(dagster, model, run)
-                moment = chance.uniform(0, SECONDS_OF_TRAINING)
+            since = "it began"
+            ahead = [stage for stage in assets or STAGES if stage in curves and not made(project, model, stage)]
+            if ahead and chance.random() < TRAINING_SHARE:
+                stage, moment = chance.choice(ahead), chance.uniform(0, SECONDS_OF_TRAINING)
+                wait_until_saved(dagster, model, run, stage)
+                since = f"{stage} saved"
             killed, ended = kill_at(dagster, run, role, moment)
             number += killed > 0
-            said = f"{killed} of {role} killed after {moment:.1f} s" if killed else f"over before the {role} was killed"
+            said = (
+                f"{killed} of {role} killed {moment:.1f} s after {since}" if killed else f"over before the {role} was"
+            )
             found = half_made(project, model) + not_continued(project, model, kept)
             if ended is DagsterRunStatus.SUCCESS:
                 found += compare(project, model, expected, curves)
@@ -88,10 +93,18 @@ def launch(dagster: Deployment, model: str, assets: list[str] | None) -> str:
     return dagster.launch(model, "refrag_pipeline", assets) if assets else dagster.launch(model)
 
 
-def wait_until_saved(dagster: Deployment, model: str, run: str) -> None:
-    """Wait until the run trains and has saved a checkpoint of its own, or has ended."""
-    before = saved(dagster.project, model)
-    dagster.until(lambda: saved(dagster.project, model) != before or dagster.status(run) in FINISHED, "the run trains")
+def made(project: Project, model: str, stage: str) -> bool:
+    return (project.stage_dir(stage, model) / FILE_NAME).is_file()
+
+
+def wait_until_saved(dagster: Deployment, model: str, run: str, stage: str) -> None:
+    """Wait until the run trains a stage and has saved a checkpoint of its own, or has ended."""
+    before = saved(dagster.project, model).get(stage)
+
+    def has_saved() -> bool:
+        return saved(dagster.project, model).get(stage) != before or dagster.status(run) in FINISHED
+
+    dagster.until(has_saved, f"{stage} trains")
 
 
 def kill_at(dagster: Deployment, run: str, role: Role, moment: float) -> tuple[int, DagsterRunStatus]:
@@ -148,8 +161,8 @@ def compare(project: Project, model: str, expected: dict[str, str], curves: dict
 
 def hashes(project: Project, model: str) -> dict[str, str]:
     """Of the artifacts in place, by stage."""
-    folders = {stage: project.stage_dir(stage, model) for stage in STAGES}
-    return {stage: Manifest.read(folder).hash for stage, folder in folders.items() if (folder / FILE_NAME).exists()}
+    there = [stage for stage in STAGES if made(project, model, stage)]
+    return {stage: Manifest.read(project.stage_dir(stage, model)).hash for stage in there}
 
 
 def losses(project: Project, model: str) -> dict[str, Curve]:
