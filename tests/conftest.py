@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -34,6 +36,12 @@ def project(tmp_path: Path) -> Project:
 def repository(project: Project) -> Project:
     """The project as a Git and DVC repository with one commit and no artifacts."""
     return init_repository(project)
+
+
+def load_script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """A file of scripts/ as a module; scripts import each other by name."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module(name)
 
 
 def init_repository(project: Project) -> Project:

@@ -11,17 +11,14 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from tests.conftest import ROOT
+from tests.conftest import load_script
 
 SCORES = ("P16", "P32", "P128", "P512")
 
 
 @pytest.fixture
 def choices(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import choices  # type: ignore[import-not-found]
-
-    return choices
+    return load_script(monkeypatch, "choices")
 
 
 @pytest.fixture

@@ -14,15 +14,12 @@ from typer.testing import CliRunner, Result
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.training.core.lora import lora_state, merge_lora, prepare_decoder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_script
 
 
 @pytest.fixture
 def pieces(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import gpu_pieces  # type: ignore[import-not-found]
-
-    return gpu_pieces
+    return load_script(monkeypatch, "gpu_pieces")
 
 
 @pytest.fixture
