@@ -34,12 +34,13 @@ def free_port() -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once, its files written and its words said, without taking the interpreter down.
+    """End this process at once, its words said, without taking the interpreter down; its files must be closed by now.
 
     A thread of gloo's may still hold tensors of the last reductions and needs the interpreter to let go of them. While
     that is taken down, as on a busy machine it is before the thread's turn comes, asking for it aborts the process, and
     a training that went well counts as failed.
     """
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+        with contextlib.suppress(OSError):  # a pipe that nobody reads any more
+            stream.flush()
     os._exit(status)

@@ -73,6 +73,8 @@ def main(
                 f"{killed} of {role} killed {moment:.1f} s after {since}" if killed else f"over before the {role} was"
             )
             found = half_made(project, model) + not_continued(project, model, kept)
+            if not killed and ended is not DagsterRunStatus.SUCCESS:
+                found.append(f"it failed by itself: {dagster.log}")
             if ended is DagsterRunStatus.SUCCESS:
                 found += compare(project, model, expected, curves)
                 remove(project, model)
@@ -82,6 +84,8 @@ def main(
             steps = ", ".join(f"{stage} {lines[-1]['step']:.0f}" for stage, lines in kept.items() if lines)
             typer.echo(f"{number} of {kills}: {said}; run {ended.value}; saved: {steps or 'nothing yet'}")
             faults += [f"{number}, {said}: {fault}" for fault in found]
+            if faults and not killed:
+                break  # or it would fail again and again
         if dagster.finish(launch(dagster, model, assets)) is not DagsterRunStatus.SUCCESS:
             faults.append(f"the last run failed: {dagster.log}")
         faults += not_continued(project, model, kept) + compare(project, model, expected, curves)

@@ -50,10 +50,13 @@ def bench_train(model: RefragModel, settings: CptRecipe, steps: int, warmup: int
     """Rows of both loops: {loop, positions_per_second, step_seconds, mfu, memory_gb, loss, ...}.
 
     Args:
-        settings: context and output tokens, batch size and precision; every weight trains.
+        settings: context and output tokens, batch size and precision. Every weight trains, on single windows of full
+            length, whatever the rest says.
         steps, warmup: measured steps, and steps before them (compilation).
     """
-    settings = settings.model_copy(update={"curriculum": None, "mixed_steps_share": 0.0, "packed": False})
+    settings = settings.model_copy(
+        update={"curriculum": None, "mixed_steps_share": 0.0, "packed": False, "lora_rank": None}
+    )
     device = default_device()
     plain_model = copy.deepcopy(model)
     ours = bench_loop(OneBatch(model, settings, {}, seed), settings, steps, warmup)

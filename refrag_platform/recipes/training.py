@@ -101,7 +101,7 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
     packed: bool = Field(
         False,
         description="many windows in one sequence: the o tokens after every o tokens of the context are predicted, not "
-        "those after its end alone; o a multiple of k that divides s, no curriculum",
+        "those after its end alone; o a multiple of k, s a multiple of o, no curriculum",
     )
     curriculum: CurriculumRecipe | None = Field(
         CurriculumRecipe(), description="grow the context as table 8 does; null: full contexts from the start"
@@ -137,10 +137,10 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
             self.refuse_idle("curriculum is null", "curriculum_share")
         if self.packed and self.curriculum:
             raise ValueError("packed is true: contexts of all lengths are in every sequence; set curriculum: null")
-        if self.packed and self.context_tokens % self.output_tokens:
+        if self.packed and (self.context_tokens % self.output_tokens or self.context_tokens == self.output_tokens):
             raise ValueError(
-                f"packed is true: context_tokens ({self.context_tokens}) must be a multiple of output_tokens "
-                f"({self.output_tokens})"
+                f"packed is true: context_tokens ({self.context_tokens}) must be at least twice output_tokens "
+                f"({self.output_tokens}), and a multiple of it"
             )
         if self.teacher is None:
             self.refuse_idle("teacher is null", "teacher_share")

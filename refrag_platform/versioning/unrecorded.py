@@ -109,6 +109,7 @@ def _data(project: Project, manifest: Version) -> list[str] | None:
     try:
         if file_digest(path) != manifest.hash:
             return None
-        return [str(line) for line in json.loads(path.read_text(encoding="utf-8")).get("data", [])]
+        data = json.loads(path.read_text(encoding="utf-8")).get("data")
+        return [str(line) for line in data] if isinstance(data, list) else []
     except (OSError, ValueError, AttributeError):
         return None

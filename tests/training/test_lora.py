@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.training.core.lora import add_lora, continue_lora, lora_state, merge_lora, prepare_decoder
@@ -76,3 +77,17 @@ def test_updates_of_another_rank_are_refused(model: RefragModel) -> None:
     prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
     with pytest.raises(RefragError, match="same lora_rank"):
         continue_lora(model, {key: tensor[:1] for key, tensor in lora_state(model).items()})
+
+
+def test_updates_on_top_of_updates_are_refused(model: RefragModel) -> None:
+    prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+    with pytest.raises(RefragError, match="has low-rank updates already"):
+        prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)
+
+
+def test_a_decoder_whose_layers_have_other_names_is_refused(model: RefragModel) -> None:
+    model.decoder = GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    with pytest.raises(RecipeError, match="lora_rank is 4: GPTNeoXForCausalLM lacks linear layers named down_proj"):
+        prepare_decoder(model, CptRecipe(steps=1, lora_rank=4), seed=0)

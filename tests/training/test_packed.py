@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import CptRecipe
+from refrag_platform.recipes import CptRecipe, Recipe
 from refrag_platform.training.core.loop import Batch, train
 from refrag_platform.training.core.losses import token_losses
+from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.cpt import CptTask, System, cpt_task
 from tests.training.conftest import repeating_documents, write_corpus
 
@@ -20,13 +22,19 @@ from tests.training.conftest import repeating_documents, write_corpus
 CONTEXT, BLOCK = 32, 8
 
 
-def _task(model: RefragModel, folder: Path, system: System = "refrag", **settings: object) -> CptTask:
+def _task(
+    model: RefragModel,
+    folder: Path,
+    system: System = "refrag",
+    taught_by: RefragModel | None = None,
+    **settings: object,
+) -> CptTask:
     corpus = folder / "corpus"
     if not corpus.exists():
         write_corpus(corpus, repeating_documents(64, 4, 8, range(10, 200)))
     given = {"steps": 8, "batch_size": 3, "precision": "fp32", "context_tokens": CONTEXT, "output_tokens": BLOCK,
              "curriculum": None, "packed": True, "mixed_steps_share": 0.0}  # fmt: skip
-    return cpt_task(model, corpus, CptRecipe.model_validate(given | settings), seed=0, system=system)
+    return cpt_task(model, corpus, CptRecipe.model_validate(given | settings), seed=0, system=system, teacher=taught_by)
 
 
 def _window_loss(task: CptTask, batch: Batch, block: int) -> Tensor:
@@ -75,6 +83,32 @@ def test_rows_that_keep_different_chunks_are_laid_out_each_by_itself(model: Refr
     assert torch.allclose(task(batch)[0], single.mean(), atol=1e-5)
 
 
+def test_a_teacher_speaks_of_the_same_tokens(model: RefragModel, tmp_path: Path) -> None:
+    """Every chunk kept, the student reads what its own copy reads: the teacher's states are the student's."""
+    settings = {"mixed_steps_share": 1.0, "mixed_share_kept": 1.0, "teacher": "full", "teacher_share": 1.0}
+    task = _task(model, tmp_path, taught_by=copy.deepcopy(model), **settings)
+    batch = task.batch(0, 0, 3, 0, 1)
+    task(batch)[0].backward()
+    assert max(float(p.grad.abs().max()) for p in model.decoder.parameters() if p.grad is not None) < 1e-6
+
+
+def test_low_rank_updates_train_on_packed_windows_in_lower_precision(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, lora_rank=2)
+    with autocast("bf16", torch.device("cpu")):
+        loss = task(task.batch(0, 0, 3, 0, 1))[0]
+    loss.backward()
+    updates = [p for name, p in model.decoder.named_parameters() if "lora_B" in name]
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in updates)
+
+
+@pytest.mark.parametrize(("system", "positions"), [("refrag", 40), ("full", 40), ("none", 36), ("truncated", 64)])
+def test_positions_are_those_that_the_decoder_reads(
+    model: RefragModel, tmp_path: Path, system: System, positions: int
+) -> None:
+    task = _task(model, tmp_path, system)
+    assert task.positions(task.batch(0, 0, 3, 0, 1)) == 3 * positions
+
+
 def _row(batch: Batch, row: int) -> Batch:
     one = {key: value[row : row + 1] for key, value in batch.items()}
     chunks = batch["context"].shape[1]
@@ -93,7 +127,8 @@ def test_a_packed_run_trains_with_every_kind_of_step(model: RefragModel, tmp_pat
     ("settings", "named"),
     [
         ({"curriculum": {}}, "curriculum: null"),
-        ({"output_tokens": 12}, r"context_tokens \(32\) must be a multiple of output_tokens \(12\)"),
+        ({"output_tokens": 12}, r"context_tokens \(32\) must be at least twice output_tokens \(12\), and a multiple"),
+        ({"output_tokens": 32}, r"context_tokens \(32\) must be at least twice output_tokens \(32\)"),
     ],
 )
 def test_settings_that_can_not_be_packed_are_refused(
@@ -106,3 +141,10 @@ def test_settings_that_can_not_be_packed_are_refused(
 def test_truncated_needs_blocks_as_long_as_what_it_reads(model: RefragModel, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"output_tokens is 4 .* reads 8 tokens"):
         _task(model, tmp_path, "truncated", output_tokens=4)
+
+
+def test_blocks_must_hold_whole_chunks(recipe: Recipe) -> None:
+    values = recipe.model_dump(mode="json")
+    values["cpt"] |= {"packed": True, "curriculum": None, "context_tokens": 24, "output_tokens": 6}
+    with pytest.raises(ValueError, match=r"cpt.output_tokens \(6\) must be a multiple of encoder.chunk_size \(4\)"):
+        Recipe.model_validate(values)

@@ -1,8 +1,8 @@
 """Low-rank updates of the decoder (LoRA): what a stage changes in it fits a few megabytes.
 
 The decoder keeps its class and its names: updates are injected for the training and merged when it ends. A layer adds
-its update to its weight before it multiplies, where other implementations multiply by three matrices: with thousands
-of tokens in a batch that is one small product more, and a step has a third of the launches.
+its update to its weight before it multiplies, where other implementations multiply by three matrices. That has fewer
+launches, which bound a small decoder's step, for a gradient of the weight's size, which a large decoder would feel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import TrainsDecoder
 
@@ -48,18 +48,32 @@ class LowRankLinear(nn.Linear):
 
 
 def prepare_decoder(model: RefragModel, settings: TrainsDecoder, seed: int) -> None:
-    """Make the decoder trainable as the recipe's section says: all of it, or low-rank updates of its linear layers."""
+    """Make the decoder trainable as the recipe's section says: all of it, or low-rank updates of its linear layers.
+
+    Raises:
+        RecipeError: its layers have other names than a Llama's.
+        RefragError: it has updates that are not merged yet.
+    """
     if settings.lora_rank is not None:
         _inject(model, settings.lora_rank, seed)
 
 
 def _inject(model: RefragModel, rank: int, seed: int) -> None:
+    if lora_state(model):
+        raise RefragError(
+            "the decoder has low-rank updates already; merge them (merge_lora) before others are injected"
+        )
+    layers = [(parent, name, layer) for parent, name, layer in _children(model) if name in LINEAR_LAYERS]
+    if {name for _, name, _ in layers} != set(LINEAR_LAYERS):
+        raise RecipeError(
+            f"lora_rank is {rank}: {type(model.decoder).__name__} lacks linear layers named "
+            f"{', '.join(sorted(set(LINEAR_LAYERS) - {name for _, name, _ in layers}))}; leave lora_rank out"
+        )
     model.decoder.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for parent, name, layer in list(_children(model)):
-            if name in LINEAR_LAYERS:
-                setattr(parent, name, LowRankLinear(layer, rank))
+        for parent, name, layer in layers:
+            setattr(parent, name, LowRankLinear(layer, rank))
 
 
 def _children(model: RefragModel) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
@@ -98,9 +112,12 @@ def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
 
 def _set_updates(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
     own = lora_state(model)
-    if {name: tensor.shape for name, tensor in own.items()} != {name: t.shape for name, t in updates.items()}:
+    expected, found = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, updates))
+    if expected != found:
+        name = min(name for name in expected | found if expected.get(name) != found.get(name))
         raise RefragError(
-            "the low-rank updates are of another rank or other layers than the decoder's; set the same lora_rank"
+            f"the low-rank updates are not this decoder's: {name} is {found.get(name, 'missing')} where "
+            f"{expected.get(name, 'nothing')} is expected; give those of the same decoder and set the same lora_rank"
         )
     for name, tensor in updates.items():
         own[name].copy_(tensor)

@@ -3,7 +3,8 @@
 [e_1 .. e_L, x_(o+1) .. x_(s+o)]: all chunk vectors of a context of s tokens first, then its text from the second
 block of o tokens to one block past the end. A block reads the vectors of what lies before it and its own tokens, at
 the positions that it has in a window of its own: the losses are those of s / o windows, whose contexts grow from o to
-s tokens, for about the price of one. And every predicted token is near the context, where vectors matter most.
+s tokens. A text is encoded once and its vectors are read once for all of them, and every predicted token is near the
+context, where vectors matter most.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention of a packed sequence, queries [B, heads, P + n o, size]; the mask of `PackedLayout` says P, n and o.
 
-    The context is plain causal attention. A block's queries meet the context's keys and its own, not the other blocks':
-    a sixth of the work of one mask over all. The heads that share keys go through as further rows of one head.
+    The context is plain causal attention. A block's queries meet the context's keys and its own, P + o of them, not the
+    other blocks'. Each block has its own copy of the context's keys and values, n (P + o) a head in all. The heads that
+    share keys go through as further rows of one head. Attention's dropout is left out.
     """
     blocks, block, keys = attention_mask.shape[1:]
     context = keys - block
