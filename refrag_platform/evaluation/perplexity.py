@@ -75,6 +75,7 @@ def evaluate_perplexity(
     Returns:
         rows: {system, tuned, k, share_kept, P16, P32, P128, P512, windows}, nats; null beyond the output.
         gap_recovered: {P16, ...} of the first refrag row, null without tuned full and none controls.
+        gap_intervals: for each of these, its 95% interval [low, high].
         intervals: for each row, 95% intervals [low, high] of P16, ...
         differences: paired gains of refrag in nats, {over, tuned, P16: [mean, low, high], ...}.
         items: P16, ... of every window for the first refrag row, see `items.ItemSet`.
@@ -123,9 +124,11 @@ def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: i
         (score.system, score.tuned): row for score, row in zip(scores, rows, strict=True) if score is not compared
     }
     refrag = rows[list(scores).index(compared)]
+    recovered = gap_recovered(by_name.get(("none", True), {}), by_name.get(("full", True), {}), refrag)
     return {
         "rows": rows,
-        "gap_recovered": gap_recovered(by_name.get(("none", True), {}), by_name.get(("full", True), {}), refrag),
+        "gap_recovered": recovered,
+        "gap_intervals": _gap_intervals(recovered, scores, compared, windows, seed),
         "intervals": [_intervals(score, windows, seed) for score in scores],
         "differences": [
             _difference(score, compared, windows, seed)
@@ -154,6 +157,22 @@ def _intervals(score: Scores, windows: Windows, seed: int) -> dict[str, Any]:
     for tokens in PREFIXES:
         means = None if score.nll is None else window_means(score.nll, tokens)
         interval = None if means is None else bootstrap_interval(means, windows.documents, _generator(seed))
+        found[prefix_name(tokens)] = None if interval is None else list(interval)
+    return found
+
+
+def _gap_intervals(
+    recovered: Mapping[str, float | None], scores: Sequence[Scores], refrag: Scores, windows: Windows, seed: int
+) -> dict[str, list[float] | None]:
+    """The documents' share in the gap and in what is recovered of it is resampled together."""
+    compared = {score.system: score.nll for score in (*scores, refrag) if score.tuned and score.nll is not None}
+    found: dict[str, list[float] | None] = {}
+    for tokens in PREFIXES:
+        means = {system: window_means(nll, tokens) for system, nll in compared.items()}
+        none, full, own = (means.get(system) for system in ("none", "full", "refrag"))
+        interval = None
+        if recovered[prefix_name(tokens)] is not None and none is not None and full is not None and own is not None:
+            interval = bootstrap_interval(none - own, windows.documents, _generator(seed), over=none - full)
         found[prefix_name(tokens)] = None if interval is None else list(interval)
     return found
 

@@ -34,7 +34,7 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
         "Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. "
         "In brackets: 95% intervals, documents resampled.",
         table(["system", *COLUMNS, "windows"], rows),
-        _gap(result["gap_recovered"]),
+        _gap(result["gap_recovered"], result.get("gap_intervals") or {}),
     ]
     if result.get("differences"):
         gains = [
@@ -107,10 +107,15 @@ def system_name(row: Mapping[str, Any]) -> str:
     return name if as_many is None else f"{name}, tokens of p = {as_many:g}"
 
 
-def _gap(recovered: Mapping[str, float | None]) -> str:
+def _gap(recovered: Mapping[str, float | None], intervals: Mapping[str, Sequence[float] | None]) -> str:
     if all(value is None for value in recovered.values()):
         return "Gap recovered: not given, for want of tuned controls (untuned ones flatter several times)."
-    shares = ", ".join(f"{name} {value:.0%}" for name, value in recovered.items() if value is not None)
+
+    def share(name: str, value: float) -> str:
+        interval = intervals.get(name)
+        return f"{name} {value:.0%}" + (f" [{interval[0]:.0%}, {interval[1]:.0%}]" if interval else "")
+
+    shares = ", ".join(share(name, value) for name, value in recovered.items() if value is not None)
     return f"Gap recovered between tuned no context (0%) and tuned full context (100%): {shares}."
 
 

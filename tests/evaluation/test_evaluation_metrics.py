@@ -48,6 +48,14 @@ def test_an_interval_needs_two_documents() -> None:
     assert bootstrap_interval(np.ones(5), ["a"] * 5, np.random.default_rng(0)) is None
 
 
+def test_an_interval_of_a_ratio_resamples_both_sums_together() -> None:
+    # Half of each document's gap is recovered, whatever its size; or all of one document's and nothing of the other's.
+    gap, documents = np.array([1.0, 1.0, 8.0, 8.0]), ["a", "a", "b", "b"]
+    assert bootstrap_interval(gap / 2, documents, np.random.default_rng(0), over=gap) == (0.5, 0.5)
+    recovered = np.array([0.0, 0.0, 8.0, 8.0])
+    assert bootstrap_interval(recovered, documents, np.random.default_rng(0), over=gap) == (0.0, 1.0)
+
+
 def test_documents_count_by_their_windows() -> None:
     # The mean of all values, not of the documents' means.
     values = np.array([1.0, 1.0, 1.0, 1.0])

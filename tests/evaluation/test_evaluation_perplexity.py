@@ -155,6 +155,9 @@ def test_the_gap_is_counted_against_tuned_controls_only(model: RefragModel, wind
     wanted = (tuned["none"] - tuned["refrag"]) / (tuned["none"] - tuned["full"])
     assert result["gap_recovered"]["P16"] == pytest.approx(wanted, abs=1e-3)
     assert result["gap_recovered"]["P128"] is None
+    low, high = result["gap_intervals"]["P16"]
+    assert low <= result["gap_recovered"]["P16"] <= high
+    assert result["gap_intervals"]["P128"] is None
     assert "truncated" not in tuned
 
 

@@ -137,6 +137,9 @@ def test_a_report_shows_gaps_and_missing_figures() -> None:
     text = perplexity_report({"rows": [{"system": "none", **row}], "gap_recovered": recovered})
     assert "| none (tuned) | 3.000 | 2.500 | – | – | 4 |" in text
     assert "P16 27%, P32 22%" in text
+    intervals = {"P16": [0.25, 0.3], "P32": None}
+    text = perplexity_report({"rows": [], "gap_recovered": recovered, "gap_intervals": intervals})
+    assert "P16 27% [25%, 30%], P32 22%" in text
     untimed = {"system": "full", "passages": 5, "share_kept": None, "exact_match": 0.5, "f1": None}
     assert "| full | 5 | 0.500 | – | 1,024 |" in rag_report({"rows": [{**untimed, "decoder_tokens": 1024.0}]})
 
