@@ -218,17 +218,13 @@ class CptTask(Task):
     def positions(self, batch: Batch) -> int:
         size, chunks, k = batch["context"].shape
         o, text = self.settings.output_tokens, batch["output"].shape[1]
-        if self.system == "refrag":
-            return size * (batch["token_ids"].shape[1] + text)
-        blocks = text // o
-        return (
-            size
-            * {
-                "full": (o if self.settings.packed else chunks * k) + text,
-                "none": blocks + text,
-                "truncated": blocks * chunks + text,
-            }[self.system]
-        )
+        context = {
+            "refrag": batch["token_ids"].shape[1],
+            "full": o if self.settings.packed else chunks * k,
+            "none": text // o,
+            "truncated": text // o * chunks,
+        }
+        return size * (context[self.system] + text)
 
 
 def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor, known: Tensor | None = None) -> Tensor:
