@@ -26,6 +26,15 @@ class PackedLayout(NamedTuple):
     position_ids: Tensor
     last: Tensor
 
+    def attention_mask(self, groups: int, shared: int) -> Tensor:
+        """The mask as `packed_attention` wants it, once for all layers: [B or 1, n groups, shared o, P + o].
+
+        Args: groups: heads of keys. shared: heads of queries that share one.
+        """
+        rows, blocks, block, keys = self.mask.shape
+        spread = self.mask[:, :, None, None].expand(-1, -1, groups, shared, -1, -1)
+        return spread.reshape(rows, blocks * groups, shared * block, keys)
+
 
 def known_positions(keep: Tensor, chunk_size: int, block_chunks: int) -> Tensor:
     """Context positions [B, n] that lie before each block, for chunks [B, L] of which some are kept as k tokens.
@@ -56,17 +65,17 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed sequence, queries [B, heads, P + n o, size]; the mask of `PackedLayout` says P, n and o.
+    """Attention of a packed sequence, queries [B, heads, P + n o, size]; `PackedLayout.attention_mask` says P, n and o.
 
     The context is plain causal attention. A block's queries meet the context's keys and its own, P + o of them, not the
     other blocks'. Each block has its own copy of the context's keys and values, n (P + o) a head in all. The heads that
     share keys go through as further rows of one head. Attention's dropout is left out.
     """
-    blocks, block, keys = attention_mask.shape[1:]
-    context = keys - block
     batch, heads, _, size = query.shape
     groups = key.shape[1]
     shared = heads // groups
+    blocks, block = attention_mask.shape[1] // groups, attention_mask.shape[2] // shared
+    context = attention_mask.shape[3] - block
     attend = nn.functional.scaled_dot_product_attention
     first = attend(
         query[:, :, :context], key[:, :, :context], value[:, :, :context],
@@ -79,13 +88,11 @@ def packed_attention(
         return torch.cat([before, own], 3).flatten(1, 2)
 
     rows = query[:, :, context:].view(batch, groups, shared, blocks, block, size).permute(0, 3, 1, 2, 4, 5)
-    mask = attention_mask[:, :, None, None].expand(-1, -1, groups, shared, -1, -1)
-    mask = mask.reshape(len(attention_mask), blocks * groups, shared * block, keys)
     rest = attend(
         rows.reshape(batch, blocks * groups, shared * block, size),
         with_context(key),
         with_context(value),
-        attn_mask=mask,
+        attn_mask=attention_mask,
         scale=scaling,
     )
     rest = rest.view(batch, blocks, groups, shared, block, size).permute(0, 1, 4, 2, 3, 5)

@@ -95,8 +95,12 @@ def decoder_states(decoder: PreTrainedModel, inputs: Tensor, packed: PackedLayou
     if torch.is_autocast_enabled(inputs.device.type):
         inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
     body = decoder.get_decoder()
+    layout: dict[str, Tensor] = {}
+    if packed:
+        heads, groups = body.config.num_attention_heads, body.config.num_key_value_heads
+        layout["attention_mask"] = packed.attention_mask(groups, heads // groups)
+        layout["position_ids"] = packed.position_ids
     with attention(body.config, PACKED if packed else UNPADDED):
-        layout = {"attention_mask": packed.mask, "position_ids": packed.position_ids} if packed else {}
         return body(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
 
 
