@@ -8,17 +8,14 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.shapes import Subject
 from refrag_platform.bench.train import PEAKS
-from refrag_platform.model.encoder import ChunkEncoder
-from refrag_platform.training.core.speed import attention, chunk_attention, fast_kernels
+from refrag_platform.training.core.speed import UNPADDED_CHUNKS, attention, fast_kernels
 
 # On CUDA the runner pads to buckets: of 16 positions up to 2,048, of 128 from 8,192 on, so that little work is padding.
 BUCKETS_PER_OCTAVE = 64
-UNMASKED_CHUNKS = "refrag_unmasked_chunks"
 
 
 @contextmanager
@@ -30,19 +27,8 @@ def fast(subject: Subject) -> Iterator[None]:
             if isinstance(module, torch.nn.ModuleList):
                 for layer in module:
                     layer.compile(dynamic=False)
-    with fast_kernels(on_gpu=on_cuda), unmasked(subject.encoder) if on_cuda else nullcontext():
-        yield
-
-
-@contextmanager
-def unmasked(encoder: ChunkEncoder) -> Iterator[None]:
-    """Attention for chunks of which none is padded.
-
-    A mask of nothing is left out by transformers, but not while a CUDA graph is captured: without a mask function by
-    this attention's name none is ever made.
-    """
-    ALL_ATTENTION_FUNCTIONS.register(UNMASKED_CHUNKS, chunk_attention)
-    with attention(encoder.backbone.config, UNMASKED_CHUNKS):
+    config = subject.encoder.backbone.config
+    with fast_kernels(on_gpu=on_cuda), attention(config, UNPADDED_CHUNKS) if on_cuda else nullcontext():
         yield
 
 

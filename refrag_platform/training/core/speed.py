@@ -25,6 +25,9 @@ from refrag_platform.training.core.packed import PackedLayout, packed_attention
 UNPADDED = "refrag_unpadded"
 PACKED = "refrag_packed"
 CHUNKS = "refrag_chunks"
+# Of chunks none of which is padded. transformers leaves a mask of nothing out, but not while a CUDA graph is captured:
+# without a mask function by this name none is ever made.
+UNPADDED_CHUNKS = "refrag_unpadded_chunks"
 # Rows of an attention kernel's tile: as many chunks as fit go through it together.
 TILE = 128
 
@@ -67,6 +70,7 @@ def register() -> None:
     ALL_ATTENTION_FUNCTIONS.register(UNPADDED, unpadded_attention)
     ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_attention)
     ALL_ATTENTION_FUNCTIONS.register(CHUNKS, chunk_attention)
+    ALL_ATTENTION_FUNCTIONS.register(UNPADDED_CHUNKS, chunk_attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(CHUNKS, sdpa_mask)
 
 
@@ -97,7 +101,8 @@ def decoder_states(decoder: PreTrainedModel, inputs: Tensor, packed: PackedLayou
     body = decoder.get_decoder()
     layout: dict[str, Tensor] = {}
     if packed:
-        heads, groups = body.config.num_attention_heads, body.config.num_key_value_heads
+        heads = body.config.num_attention_heads
+        groups = getattr(body.config, "num_key_value_heads", None) or heads
         layout["attention_mask"] = packed.attention_mask(groups, heads // groups)
         layout["position_ids"] = packed.position_ids
     with attention(body.config, PACKED if packed else UNPADDED):
