@@ -7,15 +7,14 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from refrag_platform.corpus.shards import ShardWriter
 from refrag_platform.model.refrag import RefragModel
 from tests.conftest import ROOT, load_script
+from tests.training.conftest import repeating_documents, write_corpus
 
 SMALL = {
     "steps": 6, "batch_size": 2, "context_tokens": 16, "output_tokens": 8, "curriculum": "null", "packed": "true",
@@ -30,15 +29,9 @@ def gpu_run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """The tiny recipe with a corpus of random text, as `gpu_pieces.py assemble` leaves it."""
+    """The tiny recipe with a small corpus, as `gpu_pieces.py assemble` leaves it."""
     base = Path(shutil.copytree(ROOT / "models" / "tiny", tmp_path / "base"))
-    (base / "corpus").mkdir()
-    random = np.random.default_rng(0)
-    for split in ("train", "validation"):
-        with ShardWriter(base / "corpus" / split, np.dtype("<u2"), 65_536) as writer:
-            for _ in range(4):
-                writer.add(random.integers(10, 200, 256))
-    (base / "corpus" / "corpus.json").write_text(json.dumps({"shard_tokens": 65_536, "dtype": "uint16"}))
+    write_corpus(base / "corpus", repeating_documents(64, 4, 4, range(10, 200)), ("train", "validation"))
     return base
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ def model(recipe: Recipe) -> RefragModel:
     return RefragModel.create(recipe, Project(ROOT).recipe_path("tiny").parent)
 
 
-def write_corpus(folder: Path, documents: list[np.ndarray]) -> Path:
-    """A corpus folder whose training split is these documents; enough for training, no passages or questions."""
+def write_corpus(folder: Path, documents: list[np.ndarray], splits: Sequence[str] = ("train",)) -> Path:
+    """A corpus folder each of whose splits is these documents; enough for training, no passages or questions."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ShardWriter(folder / "train", np.dtype("<u2"), 65_536) as writer:
-        for document in documents:
-            writer.add(document)
+    for split in splits:
+        with ShardWriter(folder / split, np.dtype("<u2"), 65_536) as writer:
+            for document in documents:
+                writer.add(document)
     (folder / "corpus.json").write_text(json.dumps({"shard_tokens": 65_536, "dtype": "uint16"}))
     return folder
 
