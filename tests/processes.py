@@ -1,12 +1,30 @@
-"""Waiting for what other processes and threads do."""
+"""Other processes: starting them, ending them, waiting for what they do."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, folder: Path, **environment: str) -> Iterator[None]:
+    """A process in a session of its own, its words in `log`; at the end all of the session is killed."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, log: Path | None = None) -> None:

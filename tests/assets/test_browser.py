@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +23,7 @@ from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
 from tests.assets.conftest import accept
 from tests.conftest import ROOT, copy_project, init_repository
-from tests.processes import answers, wait_for
+from tests.processes import answers, running, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -59,22 +57,11 @@ def address(project: Project) -> Iterator[str]:
     ports = {"UI_PORT": free_port(), "DOCS_PORT": free_port()}
     command = ["make", "-o", "install", "ui", f"BIN={Path(sys.executable).parent}"]
     log = project.root.parent / "ui.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *(f"{name}={port}" for name, port in ports.items())],
-            cwd=project.root,
-            env=os.environ | {"REFRAG_ROOT": str(project.root)},
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
+    command += [f"{name}={port}" for name, port in ports.items()]
+    with running(command, log, project.root, REFRAG_ROOT=str(project.root)):
         url = f"http://127.0.0.1:{ports['UI_PORT']}"
         wait_for(lambda: answers(f"{url}/server_info"), 180, log)
         yield url
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import os
 import pwd
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.runner import published
 from tests.assets.conftest import FIRST_TWO, MODEL, plant_stage
 from tests.conftest import ROOT
-from tests.processes import answers, wait_for
+from tests.processes import answers, running, wait_for
 
 DEPLOY = ROOT / "deploy"
 SQLITE = ROOT / ".dagster_home" / "dagster.yaml"
@@ -120,25 +120,17 @@ def composed(planted: Project, team: DagsterInstance, tmp_path: Path) -> Iterato
     (tmp_path / "workspace.yaml").write_text(yaml.safe_dump(workspace))
     here = {"4000": str(ports["code"]), "3001": str(ports["webserver"]), "3002": str(ports["docs"])}
     here |= {"deploy/workspace.yaml": str(tmp_path / "workspace.yaml"), "0.0.0.0": "127.0.0.1"}
-    folder, running = Path(sys.executable).parent, []
+    folder = Path(sys.executable).parent
 
     def as_here(words: list[str]) -> list[str]:
         return [str(folder / words[0]), *(here.get(word, word) for word in words[1:])]
 
-    def start(name: str) -> None:
-        with (tmp_path / f"{name}.log").open("wb") as log:
-            running.append(
-                subprocess.Popen(
-                    as_here(services()[name]["command"].split()),
-                    cwd=planted.root,
-                    env=os.environ | {"PYTHONPATH": str(planted.root)},
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
+    with ExitStack() as started:
 
-    try:
+        def start(name: str) -> None:
+            command, log = as_here(services()[name]["command"].split()), tmp_path / f"{name}.log"
+            started.enter_context(running(command, log, planted.root, PYTHONPATH=str(planted.root)))
+
         start("code")
         healthy = as_here(services()["code"]["healthcheck"]["test"][1:])
         wait_for(lambda: not subprocess.run(healthy, capture_output=True).returncode, 180, tmp_path / "code.log")
@@ -147,10 +139,6 @@ def composed(planted: Project, team: DagsterInstance, tmp_path: Path) -> Iterato
         url = f"http://127.0.0.1:{ports['webserver']}/server_info"
         wait_for(lambda: answers(url), 180, tmp_path / "webserver.log")
         yield ports
-    finally:
-        for process in running:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.mark.slow
