@@ -55,10 +55,10 @@ def write_samples(project: Project, stage: str, model: str) -> None:
     partial.replace(target)
 
 
-def _rebuilt(bundle: Bundle, corpus: Path, start_token: bool) -> list[dict[str, str]]:
+def _rebuilt(bundle: Bundle, corpus: Path, after_cpt: bool) -> list[dict[str, str]]:
     """Text in chunks, and what the decoder writes from their vectors alone.
 
-    `start_token`: asked for by the token that starts a text, which means "repeat" after continual pre-training.
+    The token that starts a text stands before them; behind them as well after cpt, to which it says "repeat" there.
     """
     from refrag_platform.model.segments import Chunks, Text
     from refrag_platform.training.core.windows import Windows
@@ -67,8 +67,8 @@ def _rebuilt(bundle: Bundle, corpus: Path, start_token: bool) -> list[dict[str, 
     length = CHUNKS * model.chunk_size
     rows = []
     for tokens in Windows(corpus, "validation", length, seed=0).batch(0, 0, SAMPLES):
-        prompt: list[Text | Chunks] = [Chunks(tokens.view(CHUNKS, -1))]
-        if start_token:
+        prompt: list[Text | Chunks] = [Text([model.start_token_id]), Chunks(tokens.view(CHUNKS, -1))]
+        if after_cpt:
             prompt.append(Text([model.start_token_id]))
         text = str(model.tokenizer.decode(tokens))
         rows.append({f"text of {CHUNKS} chunks": text, "written from their vectors": _written(bundle, prompt, length)})

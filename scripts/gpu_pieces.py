@@ -23,6 +23,7 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from refrag_platform.compact.coding import Coding, decode, encode
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, read_recipe
@@ -32,8 +33,8 @@ MIB = 1 << 20
 SHARD_TOKENS = 1 << 23
 # Largest magnitude of a packed weight difference: six bits and a sign.
 LEVELS = 63
-# Stands before the names of low-rank updates.
-LORA = "lora:"
+# Stand before the names of low-rank updates, and of tensors coded as a release's.
+LORA, CODED = "lora:", "coded:"
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 
 
@@ -109,12 +110,16 @@ def pack(
     lora: Annotated[
         Path | None, typer.Option("--lora", help="The run's lora.safetensors: takes the place of the decoder.")
     ] = None,
+    encoder_bits: Annotated[
+        int, typer.Option("--encoder-bits", help="Round encoder and projection as a release does; 0: bfloat16.")
+    ] = 0,
     piece_mib: Annotated[int, typer.Option(help="Largest piece.")] = 15,
 ) -> None:
     """Pack what training changed: encoder and projection in bfloat16, the decoder as a difference of 7 bits.
 
     The difference is rounded per row of a weight; `unpack` gives the model that should be evaluated. A decoder that
-    has been trained by low-rank updates alone, from the base on, is packed as these, in bfloat16.
+    has been trained by low-rank updates alone, from the base on, is packed as these, in bfloat16. What is trained on
+    top of an encoder that was rounded as its release will be learns to read the released vectors.
     """
     untrained, after = base_model(base), RefragModel.load(model).state_dict()
     before, updates = untrained.state_dict(), load_file(lora) if lora else {}
@@ -123,7 +128,12 @@ def pack(
         add_lora(untrained, updates)
         _require_updated(untrained, after, str(lora))
         after = {name: tensor for name, tensor in after.items() if not name.startswith("decoder.")}
-    packed = pack_state(before, after)
+    coded: dict[str, Tensor] = {}
+    if encoder_bits:
+        own = {name: tensor for name, tensor in after.items() if not name.startswith("decoder.")}
+        coded = encode(before, own, Coding(encoder_bits))
+        after = {name: tensor for name, tensor in after.items() if name not in own}
+    packed = pack_state(before, after) | {f"{CODED}{name}": tensor for name, tensor in coded.items()}
     packed |= {f"{LORA}{name}": tensor.to(torch.bfloat16) for name, tensor in updates.items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(packed, out / "packed.safetensors")
@@ -150,7 +160,8 @@ def unpack(
     scratch.write_bytes(lzma.decompress(blob))
     model, packed = base_model(base), load_file(scratch)
     updates = {name.removeprefix(LORA): packed.pop(name).float() for name in list(packed) if name.startswith(LORA)}
-    model.load_state_dict(unpack_state(model.state_dict(), packed))
+    coded = {name.removeprefix(CODED): packed.pop(name) for name in list(packed) if name.startswith(CODED)}
+    model.load_state_dict(unpack_state(decode(model.state_dict(), coded), packed))
     scratch.unlink()
     if updates:
         add_lora(model, updates)

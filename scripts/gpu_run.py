@@ -202,8 +202,8 @@ def reconstruct(
     ] = None,
     samples: Annotated[int, typer.Option("--samples", help="Held-out samples of each length.")] = 1024,
     greedy: Annotated[int, typer.Option("--greedy", help="Samples of them decoded greedily.")] = 256,
-    start_token: Annotated[
-        bool, typer.Option("--start-token", help="Ask by the start token, for a cpt that repeats.")
+    repeat: Annotated[
+        bool, typer.Option("--repeat", help="Ask as cpt does: the start token behind the vectors.")
     ] = False,
 ) -> None:
     """Share of held-out tokens that the decoder recovers from 1, 8 and 32 chunk vectors."""
@@ -212,7 +212,7 @@ def reconstruct(
     rows = []
     for chunks in (1, 8, 32):
         windows = Windows(base / "corpus", "validation", chunks * trained.chunk_size, seed=0)
-        rows.append(reconstruction_accuracy(trained, windows.batch(0, 0, samples), greedy, 64, start_token))
+        rows.append(reconstruction_accuracy(trained, windows.batch(0, 0, samples), greedy, 64, repeat))
         typer.echo(json.dumps(rows[-1]))
     write_json(out / "reconstruction.json", {"rows": rows})
 
@@ -245,7 +245,7 @@ def selection(
     else:
         sizes = (recipe.policy.context_tokens, recipe.policy.output_tokens)
         judged = judged_windows(
-            split_windows(base / "corpus", "validation", *sizes, windows, recipe.seed), trained.chunk_size
+            trained, split_windows(base / "corpus", "validation", *sizes, windows, recipe.seed)
         )
     result = evaluate_selection(
         trained,

@@ -135,7 +135,7 @@ def _judged_windows(bundle: Bundle, documents: Path, context: int, output: int, 
     if context % size:
         raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {size}")
     found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, count, seed)
-    return judged_windows(found, size)
+    return judged_windows(bundle.model, found)
 
 
 def _judged_questions(

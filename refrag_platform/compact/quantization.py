@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Level spacings tried, in units of a row's root mean square over the number of levels; the best is kept.
 SPACINGS = torch.linspace(2.0, 8.0, 13).tolist()
+# Times that levels and scale are fitted to each other: what was rounded once is found again as it is.
+FITS = 4
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Quantized:
 def quantize(matrix: Tensor, bits: int) -> Quantized:
     """A matrix [rows, columns] in `bits` of 1 to 8: with 1, signs and a row's mean magnitude.
 
-    An entry becomes scale x (code + 1/2). For each of several spacings of the levels the scale is fitted by least
-    squares; a row keeps the one of smallest error.
+    An entry becomes scale x (code + 1/2). From each of several spacings of the levels on, the scale is fitted to the
+    levels by least squares and these to the scale, in turn; a row keeps what has the smallest error.
     """
     matrix = matrix.float()
     half = 1 << (bits - 1)
@@ -32,14 +34,15 @@ def quantize(matrix: Tensor, bits: int) -> Quantized:
     best_codes, best_scale = torch.zeros_like(matrix), torch.zeros_like(rms)
     best_error = matrix.pow(2).sum(1, keepdim=True)
     for spacing in SPACINGS:
-        step = (rms * spacing / (2 * half)).clamp(min=1e-30)
-        levels = (matrix / step).floor().clamp(-half, half - 1) + 0.5
-        scale = (matrix * levels).sum(1, keepdim=True) / levels.pow(2).sum(1, keepdim=True)
-        scale = scale.half().float()
-        error = (matrix - scale * levels).pow(2).sum(1, keepdim=True)
-        better = error < best_error
-        best_codes = torch.where(better, levels - 0.5, best_codes)
-        best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
+        scale = rms * spacing / (2 * half)
+        for _ in range(FITS):
+            levels = (matrix / scale.clamp(min=1e-30)).floor().clamp(-half, half - 1) + 0.5
+            scale = (matrix * levels).sum(1, keepdim=True) / levels.pow(2).sum(1, keepdim=True)
+            scale = scale.half().float()
+            error = (matrix - scale * levels).pow(2).sum(1, keepdim=True)
+            better = error < best_error
+            best_codes = torch.where(better, levels - 0.5, best_codes)
+            best_scale, best_error = torch.where(better, scale, best_scale), torch.where(better, error, best_error)
     codes = (best_codes + half).to(torch.uint8).numpy()
     ordered = (codes[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
     packed = np.packbits(ordered.reshape(len(codes), -1), axis=1)

@@ -19,21 +19,22 @@ from refrag_platform.training.core.speed import decoder_states
 
 @torch.inference_mode()
 def reconstruction_accuracy(
-    model: RefragModel, tokens: Tensor, greedy_rows: int, batch_size: int, start_token: bool = False
+    model: RefragModel, tokens: Tensor, greedy_rows: int, batch_size: int, repeat: bool = False
 ) -> dict[str, Any]:
     """Shares of tokens recovered, with the vectors of another sample beside them.
 
     Args:
         tokens: [n, f k], held-out text of f chunks a sample.
         greedy_rows: samples decoded greedily, 0 for none.
-        start_token: ask for it by the token that starts a text, as `cpt` with repeat_steps_share does.
+        repeat: the token that starts a text stands behind the vectors as well, which asks a model after `cpt` with
+            repeat_steps_share for its context.
     """
     chunks = tokens.shape[1] // model.chunk_size
     own = shuffled = 0
     for rows, others in zip(tokens.split(batch_size), tokens.roll(1, 0).split(batch_size), strict=True):
         rows = rows.to(model.device)
-        own += int((_predicted(model, _embeds(model, rows, start_token), rows) == rows).sum())
-        wrong = _embeds(model, others.to(model.device), start_token)
+        own += int((_predicted(model, _embeds(model, rows, repeat), rows) == rows).sum())
+        wrong = _embeds(model, others.to(model.device), repeat)
         shuffled += int((_predicted(model, wrong, rows) == rows).sum())
     found: dict[str, Any] = {
         "chunks": chunks,
@@ -45,19 +46,17 @@ def reconstruction_accuracy(
         some = tokens[:greedy_rows].to(model.device)
         found["greedy_samples"] = len(some)
         found["greedy"] = rounded(
-            (_greedy(model, _embeds(model, some, start_token), some.shape[1]) == some).float().mean()
+            (_greedy(model, _embeds(model, some, repeat), some.shape[1]) == some).float().mean()
         )
     return found
 
 
-def _embeds(model: RefragModel, tokens: Tensor, start_token: bool) -> Tensor:
-    """What the decoder reads for samples [n, f k]: [n, f, d], or [n, f + 1, d] with the start token."""
+def _embeds(model: RefragModel, tokens: Tensor, repeat: bool) -> Tensor:
+    """What the decoder reads for samples [n, f k]: [n, 1 + f, d], or [n, 1 + f + 1, d] to repeat."""
     chunks = tokens.reshape(-1, model.chunk_size)
     embeds = model.project(model.encode(chunks, padded=False)).unflatten(0, (len(tokens), -1))
-    if not start_token:
-        return embeds
-    start = model.decoder.get_input_embeddings()(torch.full_like(tokens[:, :1], model.start_token_id))
-    return torch.cat([embeds, start.to(embeds.dtype)], 1)
+    start = model.decoder.get_input_embeddings()(torch.full_like(tokens[:, :1], model.start_token_id)).to(embeds.dtype)
+    return torch.cat([start, embeds, start] if repeat else [start, embeds], 1)
 
 
 def _predicted(model: RefragModel, embeds: Tensor, tokens: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from refrag_platform.evaluation.windows import Windows
@@ -40,17 +40,18 @@ def score_plain(
 ) -> NDArray[np.float64]:
     """A plain decoder, [W, o] nats.
 
-    full reads the whole context; none reads only `start_token`, which stands before documents in
-    pre-training; truncated reads the last s/k tokens, as many positions as REFRAG's decoder has.
+    All begin with `start_token`, which is all that none reads; full reads the whole context, truncated the last s/k
+    tokens, as many positions as REFRAG's decoder has.
     """
     embed = decoder.get_input_embeddings()
     rows = []
     for numbers in _batches(windows, batch_size, progress):
         context, output = windows.context[numbers], windows.output[numbers]
         if system == "none":
-            context = torch.full((len(output), 1), start_token)
+            context = context[:, :0]
         elif system == "truncated":
             context = context[:, -(windows.context_tokens // chunk_size) :]
+        context = nn.functional.pad(context, (1, 0), value=start_token)
         rows.append(_score(decoder, embed(context.to(decoder.device)), output))
     return np.concatenate(rows)
 
@@ -89,7 +90,7 @@ def score_refrag(
         context = contexts[numbers].view(-1, count, size)
         vectors = model.encode(context.flatten(0, 1))
         logits = policy(vectors.view(len(context), count, -1)).cpu() if policy else chance[numbers]
-        token_ids, index = window_layout(context, select(logits, None, share_kept))
+        token_ids, index = window_layout(context, select(logits, None, share_kept), model.start_token_id)
         projected = model.project(vectors)
         if chunks == "zero":
             projected = torch.zeros_like(projected)

@@ -51,9 +51,9 @@ class JudgedSet:
     references: list[tuple[str, ...]] | None = None
 
 
-def judged_windows(windows: Windows, chunk_size: int) -> JudgedSet:
+def judged_windows(model: RefragModel, windows: Windows) -> JudgedSet:
     """Windows of text, each judged by how well its continuation is predicted."""
-    episodes = [window_episode(row, windows.context_tokens, chunk_size) for row in windows.tokens]
+    episodes = [window_episode(row, windows.context_tokens, model) for row in windows.tokens]
     return JudgedSet(episodes, windows.documents)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PAD = -1
 
@@ -154,14 +154,17 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
     return Layout(token_ids, chunk_index, attention_mask, chunk_token_ids, torch.cat(given) if complete else None)
 
 
-def window_layout(context: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def window_layout(context: Tensor, keep: Tensor, start_token: int) -> tuple[Tensor, Tensor]:
     """Layout of equal windows in which every row keeps the same number of chunks: no padding, no loop.
+
+    Before the context stands the token that starts every prompt (ours): a decoder's first position takes the attention
+    that has nowhere else to go, and what a vector there says is hard to read.
 
     Args:
         context: [B, L, k] token ids without padding. keep: [B, L] bool, the same count in every row.
 
     Returns:
-        token_ids and chunk_index, [B, N] with N = L - T + T k for T kept chunks; chunk b, l has index b L + l.
+        token_ids and chunk_index, [B, N] with N = 1 + L - T + T k for T kept chunks; chunk b, l has index b L + l.
     """
     batch, chunks, size = context.shape
     kept = int(keep[0].sum())
@@ -174,7 +177,8 @@ def window_layout(context: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.where(keep[..., None], -1, index)
     tokens = torch.where(keep[..., None], context, 0)
     length = chunks - kept + kept * size
-    return tokens[used].view(batch, length), index[used].view(batch, length)
+    token_ids, chunk_index = tokens[used].view(batch, length), index[used].view(batch, length)
+    return nn.functional.pad(token_ids, (1, 0), value=start_token), nn.functional.pad(chunk_index, (1, 0), value=-1)
 
 
 def pack_slots(slots: Tensor, owners: Tensor, keep: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,6 +55,12 @@ class CurriculumRecipe(Section):
 
     max_factor: int = Field(256, ge=1, description="most chunks in a sample; a power of two")
     stages: int = Field(9, ge=1, le=9, description="stages of table 8 that are run through")
+    one_chunk_share: Share = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of every stage's steps, at least, with samples of one chunk: table 8 ends without them",
+    )
 
     @model_validator(mode="after")
     def _power_of_two(self) -> CurriculumRecipe:

@@ -1,7 +1,9 @@
 """Continual pre-training (section 2): the context as vectors, the next o tokens predicted; all weights train.
 
+Every sequence begins with the token that starts a text, whichever system reads it (`segments.window_layout` says why).
+
 The last part of the run keeps a random share of chunks as tokens, so that the model reads mixed input. Some steps may
-ask for the context itself: the token that starts a text, right after the vectors, means "repeat" there.
+ask for the context itself: the token that starts a text, once more after the vectors, means "repeat" there.
 The same task trains the controls that read the full context, none, or the last s/k tokens.
 Run: `refrag run cpt --model tiny`.
 """
@@ -78,7 +80,12 @@ class CptTask(Task):
         if settings.curriculum:
             largest = min(settings.curriculum.max_factor, self.chunks)
             self.curriculum = Curriculum(
-                self.curriculum_steps, largest, settings.curriculum.stages, dict.fromkeys(windows, 1), seed
+                self.curriculum_steps,
+                largest,
+                settings.curriculum.stages,
+                dict.fromkeys(windows, 1),
+                seed,
+                settings.curriculum.one_chunk_share,
             )
         prepare_decoder(model, settings, seed)
         if system != "refrag":
@@ -102,7 +109,7 @@ class CptTask(Task):
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank)
         ranks = torch.rand(len(tokens), chunks, generator=generator).argsort(1)
         keep = ranks < kept
-        token_ids, index = window_layout(context, keep)
+        token_ids, index = window_layout(context, keep, self.model.start_token_id)
         batch: Batch = {"context": context, "output": output, "token_ids": token_ids, "chunk_index": index}
         if self.settings.packed:
             # Windows that keep nothing are alike, and so is what their blocks see.
@@ -130,8 +137,10 @@ class CptTask(Task):
     def _repeat_batch(self, chunks: int, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         tokens = self.repeats[chunks].batch(step, micro, size, rank, world)
         context = tokens.reshape(len(tokens), chunks, self.model.chunk_size)
-        token_ids, index = window_layout(context, torch.zeros(len(tokens), chunks, dtype=torch.bool))
         start = torch.full((len(tokens), 1), self.model.start_token_id)
+        token_ids, index = window_layout(
+            context, torch.zeros(len(tokens), chunks, dtype=torch.bool), self.model.start_token_id
+        )
         return {
             "context": context,
             "output": tokens,
@@ -157,8 +166,8 @@ class CptTask(Task):
     def control_inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A control's contexts as token embeddings [n, N, d], and what it predicts after each.
 
-        No context is the token that separates documents. Packed, each block of o tokens is a sequence of its own but
-        with full context, which is one sequence for all.
+        Each begins with the token that starts a text, which is all of no context. Packed, each block of o tokens is a
+        sequence of its own but with full context, which is one sequence for all.
         """
         context, output = batch["context"].flatten(1), batch["output"]
         kept = batch["context"].shape[1]
@@ -171,10 +180,14 @@ class CptTask(Task):
                 context = text[:, :-o].unflatten(1, (-1, o)).flatten(0, 1)
                 output = output.unflatten(1, (-1, o)).flatten(0, 1)
         if self.system == "none":
-            context = context.new_full((len(context), 1), self.model.start_token_id)
+            context = context[:, :0]
         elif self.system == "truncated":
             context = context[:, -kept:]
-        return self.model.decoder.get_input_embeddings()(context), output
+        return self.model.decoder.get_input_embeddings()(self._started(context)), output
+
+    def _started(self, context: Tensor) -> Tensor:
+        """Tokens [n, N] behind the one that starts a text: [n, 1 + N]."""
+        return nn.functional.pad(context, (1, 0), value=self.model.start_token_id)
 
     def loss(
         self, context: Tensor, output: Tensor, known: Tensor | None = None, teacher: Teacher | None = None
@@ -193,7 +206,7 @@ class CptTask(Task):
         tokens = batch["context"].flatten(1)
         if self.settings.packed:
             tokens = tokens[:, : self.settings.output_tokens]
-        context = decoder.get_input_embeddings()(tokens)
+        context = decoder.get_input_embeddings()(self._started(tokens))
         return Teacher(
             _predicting(decoder, context, batch["output"]), head_weight(decoder), self.settings.teacher_share
         )
@@ -220,9 +233,9 @@ class CptTask(Task):
         o, text = self.settings.output_tokens, batch["output"].shape[1]
         context = {
             "refrag": batch["token_ids"].shape[1],
-            "full": o if self.settings.packed else chunks * k,
+            "full": 1 + (o if self.settings.packed else chunks * k),
             "none": text // o,
-            "truncated": text // o * chunks,
+            "truncated": text // o * (1 + chunks),
         }
         return size * (context[self.system] + text)
 

@@ -48,9 +48,10 @@ class Episode:
     question: list[int] = field(default_factory=list)
 
 
-def window_episode(tokens: Tensor, context_tokens: int, chunk_size: int) -> Episode:
-    """A window [s + o]: its first s tokens are the context, the others are judged."""
-    return Episode(tokens[:context_tokens].view(-1, chunk_size), tokens[context_tokens:].tolist())
+def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> Episode:
+    """A window [s + o]: its first s tokens, after the token that starts a text, are the context; the others are judged."""
+    context = tokens[:context_tokens].view(-1, model.chunk_size)
+    return Episode(context, tokens[context_tokens:].tolist(), before=[model.start_token_id])
 
 
 def question_episode(

@@ -88,7 +88,7 @@ class PolicyTask(Task):
             return [self.questions.draw(step, micro * size + row) for row in rows]
         assert self.windows is not None
         tokens = self.windows.batch(step, micro, size, rank, world)
-        return [window_episode(row, self.settings.context_tokens, self.model.chunk_size) for row in tokens]
+        return [window_episode(row, self.settings.context_tokens, self.model) for row in tokens]
 
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:

@@ -1,7 +1,8 @@
 """Reconstruction (section 2): from the vectors of x_1..x_s predict x_1..x_s, the decoder frozen unless the recipe says.
 
 All m vectors come first and then the text, in ONE sequence: [e_1..e_m, E(x_1)..E(x_mk-1)]; the last vector's
-position predicts x_1. Run: `refrag run reconstruction --model tiny`.
+position predicts x_1. Before them stands the token that starts every prompt (`segments.window_layout` says why).
+Run: `refrag run reconstruction --model tiny`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class ReconstructionTask(Task):
             self.helper = nn.Linear(width, model.chunk_size * width, bias=False)
         curriculum = settings.curriculum
         samples = {factor: curriculum.max_factor // factor for factor in windows}
-        self.curriculum = Curriculum(settings.steps, curriculum.max_factor, curriculum.stages, samples, seed)
+        self.curriculum = Curriculum(
+            settings.steps, curriculum.max_factor, curriculum.stages, samples, seed, curriculum.one_chunk_share
+        )
 
     def samples(self, step: int, size: int) -> int:
         """`size` counts sequences of the largest factor; shorter ones fill the same number of tokens."""
@@ -99,10 +102,11 @@ class ReconstructionTask(Task):
         """Hidden states that predict the text [B m k, d], and the text [B m k]."""
         batch, length = tokens.shape
         chunks = length // self.model.chunk_size
-        text = self.model.decoder.get_input_embeddings()(tokens)
-        inputs = torch.cat([embeds.view(batch, chunks, -1).to(text.dtype), text], 1)
+        start = torch.full_like(tokens[:, :1], self.model.start_token_id)
+        first, text = self.model.decoder.get_input_embeddings()(torch.cat([start, tokens], 1)).split([1, length], 1)
+        inputs = torch.cat([first, embeds.view(batch, chunks, -1).to(text.dtype), text], 1)
         hidden = decoder_states(self.model.decoder, inputs)
-        return hidden[:, chunks - 1 : chunks - 1 + length].flatten(0, 1), tokens.flatten()
+        return hidden[:, chunks : chunks + length].flatten(0, 1), tokens.flatten()
 
     def helper_loss(self, embeds: Tensor, chunks: Tensor, chosen: Tensor) -> Tensor:
         """Token ids read off some vectors by one linear head per position.
@@ -134,7 +138,7 @@ class ReconstructionTask(Task):
 
     def positions(self, batch: Batch) -> int:
         tokens = batch["tokens"].numel()
-        return tokens + tokens // self.model.chunk_size
+        return len(batch["tokens"]) + tokens + tokens // self.model.chunk_size
 
 
 def reconstruction_task(

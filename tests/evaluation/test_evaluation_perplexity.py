@@ -44,8 +44,8 @@ def test_plain_systems_score_what_the_decoder_says_of_their_context(
     for number in range(len(windows)):
         context = windows.context[number].tolist()
         # 32 context tokens in chunks of 4: REFRAG's decoder has 8 positions for them.
-        read = {"full": context, "none": [model.start_token_id], "truncated": context[-8:]}[system]
-        wanted = by_hand(model, read, windows.output[number].tolist())
+        read = {"full": context, "none": [], "truncated": context[-8:]}[system]
+        wanted = by_hand(model, [model.start_token_id, *read], windows.output[number].tolist())
         np.testing.assert_allclose(found[number], wanted, atol=1e-4)
 
 
@@ -68,8 +68,8 @@ def test_refrag_scores_what_the_model_says_of_chunks_and_text(
         keep = torch.zeros(8, dtype=torch.bool)
         keep[ranks[:2]] = True
         output = windows.output[number].tolist()
-        logits = model([[Chunks(chunks, keep), Text(output)]])[0].double()
-        first = 6 + 2 * 4 - 1
+        logits = model([[Text([model.start_token_id]), Chunks(chunks, keep), Text(output)]])[0].double()
+        first = 1 + 6 + 2 * 4 - 1
         wanted = -logits.log_softmax(-1)[range(first, first + len(output)), output]
         np.testing.assert_allclose(found[number], wanted.numpy(), atol=1e-4)
 

@@ -38,7 +38,7 @@ def other(model: RefragModel) -> PolicyNetwork:
 def test_windows_are_judged_by_prefixes_and_the_policy_s_row_is_that_of_the_perplexity_evaluation(
     model: RefragModel, policy: PolicyNetwork, windows: Windows
 ) -> None:
-    judged = judged_windows(windows, model.chunk_size)
+    judged = judged_windows(model, windows)
     found = evaluate_selection(model, {"policy": policy}, judged, shares=[0.125, 0.25], draws=2, batch_size=3)
     rows = {(row["system"], row["share_kept"]): row for row in found["rows"]}
     assert list(rows) == [(system, share) for share in (0.125, 0.25) for system in [*SYSTEMS, "last"]]
@@ -57,7 +57,7 @@ def test_windows_are_judged_by_prefixes_and_the_policy_s_row_is_that_of_the_perp
 def test_the_oracle_of_one_chunk_is_no_worse_than_any_choice(
     model: RefragModel, policy: PolicyNetwork, other: PolicyNetwork, windows: Windows
 ) -> None:
-    judged = judged_windows(Windows(windows.tokens[:, :64], windows.documents, 32), model.chunk_size)
+    judged = judged_windows(model, Windows(windows.tokens[:, :64], windows.documents, 32))
     found = evaluate_selection(
         model, {"policy": policy, "longest": other}, judged, shares=[0.125], oracle=len(windows), draws=8
     )

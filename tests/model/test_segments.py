@@ -61,8 +61,8 @@ def test_vectors_are_those_of_the_compressed_chunks_in_order() -> None:
 def test_window_layout_agrees_with_lay_out() -> None:
     context = torch.arange(1, 25).view(2, 4, 3)
     keep = torch.stack([flags(0, 1, 0, 0), flags(1, 0, 0, 0)])
-    tokens, index = window_layout(context, keep)
-    general = lay_out([[Chunks(context[0], keep[0])], [Chunks(context[1], keep[1])]], 3)
+    tokens, index = window_layout(context, keep, 99)
+    general = lay_out([[Text([99]), Chunks(context[row], keep[row])] for row in range(2)], 3)
     assert tokens.tolist() == general.token_ids.tolist()
     assert (index >= 0).tolist() == (general.chunk_index >= 0).tolist()
     assert torch.equal(context.flatten(0, 1)[index[index >= 0]], general.chunk_token_ids)
@@ -76,4 +76,4 @@ def test_wrong_prompts_are_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="2 flags for 1 chunks"):
         Chunks(chunk_tokens([1], 2), flags(0, 1))
     with pytest.raises(ValueError, match="same number"):
-        window_layout(torch.zeros(2, 2, 2, dtype=torch.long), torch.stack([flags(0, 1), flags(0, 0)]))
+        window_layout(torch.zeros(2, 2, 2, dtype=torch.long), torch.stack([flags(0, 1), flags(0, 0)]), 0)

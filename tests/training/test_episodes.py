@@ -64,7 +64,7 @@ def test_a_window_is_judged_as_its_evaluation_scores_it(model: RefragModel) -> N
     model.eval()
     tokens = torch.randint(0, 200, (3, 40), generator=torch.Generator().manual_seed(0))
     chance = torch.rand(3, 8, generator=torch.Generator().manual_seed(5))
-    batch = collate([window_episode(row, 32, 4) for row in tokens], 0.25, 4)
+    batch = collate([window_episode(row, 32, model) for row in tokens], 0.25, 4)
     vectors = encode_chunks(model, batch["chunks"], batch["padded"])
     losses = judged_losses(model, batch, vectors, select(chance, None, 0.25)[:, None])
     expected = score_refrag(model, None, Windows(tokens, ["a", "b", "c"], 32), 0.25, 2, seed=5)

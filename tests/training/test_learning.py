@@ -96,7 +96,7 @@ def test_the_policy_beats_random_choice_with_an_interval_above_zero(
     train(task, wanted, tmp_path / "policy", "policy")
 
     unseen = Windows(write_corpus(tmp_path / "unseen", one_telling_chunk(400, 1)), "train", 32, 0).batch(0, 0, 200)
-    batch = collate([window_episode(window, 16, 4) for window in unseen], 0.25, 4)
+    batch = collate([window_episode(window, 16, model) for window in unseen], 0.25, 4)
     with torch.no_grad():
         given = task.observe(batch)
         chosen = select(task.policy(**given), None, 0.25)[:, None]

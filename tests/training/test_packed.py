@@ -43,13 +43,12 @@ def _window_loss(task: CptTask, batch: Batch, block: int) -> Tensor:
     whole = torch.cat([batch["context"].flatten(1)[:, :BLOCK], batch["output"]], 1)
     context, output = whole[:, : (block + 1) * BLOCK], whole[:, (block + 1) * BLOCK : (block + 2) * BLOCK]
     embed = model.decoder.get_input_embeddings()
+    inputs = embed(torch.full((len(context), 1), model.start_token_id))
     if task.system == "refrag":
         vectors = model.project(model.encode(context.reshape(-1, k), padded=False))
-        inputs = vectors.view(len(context), -1, vectors.shape[-1])
-    elif task.system == "none":
-        inputs = embed(torch.full((len(context), 1), model.start_token_id))
-    else:
-        inputs = embed(context[:, -CONTEXT // k :] if task.system == "truncated" else context)
+        inputs = torch.cat([inputs, vectors.view(len(context), -1, vectors.shape[-1])], 1)
+    elif task.system != "none":
+        inputs = torch.cat([inputs, embed(context[:, -CONTEXT // k :] if task.system == "truncated" else context)], 1)
     hidden = model.decoder.get_decoder()(inputs_embeds=torch.cat([inputs, embed(output)], 1)).last_hidden_state
     states = hidden[:, inputs.shape[1] - 1 : -1].flatten(0, 1)
     return token_losses(states, model.decoder.get_output_embeddings().weight, output.flatten()).mean()
@@ -101,7 +100,7 @@ def test_low_rank_updates_train_on_packed_windows_in_lower_precision(model: Refr
     assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in updates)
 
 
-@pytest.mark.parametrize(("system", "positions"), [("refrag", 40), ("full", 40), ("none", 36), ("truncated", 64)])
+@pytest.mark.parametrize(("system", "positions"), [("refrag", 41), ("full", 41), ("none", 36), ("truncated", 68)])
 def test_positions_are_those_that_the_decoder_reads(
     model: RefragModel, tmp_path: Path, system: System, positions: int
 ) -> None:

@@ -46,8 +46,19 @@ class Curriculum:
     the table's proportions although a step of long samples holds fewer of them.
     """
 
-    def __init__(self, steps: int, max_factor: int, stages: int, samples_per_step: dict[int, int], seed: int) -> None:
-        """Args: samples_per_step: how many samples of a factor fit one step."""
+    def __init__(
+        self,
+        steps: int,
+        max_factor: int,
+        stages: int,
+        samples_per_step: dict[int, int],
+        seed: int,
+        one_chunk_share: float = 0.0,
+    ) -> None:
+        """
+        Args: samples_per_step: how many samples of a factor fit one step. one_chunk_share: of every stage's steps, at
+            least, with samples of one chunk, which table 8 soon gives up.
+        """
         self.steps, self.stages, self.seed = max(1, steps), stages, seed
         self.factors = [factor for factor in FACTORS if factor <= max_factor]
         # Fewer stages than nine: evenly spaced columns, the first and (but for a single stage) the last among them.
@@ -57,6 +68,7 @@ class Curriculum:
         weights = counts / per_step
         # Table 8 ends without samples of one chunk, and a curriculum may have nothing else.
         weights[:, weights.sum(0) == 0] = 1.0
+        weights[0] = np.maximum(weights[0], weights[1:].sum(0) * one_chunk_share / (1 - one_chunk_share))
         self.probabilities = weights / weights.sum(0)
 
     def factor(self, step: int) -> int:

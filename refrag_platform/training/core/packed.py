@@ -1,6 +1,6 @@
 """Many windows in one sequence: the o tokens after every o tokens of a text, predicted from the chunks before.
 
-[e_1 .. e_L, x_(o+1) .. x_(s+o)]: all chunk vectors of a context of s tokens first, then its text from the second
+[start, e_1 .. e_L, x_(o+1) .. x_(s+o)]: all chunk vectors of a context of s tokens first, then its text from the second
 block of o tokens to one block past the end. A block reads the vectors of what lies before it and its own tokens, at
 the positions that it has in a window of its own: the losses are those of s / o windows, whose contexts grow from o to
 s tokens. A text is encoded once and its vectors are read once for all of them, and every predicted token is near the
@@ -39,10 +39,12 @@ class PackedLayout(NamedTuple):
 def known_positions(keep: Tensor, chunk_size: int, block_chunks: int) -> Tensor:
     """Context positions [B, n] that lie before each block, for chunks [B, L] of which some are kept as k tokens.
 
+    The token that starts the sequence is one of them.
+
     Args: block_chunks: chunks in as many tokens as a block has, o / k.
     """
     ends = torch.where(keep, chunk_size, 1).cumsum(1)
-    return ends[:, block_chunks - 1 :: block_chunks]
+    return 1 + ends[:, block_chunks - 1 :: block_chunks]
 
 
 def packed_layout(known: Tensor, context_positions: int, block: int) -> PackedLayout:
