@@ -24,6 +24,10 @@ from refrag_platform.errors import ArtifactError
 SETTINGS_FILE, WEIGHTS_FILE = "policy.json", "policy.safetensors"
 
 Query = Literal["none", "question"]
+# Chunks to both sides over which likeness to the question is averaged: an answer stands near the words asked for.
+NEIGHBOURHOODS = (0, 4, 8)
+# Of the mean variance, added to each direction's: what hardly varies must not decide.
+HELD_BACK = 1e-3
 
 
 class PolicyNetwork(nn.Module):
@@ -31,7 +35,9 @@ class PolicyNetwork(nn.Module):
 
     With query "question" the question's chunks stand before the context's in the transformer, marked by a learned
     vector, and a chunk's logit also has a learned product of its content with the question's mean: to say which chunk
-    is about the same thing is then a matter of one layer. Without a question such a policy reads the chunks alone.
+    is about the same thing is then a matter of one layer. It starts from how alike question and chunks are in the
+    metric that `fit` takes from vectors of training, by itself and in its neighbourhood: what many chunks have in
+    common counts little, as frequent words do in a search. Without a question such a policy reads the chunks alone.
     """
 
     def __init__(
@@ -67,6 +73,22 @@ class PolicyNetwork(nn.Module):
             self.question_mark = nn.Parameter(torch.zeros(hidden_size))
             self.match = nn.Linear(hidden_size, hidden_size, bias=False)
             nn.init.zeros_(self.match.weight)
+            self.likeness = nn.Linear(len(NEIGHBOURHOODS), 1, bias=False)
+            nn.init.constant_(self.likeness.weight, 1.0 / len(NEIGHBOURHOODS))
+            self.lift = nn.Linear(len(NEIGHBOURHOODS), hidden_size, bias=False)
+            self.center: Tensor
+            self.metric: Tensor
+            self.register_buffer("center", torch.zeros(vector_dim))
+            self.register_buffer("metric", torch.zeros(vector_dim, vector_dim))
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor) -> None:
+        """Take the metric from chunk vectors [n, dim]: their inverse covariance, small directions held back."""
+        vectors = vectors.float()
+        self.center.copy_(vectors.mean(0))
+        values, directions = torch.linalg.eigh(torch.cov((vectors - self.center).t()))
+        held = values.clamp(min=0) + HELD_BACK * values.mean()
+        self.metric.copy_((directions / held) @ directions.t())
 
     @property
     def reads_question(self) -> bool:
@@ -99,12 +121,22 @@ class PolicyNetwork(nn.Module):
             chunks = torch.ones_like(content[..., 0], dtype=torch.bool) if mask is None else mask
             seen = torch.cat([question_mask, chunks], 1)
             mean = asked.sum(1) / question_mask.sum(1, keepdim=True).clamp(min=1)
+            likeness = self._likeness(vectors, chunks, question, question_mask)
             matched = (content @ self.match(mean)[..., None])[..., 0] * content.shape[-1] ** -0.5
+            matched = matched + self.likeness(likeness)[..., 0]
+            states[:, -content.shape[1] :] += self.lift(likeness)
         states = self.layers(states, src_key_padding_mask=None if seen is None else ~seen)
         logits = self.head(states[:, -content.shape[1] :])[..., 0].float()
         if matched is not None:
             logits = logits + matched.float()
         return logits if mask is None else logits.masked_fill(~mask, -math.inf)
+
+    def _likeness(self, vectors: Tensor, chunks: Tensor, question: Tensor, question_mask: Tensor) -> Tensor:
+        """[B, L, n]: how alike the question is to every chunk and its n neighbourhoods, in units of their spread."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            asked = ((question.float() - self.center) * question_mask[..., None]).sum(1)
+            product = ((vectors.float() - self.center) @ (asked @ self.metric)[..., None])[..., 0]
+            return torch.stack([_standardized(_blurred(product, chunks, w), chunks) for w in NEIGHBOURHOODS], -1)
 
     def _content(self, vectors: Tensor) -> Tensor:
         """[B, n, hidden] of vectors [B, n, dim], wherever they stand."""
@@ -142,6 +174,24 @@ def _positions(states: Tensor) -> Tensor:
     rates = torch.exp(torch.arange(half, device=states.device) * (-math.log(10_000.0) / half))
     angles = torch.arange(length, device=states.device)[:, None] * rates
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width - 2 * half)).to(states.dtype)
+
+
+def _blurred(values: Tensor, mask: Tensor, width: int) -> Tensor:
+    """Values [B, L] averaged over their neighbours where mask is True, weighed by a bell curve of `width` chunks."""
+    if not width:
+        return values
+    offsets = torch.arange(-3 * width, 3 * width + 1, device=values.device)
+    kernel = (-((offsets / width) ** 2)).exp()[None, None]
+    both = torch.stack([values.masked_fill(~mask, 0.0), mask.to(values.dtype)], 1).flatten(0, 1)[:, None]
+    summed = nn.functional.conv1d(both, kernel, padding=3 * width)[:, 0].unflatten(0, (len(values), 2))
+    return summed[:, 0] / summed[:, 1].clamp(min=1e-6)
+
+
+def _standardized(values: Tensor, mask: Tensor) -> Tensor:
+    """Values [B, L] less their mean, over their standard deviation, of those where mask is True; 0 elsewhere."""
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+    away = (values - values.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
+    return away / (away.pow(2).sum(1, keepdim=True) / count).sqrt().clamp(min=1e-6)
 
 
 def budget(chunks: int, share: float) -> int:

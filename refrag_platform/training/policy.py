@@ -49,6 +49,10 @@ from refrag_platform.training.episodes import (
 )
 
 
+# Episodes whose chunk vectors the policy's metric is taken from.
+FITTED = 128
+
+
 class PolicyTask(Task):
     """Learns which chunks are worth their tokens."""
 
@@ -193,7 +197,16 @@ def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: 
             settings.share_kept,
             settings.query,
         )
+    if questions and policy.reads_question:
+        policy.fit(_sample(model, questions))
     return PolicyTask(model, policy, settings, windows, questions, seed)
+
+
+@torch.no_grad()
+def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
+    """Chunk vectors [n, dim] of some episodes."""
+    episodes = [questions.draw(0, row) for row in range(FITTED)]
+    return torch.cat([model.encode(episode.chunks) for episode in episodes])
 
 
 def train_policy(context: StageContext) -> dict[str, Any]:

@@ -108,3 +108,36 @@ def test_picks_beyond_a_row_s_own_budget_count_for_nothing() -> None:
     assert (log_probs[1] == 0).all()
     log_probs.sum().backward()
     assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+def test_a_fitted_policy_starts_from_the_rare_words_that_question_and_chunks_share(tmp_path: Path) -> None:
+    """Every chunk says much of frequent words and one rare word; the question says frequent ones, too."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(200, 24, generator=generator)
+
+    def said(rare: torch.Tensor) -> torch.Tensor:
+        frequent = torch.randint(0, 4, (*rare.shape, 6), generator=generator)
+        return 3 * words[frequent].sum(-2) + words[rare]
+
+    policy = PolicyNetwork(24, 16, 1, 2, 0.1, "question").eval()
+    policy.fit(said(torch.randint(4, 200, (5000,), generator=generator)))
+    rare = torch.stack([torch.randperm(196, generator=generator)[:30] + 4 for _ in range(64)])
+    chunks, question = said(rare), said(rare[:, :1] + 0)
+    with torch.no_grad():
+        likeness = policy._likeness(chunks, torch.ones(64, 30).bool(), question, torch.ones(64, 1).bool())
+    nearest = torch.cosine_similarity(chunks, question, dim=-1).argmax(1)
+    assert (likeness[..., 0].argmax(1) == 0).float().mean() > 0.8 > 0.4 > (nearest == 0).float().mean()
+    policy.save(tmp_path)
+    assert torch.equal(PolicyNetwork.load(tmp_path).metric, policy.metric)
+
+
+def test_the_neighbourhood_of_a_likely_chunk_is_likely_too() -> None:
+    policy = PolicyNetwork(8, 16, 1, 2, 0.1, "question").eval()
+    policy.fit(torch.eye(8).repeat(20, 1) + 0.01 * torch.randn(160, 8, generator=torch.Generator().manual_seed(0)))
+    chunks = torch.zeros(1, 40, 8)
+    chunks[0, 10, 3], mask = 1.0, torch.ones(1, 40).bool()
+    question = torch.zeros(1, 1, 8)
+    question[0, 0, 3] = 1.0
+    with torch.no_grad():
+        logits = policy(chunks, mask, question)[0]
+    assert logits.argmax() == 10 and logits[11] > logits[16] > logits[35]
