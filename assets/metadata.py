@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSchema
 
-from refrag_platform.errors import ArtifactError
+from refrag_platform.corpus.question_files import held_out_questions
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.stages import STAGES
@@ -90,22 +91,27 @@ def docs_link(project: Project, folder: Path) -> MetadataValue:
 def answers(published: Published) -> Metadata:
     """Some held-out questions with what was expected and what REFRAG and the full context answered."""
     path = published.folder / "answers.json"
-    questions_path = published.project.content("corpus", published.manifest.model) / "questions" / "test.jsonl"
-    if not (path.is_file() and questions_path.is_file()):
+    project, model = published.project, published.manifest.model
+    try:
+        asked = held_out_questions(
+            project.recipe(model).evaluation, project.content("corpus", model), project.recipe_path(model).parent
+        )
+    except RefragError:
+        return {}
+    if not path.is_file():
         return {}
     given: dict[str, dict[str, str]] = {}
     for row in json.loads(path.read_text(encoding="utf-8")):  # the row with the most passages comes last and stays
         given.setdefault(row["id"], {})[row["system"]] = row["answer"]
-    asked = [json.loads(line) for line in questions_path.read_text(encoding="utf-8").splitlines()]
     rows = [
         {
-            "question": row["question"],
-            "expected": " | ".join(row["answers"]),
-            "refrag": given[row["id"]].get("refrag", ""),
-            "full context": given[row["id"]].get("full", ""),
+            "question": one.question,
+            "expected": " | ".join(one.answers),
+            "refrag": given[one.id].get("refrag", ""),
+            "full context": given[one.id].get("full", ""),
         }
-        for row in asked
-        if row["id"] in given
+        for one in asked
+        if one.id in given
     ]
     return {"sample_answers": table(rows[:ANSWERS_SHOWN])} if rows else {}
 

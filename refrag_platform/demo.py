@@ -139,13 +139,11 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
     recipe = project.recipe(model)
     if recipe.maturity == "undertrained":
         if recipe.reconstruction.continue_from == SHIPPED:
-            saw = f"it starts from models/{model}/{SHIPPED}, trained on other text, and saw minutes on a CPU since"
+            saw = f"it starts from models/{model}/{SHIPPED}, which saw minutes of two GPUs, and since then a CPU"
         else:
-            saw = "it saw minutes of training on a CPU"
+            saw = "it saw minutes of training on a CPU, which shows the pipeline and not quality"
         console.print(
-            f"\nThe model is undertrained ({saw}): this shows the pipeline and not quality. "
-            "docs/results.md has what a GPU run reaches.",
-            style="yellow",
+            f"\nThe model is undertrained: {saw}. docs/results.md has what runs on GPUs reach.", style="yellow"
         )
     console.print(f"\nDone in {report['seconds']:.0f} s. The report is in reports/demo.json. Next:")
     for command, what in NEXT:

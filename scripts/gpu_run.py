@@ -244,9 +244,7 @@ def selection(
         judged = judged_questions(trained, read_questions(questions, windows), passages, pool)
     else:
         sizes = (recipe.policy.context_tokens, recipe.policy.output_tokens)
-        judged = judged_windows(
-            trained, split_windows(base / "corpus", "validation", *sizes, windows, recipe.seed)
-        )
+        judged = judged_windows(trained, split_windows(base / "corpus", "validation", *sizes, windows, recipe.seed))
     result = evaluate_selection(
         trained,
         {name: PolicyNetwork.load(runs / name / "model", device) for name in policy},

@@ -43,9 +43,15 @@ def run(pieces: ModuleType, base: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def pack(pieces: ModuleType, base: Path, run: Path, out: Path) -> Result:
+def pack(pieces: ModuleType, base: Path, run: Path, out: Path, *further: str) -> Result:
     arguments = ["--base", base, "--model", run / "model", "--lora", run / "lora.safetensors", "--out", out]
-    return CliRunner().invoke(pieces.app, ["pack", *map(str, arguments)])
+    return CliRunner().invoke(pieces.app, ["pack", *map(str, arguments), *further])
+
+
+def unpack(pieces: ModuleType, base: Path, packed: Path, out: Path) -> RefragModel:
+    arguments = ["unpack", packed, "--base", base, "--out", out]
+    assert CliRunner().invoke(pieces.app, list(map(str, arguments))).exit_code == 0
+    return RefragModel.load(out)
 
 
 def test_updates_travel_in_place_of_the_decoder_and_give_it_again(
@@ -53,14 +59,28 @@ def test_updates_travel_in_place_of_the_decoder_and_give_it_again(
 ) -> None:
     assert pack(pieces, base, run, tmp_path / "packed").exit_code == 0
     target = tmp_path / "back" / "model"
-    arguments = ["unpack", tmp_path / "packed", "--base", base, "--out", target]
-    assert CliRunner().invoke(pieces.app, list(map(str, arguments))).exit_code == 0
-    trained, found = RefragModel.load(run / "model"), RefragModel.load(target)
+    found = unpack(pieces, base, tmp_path / "packed", target)
+    trained = RefragModel.load(run / "model")
     for name, tensor in trained.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name].float(), tensor.float(), atol=2e-2, rtol=2e-2, msg=name)
     updates, back = (load_file(folder / "lora.safetensors") for folder in (run, target.parent))
     for name, tensor in updates.items():
         torch.testing.assert_close(back[name], tensor, atol=1e-2, rtol=1e-2, msg=name)
+
+
+def test_an_encoder_that_was_rounded_for_a_release_is_rounded_no_further(
+    pieces: ModuleType, base: Path, run: Path, tmp_path: Path
+) -> None:
+    """What is trained on top of it reads the vectors that are released."""
+    weight = "projection.outer.weight"
+    trained = RefragModel.load(run / "model").state_dict()[weight]
+    found = []
+    for turn in ("once", "again"):
+        assert pack(pieces, base, run, tmp_path / turn, "--encoder-bits", "4").exit_code == 0
+        run = tmp_path / f"{turn}-run"
+        found.append(unpack(pieces, base, tmp_path / turn, run / "model").state_dict()[weight])
+    assert 0.02 < (found[0] - trained).norm() / trained.norm() < 0.2
+    assert (found[1] - found[0]).norm() / found[0].norm() < 0.005
 
 
 def test_a_decoder_that_was_trained_by_more_than_the_updates_is_refused(

@@ -22,7 +22,11 @@ def register(app: typer.Typer) -> None:
 def rank(
     questions: Annotated[Path, typer.Option("--questions", help="A question file.")],
     pool: Annotated[
-        list[Path], typer.Option("--pool", help="File of passages (title, text) or of questions; again for more.")
+        list[Path],
+        typer.Option(
+            "--pool",
+            help="File of passages (title, text), of questions, or a corpus' passages.parquet; again for more.",
+        ),
     ],
     out: Out,
     top: Annotated[int, typer.Option("--top", min=1, help="Passages for each question.")] = 200,

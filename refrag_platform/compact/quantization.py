@@ -25,16 +25,17 @@ class Quantized:
 def quantize(matrix: Tensor, bits: int) -> Quantized:
     """A matrix [rows, columns] in `bits` of 1 to 8: with 1, signs and a row's mean magnitude.
 
-    An entry becomes scale x (code + 1/2). From each of several spacings of the levels on, the scale is fitted to the
-    levels by least squares and these to the scale, in turn; a row keeps what has the smallest error.
+    An entry becomes scale x (code + 1/2). From each of several spacings of the levels on, and one that reaches the
+    row's largest entry, the scale is fitted to the levels by least squares and these to the scale, in turn; a row keeps
+    what has the smallest error.
     """
     matrix = matrix.float()
     half = 1 << (bits - 1)
     rms = matrix.pow(2).mean(1, keepdim=True).sqrt()
     best_codes, best_scale = torch.zeros_like(matrix), torch.zeros_like(rms)
     best_error = matrix.pow(2).sum(1, keepdim=True)
-    for spacing in SPACINGS:
-        scale = rms * spacing / (2 * half)
+    starts = [rms * spacing / (2 * half) for spacing in SPACINGS]
+    for scale in [*starts, matrix.abs().amax(1, keepdim=True) / half]:
         for _ in range(FITS):
             levels = (matrix / scale.clamp(min=1e-30)).floor().clamp(-half, half - 1) + 0.5
             scale = (matrix * levels).sum(1, keepdim=True) / levels.pow(2).sum(1, keepdim=True)

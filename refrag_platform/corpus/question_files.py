@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from refrag_platform.errors import RefragError
+from refrag_platform.recipes import EvaluationRecipe
 
 Passage = tuple[str, str]
 Retriever = Literal["listed", "strong", "weak"]
@@ -124,19 +125,46 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     return [questions[turn * len(questions) // limit] for turn in range(limit)]
 
 
+def held_out_questions(settings: EvaluationRecipe, corpus: Path, base: Path) -> list[Question]:
+    """What an evaluation asks: the corpus' test questions, or those of the file that the recipe names.
+
+    Args:
+        corpus: its content folder. base: the recipe's folder.
+    """
+    if settings.question_file is None:
+        return read_questions(corpus / "questions" / "test.jsonl", settings.questions)
+    asked = read_questions(base / settings.question_file, settings.questions)
+    return [retrieved(question, "strong") for question in asked]
+
+
 def read_passages(path: Path) -> list[Passage]:
     """Every passage of a file once, (title, text): rows of title and text, or questions with passages.
+
+    A corpus' passages.parquet is read as well.
 
     Raises:
         RefragError: the file is missing or has no passages, or a row is wrong.
     """
     found: dict[Passage, None] = {}
-    for where, row in read_rows(path):
+    for where, row in _parquet_rows(path) if path.suffix == ".parquet" else read_rows(path):
         for passage in _passages(row.get("passages", [row]), where, "passages"):
             found[passage] = None
     if not found:
         raise RefragError(f"{path} has no passages; give a .jsonl file of rows title, text")
     return list(found)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Passages of a parquet file, each after the words that name its file and row."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        table = parquet.read_table(path, columns=["title", "text"])
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise RefragError(f"{path} can't be read as passages ({error}); give a .parquet file of title, text") from None
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path}, row {number}", row
 
 
 def read_rows(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -45,9 +45,7 @@ def reconstruction_accuracy(
     if greedy_rows:
         some = tokens[:greedy_rows].to(model.device)
         found["greedy_samples"] = len(some)
-        found["greedy"] = rounded(
-            (_greedy(model, _embeds(model, some, repeat), some.shape[1]) == some).float().mean()
-        )
+        found["greedy"] = rounded((_greedy(model, _embeds(model, some, repeat), some.shape[1]) == some).float().mean())
     return found
 
 

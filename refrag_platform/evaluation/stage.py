@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.corpus.question_files import read_questions
+from refrag_platform.corpus.question_files import Question, held_out_questions
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
@@ -57,7 +57,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     rag = evaluate_rag(
         bundle.model,
         bundle.policy,
-        read_questions(corpus / "questions" / "test.jsonl", settings.questions),
+        _questions(context, base),
         passages=settings.passages,
         share_kept=bundle.share_kept,
         # The controls are trained by CPT and answer no questions: the fine-tuned decoder itself reads the plain text.
@@ -99,6 +99,15 @@ def write_json(path: Path, values: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _questions(context: StageContext, base: Path) -> list[Question]:
+    """The held-out questions; a file that the recipe names is recorded as a source of the artifact."""
+    settings = context.recipe.evaluation
+    if settings.question_file is not None:
+        file = base / settings.question_file
+        context.sources.append(InputRecord.of(context.project.root, file, settings.question_file))
+    return held_out_questions(settings, context.inputs["corpus"], base)
 
 
 def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:

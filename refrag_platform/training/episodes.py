@@ -49,7 +49,7 @@ class Episode:
 
 
 def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> Episode:
-    """A window [s + o]: its first s tokens, after the token that starts a text, are the context; the others are judged."""
+    """A window [s + o]: after the token that starts a text, its first s tokens are the context, the others judged."""
     context = tokens[:context_tokens].view(-1, model.chunk_size)
     return Episode(context, tokens[context_tokens:].tolist(), before=[model.start_token_id])
 

@@ -48,7 +48,6 @@ from refrag_platform.training.episodes import (
     window_episode,
 )
 
-
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED = 128
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import read_questions
+from refrag_platform.corpus.question_files import held_out_questions
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.perplexity import window_items
@@ -18,11 +18,11 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.weights import tokenizer_digest
 
 
-def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe) -> Items:
+def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
     """REFRAG's figures of the model in `folder`, on the windows and questions that `recipe` takes from `corpus`.
 
     Args:
-        candidate: the model folder whose tokenizer made the corpus.
+        candidate: the model folder whose tokenizer made the corpus. base: the recipe's folder.
 
     Raises:
         ArtifactError: the model can't read that set: its tokenizer is another, or k does not divide the context.
@@ -46,7 +46,7 @@ def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe) -> Item
     answers = answer_items(
         bundle.model,
         bundle.policy,
-        read_questions(corpus / "questions" / "test.jsonl", settings.questions),
+        held_out_questions(settings, corpus, base),
         passages=max(settings.passages),
         share_kept=bundle.share_kept,
         max_new_tokens=settings.max_new_tokens,

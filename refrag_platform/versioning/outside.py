@@ -34,8 +34,12 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
         files = [(project.root / os.path.expandvars(name), name) for name in named]
         own = [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
         return [*own, *(_released(project, stage, recipe) if stage == "policy" else [])]
-    if stage == "evaluation" and recipe.evaluation.controls is not None:
-        return _controls(project.recipe_path(recipe.name).parent / recipe.evaluation.controls)
+    if stage == "evaluation":
+        base, settings = project.recipe_path(recipe.name).parent, recipe.evaluation
+        found = [] if settings.controls is None else _controls(base / settings.controls)
+        if settings.question_file is not None and (base / settings.question_file).is_file():
+            found.append(InputRecord.of(project.root, base / settings.question_file, settings.question_file))
+        return found
     return []
 
 

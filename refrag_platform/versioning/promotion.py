@@ -124,8 +124,10 @@ def _judge(project: Project, model: str, current: Release | None, evaluate_again
         from refrag_platform.versioning.again import measure
 
         own, corpus = project.content("finetuned", model), project.content("corpus", model)
+        base = project.recipe_path(model).parent
         with contents(project, current, ["finetuned"]) as found:
-            decision = decide(candidate, measure(found["finetuned"], own, corpus, recipe), recipe.release)
+            again = measure(found["finetuned"], own, corpus, recipe, base)
+        decision = decide(candidate, again, recipe.release)
     return decision
 
 

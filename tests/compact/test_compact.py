@@ -64,6 +64,18 @@ def test_a_matrix_comes_back_as_well_as_its_bits_allow(bits: int) -> None:
     assert error < [0.61, 0.36, 0.21, 0.12, 0.065, 0.035, 0.02, 0.01][bits - 1]
 
 
+def test_what_was_rounded_once_comes_back_as_it_is() -> None:
+    matrix = torch.randn(20, 301, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 20)[:, None]
+    once = dequantize(quantize(matrix, 4), 301, 4)
+    assert torch.equal(dequantize(quantize(once, 4), 301, 4), once)
+
+
+def test_a_row_with_one_large_entry_keeps_it() -> None:
+    matrix = 0.01 * torch.randn(20, 301, generator=torch.Generator().manual_seed(0))
+    matrix[:, 7] = 1.0
+    assert float((dequantize(quantize(matrix, 8), 301, 8) - matrix).norm() / matrix.norm()) < 0.05
+
+
 def test_a_matrix_of_zeros_comes_back_as_zeros() -> None:
     assert not dequantize(quantize(torch.zeros(2, 5), 3), 5, 3).any()
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
+from refrag_platform.corpus.question_files import held_out_questions
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
@@ -23,6 +24,7 @@ from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.versioning.again import measure
 from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.outside import outside_files
 from tests.evaluation.conftest import sentences
 
 PNG = b"\x89PNG"
@@ -76,14 +78,34 @@ def test_a_model_that_is_measured_again_has_the_same_figure_of_every_item(
     assert np.mean(found.windows.values["P32"]) == pytest.approx(row["P32"], abs=2e-5)
     made = context(evaluation_project, tmp_path / "run")
     model = made.inputs["finetuned"]
-    assert measure(model, model, made.inputs["corpus"], made.recipe) == found
+    base = evaluation_project.recipe_path("tiny").parent
+    assert measure(model, model, made.inputs["corpus"], made.recipe, base) == found
     other = tmp_path / "other" / "tokenizer"
     shutil.copytree(model / "tokenizer", other)
     values = json.loads((other / "tokenizer.json").read_text())
     values["normalizer"] = {"type": "Lowercase"}
     (other / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="another tokenizer"):
-        measure(model, other.parent, made.inputs["corpus"], made.recipe)
+        measure(model, other.parent, made.inputs["corpus"], made.recipe, base)
+
+
+def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
+    evaluation_project: Project, tmp_path: Path
+) -> None:
+    """As a retriever ranked them: the first passages are read, whether gold or not."""
+    made = context(evaluation_project, tmp_path / "run")
+    passages = [{"title": "A", "text": f"The well of {name} is deep."} for name in ("Oz", "Id", "Ur")]
+    row = {"id": "q", "question": "Which well?", "answers": ["Ur"], "passages": passages, "gold": [2]}
+    file = evaluation_project.recipe_path("tiny").parent / "asked.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    settings = made.recipe.evaluation.model_copy(update={"question_file": file.name, "passages": [2]})
+    made = replace(made, recipe=made.recipe.model_copy(update={"evaluation": settings}))
+    evaluate_stage(made)
+    items = Items.read(made.out).questions
+    assert items.groups == ["q"]
+    (asked,) = held_out_questions(settings, made.inputs["corpus"], file.parent)
+    assert [text for _, text in asked.take(2)] == ["The well of Oz is deep.", "The well of Id is deep."]
+    assert made.sources == outside_files(evaluation_project, "evaluation", made.recipe) != []
 
 
 def test_reports_lie_beside_the_content(evaluated: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.corpus.question_files import Question, read_passages, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.question_sets import ranked, whole_documents, write_questions
 from refrag_platform.project import Project
@@ -25,6 +25,16 @@ def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again() -
     assert found.passages[1] == pool[1]
     (lost,) = ranked([replace(ASKED, question="When do trains run?")], pool, HashedWords(), top=1)
     assert lost.passages == (pool[0],) and lost.gold == ()
+
+
+def test_a_corpus_passages_are_a_pool(evaluation_project: Project, tmp_path: Path) -> None:
+    content = evaluation_project.content("corpus", "tiny")
+    pool = read_passages(content / "passages.parquet")
+    (found,) = ranked([ASKED], pool, HashedWords(), top=3)
+    assert found.passages[0] == GOLD and set(found.passages[1:]) <= set(pool)
+    (tmp_path / "passages.parquet").write_text("no parquet")
+    with pytest.raises(RefragError, match=r"passages\.parquet can't be read as passages"):
+        read_passages(tmp_path / "passages.parquet")
 
 
 def test_a_question_reads_its_whole_document(evaluation_project: Project) -> None:

@@ -49,3 +49,15 @@ def test_the_first_stage_is_short_samples_and_the_last_long_ones() -> None:
 def test_a_smaller_largest_factor_is_kept_to() -> None:
     curriculum = Curriculum(30, 8, 3, dict.fromkeys((1, 2, 4, 8), 1), seed=0)
     assert {curriculum.factor(step) for step in range(60)} <= {1, 2, 4, 8}
+
+
+def test_a_share_of_every_stage_s_steps_keeps_to_one_chunk() -> None:
+    per_step = {1: 8, 2: 4, 4: 2, 8: 1}
+    plain = Curriculum(400, 8, 4, per_step, seed=0)
+    kept = Curriculum(400, 8, 4, per_step, seed=0, one_chunk_share=0.2)
+    assert plain.probabilities[0, -1] < 0.01
+    assert kept.probabilities[0].tolist() == pytest.approx([plain.probabilities[0, 0], 0.2, 0.2, 0.2])
+    assert kept.probabilities.sum(0).tolist() == pytest.approx([1.0] * 4)
+    rest = plain.probabilities[1:, -1] / plain.probabilities[1:, -1].sum()
+    assert (kept.probabilities[1:, -1] / 0.8).tolist() == pytest.approx(rest.tolist())
+    assert Curriculum(4, 1, 2, {1: 1}, seed=0, one_chunk_share=0.2).probabilities.tolist() == [[1.0, 1.0]]
