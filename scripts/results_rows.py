@@ -1,6 +1,6 @@
 """Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
 
-A file of choices (scripts/choices.py) is drawn too, with --plot docs/results/choices-h200.png.
+A file of choices (scripts/choices.py), log-perplexities or answers is drawn too, with --plot FILE.png.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from refrag_platform.evaluation.report import perplexity_report, table
+from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
+from refrag_platform.evaluation.report import perplexity_report, rag_report, table
 
-TRAINING = ("step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std")
+TRAINING = (
+    "step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std",
+    "policy_reward", "random_reward", "reward_spread",
+)  # fmt: skip
 SCORES = ("P16", "P32", "P128", "P512")
 
 
@@ -101,7 +105,7 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
 
 def main(
     files: Annotated[list[Path], typer.Argument(help="Result files: .json of a command, .jsonl of a training.")],
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw a choices file here (.png).")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the file here (.png).")] = None,
 ) -> None:
     """Print the Markdown rows of result files."""
     for path in files:
@@ -121,8 +125,14 @@ def main(
                 rows = choice_rows(result)
                 if plot:
                     plot_choices(result, plot)
+            elif "exact_match" in first:
+                rows = rag_report(result)
+                if plot:
+                    rag_figure(result, plot)
             else:
                 rows = perplexity_report(result)
+                if plot:
+                    perplexity_figure(result, plot)
         print(rows, end="\n\n")
 
 
