@@ -156,14 +156,19 @@ class PolicyNetwork(nn.Module):
         """The policy in `folder`, in evaluation mode.
 
         Raises:
-            ArtifactError: the folder holds none.
+            ArtifactError: the folder holds none, or one whose network was built otherwise.
         """
         try:
             settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(f"{folder} holds no policy: {SETTINGS_FILE} is missing") from None
         policy = cls(**settings)
-        policy.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        try:
+            policy.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"{folder / WEIGHTS_FILE} is of another version's policy network ({error}); train it again"
+            ) from None
         return policy.to(device).eval()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.policy import PolicyNetwork, budget, keep_mask, pick_log_probs, sample_picks, select
@@ -97,6 +98,15 @@ def test_a_policy_that_was_saved_before_there_were_questions_is_blind(tmp_path: 
     assert settings.pop("query") == "none"
     (tmp_path / "policy.json").write_text(json.dumps(settings))
     assert not PolicyNetwork.load(tmp_path).reads_question
+
+
+def test_a_policy_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
+    asking_policy().save(tmp_path)
+    weights = load_file(tmp_path / "policy.safetensors")
+    del weights["metric"]
+    save_file(weights, tmp_path / "policy.safetensors")
+    with pytest.raises(ArtifactError, match=r"(?s)another version's policy network .*metric.*train it again"):
+        PolicyNetwork.load(tmp_path)
 
 
 def test_picks_beyond_a_row_s_own_budget_count_for_nothing() -> None:
