@@ -139,7 +139,7 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
     recipe = project.recipe(model)
     if recipe.maturity == "undertrained":
         if recipe.reconstruction.continue_from == SHIPPED:
-            saw = f"it starts from models/{model}/{SHIPPED}, which saw minutes of two GPUs, and since then a CPU"
+            saw = f"it starts from models/{model}/{SHIPPED}, trained for minutes on GPUs, and went on for moments here"
         else:
             saw = "it saw minutes of training on a CPU, which shows the pipeline and not quality"
         console.print(

@@ -111,7 +111,8 @@ def pack(
         Path | None, typer.Option("--lora", help="The run's lora.safetensors: takes the place of the decoder.")
     ] = None,
     encoder_bits: Annotated[
-        int, typer.Option("--encoder-bits", help="Round encoder and projection as a release does; 0: bfloat16.")
+        int,
+        typer.Option("--encoder-bits", min=0, max=8, help="Round encoder and projection as a release; 0: bfloat16."),
     ] = 0,
     piece_mib: Annotated[int, typer.Option(help="Largest piece.")] = 15,
 ) -> None:

@@ -29,7 +29,7 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 class OneBatch(CptTask):
-    """CPT on the same random tokens over and over: nothing but the loop is measured."""
+    """CPT on the same random tokens over and over, without the token before them: nothing but the loop is measured."""
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         k, o = self.model.chunk_size, self.settings.output_tokens

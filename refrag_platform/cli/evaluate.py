@@ -152,7 +152,7 @@ def rag(
         Path | None,
         typer.Option(
             "--distractors",
-            help="File of passages (rows title, text); questions with fewer than --passages get random ones of it.",
+            help="File of passages (title, text); questions with fewer than --passages get random ones of it.",
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -125,16 +126,40 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     return [questions[turn * len(questions) // limit] for turn in range(limit)]
 
 
+def question_file(settings: EvaluationRecipe, base: Path) -> Path | None:
+    """The file of questions that the recipe in the folder `base` names, if it names one."""
+    return None if settings.question_file is None else (base / os.path.expandvars(settings.question_file)).resolve()
+
+
 def held_out_questions(settings: EvaluationRecipe, corpus: Path, base: Path) -> list[Question]:
     """What an evaluation asks: the corpus' test questions, or those of the file that the recipe names.
 
     Args:
         corpus: its content folder. base: the recipe's folder.
+
+    Raises:
+        RefragError: there is no such file, a row is wrong, or it asks about a document that the corpus trains on.
     """
-    if settings.question_file is None:
+    file = question_file(settings, base)
+    if file is None:
         return read_questions(corpus / "questions" / "test.jsonl", settings.questions)
-    asked = read_questions(base / settings.question_file, settings.questions)
+    asked = read_questions(file, settings.questions)
+    _require_held_out(asked, corpus / "documents.parquet", file)
     return [retrieved(question, "strong") for question in asked]
+
+
+def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) -> None:
+    """Refuse questions about documents of the corpus that are not held out for tests."""
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(documents, columns=["id", "split"])
+    split_of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    for question in asked:
+        if split_of.get(question.document, "test") != "test":
+            raise RefragError(
+                f"{file}: {question.id} asks about {question.document}, which this corpus has in its split "
+                f"{split_of[question.document]}; leave it out, or rank the corpus' own test questions"
+            )
 
 
 def read_passages(path: Path) -> list[Passage]:
@@ -150,7 +175,7 @@ def read_passages(path: Path) -> list[Passage]:
         for passage in _passages(row.get("passages", [row]), where, "passages"):
             found[passage] = None
     if not found:
-        raise RefragError(f"{path} has no passages; give a .jsonl file of rows title, text")
+        raise RefragError(f"{path} has no passages; give a .jsonl or .parquet file of rows title, text")
     return list(found)
 
 

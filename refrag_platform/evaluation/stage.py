@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.corpus.question_files import Question, held_out_questions
+from refrag_platform.corpus.question_files import Question, held_out_questions, question_file
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
@@ -31,7 +31,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
 
     Raises:
         ArtifactError: the chunk store was made by another encoder than the fine-tuned model's.
-        RefragError: the test split has no document as long as a window, or no questions.
+        RefragError: the test split has no document as long as a window, or no questions; or as `held_out_questions`.
     """
     settings, recipe = context.recipe.evaluation, context.recipe
     bundle = load_bundle(str(context.inputs["finetuned"]))
@@ -104,10 +104,10 @@ def write_json(path: Path, values: Any) -> None:
 def _questions(context: StageContext, base: Path) -> list[Question]:
     """The held-out questions; a file that the recipe names is recorded as a source of the artifact."""
     settings = context.recipe.evaluation
-    if settings.question_file is not None:
-        file = base / settings.question_file
-        context.sources.append(InputRecord.of(context.project.root, file, settings.question_file))
-    return held_out_questions(settings, context.inputs["corpus"], base)
+    asked = held_out_questions(settings, context.inputs["corpus"], base)
+    if file := question_file(settings, base):
+        context.sources.append(InputRecord.of(context.project.root, file, str(file)))
+    return asked
 
 
 def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:

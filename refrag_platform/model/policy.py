@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from refrag_platform.errors import ArtifactError
+from refrag_platform.errors import ArtifactError, RefragError
 
 SETTINGS_FILE, WEIGHTS_FILE = "policy.json", "policy.safetensors"
 
@@ -28,6 +28,7 @@ Query = Literal["none", "question"]
 NEIGHBOURHOODS = (0, 4, 8)
 # Of the mean variance, added to each direction's: what hardly varies must not decide.
 HELD_BACK = 1e-3
+LIKENESS = {"center", "metric", "likeness.weight", "lift.weight"}
 
 
 class PolicyNetwork(nn.Module):
@@ -66,7 +67,7 @@ class PolicyNetwork(nn.Module):
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         score = nn.Linear(hidden_size, 1)
         self.head = nn.Sequential(nn.LayerNorm(hidden_size), score)
-        # A fresh policy is uniform: training starts from random selection.
+        # A fresh policy is uniform: training starts from random selection, or from what `fit` takes.
         nn.init.zeros_(score.weight)
         nn.init.zeros_(score.bias)
         if query == "question":
@@ -83,10 +84,17 @@ class PolicyNetwork(nn.Module):
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
-        """Take the metric from chunk vectors [n, dim]: their inverse covariance, small directions held back."""
+        """Take the metric from chunk vectors [n, dim]: their inverse covariance, small directions held back.
+
+        Raises:
+            RefragError: the vectors are all alike, so that they say nothing.
+        """
         vectors = vectors.float()
         self.center.copy_(vectors.mean(0))
-        values, directions = torch.linalg.eigh(torch.cov((vectors - self.center).t()))
+        away = vectors - self.center
+        if float(away.abs().max()) < 1e-6:
+            raise RefragError("the chunk vectors are all alike: the encoder has collapsed, or there is one chunk alone")
+        values, directions = torch.linalg.eigh(away.t() @ away / len(away))
         held = values.clamp(min=0) + HELD_BACK * values.mean()
         self.metric.copy_((directions / held) @ directions.t())
 
@@ -162,13 +170,14 @@ class PolicyNetwork(nn.Module):
             settings: dict[str, Any] = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ArtifactError(f"{folder} holds no policy: {SETTINGS_FILE} is missing") from None
-        policy = cls(**settings)
-        try:
-            policy.load_state_dict(load_file(folder / WEIGHTS_FILE))
-        except RuntimeError as error:
-            raise ArtifactError(
-                f"{folder / WEIGHTS_FILE} is of another version's policy network ({error}); train it again"
-            ) from None
+        policy, weights = cls(**settings), load_file(folder / WEIGHTS_FILE)
+        expected = policy.state_dict()
+        if "metric" in expected and not LIKENESS & weights.keys():
+            # From before there was a likeness: none is what it was trained with.
+            weights |= {name: torch.zeros_like(expected[name]) for name in LIKENESS}
+        if odd := sorted(expected.keys() ^ weights.keys()):
+            raise ArtifactError(f"{folder / WEIGHTS_FILE} is of another policy network: it differs in {', '.join(odd)}")
+        policy.load_state_dict(weights)
         return policy.to(device).eval()
 
 
@@ -194,9 +203,11 @@ def _blurred(values: Tensor, mask: Tensor, width: int) -> Tensor:
 
 def _standardized(values: Tensor, mask: Tensor) -> Tensor:
     """Values [B, L] less their mean, over their standard deviation, of those where mask is True; 0 elsewhere."""
-    count = mask.sum(1, keepdim=True).clamp(min=1)
-    away = (values - values.masked_fill(~mask, 0.0).sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
-    return away / (away.pow(2).sum(1, keepdim=True) / count).sqrt().clamp(min=1e-6)
+    count, real = mask.sum(1, keepdim=True).clamp(min=1), values.masked_fill(~mask, 0.0)
+    away = (values - real.sum(1, keepdim=True) / count).masked_fill(~mask, 0.0)
+    # Of chunks that are all alike rounding alone would be left.
+    smallest = 1e-4 * real.abs().amax(1, keepdim=True) + 1e-9
+    return away / (away.pow(2).sum(1, keepdim=True) / count).sqrt().clamp(min=smallest)
 
 
 def budget(chunks: int, share: float) -> int:

@@ -157,8 +157,8 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
 def window_layout(context: Tensor, keep: Tensor, start_token: int) -> tuple[Tensor, Tensor]:
     """Layout of equal windows in which every row keeps the same number of chunks: no padding, no loop.
 
-    Before the context stands the token that starts every prompt (ours): a decoder's first position takes the attention
-    that has nowhere else to go, and what a vector there says is hard to read.
+    Before the context stands the token that starts a text (ours): a decoder's first position takes the attention that
+    has nowhere else to go, and what a vector there says is hard to read. Prompts begin with text of their own anyway.
 
     Args:
         context: [B, L, k] token ids without padding. keep: [B, L] bool, the same count in every row.

@@ -21,8 +21,9 @@ class EvaluationRecipe(Section):
     questions: int = Field(200, ge=1, description="held-out questions")
     question_file: str | None = Field(
         None,
-        description="beside the recipe: questions with the passages that a retriever found, best first (`refrag "
-        "questions rank`), asked in place of the corpus' own, which list the gold passage among distractors",
+        description="file, relative to the recipe's folder, of questions with the passages that a retriever found, "
+        "best first (`refrag questions rank`); asked in place of the corpus' own, which list the gold passage among "
+        "distractors",
     )
     passages: list[Annotated[int, Field(ge=1)]] = Field(
         default_factory=lambda: [1, 4, 8], min_length=1, description="numbers of passages in the RAG rows"

@@ -131,8 +131,8 @@ class CptTask(Task):
         if repeated is None:
             return size
         text = self.settings.context_tokens if self.settings.packed else self.settings.output_tokens
-        positions = self.chunks + text
-        return size * max(1, positions // (repeated * (1 + self.model.chunk_size) + 1))
+        positions = 1 + self.chunks + text
+        return size * max(1, positions // (repeated * (1 + self.model.chunk_size) + 2))
 
     def _repeat_batch(self, chunks: int, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         tokens = self.repeats[chunks].batch(step, micro, size, rank, world)

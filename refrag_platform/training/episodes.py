@@ -150,7 +150,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         labels[row, : len(one.output)] = torch.tensor(one.output)
         question[row, : len(questions[row])] = questions[row]
     length = max(t + n + own * (chunk_size - 1) for t, n, own in zip(texts, counts, kept, strict=True))
-    if min(counts) < most or any(one.before or one.after for one in episodes):
+    if min(counts) < most or min(texts) < max(texts) or any(one.after for one in episodes):
         length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, slots.shape[1])
     return {
         "slots": slots,

@@ -49,7 +49,7 @@ from refrag_platform.training.episodes import (
 )
 
 # Episodes whose chunk vectors the policy's metric is taken from.
-FITTED = 128
+FITTED, ENCODED_AT_ONCE = 128, 2048
 
 
 class PolicyTask(Task):
@@ -160,7 +160,7 @@ class PolicyTask(Task):
 
 
 def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: int, root: Path = Path()) -> PolicyTask:
-    """The task over a corpus' training split and questions, with a fresh policy.
+    """The task over a corpus' training split and questions, with a fresh policy; one that reads questions is fitted.
 
     Args: root: question files of the recipe are relative to it.
 
@@ -204,8 +204,8 @@ def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: 
 @torch.no_grad()
 def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
     """Chunk vectors [n, dim] of some episodes."""
-    episodes = [questions.draw(0, row) for row in range(FITTED)]
-    return torch.cat([model.encode(episode.chunks) for episode in episodes])
+    chunks = torch.cat([questions.draw(0, row).chunks for row in range(FITTED)])
+    return torch.cat([model.encode(part) for part in chunks.split(ENCODED_AT_ONCE)])
 
 
 def train_policy(context: StageContext) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Reconstruction (section 2): from the vectors of x_1..x_s predict x_1..x_s, the decoder frozen unless the recipe says.
 
 All m vectors come first and then the text, in ONE sequence: [e_1..e_m, E(x_1)..E(x_mk-1)]; the last vector's
-position predicts x_1. Before them stands the token that starts every prompt (`segments.window_layout` says why).
+position predicts x_1. Before them stands the token that starts a text (`segments.window_layout` says why).
 Run: `refrag run reconstruction --model tiny`.
 """
 

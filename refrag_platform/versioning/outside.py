@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from refrag_platform.corpus.question_files import question_file
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
@@ -37,8 +38,9 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
     if stage == "evaluation":
         base, settings = project.recipe_path(recipe.name).parent, recipe.evaluation
         found = [] if settings.controls is None else _controls(base / settings.controls)
-        if settings.question_file is not None and (base / settings.question_file).is_file():
-            found.append(InputRecord.of(project.root, base / settings.question_file, settings.question_file))
+        asked = question_file(settings, base)
+        if asked is not None and asked.is_file():
+            found.append(InputRecord.of(project.root, asked, str(asked)))
         return found
     return []
 

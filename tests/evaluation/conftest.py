@@ -102,5 +102,7 @@ def _write_corpus(content: Path, model: RefragModel) -> None:
     rows = "".join(json.dumps(row) + "\n" for row in questions)
     (content / "questions" / "test.jsonl").write_text(rows, encoding="utf-8")
     pq.write_table(pa.Table.from_pylist(passages), content / "passages.parquet")
+    splits = [{"id": "0", "split": "test"}, {"id": "trained", "split": "train"}]
+    pq.write_table(pa.Table.from_pylist(splits), content / "documents.parquet")
     facts = {"dtype": dtype.name, "shard_tokens": 256, "tokens": {"test": tokens}}
     (content / "corpus.json").write_text(json.dumps(facts))

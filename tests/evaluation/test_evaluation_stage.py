@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import held_out_questions
-from refrag_platform.errors import ArtifactError
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
@@ -106,6 +106,15 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
     (asked,) = held_out_questions(settings, made.inputs["corpus"], file.parent)
     assert [text for _, text in asked.take(2)] == ["The well of Oz is deep.", "The well of Id is deep."]
     assert made.sources == outside_files(evaluation_project, "evaluation", made.recipe) != []
+    model = made.inputs["finetuned"]
+    assert measure(model, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
+    file.write_text(json.dumps(row | {"document_id": "trained"}))
+    with pytest.raises(RefragError, match="q asks about trained, which this corpus has in its split train"):
+        held_out_questions(settings, made.inputs["corpus"], file.parent)
+    file.unlink()
+    with pytest.raises(RefragError, match=r"no questions at .*asked\.jsonl"):
+        evaluate_stage(replace(made, out=tmp_path))
+    assert outside_files(evaluation_project, "evaluation", made.recipe) == []
 
 
 def test_reports_lie_beside_the_content(evaluated: Path) -> None:

@@ -11,8 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from refrag_platform.errors import ArtifactError
-from refrag_platform.model.policy import PolicyNetwork, budget, keep_mask, pick_log_probs, sample_picks, select
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.model.policy import (
+    LIKENESS,
+    PolicyNetwork,
+    budget,
+    keep_mask,
+    pick_log_probs,
+    sample_picks,
+    select,
+)
 
 
 def test_selection_keeps_the_top_share_of_the_real_chunks() -> None:
@@ -100,13 +108,32 @@ def test_a_policy_that_was_saved_before_there_were_questions_is_blind(tmp_path: 
     assert not PolicyNetwork.load(tmp_path).reads_question
 
 
-def test_a_policy_of_another_network_is_refused_by_name(tmp_path: Path) -> None:
-    asking_policy().save(tmp_path)
+def test_a_policy_from_before_there_was_a_likeness_has_none_and_others_are_refused(tmp_path: Path) -> None:
+    policy = asking_policy()
+    policy.save(tmp_path)
     weights = load_file(tmp_path / "policy.safetensors")
-    del weights["metric"]
-    save_file(weights, tmp_path / "policy.safetensors")
-    with pytest.raises(ArtifactError, match=r"(?s)another version's policy network .*metric.*train it again"):
+    older = {name: tensor for name, tensor in weights.items() if name not in LIKENESS}
+    save_file(older, tmp_path / "policy.safetensors")
+    vectors, question = torch.randn(1, 5, 8), torch.randn(1, 2, 8)
+    found = PolicyNetwork.load(tmp_path)
+    with torch.no_grad():
+        for name in LIKENESS:
+            policy.state_dict()[name].zero_()
+        torch.testing.assert_close(found(vectors, question=question), policy(vectors, question=question))
+    save_file(weights | {"other": torch.zeros(1)}, tmp_path / "policy.safetensors")
+    with pytest.raises(ArtifactError, match="another policy network: it differs in other"):
         PolicyNetwork.load(tmp_path)
+
+
+def test_vectors_that_are_all_alike_give_no_metric_and_no_likeness() -> None:
+    policy = asking_policy()
+    with pytest.raises(RefragError, match="all alike"):
+        policy.fit(torch.ones(10, 8))
+    policy.fit(torch.randn(100, 8))
+    same = torch.randn(1, 1, 8).expand(1, 6, 8)
+    mask = torch.ones(1, 6).bool()
+    likeness = policy._likeness(same, mask, torch.randn(1, 1, 8), mask[:, :1])
+    assert likeness.abs().max() < 0.1
 
 
 def test_picks_beyond_a_row_s_own_budget_count_for_nothing() -> None:

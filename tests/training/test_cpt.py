@@ -41,6 +41,14 @@ def test_a_repeating_step_asks_for_its_own_context_after_the_start_token(model: 
     assert (batch["chunk_index"][:, 1:-1] >= 0).all()
 
 
+def test_a_repeating_step_has_no_more_positions_than_another(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, share=0.5)
+    step = next(step for step in range(8) if task.repeated_chunks(step) == 1)
+    positions = [task.positions(task.batch(turn, 0, task.samples(turn, 12), 0, 1)) for turn in (step, step + 1)]
+    assert positions[1] == 12 * (1 + 8 + 16)
+    assert 0.7 * positions[1] < positions[0] <= positions[1]
+
+
 def test_a_run_with_repeating_steps_trains_to_its_end(model: RefragModel, tmp_path: Path) -> None:
     task = _task(model, tmp_path, share=0.5)
     assert train(task, task.settings, tmp_path / "work", "cpt")["steps"] == 8

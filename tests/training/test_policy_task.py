@@ -89,3 +89,13 @@ def test_windows_and_questions_mix_and_a_resumed_run_goes_on_as_one_that_was_not
     resumed = run(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert whole["policy.match.weight"].any()
+
+
+def test_a_policy_that_reads_questions_has_the_metric_of_the_passages_chunks(
+    model: RefragModel, corpus: Path, tmp_path: Path
+) -> None:
+    asked = settings(question_share=1.0, query="question", questions=[str(write_questions(tmp_path / "own.jsonl"))])
+    task, again = (policy_task(model, corpus, asked, 0) for _ in range(2))
+    assert task.policy.metric.abs().max() > 0 and torch.equal(task.policy.metric, again.policy.metric)
+    train(task, asked, tmp_path / "work", "policy")
+    assert torch.equal(task.policy.metric, again.policy.metric)

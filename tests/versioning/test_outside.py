@@ -108,6 +108,16 @@ def test_tuned_controls_are_watched(planted_project: Project) -> None:
     assert stale(planted_project) == {"evaluation"}
 
 
+def test_the_questions_of_the_evaluation_are_watched(planted_project: Project) -> None:
+    questions = planted_project.recipe_path(MODEL).parent / "asked.jsonl"
+    questions.write_text(QUESTION)
+    override(planted_project, "evaluation", "{question_file: asked.jsonl}")
+    make_all(planted_project, MODEL)
+    assert stale(planted_project) == set()
+    append(questions)
+    assert stale(planted_project) == {"evaluation"}
+
+
 def test_the_teacher_of_cpt_is_watched(planted_project: Project) -> None:
     teacher = planted_project.recipe_path(MODEL).parent / "full"
     override(planted_project, "cpt", "{teacher: full}")
