@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from refrag_platform.errors import RefragError
 from refrag_platform.model.refrag import RefragModel
@@ -95,6 +96,7 @@ def test_accumulating_micro_batches_is_one_large_batch(recipe: Recipe, corpus: P
             rows = slice(micro * size, (micro + 1) * size)
             context = whole["context"][rows]
             index = torch.arange(context.shape[0] * context.shape[1]).view(context.shape[0], -1)
+            index = nn.functional.pad(index, (1, 0), value=-1)  # the token that starts a text
             return {**{name: value[rows] for name, value in whole.items()}, "chunk_index": index}
 
     losses = []

@@ -207,9 +207,10 @@ def test_the_released_version_can_be_evaluated_again_on_the_candidates_set(
     candidate(40, held_out(0.2, held_out_set="other"))
     read: list[str] = []
 
-    def measured(folder: Path, candidate: Path, corpus: Path, recipe: Recipe) -> Items:
+    def measured(folder: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
         read.append(folder_digest(folder))
         assert candidate == first.content("finetuned", MODEL) and corpus == first.content("corpus", MODEL)
+        assert base == first.recipe_path(MODEL).parent
         return held_out(0.5, held_out_set="other")
 
     monkeypatch.setattr(again, "measure", measured)
