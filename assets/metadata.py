@@ -92,13 +92,13 @@ def answers(published: Published) -> Metadata:
     """Some held-out questions with what was expected and what REFRAG and the full context answered."""
     path = published.folder / "answers.json"
     project, model = published.project, published.manifest.model
+    if not path.is_file():
+        return {}
     try:
         asked = held_out_questions(
             project.recipe(model).evaluation, project.content("corpus", model), project.recipe_path(model).parent
         )
     except RefragError:
-        return {}
-    if not path.is_file():
         return {}
     given: dict[str, dict[str, str]] = {}
     for row in json.loads(path.read_text(encoding="utf-8")):  # the row with the most passages comes last and stays

@@ -152,6 +152,8 @@ def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) ->
     """Refuse questions about documents of the corpus that are not held out for tests."""
     import pyarrow.parquet as parquet
 
+    if not documents.is_file():
+        raise RefragError(f"{documents} is missing: the corpus is not in place; make it by `refrag run corpus`")
     table = parquet.read_table(documents, columns=["id", "split"])
     split_of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
     for question in asked:

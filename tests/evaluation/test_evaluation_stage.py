@@ -111,6 +111,8 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
     file.write_text(json.dumps(row | {"document_id": "trained"}))
     with pytest.raises(RefragError, match="q asks about trained, which this corpus has in its split train"):
         held_out_questions(settings, made.inputs["corpus"], file.parent)
+    with pytest.raises(RefragError, match=r"documents\.parquet is missing"):
+        held_out_questions(settings, tmp_path / "no corpus", file.parent)
     file.unlink()
     with pytest.raises(RefragError, match=r"no questions at .*asked\.jsonl"):
         evaluate_stage(replace(made, out=tmp_path))
