@@ -128,7 +128,11 @@ def encoder_work(encoder: ChunkEncoder, chunks: int, number_bytes: int) -> Work:
     per_chunk = linear_weights(encoder) - linear_weights(encoder.backbone) - linear_weights(encoder.input_adapter)
     per_token = linear_weights(encoder.backbone) + linear_weights(encoder.input_adapter)
     config = encoder.backbone.config
-    tokens = chunks * encoder.chunk_size
+    weights, tokens = (per_token + per_chunk) * number_bytes, chunks * encoder.chunk_size
     attention = 4.0 * config.num_hidden_layers * config.hidden_size * tokens * encoder.chunk_size
+    if encoder.pooling == "cls":
+        # Of the last layer all tokens need but keys and values.
+        layer = linear_weights(encoder.backbone) // config.num_hidden_layers - 2 * config.hidden_size**2
+        per_token, per_chunk = per_token - layer, per_chunk + layer
     flops = 2.0 * (per_token * tokens + per_chunk * chunks) + attention
-    return Work(flops, (per_token + per_chunk) * number_bytes)
+    return Work(flops, weights)

@@ -27,6 +27,7 @@ from refrag_platform.bench.vectors import StoredVectors
 from refrag_platform.decoding.graphs import GraphedStep
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.fused import FusedLayers
 
 SYSTEMS = ("full", "refrag", "cepe", "prefix")
 # Further tokens that one measurement of the time per token generates.
@@ -131,6 +132,8 @@ class Bench:
 
     def _refrag(self, k: int) -> System:
         encoder, projection = self.subject.at(k)
+        # A CPU gains nothing by it.
+        layers = FusedLayers(encoder, compile=True) if self.device.type == "cuda" else None
         chunks = self.plan.context // k
         positions = chunks + self.plan.question
 
@@ -140,7 +143,7 @@ class Bench:
         cases = self._from_store(
             StoredVectors(self.folder / f"{k}.safetensors", chunks, encoder.vector_dim, self.plan.seed),
             self.context.view(chunks, k),
-            lambda ids: encoder(ids, padded=False),
+            lambda ids: encoder(ids, padded=False, layers=layers),
             read,
             self.runner,
         )

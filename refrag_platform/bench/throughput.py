@@ -73,7 +73,10 @@ def _largest(subject: Subject, plan: ThroughputPlan, k: int | None, ceilings: Ce
     kept = plan.context // (k or 1) + plan.question + plan.new_tokens
     free()
     room = _free_bytes(subject.device) - _working_bytes(subject, kept - plan.new_tokens)
-    batch = min(plan.largest, room // DecoderSize.of(subject.decoder).kv_bytes(kept + 1))
+    size = DecoderSize.of(subject.decoder)
+    # The compiler tries kernels on a copy of what they write: one layer's keys and values.
+    copied = 1 / size.layers if subject.device.type == "cuda" else 0
+    batch = min(plan.largest, int(room / (size.kv_bytes(kept + 1) * (1 + copied))))
     while batch > 0:
         try:
             return _measure(subject, plan, k, batch, ceilings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -59,10 +60,13 @@ class ChunkEncoder(nn.Module):
             with torch.no_grad():
                 self.skip.weight.copy_(torch.eye(decoder_width).repeat(1, chunk_size) * chunk_size**-0.5)
 
-    def forward(self, token_ids: Tensor, padded: bool | None = None) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, padded: bool | None = None, layers: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """[n, k] decoder token ids, -1 = padding, to vectors [n, dim].
 
         `padded=False` promises that nothing is padding (training windows), which spares a look at the data.
+        `layers` take the place of the backbone where nothing is padding (model/fused.py).
         """
         real = token_ids != PAD
         if padded is None:
@@ -72,8 +76,12 @@ class ChunkEncoder(nn.Module):
         if padded:
             embeddings = embeddings * real[..., None]
         inputs = nn.functional.embedding(ids, self.token_table) + self.input_adapter(embeddings)
-        # Without a mask attention takes its fast path.
-        states = self.backbone(inputs_embeds=inputs, attention_mask=real.long() if padded else None).last_hidden_state
+        if layers is not None and not padded:
+            states = layers(inputs)
+        else:
+            # Without a mask attention takes its fast path.
+            mask = real.long() if padded else None
+            states = self.backbone(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
         pooled = self._pool(states * real[..., None] if padded else states, real)
         if not self.token_skip:
             return pooled

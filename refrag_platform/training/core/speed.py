@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refrag_platform.model.encoder import ChunkEncoder
+from refrag_platform.model.fused import attend_chunks
 from refrag_platform.training.core.packed import PackedLayout, packed_attention
 
 UNPADDED = "refrag_unpadded"
@@ -28,8 +29,6 @@ CHUNKS = "refrag_chunks"
 # Of chunks none of which is padded. transformers leaves a mask of nothing out, but not while a CUDA graph is captured:
 # without a mask function by this name none is ever made.
 UNPADDED_CHUNKS = "refrag_unpadded_chunks"
-# Rows of an attention kernel's tile: as many chunks as fit go through it together.
-TILE = 128
 
 
 def unpadded_attention(
@@ -48,21 +47,10 @@ def chunk_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within many short sequences [n, heads, k, size], 128 / k of them as one with a block-diagonal mask."""
-    n, heads, k, size = query.shape
-    group = TILE // k
-    if attention_mask is not None or group < 2 or n % group:
+    """Attention within many short sequences [n, heads, k, size], many of them as one, if none is padded."""
+    if attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-
-    def together(states: Tensor) -> Tensor:
-        return states.transpose(1, 2).reshape(n // group, group * k, heads, size).transpose(1, 2)
-
-    chunk = torch.arange(group * k, device=query.device) // k
-    mask = chunk[:, None] == chunk[None, :]
-    states = nn.functional.scaled_dot_product_attention(
-        together(query), together(key), together(value), attn_mask=mask, scale=scaling
-    )
-    return states.transpose(1, 2).reshape(n, k, heads, size), None
+    return attend_chunks(query, key, value, scaling), None
 
 
 def register() -> None:
