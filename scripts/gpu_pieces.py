@@ -4,6 +4,7 @@ Here:   python scripts/gpu_pieces.py prepare --train books-train.jsonl.zst --val
 There:  python scripts/gpu_pieces.py assemble /tmp/pieces /tmp/base     (after all pieces have arrived)
 There:  python scripts/gpu_pieces.py pack --base /tmp/base --model /tmp/run/cpt --out /tmp/packed
 Here:   python scripts/gpu_pieces.py unpack PIECES --base .gpu/base --out work/gpu/cpt/model
+There:  python scripts/gpu_pieces.py release models/smollm2-135m/release --base /tmp/base --out /tmp/runs/release
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from refrag_platform.compact.coding import Coding, decode, encode
+from refrag_platform.compact.coding import Coding, decode, encode, factors_of
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, read_recipe
-from refrag_platform.training.core.lora import add_lora
+from refrag_platform.training.core.lora import LINEAR_LAYERS, SCALE, add_lora
 
 MIB = 1 << 20
 SHARD_TOKENS = 1 << 23
@@ -174,6 +175,53 @@ def unpack(
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     typer.echo(f"{out}: encoder {model.encoder_digest()}")
+
+
+@app.command()
+def release(
+    folder: Annotated[Path, typer.Argument(help="A release in Git, e.g. models/smollm2-135m/release.")],
+    base: Annotated[Path, typer.Option(help="The assembled base folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of a run to make: its model with the policy, and its updates.")],
+    rank: Annotated[int, typer.Option(help="Rank of the updates, the recipe's lora_rank.")] = 64,
+) -> None:
+    """Make a run of a release: `gpu_run.py train --start NAME --lora NAME --policy NAME` goes on from there.
+
+    The base's encoder is in half precision, so that its vectors differ from the release's by what that rounds away.
+    """
+    from refrag_platform.compact.release import DECODER, ENCODER, model_state, read_manifest, read_policy
+
+    read_manifest(folder)
+    model = base_model(base)
+    changes = load_file(folder / ENCODER) | load_file(folder / DECODER)
+    model.load_state_dict(decode(model_state(model), changes), strict=False)
+    updates = updates_of(model, factors_of(load_file(folder / DECODER), model_state(model)), rank)
+    (out / "model").mkdir(parents=True)
+    save_file(updates, out / "lora.safetensors")
+    model.save(out / "model")
+    if policy := read_policy(folder):
+        policy.save(out / "model")
+    typer.echo(f"{out}: encoder {model.encoder_digest()}")
+
+
+def updates_of(model: RefragModel, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
+    """Low-rank updates of one rank of all linear layers, from factors (left [r, out], right [r, in]) of some.
+
+    What is missing to the rank is drawn as fresh updates are: it changes nothing, and can be trained. What is beyond it
+    stays in the weights: the least singular values, which rounding left.
+    """
+    updates = {}
+    generator = torch.Generator().manual_seed(0)
+    for layer, module in model.decoder.named_modules():
+        if not isinstance(module, torch.nn.Linear) or layer.rpartition(".")[2] not in LINEAR_LAYERS:
+            continue
+        rows, columns = module.out_features, module.in_features
+        left, right = factors.get(f"decoder.{layer}.weight", (torch.empty(0, rows), torch.empty(0, columns)))
+        left, right = left[:rank], right[:rank]
+        missing = rank - len(left)
+        fresh = (torch.rand(missing, columns, generator=generator) * 2 - 1) * columns**-0.5
+        updates[f"{layer}.lora_A"] = torch.cat([right, fresh]).contiguous()
+        updates[f"{layer}.lora_B"] = torch.cat([left / SCALE, left.new_zeros(missing, rows)]).t().contiguous()
+    return updates
 
 
 def pack_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:

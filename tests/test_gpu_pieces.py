@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
+from refrag_platform.compact.coding import Coding
+from refrag_platform.compact.release import Codings, load_release
+from refrag_platform.compact.release import pack as write_release
+from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import CptRecipe
-from refrag_platform.training.core.lora import lora_state, merge_lora, prepare_decoder
+from refrag_platform.recipes import CptRecipe, read_recipe
+from refrag_platform.training.core.lora import SCALE, continue_lora, lora_state, merge_lora, prepare_decoder
 from tests.conftest import ROOT, load_script
 
 
@@ -94,3 +98,30 @@ def test_a_decoder_that_was_trained_by_more_than_the_updates_is_refused(
     said = " ".join(refused.output.replace("│", " ").split())
     assert refused.exit_code == 2 and "was trained by more than these updates" in said
     assert not (tmp_path / "packed").exists()
+
+
+def test_training_goes_on_from_a_release(pieces: ModuleType, base: Path, run: Path, tmp_path: Path) -> None:
+    """Its run has the released weights, and updates that are part of them and of the rank that is asked for."""
+    recipe = read_recipe(base / "recipe.yaml")
+    PolicyNetwork(RefragModel.load(run / "model").vector_dim, 16, 1, 2, 0.25, "none").save(run / "model")
+    codings = Codings(Coding(4), Coding(0, 1 << 20, 8), Coding(0, 1 << 20, 8))
+    write_release(run / "model", recipe, base, tmp_path / "released", codings)
+    out = tmp_path / "goes-on"
+    made = CliRunner().invoke(
+        pieces.app, ["release", str(tmp_path / "released"), "--base", str(base), "--out", str(out), "--rank", "6"]
+    )
+    assert made.exit_code == 0, made.output
+    released, _ = load_release(tmp_path / "released", recipe, base)
+    found, updates = RefragModel.load(out / "model"), load_file(out / "lora.safetensors")
+    assert found.encoder_digest() == released.encoder_digest()
+    assert {tensor.shape[0] for name, tensor in updates.items() if name.endswith("lora_A")} == {6}
+    assert (out / "model" / "policy.json").is_file()
+    prepare_decoder(found, CptRecipe(steps=1, lora_rank=6), seed=0)
+    continue_lora(found, updates)
+    merge_lora(found)
+    before = pieces.base_model(base).state_dict()
+    for name, tensor in released.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name].float(), tensor.float(), atol=1e-2, rtol=1e-2, msg=name)
+    name = "decoder.model.layers.0.mlp.up_proj.weight"
+    change = SCALE * updates["model.layers.0.mlp.up_proj.lora_B"] @ updates["model.layers.0.mlp.up_proj.lora_A"]
+    torch.testing.assert_close(change, released.state_dict()[name] - before[name], atol=1e-2, rtol=1e-2)

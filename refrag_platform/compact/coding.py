@@ -136,10 +136,24 @@ def _ranks(spectra: State, changes: State, coding: Coding) -> dict[str, int]:
     return ranks
 
 
-def _product(own: State, like: Tensor) -> Tensor:
-    """left^T right of packed factors, [out, in] like `like`."""
-    factors = {}
+def factors_of(packed: State, like: State) -> dict[str, tuple[Tensor, Tensor]]:
+    """The packed low-rank factors of each weight [out, in] of `like`: left [r, out] and right [r, in]."""
+    names = {key.rpartition(":")[0] for key in packed if key.rpartition(":")[2].startswith("left-")}
+    return {
+        name: _factors({key.rpartition(":")[2]: packed[key] for key in packed if key.startswith(f"{name}:")}, like[name])
+        for name in sorted(names)
+    }
+
+
+def _factors(own: State, like: Tensor) -> tuple[Tensor, Tensor]:
+    factors = []
     for side, columns in zip(("left", "right"), like.shape, strict=True):
         key = next(key for key in own if key.startswith(f"{side}-"))
-        factors[side] = dequantize(Quantized(own[key], own[f"{side}_scale"]), columns, int(key.partition("-")[2]))
-    return factors["left"].t() @ factors["right"]
+        factors.append(dequantize(Quantized(own[key], own[f"{side}_scale"]), columns, int(key.partition("-")[2])))
+    return factors[0], factors[1]
+
+
+def _product(own: State, like: Tensor) -> Tensor:
+    """left^T right of packed factors, [out, in] like `like`."""
+    left, right = _factors(own, like)
+    return left.t() @ right

@@ -176,12 +176,17 @@ def load_release(
             raise ArtifactError(f"{folder} has no {name}; it holds {', '.join(manifest['files'])}")
         _set_state(model, decode(model_state(model), load_file(folder / name)))
     model.eval()
-    if control is not None or POLICY_WEIGHTS not in manifest["files"]:
-        return model, None
+    return model, read_policy(folder) if control is None else None
+
+
+def read_policy(folder: Path) -> PolicyNetwork | None:
+    """The policy of a release, if it has one."""
+    if not (folder / POLICY_WEIGHTS).is_file():
+        return None
     policy = PolicyNetwork(**json.loads((folder / POLICY_SETTINGS).read_text(encoding="utf-8")))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.state_dict().items()}
     policy.load_state_dict(decode(nothing, load_file(folder / POLICY_WEIGHTS)))
-    return model, policy.eval()
+    return policy.eval()
 
 
 def unpack(folder: Path, recipe: Recipe, base_dir: Path, out: Path, control: str | None = None) -> None:
