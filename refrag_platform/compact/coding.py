@@ -70,11 +70,7 @@ def decode(base: State, packed: State) -> dict[str, Tensor]:
         KeyError: the packed tensors are of another model.
     """
     state = dict(base)
-    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, tensor in packed.items():
-        name, _, kind = key.rpartition(":")
-        parts[name][kind] = tensor
-    for name, own in parts.items():
+    for name, own in _by_name(packed).items():
         value = base[name].float()
         if any(kind.startswith("left") for kind in own):
             value = value + _product(own, base[name])
@@ -138,11 +134,19 @@ def _ranks(spectra: State, changes: State, coding: Coding) -> dict[str, int]:
 
 def factors_of(packed: State, like: State) -> dict[str, tuple[Tensor, Tensor]]:
     """The packed low-rank factors of each weight [out, in] of `like`: left [r, out] and right [r, in]."""
-    names = {key.rpartition(":")[0] for key in packed if key.rpartition(":")[2].startswith("left-")}
+    parts = _by_name(packed)
     return {
-        name: _factors({key.rpartition(":")[2]: packed[key] for key in packed if key.startswith(f"{name}:")}, like[name])
-        for name in sorted(names)
+        name: _factors(own, like[name]) for name, own in parts.items() if any(kind.startswith("left") for kind in own)
     }
+
+
+def _by_name(packed: State) -> dict[str, dict[str, Tensor]]:
+    """Packed tensors by the name of what they give, then by kind."""
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in packed.items():
+        name, _, kind = key.rpartition(":")
+        parts[name][kind] = tensor
+    return parts
 
 
 def _factors(own: State, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,8 @@ last layer computes no other. Only for inference: nothing here has a gradient of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ class FusedLayers:
             raise RefragError(
                 f"the layers of {type(encoder.backbone).__name__} with {activation} can't be fused; run it as it is"
             )
-        self._embeddings: Callable[..., Tensor] = encoder.backbone.embeddings
+        self._embeddings = cast(nn.Module, encoder.backbone.embeddings)
         self._layers = [_Layer.of(layer) for layer in layers]
         self._first = encoder.pooling == "cls"
         self._run = torch.compile(_run, fullgraph=True, dynamic=False) if compile else _run
