@@ -1,6 +1,6 @@
 """Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
 
-A file of choices (scripts/choices.py), log-perplexities or answers is drawn too, with --plot FILE.png.
+A file of choices (scripts/choices.py), selections, log-perplexities or answers is drawn too, with --plot FILE.png.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import typer
 
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.report import perplexity_report, rag_report, table
+from refrag_platform.evaluation.selection_report import selection_figure, selection_report
 
 TRAINING = (
     "step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std",
@@ -117,6 +118,10 @@ def main(
             first = result["rows"][0]
             if "loop" in first:
                 rows = bench_rows(result)
+            elif any(row.get("system") == "random" for row in result["rows"]):
+                rows = selection_report(result)
+                if plot:
+                    selection_figure(result, plot)
             elif "teacher_forced" in first:
                 rows = recovered_rows(result)
             elif "run" in first:
