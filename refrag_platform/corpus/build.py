@@ -18,6 +18,7 @@ from refrag_platform.corpus.questions import QuestionMaker
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.corpus.sources import read_sources, source_records
 from refrag_platform.corpus.splits import SPLITS, Split, split_of
+from refrag_platform.corpus.swapping import swapped
 from refrag_platform.corpus.tables import DOCUMENTS, PASSAGES, TableWriter
 from refrag_platform.corpus.tokens import Tokens, tokenize
 from refrag_platform.errors import RefragError
@@ -148,11 +149,12 @@ class CorpusWriter:
         folder.mkdir()
         counts: dict[Split, int] = {}
         for split in SPLITS:
-            counts[split] = 0
-            with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                for question in self._questions.questions(split):
-                    file.write(json.dumps(question, ensure_ascii=False) + "\n")
-                    counts[split] += 1
+            questions = list(self._questions.questions(split))
+            if split == "train":
+                questions = [*questions, *swapped(questions, self._recipe.swapped_copies)]
+            lines = (json.dumps(question, ensure_ascii=False) + "\n" for question in questions)
+            (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            counts[split] = len(questions)
         return counts
 
 

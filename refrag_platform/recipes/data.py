@@ -49,6 +49,12 @@ class CorpusRecipe(Section):
     passages_per_question: int = Field(
         8, ge=1, description="passages listed with each question: the gold one and distractors"
     )
+    swapped_copies: int = Field(
+        0,
+        ge=0,
+        description="copies of each training question with another country's answer, in its gold passage too: what "
+        "can't be known by heart must be read",
+    )
 
 
 class ChunksRecipe(Section):

@@ -171,3 +171,17 @@ def test_the_stage_runs_and_is_cached(project: Project) -> None:
     assert second.cached and not first.cached
     assert first.manifest.metrics["documents"]["total"] == 24
     assert first.manifest.hash == second.manifest.hash
+
+
+def test_training_questions_alone_are_swapped(build: Build) -> None:
+    made = build(sources=[{"kind": "factbook", "documents": 24}], questions_per_document=4, swapped_copies=2)
+    rows = {
+        split: [json.loads(line) for line in (made.out / "questions" / f"{split}.jsonl").read_text().splitlines()]
+        for split in SPLITS
+    }
+    swapped = {split: [row for row in rows[split] if "/swapped-" in row["id"]] for split in SPLITS}
+    own = len(rows["train"]) - len(swapped["train"])
+    assert own < len(swapped["train"]) <= 2 * own and not swapped["validation"] and not swapped["test"]
+    assert facts(made)["questions"]["train"] == len(rows["train"])
+    for row in swapped["train"]:
+        assert row["answers"][0] in row["passages"][row["gold"][0]]["text"]

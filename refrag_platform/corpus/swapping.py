@@ -1,0 +1,50 @@
+"""Copies of questions whose answer is another one: what can't be known by heart has to be read.
+
+A few thousand questions are learnt by heart within an epoch or two of fine-tuning, and a model that reads vectors then
+guesses instead of reading.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+# Other answers that are looked at for one copy: a field may have few, all alike.
+TRIES = 8
+
+
+def swapped(questions: Sequence[Row], copies: int) -> Iterator[dict[str, Any]]:
+    """For each question `copies` rows with the answers of another question of the same field, in the gold passage too.
+
+    A question whose field has no other answer, or whose answer does not stand in its gold passage as whole words, is
+    left out. Rows are as `QuestionMaker` makes them, fixed by their ids.
+    """
+    same_field: dict[str, list[Row]] = defaultdict(list)
+    for question in questions:
+        same_field[question["field"]].append(question)
+    for copy in range(1, copies + 1):
+        for question in questions:
+            if made := _swapped(question, same_field[question["field"]], f"{question['id']}/swapped-{copy}"):
+                yield made
+
+
+def _swapped(question: Row, others: Sequence[Row], name: str) -> dict[str, Any] | None:
+    chance = random.Random(name)
+    own = {answer.lower() for answer in question["answers"]}
+    for _ in range(TRIES):
+        answers = chance.choice(others)["answers"]
+        if own.isdisjoint(answer.lower() for answer in answers):
+            break
+    else:
+        return None
+    gold = question["gold"][0]
+    passages = [dict(passage) for passage in question["passages"]]
+    stands = re.compile(rf"(?<!\w){re.escape(question['answers'][0])}(?!\w)")
+    passages[gold]["text"], found = stands.subn(lambda _: answers[0], passages[gold]["text"])
+    if not found:
+        return None
+    return {**question, "id": name, "answers": list(answers), "passages": passages}
