@@ -1,6 +1,6 @@
 """Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
 
-A file of choices (scripts/choices.py), selections, log-perplexities or answers is drawn too, with --plot FILE.png.
+A file of choices (scripts/choices.py), scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
 """
 
 from __future__ import annotations
@@ -70,6 +70,34 @@ def run_rows(result: dict[str, Any]) -> str:
     return table(["run", "context", "windows", *SCORES], rows)
 
 
+def plot_runs(result: dict[str, Any], target: Path) -> None:
+    """Bars: the log-perplexity P128 of each run, a panel for each system."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    systems = list(dict.fromkeys(row["system"] for row in result["rows"]))
+    figure, axes = pyplot.subplots(
+        1, len(systems), figsize=(5 * len(systems), 2.8), layout="constrained", squeeze=False
+    )
+    for axis, system in zip(axes[0], systems, strict=True):
+        own = {row["run"]: row["P128"] for row in result["rows"] if row["system"] == system}
+        axis.barh(list(own), list(own.values()))
+        # The differences are small: the bars start near the best.
+        axis.set(title=f"{system}: P128 (lower is better)", xlim=(min(own.values()) - 0.05, max(own.values()) + 0.02))
+    figure.savefig(target, dpi=110)
+
+
+def answer_rows(result: dict[str, Any]) -> str:
+    """A row a run and policy that `refrag evaluate rag` judged on the same questions."""
+    rows = [
+        [row["run"], row["policy"], str(row["questions"]), *(number(row[s], ".3f") for s in ("exact_match", "f1"))]
+        for row in result["rows"]
+    ]
+    return table(["run", "policy", "questions", "exact match", "F1"], rows)
+
+
 def choice_rows(result: dict[str, Any]) -> str:
     """A row a variant: tokens recovered from 1, 8 and 32 chunks, and log-perplexity after equal CPT."""
     rows = []
@@ -124,8 +152,12 @@ def main(
                     selection_figure(result, plot)
             elif "teacher_forced" in first:
                 rows = recovered_rows(result)
+            elif "policy" in first:
+                rows = answer_rows(result)
             elif "run" in first:
                 rows = run_rows(result)
+                if plot:
+                    plot_runs(result, plot)
             elif "name" in first:
                 rows = choice_rows(result)
                 if plot:
