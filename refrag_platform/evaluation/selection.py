@@ -18,6 +18,7 @@ from torch import Tensor
 from refrag_platform.corpus.question_files import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
+from refrag_platform.evaluation.evidence import answer_chunks
 from refrag_platform.evaluation.metrics import PREFIXES, bootstrap_interval, exact_match, f1, prefix_name, rounded
 from refrag_platform.evaluation.pruning import self_information
 from refrag_platform.evaluation.windows import Windows
@@ -44,11 +45,15 @@ QUERY_CHUNKS = 4
 
 @dataclass(frozen=True)
 class JudgedSet:
-    """Episodes whose choice of chunks is judged; groups: the document of each; references: a question's answers."""
+    """Episodes whose choice of chunks is judged; groups: the document of each; references: a question's answers.
+
+    evidence: flags [L] of the chunks that hold each question's answer, as far as it stands there as it is.
+    """
 
     episodes: list[Episode]
     groups: list[str]
     references: list[tuple[str, ...]] | None = None
+    evidence: list[Tensor] | None = None
 
 
 def judged_windows(model: RefragModel, windows: Windows) -> JudgedSet:
@@ -71,14 +76,16 @@ def judged_questions(
     if not asked:
         raise RefragError("no question has an answer and passages, so there is nothing to choose chunks for")
     pool = distractors or list({passage: None for one in asked for passage in one.passages})
-    episodes = []
+    episodes, evidence = [], []
     for one in asked:
         read = one.take(passages)
         if len(read) < passages:
             read = with_distractors(one, pool, passages).passages
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in read]
         episodes.append(question_episode(model.tokenizer, one, cut, model.chunk_size))
-    return JudgedSet(episodes, [one.document for one in asked], [one.answers for one in asked])
+        gold = {one.passages[number] for number in one.gold}
+        evidence.append(answer_chunks(model.tokenizer, read, cut, gold, one.answers))
+    return JudgedSet(episodes, [one.document for one in asked], [one.answers for one in asked], evidence)
 
 
 @dataclass
@@ -121,7 +128,8 @@ def evaluate_selection(
         answered: also let questions be answered greedily, for exact match and F1 (of random, the first draw).
 
     Returns:
-        rows: {system, share_kept, P16, ... | answer_log_perplexity, exact_match, f1, windows | questions}.
+        rows: {system, share_kept, P16, ... | answer_log_perplexity, answer_kept, exact_match, f1, windows | questions}.
+        answer_kept: share of the questions whose answer stands in a passage as it is, and every chunk of it is kept.
         differences: paired gains of a policy, {share_kept, system, over, metric: [mean, low, high], ...}; above zero
         the policy is better.
     """
@@ -145,6 +153,7 @@ def evaluate_selection(
                     cell = found.setdefault((system, share), Found(system, share))
                     for row, number in enumerate(numbers):
                         cell.put(number, items, _figures(part[row], episodes[row], judged))
+                        cell.put(number, items, _kept_answer(flags[row], judged, number))
                     if answered and judged.references:
                         _answer(model, episodes, vectors, flags[:, 0], numbers, judged, max_new_tokens, cell)
                 for row in [row for row, number in enumerate(numbers) if number in tried]:
@@ -254,6 +263,14 @@ def _figures(losses: Tensor, episode: Episode, judged: JudgedSet) -> dict[str, f
     return {prefix_name(n): float(nats[:n].mean()) for n in PREFIXES if n <= len(nats)}
 
 
+def _kept_answer(flags: Tensor, judged: JudgedSet, number: int) -> dict[str, float]:
+    """Whether choices [draws, L] keep every chunk that holds the answer, the mean over draws; nothing if none does."""
+    if judged.evidence is None or not judged.evidence[number].any():
+        return {}
+    held = flags[:, : len(judged.evidence[number])][:, judged.evidence[number]]
+    return {"answer_kept": float(held.all(1).double().mean())}
+
+
 def _answer(
     model: RefragModel,
     episodes: Sequence[Episode],
@@ -287,7 +304,7 @@ def _row(cell: Found, counted: str) -> dict[str, Any]:
 def _difference(policy: Found, other: Found, groups: Sequence[str], seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {"share_kept": policy.share, "system": policy.system, "over": other.system}
     for name in [name for name in policy.values if name in other.values]:
-        better = 1 if name in {"exact_match", "f1"} else -1
+        better = 1 if name in {"answer_kept", "exact_match", "f1"} else -1
         gain = better * (policy.values[name] - other.values[name])
         both = np.isfinite(gain)
         own = [group for group, judged in zip(groups, both, strict=True) if judged]

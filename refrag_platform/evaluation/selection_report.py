@@ -13,6 +13,7 @@ from refrag_platform.evaluation.stage import write_json
 METRICS = {
     **{prefix_name(tokens): prefix_name(tokens) for tokens in PREFIXES},
     "answer_log_perplexity": "answer, nats",
+    "answer_kept": "answer kept",
     "exact_match": "exact match",
     "f1": "F1",
 }
@@ -25,9 +26,9 @@ def selection_report(result: Mapping[str, Any]) -> str:
     parts = [
         "## Choice of chunks",
         "Every choice keeps the same share p of the chunks as tokens. P16 to P512 and the answer: mean negative "
-        "log-likelihood in nats, lower is better. Gains are the policy's, item by item; above zero the policy is "
-        "better; in brackets 95% intervals, documents resampled. The oracle sees the tokens that are judged; tried on "
-        "fewer items, it compares by its gains alone.",
+        "log-likelihood in nats, lower is better. Answer kept: every chunk of its first mention is. Gains are the "
+        "policy's, item by item; above zero the policy is better; in brackets 95% intervals, documents resampled. The "
+        "oracle sees the tokens that are judged; tried on fewer items, it compares by its gains alone.",
     ]
     for share in dict.fromkeys(row["share_kept"] for row in rows):
         own = [row for row in rows if row["share_kept"] == share]
@@ -57,7 +58,7 @@ def selection_figure(result: Mapping[str, Any], path: Path) -> None:
     # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
     from matplotlib.figure import Figure
 
-    name = [name for name in _metrics(result) if name not in {"exact_match", "f1"}][-1]
+    name = [name for name in _metrics(result) if name not in {"answer_kept", "exact_match", "f1"}][-1]
     picture = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = picture.add_subplot()
     for system in dict.fromkeys(row["system"] for row in result["rows"]):

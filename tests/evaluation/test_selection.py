@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.evidence import answer_chunks
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import unchunk
 from refrag_platform.project import Project
 
 SYSTEMS = ["policy", "random", "low_perplexity", "high_perplexity", "similarity"]
@@ -80,11 +83,27 @@ def test_questions_are_judged_by_their_answers(
         model, {"policy": policy}, judged, shares=[0.25], answered=True, max_new_tokens=3, batch_size=4
     )
     assert [row["system"] for row in found["rows"]] == SYSTEMS
-    assert all(set(row) >= {"answer_log_perplexity", "exact_match", "f1"} for row in found["rows"])
+    assert all(set(row) >= {"answer_log_perplexity", "answer_kept", "exact_match", "f1"} for row in found["rows"])
     assert {row["questions"] for row in found["rows"]} == {len(asked)}
     assert all(row["answer_log_perplexity"][1] is not None for row in found["differences"])
     with pytest.raises(RefragError, match="nothing to choose"):
         judged_questions(model, [asked[0].__class__("1", "?", (), ())], passages=2)
+
+
+def test_the_answer_s_chunks_are_those_of_its_mention_in_a_gold_passage(model: RefragModel) -> None:
+    passages = [
+        ("A", "The capital is Porto-Novo."),
+        ("B", "Much is said before. The capital is Porto-Novo, on a lagoon."),
+    ]
+    cut = [passage_chunks(model.tokenizer, title, text, 4) for title, text in passages]
+    first = len(cut[0].token_ids)
+    flags = answer_chunks(model.tokenizer, passages, cut, {passages[1]}, ["Porto-Novo"])
+    assert len(flags) == sum(len(chunks.token_ids) for chunks in cut) and not flags[:first].any()
+    held = torch.cat([chunks.token_ids for chunks in cut])[flags]
+    text = str(model.tokenizer.decode(unchunk(held)))
+    assert "Porto-Novo" in text and len(held) < len(cut[1].token_ids) - 1
+    assert answer_chunks(model.tokenizer, passages, cut, set(), ["porto-novo"])[:first].any()
+    assert not answer_chunks(model.tokenizer, passages, cut, {passages[1]}, ["Cotonou"]).any()
 
 
 def test_the_command_writes_json_tables_and_a_picture(evaluation_project: Project, tmp_path: Path) -> None:

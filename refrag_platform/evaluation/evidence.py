@@ -1,0 +1,49 @@
+"""Which chunks of a question's passages hold its answer: what a choice of chunks should keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from refrag_platform.corpus.question_files import Passage, mention
+from refrag_platform.model.segments import Chunks, unchunk
+
+
+def answer_chunks(
+    tokenizer: PreTrainedTokenizerFast,
+    passages: Sequence[Passage],
+    cut: Sequence[Chunks],
+    gold: Collection[Passage],
+    answers: Sequence[str],
+) -> Tensor:
+    """Flags [L] over the chunks of all passages: True where the first mention of an answer in a passage stands.
+
+    Args:
+        cut: the passages in chunks. gold: those that hold the answer; where none is known, a mention in any counts.
+    """
+    says = mention(answers)
+    return torch.cat(
+        [
+            _mentioned(tokenizer, chunks.token_ids, says)
+            if passage in gold or not gold
+            else torch.zeros(len(chunks.token_ids), dtype=torch.bool)
+            for passage, chunks in zip(passages, cut, strict=True)
+        ]
+    )
+
+
+def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Pattern[str]) -> Tensor:
+    """Flags [n] of the chunks [n, k] of one passage."""
+    tokens = unchunk(chunks)
+    found = says.search(str(tokenizer.decode(tokens)))
+    flags = torch.zeros(len(chunks), dtype=torch.bool)
+    if found:
+        size = chunks.shape[1]
+        ends = [len(str(tokenizer.decode(tokens[: (number + 1) * size]))) for number in range(len(chunks))]
+        for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            flags[number] = start < found.end() and end > found.start()
+    return flags
