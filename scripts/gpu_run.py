@@ -9,6 +9,7 @@ python scripts/gpu_run.py selection --base /tmp/base --runs /tmp/runs --policy p
 python scripts/gpu_run.py train finetuned --base /tmp/base --runs /tmp/runs --start cpt --policy policy
     --set questions=[train.jsonl] --set distractors=[passages.jsonl]
 python scripts/gpu_run.py train finetuned-full ... --start full --name tuned/full                  (a control)
+python scripts/gpu_run.py average policy-a=0.7 policy-b=0.3 --runs /tmp/runs --name policy
 python -m refrag_platform evaluate rag --model /tmp/runs/finetuned/model --controls /tmp/runs/tuned
     --recipe /tmp/base/recipe.yaml --questions dev.jsonl --batch-size 32 --json rag.json
 
@@ -257,6 +258,24 @@ def selection(
     )
     write_json(out / f"selection-{'questions' if questions else 'windows'}.json", result)
     typer.echo(selection_report(result))
+
+
+@app.command()
+def average(
+    runs: Runs,
+    policies: Annotated[list[str], typer.Argument(help="RUN=WEIGHT, e.g. policy-a=0.7 policy-b=0.3; of one start.")],
+    name: Annotated[str, typer.Option("--name", help="Run to make.")],
+) -> None:
+    """A policy whose weights are the mean of others': of runs from one start, often better than any of them."""
+    parts = {run: float(weight) for run, _, weight in (text.partition("=") for text in policies)}
+    if abs(sum(parts.values()) - 1) > 1e-6:
+        raise typer.BadParameter(f"the weights of {', '.join(policies)} add up to {sum(parts.values()):g}; make it 1")
+    networks = {run: PolicyNetwork.load(runs / run / "model") for run in parts}
+    mean = next(iter(networks.values()))
+    states = {run: network.state_dict() for run, network in networks.items()}
+    mean.load_state_dict({key: sum(parts[run] * states[run][key] for run in parts) for key in mean.state_dict()})
+    (runs / name / "model").mkdir(parents=True)
+    mean.save(runs / name / "model")
 
 
 def _section(stage: Stage) -> str:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from tests.conftest import ROOT, load_script
 from tests.training.conftest import repeating_documents, write_corpus
@@ -85,3 +86,19 @@ def test_runs_are_scored_on_the_same_windows(gpu_run: ModuleType, base: Path, tm
     scores = {name: json.loads((runs / name / "score.json").read_text()) for name in ("slow", "fast")}
     assert scores["slow"]["windows"] == scores["fast"]["windows"] == 4
     assert scores["fast"]["P16"] != scores["slow"]["P16"]
+
+
+def test_policies_are_averaged_by_weight(gpu_run: ModuleType, tmp_path: Path) -> None:
+    own = {}
+    for name in ("a", "b"):
+        policy = PolicyNetwork(8, 16, 1, 2, 0.25, "question")
+        (tmp_path / name / "model").mkdir(parents=True)
+        policy.save(tmp_path / name / "model")
+        own[name] = policy.state_dict()
+    given = ["average", "a=0.75", "b=0.25", "--runs", str(tmp_path), "--name", "mean"]
+    assert CliRunner().invoke(gpu_run.app, given).exit_code == 0
+    mean = PolicyNetwork.load(tmp_path / "mean" / "model").state_dict()
+    for key, tensor in mean.items():
+        torch.testing.assert_close(tensor, 0.75 * own["a"][key] + 0.25 * own["b"][key])
+    refused = CliRunner().invoke(gpu_run.app, ["average", "a=0.75", "b=0.75", "--runs", str(tmp_path), "--name", "c"])
+    assert refused.exit_code == 2 and "add up to 1.5" in refused.output and not (tmp_path / "c").exists()
