@@ -182,7 +182,7 @@ def release(
     folder: Annotated[Path, typer.Argument(help="A release in Git, e.g. models/smollm2-135m/release.")],
     base: Annotated[Path, typer.Option(help="The assembled base folder.")],
     out: Annotated[Path, typer.Option(help="Folder of a run to make: its model with the policy, and its updates.")],
-    rank: Annotated[int, typer.Option(help="Rank of the updates, the recipe's lora_rank.")] = 64,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the updates, the recipe's lora_rank.")] = 64,
 ) -> None:
     """Make a run of a release: `gpu_run.py train --start NAME --lora NAME --policy NAME` goes on from there.
 
@@ -190,7 +190,15 @@ def release(
     """
     from refrag_platform.compact.release import DECODER, ENCODER, model_state, read_manifest, read_policy
 
-    read_manifest(folder)
+    if out.exists():
+        raise typer.BadParameter(f"--out {out} is there already; remove it, or give another")
+    made, recipe = read_manifest(folder), base_recipe(base)
+    # Its digest can't be compared: the base's encoder was rounded to half precision.
+    if (made["model"], made["base"]["decoder"]) != (recipe.name, recipe.decoder.source):
+        raise typer.BadParameter(
+            f"{folder} is of {made['model']} on {made['base']['decoder']}, and --base {base} of {recipe.name} on "
+            f"{recipe.decoder.source}; give the base that `prepare` made of its recipe"
+        )
     model = base_model(base)
     changes = load_file(folder / ENCODER) | load_file(folder / DECODER)
     model.load_state_dict(decode(model_state(model), changes), strict=False)

@@ -6,6 +6,8 @@ A file of choices (scripts/choices.py), scores, selections, log-perplexities or 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,21 +73,23 @@ def run_rows(result: dict[str, Any]) -> str:
 
 
 def plot_runs(result: dict[str, Any], target: Path) -> None:
-    """Bars: the log-perplexity P128 of each run, a panel for each system."""
+    """Bars: the log-perplexity P128 of each run, a panel for each system on the same windows."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    systems = list(dict.fromkeys(row["system"] for row in result["rows"]))
-    figure, axes = pyplot.subplots(
-        1, len(systems), figsize=(5 * len(systems), 2.8), layout="constrained", squeeze=False
-    )
-    for axis, system in zip(axes[0], systems, strict=True):
-        own = {row["run"]: row["P128"] for row in result["rows"] if row["system"] == system}
+    panels: dict[tuple[str, int, int], dict[str, float]] = {}
+    for row in result["rows"]:
+        if row["P128"] is not None:
+            panels.setdefault((row["system"], row["context"], row["windows"]), {})[row["run"]] = row["P128"]
+    size = (5 * len(panels), 2.8)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axis, ((system, context, windows), own) in zip(axes[0], panels.items(), strict=True):
         axis.barh(list(own), list(own.values()))
         # The differences are small: the bars start near the best.
-        axis.set(title=f"{system}: P128 (lower is better)", xlim=(min(own.values()) - 0.05, max(own.values()) + 0.02))
+        title = f"{system}, {windows} windows of {context:,}: P128 (lower is better)"
+        axis.set(title=title, xlim=(min(own.values()) - 0.05, max(own.values()) + 0.02))
     figure.savefig(target, dpi=110)
 
 
@@ -140,37 +144,34 @@ def main(
     for path in files:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            rows = training_rows([json.loads(line) for line in text.splitlines()])
+            rows, draw = training_rows([json.loads(line) for line in text.splitlines()]), None
         else:
-            result = json.loads(text)
-            first = result["rows"][0]
-            if "loop" in first:
-                rows = bench_rows(result)
-            elif any(row.get("system") == "random" for row in result["rows"]):
-                rows = selection_report(result)
-                if plot:
-                    selection_figure(result, plot)
-            elif "teacher_forced" in first:
-                rows = recovered_rows(result)
-            elif "policy" in first:
-                rows = answer_rows(result)
-            elif "run" in first:
-                rows = run_rows(result)
-                if plot:
-                    plot_runs(result, plot)
-            elif "name" in first:
-                rows = choice_rows(result)
-                if plot:
-                    plot_choices(result, plot)
-            elif "exact_match" in first:
-                rows = rag_report(result)
-                if plot:
-                    rag_figure(result, plot)
-            else:
-                rows = perplexity_report(result)
-                if plot:
-                    perplexity_figure(result, plot)
+            rows, draw = rows_of(json.loads(text))
+        if plot and draw is None:
+            raise typer.BadParameter(f"--plot: {path} has nothing to draw; leave it out")
+        if plot and draw:
+            draw(plot)
         print(rows, end="\n\n")
+
+
+def rows_of(result: dict[str, Any]) -> tuple[str, Callable[[Path], None] | None]:
+    """A result's rows, and what draws it, by the fields of its first row; selections and answers share some."""
+    first = result["rows"][0]
+    if "loop" in first:
+        return bench_rows(result), None
+    if any(row.get("system") == "random" for row in result["rows"]):
+        return selection_report(result), partial(selection_figure, result)
+    if "teacher_forced" in first:
+        return recovered_rows(result), None
+    if "policy" in first:
+        return answer_rows(result), None
+    if "run" in first:
+        return run_rows(result), partial(plot_runs, result)
+    if "name" in first:
+        return choice_rows(result), partial(plot_choices, result)
+    if "exact_match" in first:
+        return rag_report(result), partial(rag_figure, result)
+    return perplexity_report(result), partial(perplexity_figure, result)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,19 @@ def test_a_decoder_that_was_trained_by_more_than_the_updates_is_refused(
     assert not (tmp_path / "packed").exists()
 
 
+def test_updates_are_filled_up_to_the_rank_and_change_nothing_more(pieces: ModuleType, base: Path) -> None:
+    """Where a layer was released with fewer factors, or none, the rest can be trained and starts without effect."""
+    model, name = pieces.base_model(base), "model.layers.0.mlp.up_proj"
+    rows, columns = model.state_dict()[f"decoder.{name}.weight"].shape
+    left, right = torch.randn(2, rows), torch.randn(2, columns)
+    updates = pieces.updates_of(model, {f"decoder.{name}.weight": (left, right)}, rank=5)
+    assert {tensor.shape[0] for key, tensor in updates.items() if key.endswith("lora_A")} == {5}
+    torch.testing.assert_close(SCALE * updates[f"{name}.lora_B"] @ updates[f"{name}.lora_A"], left.t() @ right)
+    assert updates[f"{name}.lora_A"].abs().sum(1).min() > 0
+    other = "model.layers.1.self_attn.q_proj"
+    assert updates[f"{other}.lora_A"].abs().sum(1).min() > 0 and not updates[f"{other}.lora_B"].any()
+
+
 def test_training_goes_on_from_a_release(pieces: ModuleType, base: Path, run: Path, tmp_path: Path) -> None:
     """Its run has the released weights, and updates that are part of them and of the rank that is asked for."""
     recipe = read_recipe(base / "recipe.yaml")
@@ -111,6 +124,10 @@ def test_training_goes_on_from_a_release(pieces: ModuleType, base: Path, run: Pa
         pieces.app, ["release", str(tmp_path / "released"), "--base", str(base), "--out", str(out), "--rank", "6"]
     )
     assert made.exit_code == 0, made.output
+    again = CliRunner().invoke(
+        pieces.app, ["release", str(tmp_path / "released"), "--base", str(base), "--out", str(out)]
+    )
+    assert again.exit_code == 2 and "there already" in " ".join(again.output.split())
     released, _ = load_release(tmp_path / "released", recipe, base)
     found, updates = RefragModel.load(out / "model"), load_file(out / "lora.safetensors")
     assert found.encoder_digest() == released.encoder_digest()

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tests.conftest import ROOT, load_script
@@ -16,7 +17,7 @@ NUMBER = re.compile(r"\d")
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_every_kept_result_gives_rows(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if path.name.endswith(("-seconds-h100.json", "-rates-h100.json")):
+    if path.name.endswith("-seconds-h100.json"):
         pytest.skip("quoted in the text, not in a table")
     printed = rows(monkeypatch, str(path))
     lines = [line for line in printed.splitlines() if line.startswith("|")]
@@ -31,11 +32,19 @@ def test_a_result_is_drawn(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def rows(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    import typer
+def test_a_file_without_a_picture_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = [str(ROOT / "docs" / "results" / "policy-400-h100.jsonl"), "--plot", str(tmp_path / "plot.png")]
+    refused = CliRunner().invoke(command(monkeypatch), given)
+    assert refused.exit_code == 2 and "nothing to draw" in refused.output and not (tmp_path / "plot.png").exists()
 
+
+def command(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     app = typer.Typer()
     app.command()(load_script(monkeypatch, "results_rows").main)
-    result = CliRunner().invoke(app, list(arguments))
+    return app
+
+
+def rows(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    result = CliRunner().invoke(command(monkeypatch), list(arguments))
     assert result.exit_code == 0, result.output
     return result.output

@@ -131,6 +131,7 @@ def encoder_work(encoder: ChunkEncoder, chunks: int, number_bytes: int) -> Work:
     weights, tokens = (per_token + per_chunk) * number_bytes, chunks * encoder.chunk_size
     attention = 4.0 * config.num_hidden_layers * config.hidden_size * tokens * encoder.chunk_size
     if encoder.pooling == "cls":
+        attention -= 4.0 * config.hidden_size * tokens * (encoder.chunk_size - 1)
         # Of the last layer all tokens need but keys and values.
         layer = linear_weights(encoder.backbone) // config.num_hidden_layers - 2 * config.hidden_size**2
         per_token, per_chunk = per_token - layer, per_chunk + layer

@@ -9,6 +9,7 @@ prefix   the context's keys and values are kept from before: exact reuse at its 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,10 @@ from refrag_platform.bench.vectors import StoredVectors
 from refrag_platform.decoding.graphs import GraphedStep
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.encoder import ChunkEncoder
 from refrag_platform.model.fused import FusedLayers
+
+logger = logging.getLogger("refrag.bench")
 
 SYSTEMS = ("full", "refrag", "cepe", "prefix")
 # Further tokens that one measurement of the time per token generates.
@@ -132,8 +136,7 @@ class Bench:
 
     def _refrag(self, k: int) -> System:
         encoder, projection = self.subject.at(k)
-        # A CPU gains nothing by it.
-        layers = FusedLayers(encoder, compile=True) if self.device.type == "cuda" else None
+        layers = self._fused(encoder)
         chunks = self.plan.context // k
         positions = chunks + self.plan.question
 
@@ -156,6 +159,16 @@ class Bench:
         facts = {"projection": "random" if self.subject.is_random(k) else self.subject.weights}
         cases["ttit"] = self._further(self.runner, positions)
         return System("refrag", k, cases, work, self._kv_bytes(positions), facts)
+
+    def _fused(self, encoder: ChunkEncoder) -> FusedLayers | None:
+        """The encoder's layers as they are fastest, or None: a CPU gains nothing by it, and some can't be fused."""
+        if self.device.type != "cuda":
+            return None
+        try:
+            return FusedLayers(encoder, compile=True)
+        except RefragError as error:
+            logger.warning("%s", error)
+            return None
 
     def _cepe(self) -> System:
         context, question = self.plan.context, self.plan.question

@@ -15,6 +15,8 @@ from typing import Any
 Row = Mapping[str, Any]
 # Other answers that are looked at for one copy: a field may have few, all alike.
 TRIES = 8
+# Stands in the id of every copy.
+MARK = "/swapped-"
 
 
 def swapped(questions: Sequence[Row], copies: int) -> Iterator[dict[str, Any]]:
@@ -28,7 +30,7 @@ def swapped(questions: Sequence[Row], copies: int) -> Iterator[dict[str, Any]]:
         same_field[question["field"]].append(question)
     for copy in range(1, copies + 1):
         for question in questions:
-            if made := _swapped(question, same_field[question["field"]], f"{question['id']}/swapped-{copy}"):
+            if made := _swapped(question, same_field[question["field"]], f"{question['id']}{MARK}{copy}"):
                 yield made
 
 
@@ -43,7 +45,8 @@ def _swapped(question: Row, others: Sequence[Row], name: str) -> dict[str, Any] 
         return None
     gold = question["gold"][0]
     passages = [dict(passage) for passage in question["passages"]]
-    stands = re.compile(rf"(?<!\w){re.escape(question['answers'][0])}(?!\w)")
+    # 6% doesn't stand in 4.6%, nor 1,200 in 1,200,000.
+    stands = re.compile(rf"(?<![\w.,]){re.escape(question['answers'][0])}(?![.,]?\w)")
     passages[gold]["text"], found = stands.subn(lambda _: answers[0], passages[gold]["text"])
     if not found:
         return None

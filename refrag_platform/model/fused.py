@@ -4,7 +4,7 @@
     vectors = encoder(token_ids, padded=False, layers=fused)
 
 Three things are saved against the layers as transformers writes them: query, key and value are one product; GELU is
-applied where the product is still at hand (CUDA, half precision); and where the first position alone is pooled, the
+applied where the product is still at hand (CUDA, bfloat16); and where the first position alone is pooled, the
 last layer computes no other. Only for inference: nothing here has a gradient of its own.
 """
 
@@ -20,6 +20,8 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 from refrag_platform.errors import RefragError
 from refrag_platform.model.encoder import ChunkEncoder
 
+# Backbones whose layers are BERT's, by their config's model_type.
+TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 # Rows of an attention kernel's tile: as many chunks as fit go through it together.
 TILE = 128
 
@@ -52,10 +54,10 @@ def attend_chunks(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
 def linear_gelu(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """gelu(states weight' + bias) for states [..., in], weight [out, in]; an operator, so that the compiler keeps it.
 
-    In half precision on CUDA one kernel does both, with GELU's tanh form: it differs from the exact one by less than
-    0.0005, less than bfloat16 tells apart from 0.13 on.
+    In bfloat16 on CUDA one kernel does both, with GELU's tanh form: it differs from the exact one by less than 0.0005,
+    less than bfloat16 tells apart from 0.13 on.
     """
-    if states.is_cuda and states.dtype in (torch.bfloat16, torch.float16):
+    if states.is_cuda and states.dtype == torch.bfloat16:
         flat = torch._addmm_activation(bias, states.flatten(0, -2), weight.t(), use_gelu=True)
         return flat.view(*states.shape[:-1], len(weight))
     return gelu(linear(states, weight, bias))
@@ -79,14 +81,14 @@ class FusedLayers:
         Raises:
             RefragError: the backbone is of no BERT type, or its activation is not GELU.
         """
-        layers = getattr(getattr(encoder.backbone, "encoder", None), "layer", None)
-        activation = getattr(encoder.backbone.config, "hidden_act", None)
-        if layers is None or not all(hasattr(layer, "intermediate") for layer in layers) or activation != "gelu":
+        config = encoder.backbone.config
+        if config.model_type not in TYPES or config.hidden_act != "gelu" or config.is_decoder:
             raise RefragError(
-                f"the layers of {type(encoder.backbone).__name__} with {activation} can't be fused; run it as it is"
+                f"the layers of an encoder of type {config.model_type} can't be fused; run it as it is: only encoders "
+                f"of type {', '.join(TYPES)} with gelu can be"
             )
         self._embeddings = cast(nn.Module, encoder.backbone.embeddings)
-        self._layers = [_Layer.of(layer) for layer in layers]
+        self._layers = [_Layer.of(layer) for layer in cast(Any, encoder.backbone).encoder.layer]
         self._first = encoder.pooling == "cls"
         self._run = torch.compile(_run, fullgraph=True, dynamic=False) if compile else _run
 

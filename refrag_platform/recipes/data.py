@@ -52,8 +52,8 @@ class CorpusRecipe(Section):
     swapped_copies: int = Field(
         0,
         ge=0,
-        description="copies of each training question with another country's answer, in its gold passage too: what "
-        "can't be known by heart must be read",
+        description="copies of each Factbook question for training with another country's answer, in its gold passage "
+        "too: what can't be known by heart must be read",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from refrag_platform.corpus.question_files import Passage, Question, mention, read_passages, read_questions, read_rows
+from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
@@ -188,9 +189,14 @@ def _answer(question: Question) -> str:
 
 
 def _conversations(asked: list[_Asked]) -> Iterator[list[_Asked]]:
-    """Questions on the same document (or, where it isn't known, the same gold passage) follow each other as turns."""
+    """Questions on the same document (or, where it isn't known, the same gold passage) follow each other as turns.
+
+    Not those whose answer was swapped: what was said before would contradict the passages that are shown.
+    """
     groups: dict[object, list[_Asked]] = defaultdict(list)
     for one in asked:
+        if MARK in one.question.id:
+            continue
         known = one.question.document != one.question.id
         groups[one.question.document if known else one.gold].append(one)
     for same in groups.values():

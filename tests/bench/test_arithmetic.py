@@ -74,7 +74,7 @@ def test_where_the_first_position_is_pooled_the_last_layer_computes_no_other() -
     encoder = subject.encoder
     encoder.pooling = "cls"
     # Of the one layer, 2 x 1,024 weights for keys and values of every token, the others' 6,144 once a chunk.
-    assert encoder_work(encoder, 5, 4).flops == 2 * (20 * (2_048 + 2_048) + 5 * (6_144 + 24_576)) + 4 * 32 * 5 * 16
+    assert encoder_work(encoder, 5, 4).flops == 2 * (20 * (2_048 + 2_048) + 5 * (6_144 + 24_576)) + 4 * 32 * 5 * 4
 
 
 def test_shapes_have_the_parameters_of_their_namesakes() -> None:

@@ -45,8 +45,13 @@ def test_copies_differ_where_there_is_a_choice_and_are_the_same_each_time() -> N
 
 @pytest.mark.parametrize(
     "alone",
-    [question("Chad", "Ndj", "demonym"), question("Chad", "Ndj", text="Ndjville alone"), question("Chad", "bam")],
-    ids=["a field of its own", "no whole word", "the same answer in other letters"],
+    [
+        question("Chad", "Ndj", "demonym"),
+        question("Chad", "Ndj", text="Ndjville alone"),
+        question("Chad", "6%", text="4.6% and 6%5"),
+        question("Chad", "bam"),
+    ],
+    ids=["a field of its own", "no whole word", "part of a number", "the same answer in other letters"],
 )
 def test_what_can_not_be_swapped_is_left_out(alone: dict[str, Any]) -> None:
     made = [row["document_id"] for row in swapped([alone, question("Mali", "Bam", text="Bam")], copies=1)]

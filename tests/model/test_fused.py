@@ -71,7 +71,13 @@ def test_the_operator_keeps_shape_and_type() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("bert", {"hidden_act": "relu"}), ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2})],
+    [
+        ("bert", {"hidden_act": "relu"}),
+        ("bert", {"is_decoder": True}),
+        ("mpnet", {}),
+        ("roformer", {"embedding_size": 32}),
+        ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2}),
+    ],
 )
 def test_other_backbones_are_refused(kind: str, changes: dict[str, object]) -> None:
     with pytest.raises(RefragError, match="can't be fused"):

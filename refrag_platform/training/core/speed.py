@@ -47,7 +47,10 @@ def chunk_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within many short sequences [n, heads, k, size], many of them as one, if none is padded."""
+    """Attention within many short sequences [n, heads, k, size], many of them as one, if none is padded.
+
+    Attention's dropout is left out.
+    """
     if attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return attend_chunks(query, key, value, scaling), None
