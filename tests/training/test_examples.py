@@ -122,3 +122,17 @@ def test_bad_rows_are_named_by_file_and_row(tmp_path: Path, text: str, message: 
         list(read_rows(path, ("id",)))
     with pytest.raises(RefragError, match="no file"):
         list(read_rows(tmp_path / "absent.jsonl"))
+
+
+def test_a_swapped_answer_is_asked_for_but_is_no_turn_of_a_conversation(recipe: Recipe, corpus: Path) -> None:
+    """What was said before would contradict the passages that are shown."""
+    file = corpus / "questions" / "train.jsonl"
+    swapped = [row | {"id": f"{row['id']}/swapped-1", "answers": ["swapped"]} for _, row in read_rows(file)]
+    file.write_text(file.read_text() + "".join(json.dumps(row) + "\n" for row in swapped))
+    drawn = {}
+    for task in ("rag", "multi_turn"):
+        examples = Examples(corpus, settings(recipe, tasks={task: 1.0}, no_answer_share=0.0), seed=0)
+        drawn[task] = [examples.draw(0, row) for row in range(60)]
+    assert any(example.answer == "swapped" for example in drawn["rag"])
+    said = [turn["content"] for example in drawn["multi_turn"] for turn in example.history]
+    assert said and "swapped" not in [*said, *(example.answer for example in drawn["multi_turn"])]
