@@ -29,7 +29,7 @@ from typing import Annotated, Literal, cast
 import torch
 import typer
 import yaml
-from gpu_pieces import base_model, base_recipe
+from gpu_pieces import base_recipe
 from safetensors.torch import load_file, save_file
 
 from refrag_platform.corpus.question_files import read_passages, read_questions
@@ -92,6 +92,10 @@ def train_stage(
         str | None, typer.Option("--teacher", help="cpt: the run of the control `full` whose predictions are learned.")
     ] = None,
     values: Annotated[list[str] | None, typer.Option("--set", help="key=value of the recipe's section.")] = None,
+    model_values: Annotated[
+        list[str] | None,
+        typer.Option("--model-set", help="section.key=value of the untrained model, e.g. encoder.pooling=mean."),
+    ] = None,
     freeze_embeddings: Annotated[
         bool, typer.Option(help="Keep the decoder's (tied) embeddings as they were: less to carry back.")
     ] = True,
@@ -100,6 +104,8 @@ def train_stage(
     """Train one run to its end, or until --seconds have passed; started again, it goes on from there."""
     if lora and lora != start:
         raise typer.BadParameter(f"--lora {lora}: its updates are merged into its own model; give --start {lora}, too")
+    if start and model_values:
+        raise typer.BadParameter(f"--model-set {model_values[0]}: --start {start} has its model; leave one of them out")
     if teacher and stage != "cpt":
         raise typer.BadParameter(f"--teacher {teacher}: only cpt learns from a teacher, not {stage}")
     if teacher:
@@ -109,7 +115,7 @@ def train_stage(
         typer.echo(f"{folder} is finished; remove it to train it again")
         return
     torch.set_float32_matmul_precision("high")
-    model = RefragModel.load(runs / start / "model") if start else base_model(base)
+    model = RefragModel.load(runs / start / "model") if start else _untrained(base, model_values or [])
     network = PolicyNetwork.load(runs / policy / "model") if policy else None
     task = _task(stage, model, network, recipe, base / "corpus", freeze_embeddings)
     if lora:
@@ -271,8 +277,7 @@ def average(
     if abs(sum(parts.values()) - 1) > 1e-6:
         raise typer.BadParameter(f"the weights of {', '.join(policies)} add up to {sum(parts.values()):g}; make it 1")
     networks = {run: PolicyNetwork.load(runs / run / "model") for run in parts}
-    mean = next(iter(networks.values()))
-    states = {run: network.state_dict() for run, network in networks.items()}
+    mean, states = next(iter(networks.values())), {run: network.state_dict() for run, network in networks.items()}
     mean.load_state_dict({key: sum(parts[run] * states[run][key] for run in parts) for key in mean.state_dict()})
     (runs / name / "model").mkdir(parents=True)
     mean.save(runs / name / "model")
@@ -282,6 +287,18 @@ def _section(stage: Stage) -> str:
     """The recipe's section of a stage; a control is trained as cpt is, or as finetuned is."""
     name = stage.partition("-")[0]
     return name if name in ("reconstruction", "policy", "finetuned") else "cpt"
+
+
+def _untrained(base: Path, values: list[str]) -> RefragModel:
+    """The base's model, with other settings of its sections: for runs that decide between them."""
+    recipe = base_recipe(base).model_dump(mode="json")
+    for text in values:
+        place, _, value = text.partition("=")
+        section, _, key = place.partition(".")
+        if section not in ("encoder", "projection"):
+            raise typer.BadParameter(f"--model-set {text}: {section!r} is no part of the model; give encoder.KEY=VALUE")
+        recipe[section][key] = yaml.safe_load(value)
+    return RefragModel.create(Recipe.model_validate(recipe), base)
 
 
 def _recipe(base: Path, stage: Stage, values: list[str]) -> Recipe:
@@ -316,8 +333,7 @@ def _task(
 
 
 def _trained_controls(runs: Path) -> list[Path]:
-    found = [runs / name / "model" for name in ("full", "none", "truncated")]
-    return [folder for folder in found if (folder / "model.json").is_file()]
+    return [runs / n / "model" for n in ("full", "none", "truncated") if (runs / n / "model" / "model.json").is_file()]
 
 
 def _linked_controls(runs: Path) -> Path:

@@ -102,3 +102,11 @@ def test_policies_are_averaged_by_weight(gpu_run: ModuleType, tmp_path: Path) ->
         torch.testing.assert_close(tensor, 0.75 * own["a"][key] + 0.25 * own["b"][key])
     refused = CliRunner().invoke(gpu_run.app, ["average", "a=0.75", "b=0.75", "--runs", str(tmp_path), "--name", "c"])
     assert refused.exit_code == 2 and "add up to 1.5" in refused.output and not (tmp_path / "c").exists()
+
+
+def test_a_run_may_decide_a_setting_of_the_model(gpu_run: ModuleType, base: Path, tmp_path: Path) -> None:
+    assert train(gpu_run, base, tmp_path, "full", "--model-set", "encoder.pooling=mean").exit_code == 0
+    assert RefragModel.load(tmp_path / "full" / "model").encoder.pooling == "mean"
+    for wrong in (["--model-set", "cpt.steps=3"], ["--model-set", "encoder.pooling=cls", "--start", "full"]):
+        refused = train(gpu_run, base, tmp_path, "none", *wrong)
+        assert refused.exit_code == 2 and "--model-set" in refused.output
