@@ -27,8 +27,8 @@ from torch import Tensor
 from refrag_platform.compact.coding import Coding, decode, encode, factors_of
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import Recipe, read_recipe
-from refrag_platform.training.core.lora import LINEAR_LAYERS, SCALE, add_lora
+from refrag_platform.recipes import Recipe, TrainsDecoder, read_recipe
+from refrag_platform.training.core.lora import SCALE, add_lora, lora_state, prepare_decoder
 
 MIB = 1 << 20
 SHARD_TOKENS = 1 << 23
@@ -199,37 +199,32 @@ def release(
             f"{folder} is of {made['model']} on {made['base']['decoder']}, and --base {base} of {recipe.name} on "
             f"{recipe.decoder.source}; give the base that `prepare` made of its recipe"
         )
-    model = base_model(base)
-    changes = load_file(folder / ENCODER) | load_file(folder / DECODER)
-    model.load_state_dict(decode(model_state(model), changes), strict=False)
-    updates = updates_of(model, factors_of(load_file(folder / DECODER), model_state(model)), rank)
+    model, decoder = base_model(base), load_file(folder / DECODER)
+    state = decode(model_state(model), load_file(folder / ENCODER) | decoder)
+    factors = factors_of(decoder, model_state(model))
+    model.load_state_dict(state, strict=False)
     (out / "model").mkdir(parents=True)
-    save_file(updates, out / "lora.safetensors")
     model.save(out / "model")
-    if policy := read_policy(folder):
+    if policy := read_policy(folder, made):
         policy.save(out / "model")
     typer.echo(f"{out}: encoder {model.encoder_digest()}")
+    save_file(updates_of(model, factors, rank), out / "lora.safetensors")
 
 
 def updates_of(model: RefragModel, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:
     """Low-rank updates of one rank of all linear layers, from factors (left [r, out], right [r, in]) of some.
 
-    What is missing to the rank is drawn as fresh updates are: it changes nothing, and can be trained. What is beyond it
-    stays in the weights: the least singular values, which rounding left.
+    They are injected into the model, to start from: what is missing to the rank changes nothing, and can be trained.
+    What is beyond it stays in the weights: the least singular values, which rounding left.
     """
-    updates = {}
-    generator = torch.Generator().manual_seed(0)
-    for layer, module in model.decoder.named_modules():
-        if not isinstance(module, torch.nn.Linear) or layer.rpartition(".")[2] not in LINEAR_LAYERS:
-            continue
-        rows, columns = module.out_features, module.in_features
-        left, right = factors.get(f"decoder.{layer}.weight", (torch.empty(0, rows), torch.empty(0, columns)))
-        left, right = left[:rank], right[:rank]
-        missing = rank - len(left)
-        fresh = (torch.rand(missing, columns, generator=generator) * 2 - 1) * columns**-0.5
-        updates[f"{layer}.lora_A"] = torch.cat([right, fresh]).contiguous()
-        updates[f"{layer}.lora_B"] = torch.cat([left / SCALE, left.new_zeros(missing, rows)]).t().contiguous()
-    return updates
+    prepare_decoder(model, TrainsDecoder(steps=1, lora_rank=rank), seed=0)
+    updates = lora_state(model)
+    for name, (left, right) in factors.items():
+        layer = name.removeprefix("decoder.").removesuffix(".weight")
+        if f"{layer}.lora_A" in updates:
+            updates[f"{layer}.lora_A"][: len(right)] = right[:rank]
+            updates[f"{layer}.lora_B"][:, : len(left)] = left[:rank].t() / SCALE
+    return {name: tensor.contiguous() for name, tensor in updates.items()}
 
 
 def pack_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tensor]:

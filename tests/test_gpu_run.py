@@ -63,7 +63,7 @@ def test_the_updates_of_a_run_go_on_in_the_next_and_keep_their_rank(
     runs = tmp_path / "runs"
     assert train(gpu_run, base, runs, "cpt", "--name", "first").exit_code == 0
     assert train(gpu_run, base, runs, "cpt", "--start", "first", "--lora", "first").exit_code == 0
-    untrained = gpu_run.base_model(base).decoder.state_dict()
+    untrained = gpu_run._untrained(base, []).decoder.state_dict()
     name = "model.layers.1.mlp.down_proj.weight"
     first, second = (RefragModel.load(runs / run / "model").decoder.state_dict()[name] for run in ("first", "cpt"))
     assert not torch.equal(first, second)

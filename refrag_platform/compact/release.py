@@ -176,12 +176,12 @@ def load_release(
             raise ArtifactError(f"{folder} has no {name}; it holds {', '.join(manifest['files'])}")
         _set_state(model, decode(model_state(model), load_file(folder / name)))
     model.eval()
-    return model, read_policy(folder) if control is None else None
+    return model, read_policy(folder, manifest) if control is None else None
 
 
-def read_policy(folder: Path) -> PolicyNetwork | None:
-    """The policy of a release, if it has one."""
-    if not (folder / POLICY_WEIGHTS).is_file():
+def read_policy(folder: Path, manifest: Mapping[str, Any]) -> PolicyNetwork | None:
+    """The policy of a release with this manifest (`read_manifest`), if it has one."""
+    if POLICY_WEIGHTS not in manifest["files"]:
         return None
     policy = PolicyNetwork(**json.loads((folder / POLICY_SETTINGS).read_text(encoding="utf-8")))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.state_dict().items()}
