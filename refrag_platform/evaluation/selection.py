@@ -18,7 +18,6 @@ from torch import Tensor
 from refrag_platform.corpus.question_files import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
-from refrag_platform.evaluation.evidence import answer_chunks
 from refrag_platform.evaluation.metrics import PREFIXES, bootstrap_interval, exact_match, f1, prefix_name, rounded
 from refrag_platform.evaluation.pruning import self_information
 from refrag_platform.evaluation.windows import Windows
@@ -38,6 +37,7 @@ from refrag_platform.training.episodes import (
     question_episode,
     window_episode,
 )
+from refrag_platform.training.evidence import answer_chunks
 
 # A window has no question. What stands in for it in the choice by similarity: the chunks that end the context.
 QUERY_CHUNKS = 4

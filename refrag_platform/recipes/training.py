@@ -178,6 +178,13 @@ class PolicyRecipe(TrainingRecipe):
         description="question files (rows id, question, answers, passages, gold) beside the corpus' own",
     )
     passages: int = Field(8, ge=2, description="passages of a question's episode: the gold ones among distractors")
+    evidence_steps: int = Field(
+        0,
+        ge=0,
+        description="first steps: learn to keep the chunks in which the answer stands, without a reward; among many "
+        "chunks a choice by chance hardly ever has it, and then rewards teach nothing",
+    )
+    evidence_weight: float = Field(0.0, ge=0, description="weight of that loss beside the reward, in the other steps")
     context_tokens: int = Field(256, ge=8, description="context of one window, a multiple of k")
     output_tokens: int = Field(64, ge=1, description="tokens of a window whose log-perplexity is the reward")
     group_size: int = Field(8, ge=2, description="G: samples per context")
@@ -192,7 +199,7 @@ class PolicyRecipe(TrainingRecipe):
         if self.query == "question" and not self.question_share:
             raise ValueError("query is 'question' and question_share 0: the policy would never see one; raise it")
         if not self.question_share:
-            self.refuse_idle("question_share is 0", "questions", "passages")
+            self.refuse_idle("question_share is 0", "questions", "passages", "evidence_steps", "evidence_weight")
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of heads ({self.heads})")
         return self

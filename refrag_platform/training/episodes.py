@@ -7,7 +7,7 @@ reward and `refrag evaluate selection` read the same batches with the same code.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.core.losses import token_losses
 from refrag_platform.training.core.speed import decoder_states
+from refrag_platform.training.evidence import answer_chunks
 
 # Decoder positions of one forward pass over several choices.
 POSITIONS_AT_ONCE = 1 << 16
@@ -39,6 +40,7 @@ class Episode:
     """Text before the context, the context's chunks [L, k], text after it, and the tokens that are judged.
 
     question: what the policy is told beside the chunks, if it asks; for a window there is none.
+    evidence: flags [L] of the chunks that hold the answer, where one is known to stand there.
     """
 
     chunks: Tensor
@@ -46,6 +48,7 @@ class Episode:
     before: list[int] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
     question: list[int] = field(default_factory=list)
+    evidence: Tensor | None = None
 
 
 def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> Episode:
@@ -112,8 +115,10 @@ class QuestionEpisodes:
             if passage not in gold and passage not in others and not says.search(passage[1]):
                 others.append(passage)
         chosen = [*gold, *others]
-        cut = [self._chunks(chosen[place]) for place in random.permutation(len(chosen))]
-        return question_episode(self._tokenizer, question, cut, self._chunk_size)
+        shown = [chosen[place] for place in random.permutation(len(chosen))]
+        cut = [self._chunks(passage) for passage in shown]
+        episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
+        return replace(episode, evidence=answer_chunks(self._tokenizer, shown, cut, gold, question.answers))
 
     def _chunks(self, passage: Passage) -> Chunks:
         if passage not in self._cut:
@@ -126,7 +131,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
     A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
     there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
-    kept [B]: T' of each row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots;
+    evidence [B, L]: its flags; kept [B]: T' of each row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots;
     length: most positions of a row with T' chunks kept.
     """
     counts = [len(one.chunks) for one in episodes]
@@ -136,6 +141,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
     slots = torch.full((rows, max(t + n * chunk_size for t, n in zip(texts, counts, strict=True))), PAD)
     owners = torch.full_like(slots, -1)
     chunks = torch.full((rows, most, chunk_size), PAD)
+    evidence = torch.zeros((rows, most), dtype=torch.bool)
     labels = torch.full((rows, max(len(one.output) for one in episodes)), PAD)
     questions = [chunk_tokens(one.question, chunk_size) for one in episodes]
     question = torch.full((rows, max(map(len, questions)), chunk_size), PAD)
@@ -148,6 +154,8 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         owners[row, start:end] = torch.arange(counts[row]).repeat_interleave(chunk_size)
         chunks[row, : counts[row]] = one.chunks
         labels[row, : len(one.output)] = torch.tensor(one.output)
+        if one.evidence is not None:
+            evidence[row, : counts[row]] = one.evidence
         question[row, : len(questions[row])] = questions[row]
     length = max(t + n + own * (chunk_size - 1) for t, n, own in zip(texts, counts, kept, strict=True))
     if min(counts) < most or min(texts) < max(texts) or any(one.after for one in episodes):
@@ -157,6 +165,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         "owners": owners,
         "chunks": chunks,
         "question": question,
+        "evidence": evidence,
         "kept": torch.tensor(kept),
         "most_kept": max(kept),
         "labels": labels,

@@ -47,6 +47,7 @@ from refrag_platform.training.episodes import (
     policy_inputs,
     window_episode,
 )
+from refrag_platform.training.evidence import evidence_loss, kept_answers
 
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED, ENCODED_AT_ONCE = 128, 2048
@@ -82,7 +83,8 @@ class PolicyTask(Task):
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         episodes = self._episodes(step, micro, size, rank, world)
         batch = collate(episodes, self.settings.share_kept, self.model.chunk_size)
-        return batch | {"seed": (self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank}
+        seed = (self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank
+        return batch | {"seed": seed, "rewarded": step >= self.settings.evidence_steps}
 
     def _episodes(self, step: int, micro: int, size: int, rank: int, world: int) -> list[Episode]:
         asks = np.random.default_rng([self.seed, 6, step]).random() < self.settings.question_share
@@ -96,7 +98,9 @@ class PolicyTask(Task):
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:
         """Draw the group's samples, score them and keep what the clipped updates compare with."""
-        given = self.observe(batch)
+        batch["given"] = given = self.observe(batch)
+        if not batch["rewarded"]:
+            return
         logits = self.policy(**given)
         generator = torch.Generator().manual_seed(batch["seed"])
         picks = sample_picks(logits, batch["most_kept"], self.settings.group_size, generator)
@@ -105,7 +109,6 @@ class PolicyTask(Task):
         rewards = self.rewards(batch, given["vectors"], keep_mask(picks, logits.shape[1], counted))
         spread = rewards.std(1, keepdim=True)
         batch |= {
-            "given": given,
             "picks": picks,
             "counted": counted,
             "old": pick_log_probs(logits, picks, counted),
@@ -128,8 +131,16 @@ class PolicyTask(Task):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         # In float32, as the samples were drawn: rounded logits alone would move the ratios.
-        with torch.autocast(batch["picks"].device.type, enabled=False):
+        with torch.autocast(batch["chunks"].device.type, enabled=False):
             logits = self.policy(**batch["given"])
+        evident = evidence_loss(logits, batch["evidence"])
+        if not batch["rewarded"]:
+            return evident, {}
+        loss, figures = self._clipped_loss(logits, batch)
+        return loss + self.settings.evidence_weight * evident, figures
+
+    def _clipped_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The clipped policy gradient over the group's picks, and what they earned."""
         counted = batch["counted"]
         ratio = (pick_log_probs(logits, batch["picks"], counted) - batch["old"]).exp()
         clipped = ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip)
@@ -144,13 +155,16 @@ class PolicyTask(Task):
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
-        """Reward of the policy's own choice and of a random one at the same budget."""
+        """Reward of the policy's own choice and of a random one at the same budget, and how often it keeps the answer."""
         given = self.observe(batch)
         logits, share = self.policy(**given), self.settings.share_kept
         chance = torch.rand(logits.shape, generator=torch.Generator().manual_seed(batch["seed"] + 1))
         choices = [select(scores, given["mask"], share) for scores in (logits, chance.to(logits.device))]
         rewards = self.rewards(batch, given["vectors"], torch.stack(choices, 1)).mean(0)
-        return {"policy_reward": float(rewards[0]), "random_reward": float(rewards[1])}
+        figures = {"policy_reward": float(rewards[0]), "random_reward": float(rewards[1])}
+        if batch["evidence"].any():
+            figures["answer_kept"] = float(kept_answers(choices[0], batch["evidence"]))
+        return figures
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.policy.parameters()), "lr": self.settings.learning_rate}]

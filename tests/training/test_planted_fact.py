@@ -36,7 +36,8 @@ class Facts:
         chunks = torch.stack([torch.full((FACTS,), KEY), keys, torch.full((FACTS,), IS), values], 1)
         asked = int(random.integers(FACTS))
         question = [ASK, int(keys[asked])]
-        return Episode(chunks, [int(values[asked])], after=question, question=question)
+        holds_it = torch.arange(FACTS) == asked
+        return Episode(chunks, [int(values[asked])], after=question, question=question, evidence=holds_it)
 
     def batch(self, step: int, size: int) -> Batch:
         return collate([self.draw(step, row) for row in range(size)], SHARE, 4)
@@ -66,7 +67,7 @@ def reader(model: RefragModel) -> RefragModel:
     return model
 
 
-def hit_rate(recipe: Recipe, reader: RefragModel, query: Query, work: Path) -> float:
+def hit_rate(recipe: Recipe, reader: RefragModel, query: Query, work: Path, **values: object) -> float:
     """Share of unseen contexts in which the trained policy keeps the fact that is asked for."""
     settings = recipe.policy.model_copy(
         update={
@@ -79,6 +80,7 @@ def hit_rate(recipe: Recipe, reader: RefragModel, query: Query, work: Path) -> f
             "learning_rate": 3e-3,
             "share_kept": SHARE,
             "hidden_size": 64,
+            **values,
         }
     )
     torch.manual_seed(0)
@@ -99,3 +101,14 @@ def test_a_policy_given_the_question_keeps_the_fact_and_a_blind_one_stays_at_cha
     assert hit_rate(recipe, reader, "question", tmp_path / "question") >= 0.95
     # 400 draws at 1 / 8: three standard deviations are 0.05.
     assert abs(hit_rate(recipe, reader, "none", tmp_path / "none") - 1 / FACTS) < 0.06
+
+
+def test_a_policy_told_where_the_answers_stand_keeps_the_fact_without_a_reward(
+    recipe: Recipe, model: RefragModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_reader(*given: object) -> Tensor:
+        raise AssertionError("the decoder was asked")
+
+    monkeypatch.setattr(PolicyTask, "probe", lambda task, batch: {})
+    monkeypatch.setattr(PolicyTask, "rewards", no_reader)
+    assert hit_rate(recipe, model, "question", tmp_path, evidence_steps=100) >= 0.95

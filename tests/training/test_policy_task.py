@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import unchunk
 from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.training.core.loop import TrainingInterrupted, train
 from refrag_platform.training.policy import policy_task
@@ -67,6 +68,30 @@ def test_questions_come_from_the_corpus_and_from_the_recipe_s_files(
     batches = [task.batch(0, 0, 4, 0, 1) for task in (by_file, by_corpus)]
     assert torch.equal(batches[0]["chunks"], batches[1]["chunks"])
     assert batches[0]["question"].shape[1] > 0
+
+
+def test_an_episode_knows_the_chunks_of_its_gold_passage_that_hold_the_answer(
+    model: RefragModel, corpus: Path, tmp_path: Path
+) -> None:
+    asked = settings(question_share=1.0, questions=[str(write_questions(tmp_path / "own.jsonl"))], passages=3)
+    task = policy_task(model, corpus, asked, 0)
+    assert task.questions
+    for row in range(4):
+        episode = task.questions.draw(0, row)
+        assert episode.evidence is not None and episode.evidence.any() and not episode.evidence.all()
+        held = model.tokenizer.decode(unchunk(episode.chunks[episode.evidence]))
+        assert str(model.tokenizer.decode(episode.output)).strip() in str(held)
+
+
+def test_first_steps_learn_from_evidence_alone_and_then_rewards_come(
+    model: RefragModel, corpus: Path, tmp_path: Path
+) -> None:
+    write_questions(corpus / "questions" / "train.jsonl")
+    wanted = settings(query="question", question_share=1.0, passages=3, evidence_steps=4, evidence_weight=0.5)
+    train(policy_task(model, corpus, wanted, 0), wanted, tmp_path / "work", "policy")
+    lines = [json.loads(line) for line in (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()]
+    assert [("reward" in line) for line in lines] == [False] * 4 + [True] * 2
+    assert all(0 <= line["answer_kept"] <= 1 for line in lines)
 
 
 def test_windows_and_questions_mix_and_a_resumed_run_goes_on_as_one_that_was_not_stopped(

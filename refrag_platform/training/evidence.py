@@ -1,4 +1,8 @@
-"""Which chunks of a question's passages hold its answer: what a choice of chunks should keep."""
+"""Which chunks of a question's passages hold its answer: what a choice of chunks should keep.
+
+A policy may learn from that before it is rewarded (ours): among many chunks a random choice hardly ever has the answer,
+and rewards that are all alike teach nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.question_files import Passage, mention
@@ -47,3 +51,20 @@ def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Patt
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             flags[number] = start < found.end() and end > found.start()
     return flags
+
+
+def evidence_loss(logits: Tensor, evidence: Tensor) -> Tensor:
+    """Mean negative log-probability in nats that a chunk which holds the answer is picked before all that do not.
+
+    Args: logits [B, L], -inf where there is no chunk; evidence [B, L] flags. Rows without any say nothing: 0 if all.
+    """
+    lowest = torch.finfo(logits.dtype).min
+    others = logits.masked_fill(evidence, lowest).clamp(min=lowest).logsumexp(1, keepdim=True)
+    losses = nn.functional.softplus(others - logits.clamp(min=lowest)).masked_fill(~evidence, 0.0)
+    counts = evidence.sum(1)
+    return (losses.sum(1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+
+def kept_answers(keep: Tensor, evidence: Tensor) -> Tensor:
+    """Share of the rows of keep [B, L] with evidence [B, L] that keep all of it; NaN if no row has any."""
+    return (keep | ~evidence).all(1)[evidence.any(1)].float().mean()
