@@ -120,19 +120,25 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     labelled = [(f"{row['name']}\n{row['decoder']}, {row['steps']} steps", row) for row in result["rows"]]
     recovered = [(label, row["reconstruction"][1]) for label, row in labelled if row["reconstruction"]]
-    axes[0].barh([label for label, _ in recovered], [found["teacher_forced"] for _, found in recovered])
-    axes[0].set(title="Tokens recovered from 8 chunks, teacher-forced", xlim=(0, 1))
-    continued = [(label, row["cpt"]["refrag"]["P32"]) for label, row in labelled if row["cpt"]]
-    scores = [score for _, score in continued]
-    axes[1].barh([label for label, _ in continued], scores)
-    steps = " or ".join(f"{steps:,}" for steps in sorted({row["cpt"]["steps"] for _, row in labelled if row["cpt"]}))
-    axes[1].set(title=f"P32 after {steps} steps of CPT (lower is better)")
-    if scores:
+    continued = [(label, row["cpt"]) for label, row in labelled if row["cpt"]]
+    parts = [part for part in (recovered, continued) if part]
+    height = 1.2 + 0.4 * max(map(len, parts))
+    figure, axes = pyplot.subplots(
+        1, len(parts), figsize=(5.5 * len(parts), height), squeeze=False, layout="constrained"
+    )
+    if recovered:
+        axes[0, 0].barh([label for label, _ in recovered], [found["teacher_forced"] for _, found in recovered])
+        axes[0, 0].set(title="Tokens recovered from 8 chunks, teacher-forced", xlim=(0, 1))
+    if continued:
+        scores = [cpt["refrag"]["P32"] for _, cpt in continued]
+        axes[0, -1].barh([label for label, _ in continued], scores)
+        steps = " or ".join(f"{steps:,}" for steps in sorted({cpt["steps"] for _, cpt in continued}))
         # The differences are small: the bars start near the best.
-        axes[1].set(xlim=(min(scores) - 0.1, max(scores) + 0.05))
+        axes[0, -1].set(
+            title=f"P32 after {steps} steps of CPT (lower is better)", xlim=(min(scores) - 0.1, max(scores) + 0.05)
+        )
     figure.savefig(target, dpi=110)
 
 
