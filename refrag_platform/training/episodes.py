@@ -131,8 +131,8 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
     A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
     there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
-    evidence [B, L]: its flags; kept [B]: T' of each row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots;
-    length: most positions of a row with T' chunks kept.
+    evidence [B, L]: flags, all False where none is known; kept [B]: T' of each row; labels [B, o]: the tokens that are
+    judged, padded with -1, which end the row's slots; length: most positions of a row with T' chunks kept.
     """
     counts = [len(one.chunks) for one in episodes]
     kept = [budget(count, share) for count in counts]

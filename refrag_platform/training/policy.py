@@ -155,7 +155,7 @@ class PolicyTask(Task):
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
-        """Reward of the policy's own choice and of a random one at the same budget, and how often it keeps the answer."""
+        """Reward of the policy's own choice and of a random one at the same budget; how often it keeps the answer."""
         given = self.observe(batch)
         logits, share = self.policy(**given), self.settings.share_kept
         chance = torch.rand(logits.shape, generator=torch.Generator().manual_seed(batch["seed"] + 1))

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
-from refrag_platform.training.evidence import answer_chunks
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
@@ -22,6 +21,7 @@ from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk
 from refrag_platform.project import Project
+from refrag_platform.training.evidence import answer_chunks
 
 SYSTEMS = ["policy", "random", "low_perplexity", "high_perplexity", "similarity"]
 
