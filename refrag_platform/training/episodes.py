@@ -25,7 +25,7 @@ from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.core.losses import token_losses
 from refrag_platform.training.core.speed import decoder_states
-from refrag_platform.training.evidence import answer_chunks
+from refrag_platform.training.evidence import evidence_levels
 
 # Decoder positions of one forward pass over several choices.
 POSITIONS_AT_ONCE = 1 << 16
@@ -40,7 +40,7 @@ class Episode:
     """Text before the context, the context's chunks [L, k], text after it, and the tokens that are judged.
 
     question: what the policy is told beside the chunks, if it asks; for a window there is none.
-    evidence: flags [L] of the chunks that hold the answer, where one is known to stand there.
+    evidence: levels [L] of what each chunk is to the answer (training/evidence.py), where that is known.
     """
 
     chunks: Tensor
@@ -118,7 +118,7 @@ class QuestionEpisodes:
         shown = [chosen[place] for place in random.permutation(len(chosen))]
         cut = [self._chunks(passage) for passage in shown]
         episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
-        return replace(episode, evidence=answer_chunks(self._tokenizer, shown, cut, gold, question.answers))
+        return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, gold, question.answers))
 
     def _chunks(self, passage: Passage) -> Chunks:
         if passage not in self._cut:
@@ -131,7 +131,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
     A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
     there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
-    evidence [B, L]: flags, all False where none is known; kept [B]: T' of each row; labels [B, o]: the tokens that are
+    evidence [B, L]: levels, 0 where none is known; kept [B]: T' of each row; labels [B, o]: the tokens that are
     judged, padded with -1, which end the row's slots; length: most positions of a row with T' chunks kept.
     """
     counts = [len(one.chunks) for one in episodes]
@@ -141,7 +141,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
     slots = torch.full((rows, max(t + n * chunk_size for t, n in zip(texts, counts, strict=True))), PAD)
     owners = torch.full_like(slots, -1)
     chunks = torch.full((rows, most, chunk_size), PAD)
-    evidence = torch.zeros((rows, most), dtype=torch.bool)
+    evidence = torch.zeros((rows, most), dtype=torch.int8)
     labels = torch.full((rows, max(len(one.output) for one in episodes)), PAD)
     questions = [chunk_tokens(one.question, chunk_size) for one in episodes]
     question = torch.full((rows, max(map(len, questions)), chunk_size), PAD)

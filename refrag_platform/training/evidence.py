@@ -16,6 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from refrag_platform.corpus.question_files import Passage, mention
 from refrag_platform.model.segments import Chunks, unchunk
 
+# What a chunk is to a question: a part of a passage that has the answer, and the place of the answer itself.
+IN_GOLD, HAS_ANSWER = 1, 2
+
 
 def answer_chunks(
     tokenizer: PreTrainedTokenizerFast,
@@ -53,18 +56,42 @@ def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Patt
     return flags
 
 
-def evidence_loss(logits: Tensor, evidence: Tensor) -> Tensor:
-    """Mean negative log-probability in nats that a chunk which holds the answer is picked before all that do not.
+def evidence_levels(
+    tokenizer: PreTrainedTokenizerFast,
+    passages: Sequence[Passage],
+    cut: Sequence[Chunks],
+    gold: Collection[Passage],
+    answers: Sequence[str],
+) -> Tensor:
+    """IN_GOLD and HAS_ANSWER, int8 [L], for the chunks of all passages; 0 for those that don't help to answer."""
+    levels = torch.cat(
+        [torch.full((len(chunks.token_ids),), p in gold) for p, chunks in zip(passages, cut, strict=True)]
+    )
+    found = answer_chunks(tokenizer, passages, cut, gold, answers)
+    return torch.where(found, HAS_ANSWER, levels * IN_GOLD).to(torch.int8)
 
-    Args: logits [B, L], -inf where there is no chunk; evidence [B, L] flags. Rows without any say nothing: 0 if all.
+
+def evidence_loss(logits: Tensor, evidence: Tensor) -> Tensor:
+    """How far the chunks that help to answer are from being picked first, in nats; the mean over both levels.
+
+    The answer's chunks are to come before all others, and those around it before other passages': a decoder reads an
+    answer best among the words that say what it is.
+
+    Args: logits [B, L], -inf where there is no chunk; evidence [B, L], levels. Rows without any say nothing: 0 if all.
     """
+    return torch.stack([_picked_first(logits, evidence >= level) for level in (IN_GOLD, HAS_ANSWER)]).mean()
+
+
+def _picked_first(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Mean negative log-probability that a wanted chunk is picked before all that are not."""
     lowest = torch.finfo(logits.dtype).min
-    others = logits.masked_fill(evidence, lowest).clamp(min=lowest).logsumexp(1, keepdim=True)
-    losses = nn.functional.softplus(others - logits.clamp(min=lowest)).masked_fill(~evidence, 0.0)
-    counts = evidence.sum(1)
+    others = logits.masked_fill(wanted, lowest).clamp(min=lowest).logsumexp(1, keepdim=True)
+    losses = nn.functional.softplus(others - logits.clamp(min=lowest)).masked_fill(~wanted, 0.0)
+    counts = wanted.sum(1)
     return (losses.sum(1) / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
 
 def kept_answers(keep: Tensor, evidence: Tensor) -> Tensor:
-    """Share of the rows of keep [B, L] with evidence [B, L] that keep all of it; NaN if no row has any."""
-    return (keep | ~evidence).all(1)[evidence.any(1)].float().mean()
+    """Share of the rows of keep [B, L] that keep all of the answer's chunks; NaN if no row has any."""
+    answer = evidence == HAS_ANSWER
+    return (keep | ~answer).all(1)[answer.any(1)].float().mean()

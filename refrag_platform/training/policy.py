@@ -47,7 +47,7 @@ from refrag_platform.training.episodes import (
     policy_inputs,
     window_episode,
 )
-from refrag_platform.training.evidence import evidence_loss, kept_answers
+from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_answers
 
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED, ENCODED_AT_ONCE = 128, 2048
@@ -162,7 +162,7 @@ class PolicyTask(Task):
         choices = [select(scores, given["mask"], share) for scores in (logits, chance.to(logits.device))]
         rewards = self.rewards(batch, given["vectors"], torch.stack(choices, 1)).mean(0)
         figures = {"policy_reward": float(rewards[0]), "random_reward": float(rewards[1])}
-        if batch["evidence"].any():
+        if (batch["evidence"] == HAS_ANSWER).any():
             figures["answer_kept"] = float(kept_answers(choices[0], batch["evidence"]))
         return figures
 

@@ -7,26 +7,37 @@ import math
 import pytest
 import torch
 
-from refrag_platform.training.evidence import evidence_loss, kept_answers
+from refrag_platform.model.prompts import passage_chunks
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.training.evidence import HAS_ANSWER, IN_GOLD, evidence_levels, evidence_loss, kept_answers
 
 
-def test_the_loss_is_that_of_picking_a_chunk_with_the_answer_before_all_that_have_none() -> None:
+def test_the_chunks_of_a_gold_passage_stand_above_others_and_the_answer_s_above_those(model: RefragModel) -> None:
+    gold, other = ("T", "It is said of old that the answer is 42, as everyone knows by now."), ("U", "It is 42, too.")
+    cut = [passage_chunks(model.tokenizer, *passage, model.chunk_size) for passage in (gold, other)]
+    levels = evidence_levels(model.tokenizer, [gold, other], cut, [gold], ["42"])
+    first, second = levels.split([len(one.token_ids) for one in cut])
+    assert set(first.tolist()) == {IN_GOLD, HAS_ANSWER} and not second.any()
+
+
+def test_the_loss_is_that_of_picking_what_helps_before_what_does_not() -> None:
     logits = torch.tensor([[1.0, 0.0, 2.0, -math.inf], [0.5, 0.0, 0.0, 0.0]])
-    evidence = torch.tensor([[True, False, True, False], [False] * 4])
-    # Of the answer's chunks none stands in the other's way; the row without any doesn't count.
-    expected = -sum(math.log(math.exp(one) / (math.exp(one) + 1)) for one in (1.0, 2.0)) / 2
-    assert float(evidence_loss(logits, evidence)) == pytest.approx(expected)
+    evidence = torch.tensor([[HAS_ANSWER, 0, IN_GOLD, 0], [0] * 4])
+    answer = math.log(1 + math.exp(-1.0) + math.exp(1.0))
+    # Of a passage's chunks none stands in the other's way; the row without any doesn't count.
+    passage = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(-2.0))) / 2
+    assert float(evidence_loss(logits, evidence)) == pytest.approx((answer + passage) / 2)
 
 
 def test_the_loss_is_finite_with_its_gradient_where_there_is_nothing_to_learn() -> None:
     logits = torch.tensor([[1.0, -math.inf], [0.0, 1.0]], requires_grad=True)
-    for evidence in (torch.zeros(2, 2).bool(), torch.tensor([[True, False], [True, True]])):
+    for evidence in (torch.zeros(2, 2), torch.tensor([[HAS_ANSWER, 0], [HAS_ANSWER, HAS_ANSWER]])):
         loss = evidence_loss(logits, evidence)
         (gradient,) = torch.autograd.grad(loss, logits)
         assert float(loss.detach()) == 0 and torch.equal(gradient, torch.zeros(2, 2))
 
 
 def test_an_answer_is_kept_if_all_of_its_chunks_are() -> None:
-    evidence = torch.tensor([[True, True, False], [True, False, False], [False] * 3])
+    evidence = torch.tensor([[HAS_ANSWER, HAS_ANSWER, 0], [HAS_ANSWER, IN_GOLD, 0], [IN_GOLD, 0, 0]])
     keep = torch.tensor([[True, False, True], [True, False, False], [False] * 3])
     assert float(kept_answers(keep, evidence)) == 0.5

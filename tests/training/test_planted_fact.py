@@ -17,6 +17,7 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.loop import Batch, train
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.episodes import Episode, collate
+from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.policy import PolicyTask
 
 FACTS, SHARE = 8, 1 / 8
@@ -36,7 +37,7 @@ class Facts:
         chunks = torch.stack([torch.full((FACTS,), KEY), keys, torch.full((FACTS,), IS), values], 1)
         asked = int(random.integers(FACTS))
         question = [ASK, int(keys[asked])]
-        holds_it = torch.arange(FACTS) == asked
+        holds_it = torch.where(torch.arange(FACTS) == asked, HAS_ANSWER, 0)
         return Episode(chunks, [int(values[asked])], after=question, question=question, evidence=holds_it)
 
     def batch(self, step: int, size: int) -> Batch:

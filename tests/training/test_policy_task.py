@@ -14,6 +14,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk
 from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.training.core.loop import TrainingInterrupted, train
+from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.policy import policy_task
 from tests.training.conftest import repeating_documents, write_corpus
 
@@ -78,8 +79,8 @@ def test_an_episode_knows_the_chunks_of_its_gold_passage_that_hold_the_answer(
     assert task.questions
     for row in range(4):
         episode = task.questions.draw(0, row)
-        assert episode.evidence is not None and episode.evidence.any() and not episode.evidence.all()
-        held = model.tokenizer.decode(unchunk(episode.chunks[episode.evidence]))
+        assert episode.evidence is not None and not episode.evidence.all()
+        held = model.tokenizer.decode(unchunk(episode.chunks[episode.evidence == HAS_ANSWER]))
         assert str(model.tokenizer.decode(episode.output)).strip() in str(held)
 
 
