@@ -22,6 +22,8 @@ TRAINING = (
     "policy_reward", "random_reward", "reward_spread",
 )  # fmt: skip
 SCORES = ("P16", "P32", "P128", "P512")
+# Chunks of the samples that `gpu_run.py reconstruct` recovers.
+RECONSTRUCTED = (1, 8, 32)
 
 
 def number(value: float | None, form: str = ",.4g") -> str:
@@ -106,31 +108,34 @@ def choice_rows(result: dict[str, Any]) -> str:
     """A row a variant: tokens recovered from 1, 8 and 32 chunks, and log-perplexity after equal CPT."""
     rows = []
     for row in result["rows"]:
-        found = row["reconstruction"] or [{}] * 3
-        accuracy = [f"{number(f.get('teacher_forced'), '.1%')} / {number(f.get('greedy'), '.1%')}" for f in found]
+        found = {one["chunks"]: one for one in row["reconstruction"] or []}
+        each = [found.get(chunks, {}) for chunks in RECONSTRUCTED]
+        accuracy = [f"{number(f.get('teacher_forced'), '.1%')} / {number(f.get('greedy'), '.1%')}" for f in each]
         scores = [number((row["cpt"] or {}).get("refrag", {}).get(score), ".3f") for score in SCORES]
         rows.append([row["name"], row["decoder"], str(row["steps"]), *accuracy, *scores])
     return table(["variant", "decoder", "steps", "1 chunk", "8 chunks", "32 chunks", *SCORES], rows)
 
 
 def plot_choices(result: dict[str, Any], target: Path) -> None:
-    """Bars: the share of tokens recovered from 8 chunks, the log-perplexity P32 after equal CPT."""
+    """Bars: the share of tokens recovered from 1 and 8 chunks, the log-perplexity P32 after equal CPT."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     labelled = [(f"{row['name']}\n{row['decoder']}, {row['steps']} steps", row) for row in result["rows"]]
-    recovered = [(label, row["reconstruction"][1]) for label, row in labelled if row["reconstruction"]]
+    recovered = [(label, row["reconstruction"]) for label, row in labelled if row["reconstruction"]]
     continued = [(label, row["cpt"]) for label, row in labelled if row["cpt"]]
     parts = [part for part in (recovered, continued) if part]
-    height = 1.2 + 0.4 * max(map(len, parts))
-    figure, axes = pyplot.subplots(
-        1, len(parts), figsize=(5.5 * len(parts), height), squeeze=False, layout="constrained"
-    )
+    size = (5.5 * len(parts), 1.2 + 0.4 * max(map(len, parts)))
+    figure, axes = pyplot.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
     if recovered:
-        axes[0, 0].barh([label for label, _ in recovered], [found["teacher_forced"] for _, found in recovered])
-        axes[0, 0].set(title="Tokens recovered from 8 chunks, teacher-forced", xlim=(0, 1))
+        for number, (chunks, shift) in enumerate([("1 chunk", 0.2), ("8 chunks", -0.2)]):
+            places = [place + shift for place in range(len(recovered))]
+            axes[0, 0].barh(places, [rows[number]["teacher_forced"] for _, rows in recovered], 0.4, label=chunks)
+        axes[0, 0].set_yticks(range(len(recovered)), [label for label, _ in recovered])
+        axes[0, 0].set(title="Tokens recovered, teacher-forced", xlim=(0, 1))
+        axes[0, 0].legend()
     if continued:
         scores = [cpt["refrag"]["P32"] for _, cpt in continued]
         axes[0, -1].barh([label for label, _ in continued], scores)
