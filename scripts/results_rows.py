@@ -19,7 +19,7 @@ from refrag_platform.evaluation.selection_report import selection_figure, select
 
 TRAINING = (
     "step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std",
-    "policy_reward", "random_reward", "reward_spread",
+    "policy_reward", "random_reward", "reward_spread", "answer_kept",
 )  # fmt: skip
 SCORES = ("P16", "P32", "P128", "P512")
 # Chunks of the samples that `gpu_run.py reconstruct` recovers.
