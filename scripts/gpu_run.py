@@ -1,8 +1,7 @@
 """Train and evaluate on a bare GPU machine from what `gpu_pieces.py` carried there; no DVC, no corpus stage.
 
 python scripts/gpu_run.py train reconstruction --base /tmp/base --runs /tmp/runs --seconds 500
-python scripts/gpu_run.py train cpt --base /tmp/base --runs /tmp/runs --set steps=1500
-python scripts/gpu_run.py train none --base /tmp/base --runs /tmp/runs --set steps=1500      (a control)
+python scripts/gpu_run.py train cpt --base /tmp/base --runs /tmp/runs --set steps=1500           (`none`: a control)
 python scripts/gpu_run.py evaluate --base /tmp/base --runs /tmp/runs --out results
 python scripts/gpu_run.py train policy --base /tmp/base --runs /tmp/runs --start cpt --set questions=[train.jsonl]
 python scripts/gpu_run.py selection --base /tmp/base --runs /tmp/runs --policy policy --questions dev.jsonl --out out
@@ -57,17 +56,9 @@ from refrag_platform.training.policy import PolicyTask, policy_task
 from refrag_platform.training.reconstruction import reconstruction_task
 
 Stage = Literal[
-    "reconstruction",
-    "cpt",
-    "policy",
-    "none",
-    "full",
-    "truncated",
-    "finetuned",
-    "finetuned-none",
-    "finetuned-full",
-    "finetuned-truncated",
-]
+    "reconstruction", "cpt", "policy", "none", "full", "truncated",
+    "finetuned", "finetuned-none", "finetuned-full", "finetuned-truncated",
+]  # fmt: skip
 Base = Annotated[Path, typer.Option("--base", help="The assembled base folder.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs: a folder for each, with its model.")]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
@@ -83,7 +74,7 @@ def train_stage(
         str | None, typer.Option("--start", help="Start from the model of this run; default: base.")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option("--policy", help="finetuned: the run whose policy expands chunks; default: none are.")
+        str | None, typer.Option("--policy", help="The run whose policy expands chunks; of a policy: to go on from.")
     ] = None,
     lora: Annotated[
         str | None, typer.Option("--lora", help="Go on with this run's low-rank updates; --start is that run, too.")
@@ -243,9 +234,8 @@ def selection(
     batch_size: Annotated[int, typer.Option("--batch-size")] = 32,
 ) -> None:
     """The policies' choice of chunks against others of as many, on windows or on questions."""
-    device = default_device()
+    device, recipe = default_device(), base_recipe(base)
     trained = RefragModel.load(model or runs / "cpt" / "model", default_dtype(device), device)
-    recipe = base_recipe(base)
     if questions:
         pool = read_passages(distractors) if distractors else None
         judged = judged_questions(trained, read_questions(questions, windows), passages, pool)
@@ -273,9 +263,12 @@ def average(
     name: Annotated[str, typer.Option("--name", help="Run to make.")],
 ) -> None:
     """A policy whose weights are the mean of others': of runs from one start, often better than any of them."""
-    parts = {run: float(weight) for run, _, weight in (text.partition("=") for text in policies)}
-    if abs(sum(parts.values()) - 1) > 1e-6:
-        raise typer.BadParameter(f"the weights of {', '.join(policies)} add up to {sum(parts.values()):g}; make it 1")
+    try:
+        parts = {run: float(weight) for run, _, weight in (text.partition("=") for text in policies)}
+    except ValueError:
+        raise typer.BadParameter(f"{' '.join(policies)}: give RUN=WEIGHT, e.g. policy-a=0.7") from None
+    if abs(sum(parts.values()) - 1) > 1e-6 or (runs / name).exists():
+        raise typer.BadParameter(f"the weights must add up to 1, not {sum(parts.values()):g}, and --name be a new run")
     networks = {run: PolicyNetwork.load(runs / run / "model") for run in parts}
     mean, states = next(iter(networks.values())), {run: network.state_dict() for run, network in networks.items()}
     mean.load_state_dict({key: sum(parts[run] * states[run][key] for run in parts) for key in mean.state_dict()})
@@ -319,7 +312,7 @@ def _task(
     if stage == "reconstruction":
         task: Task = reconstruction_task(model, corpus, recipe.reconstruction, recipe.seed)
     elif stage == "policy":
-        return policy_task(model, corpus, recipe.policy, recipe.seed)
+        return policy_task(model, corpus, recipe.policy, recipe.seed, start=policy)
     elif _section(stage) == "finetuned":
         system = cast(System, stage.partition("-")[2] or "refrag")
         task = FinetunedTask(model, policy, recipe.finetuned, Examples(corpus, recipe.finetuned, recipe.seed), system)

@@ -100,8 +100,10 @@ def test_policies_are_averaged_by_weight(gpu_run: ModuleType, tmp_path: Path) ->
     mean = PolicyNetwork.load(tmp_path / "mean" / "model").state_dict()
     for key, tensor in mean.items():
         torch.testing.assert_close(tensor, 0.75 * own["a"][key] + 0.25 * own["b"][key])
-    refused = CliRunner().invoke(gpu_run.app, ["average", "a=0.75", "b=0.75", "--runs", str(tmp_path), "--name", "c"])
-    assert refused.exit_code == 2 and "add up to 1.5" in refused.output and not (tmp_path / "c").exists()
+    for weight, name, said in (("0.75", "c", "not 1.5"), ("much", "c", "RUN=WEIGHT"), ("0.25", "mean", "a new run")):
+        given = ["average", "a=0.75", f"b={weight}", "--runs", str(tmp_path), "--name", name]
+        refused = CliRunner().invoke(gpu_run.app, given)
+        assert refused.exit_code == 2 and said in refused.output and not (tmp_path / "c").exists()
 
 
 def test_a_run_may_decide_a_setting_of_the_model(gpu_run: ModuleType, base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,14 @@ from pydantic import Field, model_validator
 
 from refrag_platform.recipes.base import Section, Share
 
+RANKED_SHARE = Field(
+    0.0,
+    ge=0,
+    le=1,
+    description="share of the questions whose passages stand as they are listed, best first, as a retriever serves "
+    "them; those of the others in random order, so that no place is trusted",
+)
+
 
 class TrainingRecipe(Section):
     """What every training stage shares. AdamW, linear warm-up, cosine decay (section 4)."""
@@ -178,6 +186,7 @@ class PolicyRecipe(TrainingRecipe):
         description="question files (rows id, question, answers, passages, gold) beside the corpus' own",
     )
     passages: int = Field(8, ge=2, description="passages of a question's episode: the gold ones among distractors")
+    ranked_share: Share = RANKED_SHARE
     evidence_steps: int = Field(
         0,
         ge=0,
@@ -199,7 +208,9 @@ class PolicyRecipe(TrainingRecipe):
         if self.query == "question" and not self.question_share:
             raise ValueError("query is 'question' and question_share 0: the policy would never see one; raise it")
         if not self.question_share:
-            self.refuse_idle("question_share is 0", "questions", "passages", "evidence_steps", "evidence_weight")
+            self.refuse_idle(
+                "question_share is 0", "questions", "passages", "ranked_share", "evidence_steps", "evidence_weight"
+            )
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of heads ({self.heads})")
         return self
@@ -218,6 +229,7 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         "come before fine-tuning, whose encoder must be theirs: put both after it in stages.py and dvc.yaml first",
     )
     max_passages: int = Field(8, ge=1, description="passages in one prompt, at most")
+    ranked_share: Share = RANKED_SHARE
     no_answer_share: Share = Field(0.1, ge=0, lt=1, description="share of questions without the gold passage")
     questions: list[str] = Field(
         default_factory=list,

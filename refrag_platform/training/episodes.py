@@ -73,7 +73,7 @@ def question_episode(
 
 
 class QuestionEpisodes:
-    """Questions over passages, the gold ones among distractors in random order; decided by seed, step and row."""
+    """Questions over passages, the gold ones among distractors; decided by seed, step and row."""
 
     def __init__(
         self,
@@ -82,9 +82,12 @@ class QuestionEpisodes:
         passages: int,
         chunk_size: int,
         seed: int,
+        ranked_share: float = 0.0,
     ) -> None:
         """
-        Args: passages: in each episode, unless its own gold ones are more.
+        Args:
+            passages: in each episode, unless its own gold ones are more.
+            ranked_share: of the episodes, those whose passages stand as listed, best first.
 
         Raises:
             RefragError: no question has both an answer and passages.
@@ -97,6 +100,7 @@ class QuestionEpisodes:
             )
         self._pool = list({passage: None for question in self.questions for passage in question.passages})
         self._tokenizer, self._chunk_size, self._seed, self._passages = tokenizer, chunk_size, seed, passages
+        self._ranked_share = ranked_share
         self._cut: dict[Passage, Chunks] = {}
 
     def draw(self, step: int, row: int) -> Episode:
@@ -105,8 +109,10 @@ class QuestionEpisodes:
         question = self.questions[int(random.integers(len(self.questions)))]
         # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
         gold = [question.passages[number] for number in question.gold or (0,)]
+        ranked = self._ranked_share > 0 and random.random() < self._ranked_share
         own = [passage for passage in question.passages if passage not in gold]
-        others = [own[place] for place in random.permutation(len(own))][: max(0, self._passages - len(gold))]
+        order = range(len(own)) if ranked else random.permutation(len(own))
+        others = [own[place] for place in order][: max(0, self._passages - len(gold))]
         says = mention(question.answers)
         for _ in range(DRAWS * self._passages):
             if len(gold) + len(others) >= self._passages:
@@ -115,7 +121,11 @@ class QuestionEpisodes:
             if passage not in gold and passage not in others and not says.search(passage[1]):
                 others.append(passage)
         chosen = [*gold, *others]
-        shown = [chosen[place] for place in random.permutation(len(chosen))]
+        listed = {passage: place for place, passage in enumerate(question.passages)}
+        if ranked:
+            shown = sorted(chosen, key=lambda passage: listed.get(passage, len(listed)))
+        else:
+            shown = [chosen[place] for place in random.permutation(len(chosen))]
         cut = [self._chunks(passage) for passage in shown]
         episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
         return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, gold, question.answers))

@@ -41,9 +41,10 @@ class Example:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question, and where its own passages stand in `Examples.passages`: those with the answer, and the others."""
+    """A question and its own passages, as numbers in `Examples.passages`: as listed; with the answer; the others."""
 
     question: Question
+    listed: tuple[int, ...]
     gold: tuple[int, ...]
     others: tuple[int, ...]
 
@@ -127,20 +128,25 @@ class Examples:
         return int(np.random.default_rng([self.seed, 4, step]).integers(1, self.settings.max_passages + 1))
 
     def _draw_passages(self, asked: _Asked, wanted: int, random: np.random.Generator) -> tuple[list[int], bool]:
-        """The gold passages among others in random order; sometimes without the gold, and then there is no answer.
+        """The gold passages among others, as listed or shuffled; sometimes without the gold: then there is no answer.
 
         Where the gold isn't known, any passage may hold the answer: no example without one can be made.
         """
+        ranked = self.settings.ranked_share > 0 and random.random() < self.settings.ranked_share
         if asked.question.gold and random.random() < self.settings.no_answer_share:
-            silent = self._others(asked, wanted, random, silent=True)
+            silent = self._others(asked, wanted, random, ranked, silent=True)
             if silent:
                 return silent, False
-        others = self._others(asked, wanted - len(asked.gold), random, silent=False)
+        others = self._others(asked, wanted - len(asked.gold), random, ranked, silent=False)
         passages = [*asked.gold, *others]
+        if ranked:
+            place = {number: place for place, number in enumerate(asked.listed)}
+            # Those of other questions, which no retriever ranked here, come last.
+            return sorted(passages, key=lambda number: place.get(number, len(place))), True
         return [passages[number] for number in random.permutation(len(passages))], True
 
-    def _others(self, asked: _Asked, wanted: int, random: np.random.Generator, silent: bool) -> list[int]:
-        """Passages that are not gold: the question's own in random order, then those of others and distractors.
+    def _others(self, asked: _Asked, wanted: int, random: np.random.Generator, ranked: bool, silent: bool) -> list[int]:
+        """Passages that are not gold: the question's own, the first or any of them, then others' and distractors.
 
         silent: none of them may say one of the answers, by chance or because the gold passages aren't all named.
         """
@@ -152,7 +158,7 @@ class Examples:
             if fits and (says is None or not says.search(self.passages[number][1])):
                 found.append(number)
 
-        for place in random.permutation(len(asked.others)):
+        for place in range(len(asked.others)) if ranked else random.permutation(len(asked.others)):
             if len(found) < wanted:
                 take(asked.others[place])
         for _ in range(DRAWS * wanted):
@@ -164,7 +170,8 @@ class Examples:
     def _asked(self, question: Question) -> _Asked:
         numbers = self._number(question.passages)
         gold = tuple(numbers[place] for place in _gold(question))
-        return _Asked(question, gold, tuple(dict.fromkeys(number for number in numbers if number not in gold)))
+        listed = tuple(dict.fromkeys(numbers))
+        return _Asked(question, listed, gold, tuple(number for number in listed if number not in gold))
 
     def _number(self, passages: Sequence[Passage]) -> list[int]:
         """Each passage's number; those not met before are taken in."""

@@ -173,13 +173,22 @@ class PolicyTask(Task):
         return len(batch["slots"]) * self.settings.group_size * batch["length"]
 
 
-def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: int, root: Path = Path()) -> PolicyTask:
+def policy_task(
+    model: RefragModel,
+    corpus: Path,
+    settings: PolicyRecipe,
+    seed: int,
+    root: Path = Path(),
+    start: PolicyNetwork | None = None,
+) -> PolicyTask:
     """The task over a corpus' training split and questions, with a fresh policy; one that reads questions is fitted.
 
-    Args: root: question files of the recipe are relative to it.
+    Args:
+        root: question files of the recipe are relative to it.
+        start: a policy to go on from, instead of a fresh one.
 
     Raises:
-        RecipeError: the budget keeps no chunk of a window, or all of them.
+        RecipeError: the budget keeps no chunk of a window, or all of them; `start` is a network of another kind.
         RefragError: the corpus has no document as long as a window, or there is no question to learn from.
     """
     windows, questions = None, None
@@ -199,7 +208,9 @@ def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: 
         if own.is_file() and own.stat().st_size:
             files.insert(0, own)
         asked = [question for file in files for question in read_questions(file)]
-        questions = QuestionEpisodes(model.tokenizer, asked, settings.passages, model.chunk_size, seed)
+        questions = QuestionEpisodes(
+            model.tokenizer, asked, settings.passages, model.chunk_size, seed, settings.ranked_share
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = PolicyNetwork(
@@ -210,9 +221,24 @@ def policy_task(model: RefragModel, corpus: Path, settings: PolicyRecipe, seed: 
             settings.share_kept,
             settings.query,
         )
-    if questions and policy.reads_question:
+    if start:
+        policy = _as_set(start, policy)
+    elif questions and policy.reads_question:
         policy.fit(_sample(model, questions))
     return PolicyTask(model, policy, settings, windows, questions, seed)
+
+
+def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
+    """The network that the recipe describes, with the weights of `start`."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (start, fresh)]
+    if shapes[0] != shapes[1]:
+        odd = min(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+        raise RecipeError(
+            f"the policy to go on from is another network than the recipe's: {odd} is {shapes[0].get(odd, 'missing')}, "
+            f"not {shapes[1].get(odd, 'missing')}; set policy.query, layers, hidden_size and heads as it was trained"
+        )
+    fresh.load_state_dict(start.state_dict())
+    return fresh
 
 
 @torch.no_grad()

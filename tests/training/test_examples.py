@@ -56,6 +56,32 @@ def test_a_draw_is_decided_by_seed_step_and_row(recipe: Recipe, corpus: Path) ->
     assert len({repr(examples.draw(0, row)) for row in range(20)}) > 10
 
 
+def test_ranked_passages_stand_as_listed_and_strangers_come_last(recipe: Recipe, corpus: Path) -> None:
+    rows = [
+        {
+            "question": "What is it?",
+            "answers": ["gold"],
+            "passages": [{"title": "t", "text": text} for text in ("first", "it is gold", "third", "fourth")],
+            "gold": [1],
+        }
+    ]
+    (corpus / "questions" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (corpus / "more.jsonl").write_text(json.dumps({"title": "s", "text": "a stranger"}) + "\n")
+    wanted = {
+        "tasks": {"rag": 1.0},
+        "no_answer_share": 0.0,
+        "max_passages": 5,
+        "distractors": [str(corpus / "more.jsonl")],
+    }
+    listed = ["first", "it is gold", "third", "fourth", "a stranger"]
+    ranked = Examples(corpus, settings(recipe, **wanted, ranked_share=1.0), seed=0)
+    found = {tuple(texts(ranked, ranked.draw(step, 0))) for step in range(40)}
+    # The gold passage and the best of the others, whatever their number.
+    assert found == {("it is gold",), *(tuple(listed[:count]) for count in range(2, 6))}
+    shuffled = Examples(corpus, settings(recipe, **wanted), seed=0)
+    assert len({tuple(texts(shuffled, shuffled.draw(step, 0))) for step in range(40)}) > len(found)
+
+
 def test_the_answer_is_in_the_passages_or_is_that_there_is_none(recipe: Recipe, corpus: Path) -> None:
     examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.5), seed=0)
     drawn = [examples.draw(0, row) for row in range(60)]

@@ -10,6 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk
 from refrag_platform.recipes import PolicyRecipe
@@ -82,6 +84,30 @@ def test_an_episode_knows_the_chunks_of_its_gold_passage_that_hold_the_answer(
         assert episode.evidence is not None and not episode.evidence.all()
         held = model.tokenizer.decode(unchunk(episode.chunks[episode.evidence == HAS_ANSWER]))
         assert str(model.tokenizer.decode(episode.output)).strip() in str(held)
+
+
+def test_a_ranked_episode_has_its_passages_as_listed(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
+    texts = ["the first one here", "it is gold, of course", "and this is a third"]
+    passages = [{"title": "", "text": text} for text in texts]
+    row = {"question": "What is it?", "answers": ["gold"], "passages": passages, "gold": [1]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    asked = settings(question_share=1.0, questions=[str(tmp_path / "own.jsonl")], passages=3, ranked_share=1.0)
+    questions = policy_task(model, corpus, asked, 0).questions
+    assert questions
+    cut = [passage_chunks(model.tokenizer, "", text, model.chunk_size).token_ids for text in texts]
+    assert all(torch.equal(questions.draw(0, row).chunks, torch.cat(cut)) for row in range(4))
+
+
+def test_training_goes_on_from_a_policy_and_refuses_one_of_another_shape(
+    model: RefragModel, corpus: Path, tmp_path: Path
+) -> None:
+    start = PolicyNetwork(model.vector_dim, 32, 2, 2, 0.5)
+    with torch.no_grad():
+        start.inner.weight.fill_(0.5)
+    task = policy_task(model, corpus, settings(), 0, start=start)
+    assert torch.equal(task.policy.inner.weight, start.inner.weight) and task.policy.share_kept == 0.25
+    with pytest.raises(RecipeError, match=r"is \(32,\), not \(16,\)"):
+        policy_task(model, corpus, settings(hidden_size=16), 0, start=start)
 
 
 def test_first_steps_learn_from_evidence_alone_and_then_rewards_come(
