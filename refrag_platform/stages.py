@@ -91,6 +91,7 @@ STAGES: dict[str, Stage] = {
                 *TRAINING_CODE,
                 "refrag_platform/corpus/question_files.py",
                 "refrag_platform/training/episodes.py",
+                "refrag_platform/training/evidence.py",
                 "refrag_platform/training/policy.py",
             ),
         ),

@@ -97,6 +97,8 @@ def train_stage(
         raise typer.BadParameter(f"--lora {lora}: its updates are merged into its own model; give --start {lora}, too")
     if start and model_values:
         raise typer.BadParameter(f"--model-set {model_values[0]}: --start {start} has its model; leave one of them out")
+    if policy and (stage not in ("policy", "finetuned") or policy == (name or stage)):
+        raise typer.BadParameter(f"--policy {policy}: {stage} reads none, or it is the run to make; give --name, too")
     if teacher and stage != "cpt":
         raise typer.BadParameter(f"--teacher {teacher}: only cpt learns from a teacher, not {stage}")
     if teacher:
@@ -267,8 +269,10 @@ def average(
         parts = {run: float(weight) for run, _, weight in (text.partition("=") for text in policies)}
     except ValueError:
         raise typer.BadParameter(f"{' '.join(policies)}: give RUN=WEIGHT, e.g. policy-a=0.7") from None
-    if abs(sum(parts.values()) - 1) > 1e-6 or (runs / name).exists():
-        raise typer.BadParameter(f"the weights must add up to 1, not {sum(parts.values()):g}, and --name be a new run")
+    if abs(sum(parts.values()) - 1) > 1e-6:
+        raise typer.BadParameter(f"the weights of {', '.join(policies)} add up to {sum(parts.values()):g}; make it 1")
+    if (runs / name).exists():
+        raise typer.BadParameter(f"--name {name}: {runs / name} is there already; give another")
     networks = {run: PolicyNetwork.load(runs / run / "model") for run in parts}
     mean, states = next(iter(networks.values())), {run: network.state_dict() for run, network in networks.items()}
     mean.load_state_dict({key: sum(parts[run] * states[run][key] for run in parts) for key in mean.state_dict()})

@@ -19,7 +19,7 @@ from refrag_platform.evaluation.selection_report import selection_figure, select
 
 TRAINING = (
     "step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std",
-    "policy_reward", "random_reward", "reward_spread", "answer_kept",
+    "policy_reward", "random_reward", "reward_spread", "evidence_loss", "answer_kept",
 )  # fmt: skip
 SCORES = ("P16", "P32", "P128", "P512")
 # Chunks of the samples that `gpu_run.py reconstruct` recovers.
@@ -130,9 +130,10 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
     size = (5.5 * len(parts), 1.2 + 0.4 * max(map(len, parts)))
     figure, axes = pyplot.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
     if recovered:
-        for number, (chunks, shift) in enumerate([("1 chunk", 0.2), ("8 chunks", -0.2)]):
+        for chunks, shift in ((1, 0.2), (8, -0.2)):
             places = [place + shift for place in range(len(recovered))]
-            axes[0, 0].barh(places, [rows[number]["teacher_forced"] for _, rows in recovered], 0.4, label=chunks)
+            found = [next(one["teacher_forced"] for one in rows if one["chunks"] == chunks) for _, rows in recovered]
+            axes[0, 0].barh(places, found, 0.4, label=f"{chunks} chunk{'s' if chunks > 1 else ''}")
         axes[0, 0].set_yticks(range(len(recovered)), [label for label, _ in recovered])
         axes[0, 0].set(title="Tokens recovered, teacher-forced", xlim=(0, 1))
         axes[0, 0].legend()

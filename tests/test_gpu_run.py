@@ -97,13 +97,19 @@ def test_policies_are_averaged_by_weight(gpu_run: ModuleType, tmp_path: Path) ->
         own[name] = policy.state_dict()
     given = ["average", "a=0.75", "b=0.25", "--runs", str(tmp_path), "--name", "mean"]
     assert CliRunner().invoke(gpu_run.app, given).exit_code == 0
-    mean = PolicyNetwork.load(tmp_path / "mean" / "model").state_dict()
+    made = tmp_path / "mean" / "model"
+    mean = PolicyNetwork.load(made).state_dict()
     for key, tensor in mean.items():
         torch.testing.assert_close(tensor, 0.75 * own["a"][key] + 0.25 * own["b"][key])
-    for weight, name, said in (("0.75", "c", "not 1.5"), ("much", "c", "RUN=WEIGHT"), ("0.25", "mean", "a new run")):
+    for weight, name, said in (
+        ("0.75", "c", "add up to 1.5"),
+        ("much", "c", "RUN=WEIGHT"),
+        ("0.25", "mean", "already"),
+    ):
         given = ["average", "a=0.75", f"b={weight}", "--runs", str(tmp_path), "--name", name]
         refused = CliRunner().invoke(gpu_run.app, given)
         assert refused.exit_code == 2 and said in refused.output and not (tmp_path / "c").exists()
+    assert all(torch.equal(mean[key], found) for key, found in PolicyNetwork.load(made).state_dict().items())
 
 
 def test_a_run_may_decide_a_setting_of_the_model(gpu_run: ModuleType, base: Path, tmp_path: Path) -> None:

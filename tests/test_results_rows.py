@@ -25,7 +25,14 @@ def test_every_kept_result_gives_rows(path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "kind", ["start-token-h100.json", "start-token-scores-h100.json", "rag-nq-h100.json", "choices-h200.json"]
+    "kind",
+    [
+        "start-token-h100.json",
+        "start-token-scores-h100.json",
+        "rag-nq-h100.json",
+        "choices-h200.json",
+        "choices-h100.json",
+    ],
 )
 def test_a_result_is_drawn(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows(monkeypatch, str(ROOT / "docs" / "results" / kind), "--plot", str(tmp_path / "plot.png"))

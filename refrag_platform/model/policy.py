@@ -46,7 +46,7 @@ class PolicyNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.share_kept = share_kept
-        self._settings = {
+        self.settings: dict[str, Any] = {
             "vector_dim": vector_dim,
             "hidden_size": hidden_size,
             "layers": layers,
@@ -101,7 +101,7 @@ class PolicyNetwork(nn.Module):
     @property
     def reads_question(self) -> bool:
         """Whether a question changes its choice."""
-        return self._settings["query"] == "question"
+        return self.settings["query"] == "question"
 
     def forward(
         self,
@@ -156,7 +156,7 @@ class PolicyNetwork(nn.Module):
             {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
             folder / WEIGHTS_FILE,
         )
-        settings = self._settings | {"share_kept": self.share_kept}
+        settings = self.settings | {"share_kept": self.share_kept}
         (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod

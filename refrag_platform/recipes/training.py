@@ -164,7 +164,7 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
 
 
 class PolicyRecipe(TrainingRecipe):
-    """GRPO with PPO clipping over Plackett-Luce picks (appendix A.1)."""
+    """GRPO with PPO clipping over Plackett-Luce picks (appendix A.1), and before it, if asked, evidence (ours)."""
 
     continue_from: Literal["release"] | None = Field(
         None, description="`release`: the policy in models/NAME/release, as it is; null: trained here"
@@ -197,7 +197,7 @@ class PolicyRecipe(TrainingRecipe):
     context_tokens: int = Field(256, ge=8, description="context of one window, a multiple of k")
     output_tokens: int = Field(64, ge=1, description="tokens of a window whose log-perplexity is the reward")
     group_size: int = Field(8, ge=2, description="G: samples per context")
-    updates_per_batch: int = Field(2, ge=1, description="clipped updates on each batch of samples")
+    updates_per_batch: int = Field(2, ge=1, description="updates on each batch, clipped where it is rewarded")
     clip: float = Field(0.2, gt=0, lt=1, description="PPO ratio clip")
     layers: int = Field(2, ge=1, description="transformer layers of the policy network")
     hidden_size: int = Field(256, ge=8)
@@ -211,6 +211,10 @@ class PolicyRecipe(TrainingRecipe):
             self.refuse_idle(
                 "question_share is 0", "questions", "passages", "ranked_share", "evidence_steps", "evidence_weight"
             )
+        if self.evidence_steps > self.steps:
+            raise ValueError(f"evidence_steps is {self.evidence_steps}, more than all steps ({self.steps}); lower it")
+        if self.evidence_steps == self.steps:
+            self.refuse_idle("evidence_steps takes all steps", "evidence_weight")
         if self.hidden_size % self.heads:
             raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of heads ({self.heads})")
         return self

@@ -121,14 +121,16 @@ class QuestionEpisodes:
             if passage not in gold and passage not in others and not says.search(passage[1]):
                 others.append(passage)
         chosen = [*gold, *others]
-        listed = {passage: place for place, passage in enumerate(question.passages)}
         if ranked:
+            listed = {passage: place for place, passage in enumerate(dict.fromkeys(question.passages))}
             shown = sorted(chosen, key=lambda passage: listed.get(passage, len(listed)))
         else:
             shown = [chosen[place] for place in random.permutation(len(chosen))]
         cut = [self._chunks(passage) for passage in shown]
         episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
-        return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, gold, question.answers))
+        # What is only taken for gold may not hold the answer: then its mentions alone count.
+        known = gold if question.gold else ()
+        return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, known, question.answers))
 
     def _chunks(self, passage: Passage) -> Chunks:
         if passage not in self._cut:

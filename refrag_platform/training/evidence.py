@@ -63,7 +63,10 @@ def evidence_levels(
     gold: Collection[Passage],
     answers: Sequence[str],
 ) -> Tensor:
-    """IN_GOLD and HAS_ANSWER, int8 [L], for the chunks of all passages; 0 for those that don't help to answer."""
+    """IN_GOLD and HAS_ANSWER, int8 [L], for the chunks of all passages; 0 for those that don't help to answer.
+
+    Without known gold passages the answer's mentions count, wherever they stand.
+    """
     levels = torch.cat(
         [torch.full((len(chunks.token_ids),), p in gold) for p, chunks in zip(passages, cut, strict=True)]
     )

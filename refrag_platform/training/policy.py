@@ -1,5 +1,7 @@
 """The policy (appendix A.1): GRPO with PPO clipping over Plackett-Luce picks; everything else is frozen.
 
+Before that it may learn where the answers of training questions stand (ours; training/evidence.py).
+
 G samples per context from the policy as it is, reward = -log-perplexity of the true next tokens, advantage
 = (r - mean) / std within the group, clipped ratios on each pick, no KL term. An episode is a window of text, as in the
 paper, or (ours) a question over passages, whose answer is the text to predict. A policy that reads the question has
@@ -87,7 +89,9 @@ class PolicyTask(Task):
         return batch | {"seed": seed, "rewarded": step >= self.settings.evidence_steps}
 
     def _episodes(self, step: int, micro: int, size: int, rank: int, world: int) -> list[Episode]:
-        asks = np.random.default_rng([self.seed, 6, step]).random() < self.settings.question_share
+        # A window has no evidence to learn from.
+        asks = step < self.settings.evidence_steps
+        asks = asks or np.random.default_rng([self.seed, 6, step]).random() < self.settings.question_share
         if asks and self.questions:
             rows = range(rank * size // world, (rank + 1) * size // world)
             return [self.questions.draw(step, micro * size + row) for row in rows]
@@ -135,9 +139,11 @@ class PolicyTask(Task):
             logits = self.policy(**batch["given"])
         evident = evidence_loss(logits, batch["evidence"])
         if not batch["rewarded"]:
-            return evident, {}
+            return evident, {"evidence_loss": evident.detach()}
         loss, figures = self._clipped_loss(logits, batch)
-        return loss + self.settings.evidence_weight * evident, figures
+        if self.settings.evidence_weight:
+            loss, figures["evidence_loss"] = loss + self.settings.evidence_weight * evident, evident.detach()
+        return loss, figures
 
     def _clipped_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The clipped policy gradient over the group's picks, and what they earned."""
@@ -170,7 +176,8 @@ class PolicyTask(Task):
         return [{"params": list(self.policy.parameters()), "lr": self.settings.learning_rate}]
 
     def positions(self, batch: Batch) -> int:
-        return len(batch["slots"]) * self.settings.group_size * batch["length"]
+        # Without a reward no decoder is asked.
+        return len(batch["slots"]) * self.settings.group_size * batch["length"] if batch["rewarded"] else 0
 
 
 def policy_task(
@@ -230,12 +237,11 @@ def policy_task(
 
 def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
     """The network that the recipe describes, with the weights of `start`."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (start, fresh)]
-    if shapes[0] != shapes[1]:
-        odd = min(name for name in shapes[0] | shapes[1] if shapes[0].get(name) != shapes[1].get(name))
+    if start.settings != fresh.settings:
+        odd = next(name for name, value in fresh.settings.items() if start.settings[name] != value)
         raise RecipeError(
-            f"the policy to go on from is another network than the recipe's: {odd} is {shapes[0].get(odd, 'missing')}, "
-            f"not {shapes[1].get(odd, 'missing')}; set policy.query, layers, hidden_size and heads as it was trained"
+            f"the policy to go on from is another network than the recipe's: its {odd} is {start.settings[odd]!r}, not "
+            f"{fresh.settings[odd]!r}; set policy.query, layers, hidden_size and heads as it was trained"
         )
     fresh.load_state_dict(start.state_dict())
     return fresh

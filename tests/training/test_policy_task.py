@@ -101,24 +101,56 @@ def test_a_ranked_episode_has_its_passages_as_listed(model: RefragModel, corpus:
 def test_training_goes_on_from_a_policy_and_refuses_one_of_another_shape(
     model: RefragModel, corpus: Path, tmp_path: Path
 ) -> None:
-    start = PolicyNetwork(model.vector_dim, 32, 2, 2, 0.5)
+    asked = settings(question_share=1.0, query="question", questions=[str(write_questions(tmp_path / "own.jsonl"))])
+    start = PolicyNetwork(model.vector_dim, 32, 2, 2, 0.5, "question")
     with torch.no_grad():
         start.inner.weight.fill_(0.5)
-    task = policy_task(model, corpus, settings(), 0, start=start)
-    assert torch.equal(task.policy.inner.weight, start.inner.weight) and task.policy.share_kept == 0.25
-    with pytest.raises(RecipeError, match=r"is \(32,\), not \(16,\)"):
-        policy_task(model, corpus, settings(hidden_size=16), 0, start=start)
+    task = policy_task(model, corpus, asked, 0, start=start)
+    # Its metric, too, is not taken anew.
+    assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in task.policy.state_dict().items())
+    assert task.policy.share_kept == 0.25
+    with pytest.raises(RecipeError, match="its heads is 2, not 4"):
+        policy_task(model, corpus, asked.model_copy(update={"heads": 4}), 0, start=start)
 
 
 def test_first_steps_learn_from_evidence_alone_and_then_rewards_come(
     model: RefragModel, corpus: Path, tmp_path: Path
 ) -> None:
     write_questions(corpus / "questions" / "train.jsonl")
-    wanted = settings(query="question", question_share=1.0, passages=3, evidence_steps=4, evidence_weight=0.5)
-    train(policy_task(model, corpus, wanted, 0), wanted, tmp_path / "work", "policy")
+    # Windows have no evidence: until there are rewards, all is questions.
+    wanted = settings(query="question", question_share=0.5, passages=3, evidence_steps=3, evidence_weight=0.5)
+    task = policy_task(model, corpus, wanted, 0)
+    train(task, wanted, tmp_path / "work", "policy")
     lines = [json.loads(line) for line in (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()]
-    assert [("reward" in line) for line in lines] == [False] * 4 + [True] * 2
-    assert all(0 <= line["answer_kept"] <= 1 for line in lines)
+    assert [("reward" in line) for line in lines] == [False] * 3 + [True] * 3
+    assert all(line["loss"] == pytest.approx(line["evidence_loss"]) > 0 for line in lines[:3])
+    assert all(0 <= line["answer_kept"] <= 1 for line in lines[:3])
+
+
+def test_evidence_beside_the_reward_has_its_weight(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
+    write_questions(corpus / "questions" / "train.jsonl")
+    losses = []
+    for weight in (0.0, 0.5, 2.0):
+        task = policy_task(model, corpus, settings(question_share=1.0, passages=3, evidence_weight=weight), 0)
+        batch = task.batch(0, 0, 4, 0, 1)
+        task.prepare_updates(batch)
+        losses.append(task(batch)[0])
+    assert losses[1] > losses[0]
+    torch.testing.assert_close((losses[2] - losses[0]) / (losses[1] - losses[0]), torch.tensor(4.0))
+
+
+def test_where_gold_is_not_known_mentions_alone_are_evidence(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
+    passages = [
+        {"title": "", "text": "nothing of the kind stands here"},
+        {"title": "", "text": "it is gold, of course"},
+    ]
+    row = {"question": "What is it?", "answers": ["gold"], "passages": passages}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    asked = settings(question_share=1.0, questions=[str(tmp_path / "own.jsonl")], passages=2)
+    questions = policy_task(model, corpus, asked, 0).questions
+    assert questions
+    evidence = questions.draw(0, 0).evidence
+    assert evidence is not None and set(evidence.tolist()) == {0, HAS_ANSWER}
 
 
 def test_windows_and_questions_mix_and_a_resumed_run_goes_on_as_one_that_was_not_stopped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_stage_has_the_registrys_inputs_code_settings_and_output(name: str) ->
     assert written["deps"] == [*sources, *(content(name) for name in stage.inputs), *stage.code]
     assert written["params"] == [settings, *(f"overrides.{MODEL}.{section}" for section in stage.sections)]
     assert written["outs"] == [{content(name): {"persist": True}}]
+
+
+@pytest.mark.parametrize("name", ["reconstruction", "cpt", "policy", "finetuned"])
+def test_a_change_of_any_training_module_that_a_stage_reads_makes_it_again(name: str) -> None:
+    code = STAGES[name].code
+    files = [ROOT / path for path in code if path.startswith("refrag_platform/training/") and path.endswith(".py")]
+    read = {found for file in files for found in re.findall(r"refrag_platform\.training\.(\w+)", file.read_text())}
+    # Of cpt fine-tuning takes the name of a type alone.
+    assert files and {f"refrag_platform/training/{module}.py" for module in read - {"core", "cpt"}} <= set(code)
 
 
 @pytest.mark.parametrize("model", PROJECT.models())
