@@ -51,7 +51,7 @@ from refrag_platform.training.core.lora import continue_lora, lora_state, merge_
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import System, cpt_task
 from refrag_platform.training.examples import Examples
-from refrag_platform.training.finetuned import FinetunedTask
+from refrag_platform.training.finetuned import FinetunedTask, text_windows
 from refrag_platform.training.policy import PolicyTask, policy_task
 from refrag_platform.training.reconstruction import reconstruction_task
 
@@ -319,7 +319,9 @@ def _task(
         return policy_task(model, corpus, recipe.policy, recipe.seed, start=policy)
     elif _section(stage) == "finetuned":
         system = cast(System, stage.partition("-")[2] or "refrag")
-        task = FinetunedTask(model, policy, recipe.finetuned, Examples(corpus, recipe.finetuned, recipe.seed), system)
+        examples = Examples(corpus, recipe.finetuned, recipe.seed)
+        windows = text_windows(corpus, recipe.finetuned, model, recipe.seed)
+        task = FinetunedTask(model, policy, recipe.finetuned, examples, system, windows)
     else:
         system = cast(System, "refrag" if stage == "cpt" else stage)
         teacher = load_control(Path(recipe.cpt.teacher), model) if recipe.cpt.teacher else None

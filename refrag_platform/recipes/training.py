@@ -240,6 +240,15 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         description="further question files (rows id, question, answers, passages, gold)",
     )
     summaries: list[str] = Field(default_factory=list, description="summary files (rows id, document, summaries)")
+    text_share: Share = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the steps that continue windows of the corpus, as cpt does: a decoder that is only asked "
+        "questions forgets how",
+    )
+    context_tokens: int = Field(1024, ge=8, description="context of such a window, a multiple of k")
+    output_tokens: int = Field(64, ge=1, description="tokens that continue it")
     distractors: list[str] = Field(
         default_factory=list,
         description="files of further passages (rows title, text) to stand beside those that hold the answer",
@@ -251,4 +260,6 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
             raise ValueError(f"tasks is {self.tasks}: no task has a weight above 0")
         if not self.train_encoder:
             self.refuse_idle("train_encoder is false", "encoder_learning_rate")
+        if not self.text_share:
+            self.refuse_idle("text_share is 0", "context_tokens", "output_tokens")
         return self

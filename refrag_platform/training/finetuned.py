@@ -2,13 +2,14 @@
 
 Encoder and policy stay frozen unless the recipe says otherwise, so that store, policy and model agree.
 Half of the prompts have chunks expanded by the policy at its budget, half have none: the model learns
-to read both. The same task trains the controls, on the same examples: all passages as text, none of them, or
-their last tokens. Run: `refrag run finetuned --model tiny`.
+to read both. Some steps may continue windows of text, as CPT does (ours). The same task trains the controls, on the
+same examples: all passages as text, none of them, or their last tokens. Run: `refrag run finetuned --model tiny`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -32,12 +33,15 @@ from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.speed import decoder_states
+from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import System
-from refrag_platform.training.examples import Example, Examples
+from refrag_platform.training.examples import Examples
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
 LENGTH_STEP = 64
+# Windows of text that are continued; their vectors, too, are made once.
+WINDOWS = 2048
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,12 @@ class FinetunedTask(Task):
         settings: FinetunedRecipe,
         examples: Examples,
         system: System = "refrag",
+        windows: Windows | None = None,
     ) -> None:
         """
-        Args: policy: expands chunks in half of the prompts; without one none is expanded. A control has none.
+        Args:
+            policy: expands chunks in half of the prompts; without one none is expanded. A control has none.
+            windows: of text to continue, each a context and its output; needed where `settings.text_share` asks for it.
         """
         super().__init__()
         self.model, self.settings, self.examples, self.system = model, settings, examples, system
@@ -83,7 +90,10 @@ class FinetunedTask(Task):
         prepare_decoder(model, settings, examples.seed)
         self._policy = [policy]
         self._tokenizer = cast(PreTrainedTokenizerFast, _Remembering(model.tokenizer))
-        self._table = PassageTable(model.tokenizer, examples.passages, model.chunk_size)
+        # Drawn once, as all passages lie in one table.
+        self._windows = windows.batch(0, 0, WINDOWS).numpy() if windows else np.empty((0, 0), np.int64)
+        contexts = self._windows[:, : settings.context_tokens].astype(np.int32) if windows else None
+        self._table = PassageTable(model.tokenizer, examples.passages, model.chunk_size, contexts)
         self._vectors = ChunkVectors(model, self._table, settings.precision == "bf16")
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
@@ -91,9 +101,9 @@ class FinetunedTask(Task):
         share = self._policy[0].share_kept if self._policy[0] else 0.0
         # Every other sequence of the run, however it is cut into micro-batches and over ranks.
         shares = [share if (step + micro * size + row) % 2 == 0 else 0.0 for row in rows]
-        made = [
-            self._row(self.examples.draw(step, micro * size + row), own) for row, own in zip(rows, shares, strict=True)
-        ]
+        continues = np.random.default_rng([self.examples.seed, 9, step]).random() < self.settings.text_share
+        draw = self._text_row if continues else self._row
+        made = [draw(step, micro * size + row, own) for row, own in zip(rows, shares, strict=True)]
         k = self.model.chunk_size
         counts = np.array([len(row.chunks) for row in made])
         kept = np.array([budget(int(count), own) for count, own in zip(counts, shares, strict=True)])
@@ -127,8 +137,14 @@ class FinetunedTask(Task):
             "to_end": torch.tensor([left for answer in answers for left in range(len(answer), 0, -1)]),
         }
 
-    def _row(self, example: Example, share: float) -> _Row:
-        tokenizer = self._tokenizer
+    def _text_row(self, step: int, row: int, share: float) -> _Row:
+        """A window of text: after the token that starts one, its context, and what follows as the answer."""
+        number = int(np.random.default_rng([self.examples.seed, 10, step, row]).integers(len(self._windows)))
+        output = self._windows[number, self.settings.context_tokens :].tolist()
+        return self._read([self.model.start_token_id], [len(self.examples.passages) + number], [], output, [], share)
+
+    def _row(self, step: int, row: int, share: float) -> _Row:
+        example, tokenizer = self.examples.draw(step, row), self._tokenizer
         kind = "summary" if example.task == "summarization" else "answer"
         before, after = [
             part.token_ids
@@ -136,9 +152,21 @@ class FinetunedTask(Task):
             if isinstance(part, Text)
         ]
         answer = [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
-        chunks = self._table.rows(example.passages)
+        return self._read(before, example.passages, after, answer, content_ids(tokenizer, example.question), share)
+
+    def _read(
+        self,
+        before: list[int],
+        passages: list[int],
+        after: list[int],
+        answer: list[int],
+        question: list[int],
+        share: float,
+    ) -> _Row:
+        """The sequence as the system reads it: passages as chunks, or by a control as text."""
+        chunks = self._table.rows(passages)
         if self.system == "refrag":
-            return _Row(before, chunks, after, answer, content_ids(tokenizer, example.question))
+            return _Row(before, chunks, after, answer, question)
         tokens = self._table.chunks[chunks]
         read = tokens[tokens != PAD].tolist()
         if self.system == "truncated":
@@ -220,6 +248,23 @@ class _Remembering:
         return getattr(self._tokenizer, name)
 
 
+def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, seed: int) -> Windows | None:
+    """The corpus' windows that a recipe lets fine-tuning continue, if it does.
+
+    Raises:
+        RecipeError: a context is not whole chunks.
+        RefragError: the corpus has no document as long as a window.
+    """
+    if not settings.text_share:
+        return None
+    if settings.context_tokens % model.chunk_size:
+        raise RecipeError(
+            f"finetuned.context_tokens is {settings.context_tokens}; make it a multiple of encoder.chunk_size "
+            f"({model.chunk_size})"
+        )
+    return Windows(corpus, "train", settings.context_tokens + settings.output_tokens, seed)
+
+
 def train_finetuned(context: StageContext) -> dict[str, Any]:
     """The stage: the CPT checkpoint and the policy in; all that serving needs out."""
     settings = context.recipe.finetuned
@@ -230,9 +275,10 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
         )
     model = load_model(context, "cpt")
     policy = PolicyNetwork.load(context.inputs["policy"])
-    examples = Examples(context.inputs["corpus"], settings, context.recipe.seed, context.project.root)
+    corpus, seed = context.inputs["corpus"], context.recipe.seed
+    examples = Examples(corpus, settings, seed, context.project.root)
     summary = train(
-        FinetunedTask(model, policy, settings, examples),
+        FinetunedTask(model, policy, settings, examples, windows=text_windows(corpus, settings, model, seed)),
         settings,
         context.work,
         f"finetuned of {context.recipe.name}",

@@ -28,7 +28,14 @@ class PassageTable:
     Row 0 is of no passage: it is what may be read where there is none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, passages: Sequence[Passage], chunk_size: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        passages: Sequence[Passage],
+        chunk_size: int,
+        contexts: NDArray[np.int32] | None = None,
+    ) -> None:
+        """Args: contexts: token ids [n, s] that follow the passages as n more, numbered on; s a multiple of k."""
         blocks, counts = [np.zeros((1, chunk_size), np.int32)], [1]
         for start in range(0, len(passages), TOKENIZED_AT_ONCE):
             texts = [passage_text(title, text) for title, text in passages[start : start + TOKENIZED_AT_ONCE]]
@@ -37,6 +44,9 @@ class PassageTable:
                 block.reshape(-1)[: len(ids)] = ids
                 blocks.append(block)
                 counts.append(len(block))
+        for context in () if contexts is None else contexts:
+            blocks.append(context.reshape(-1, chunk_size))
+            counts.append(len(blocks[-1]))
         self.chunks = np.concatenate(blocks)
         self._starts = np.cumsum(counts)
 

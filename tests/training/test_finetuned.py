@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from refrag_platform.errors import RecipeError
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -18,7 +19,8 @@ from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.cpt import System
 from refrag_platform.training.examples import Examples
-from refrag_platform.training.finetuned import FinetunedTask
+from refrag_platform.training.finetuned import WINDOWS, FinetunedTask, text_windows
+from tests.training.conftest import repeating_documents, write_corpus
 from tests.training.test_examples import write_questions
 
 ROWS = 6
@@ -128,3 +130,38 @@ def test_with_the_encoder_in_training_its_weights_get_gradients(
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert model.encoder.skip.weight.grad is not None and bool(model.encoder.skip.weight.grad.any())
+
+
+def test_steps_of_text_continue_a_window_from_its_chunks_or_as_a_control_from_its_tokens(
+    model: RefragModel, settings: FinetunedRecipe, examples: Examples, policy: PolicyNetwork, tmp_path: Path
+) -> None:
+    k = model.chunk_size
+    settings = settings.model_copy(update={"text_share": 0.5, "context_tokens": 4 * k, "output_tokens": 5})
+    corpus = write_corpus(tmp_path / "text", repeating_documents(64, 4, 8, range(10, 200)))
+    windows = text_windows(corpus, settings, model, seed=0)
+    assert windows
+    task = FinetunedTask(model, policy, settings, examples, windows=windows)
+    control = FinetunedTask(model, None, settings, examples, "full", windows)
+    texts = {tuple(window) for window in windows.batch(0, 0, WINDOWS).tolist()}
+    kinds = set()
+    for step in range(8):
+        batch, full = ready(task, step), ready(control, step)
+        continued = len(batch["answers"]) == ROWS * 5 and batch["counts"].tolist() == [4] * ROWS
+        kinds.add(continued)
+        if not continued:
+            continue
+        assert torch.equal(batch["answers"], full["answers"])
+        for row, read in enumerate(full["token_ids"].tolist()):
+            answer = full["answers"][row * 5 : row * 5 + 5].tolist()
+            assert read[0] == model.start_token_id and read[1 + 4 * k : 6 + 4 * k] == answer
+            assert tuple(read[1 : 6 + 4 * k]) in texts
+        assert torch.isfinite(task(batch)[0])
+    assert kinds == {True, False}
+
+
+def test_a_context_that_is_not_whole_chunks_is_refused(
+    model: RefragModel, settings: FinetunedRecipe, tmp_path: Path
+) -> None:
+    odd = settings.model_copy(update={"text_share": 0.5, "context_tokens": 4 * model.chunk_size + 1})
+    with pytest.raises(RecipeError, match=r"finetuned\.context_tokens is .* multiple of encoder\.chunk_size"):
+        text_windows(tmp_path, odd, model, seed=0)
