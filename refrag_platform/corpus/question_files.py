@@ -26,7 +26,8 @@ class Question:
     """passages: (title, text), best first; gold: numbers of those that hold the answer, if known.
 
     document: what the question is about; intervals resample documents. Default: the question's own id.
-    gold_kept: `take` has the gold passages among its own, whatever their rank.
+    gold_kept: `take` has the gold passages among its own, whatever their rank. ranked: it keeps the order; else any
+    passage may stand anywhere.
     history: earlier turns, (user or assistant, text). kind: what is asked for; a summary has no question.
     answerable: whether the passages hold the answer; None where it isn't known or is debatable.
     """
@@ -38,18 +39,22 @@ class Question:
     gold: tuple[int, ...] = ()
     document: str = ""
     gold_kept: bool = True
+    ranked: bool = True
     history: tuple[tuple[str, str], ...] = ()
     kind: Literal["answer", "summary"] = "answer"
     answerable: bool | None = None
 
     def take(self, count: int) -> tuple[Passage, ...]:
-        """`count` passages in the order listed: the gold ones, then the first of the others.
+        """`count` passages: the gold ones and the first of the others, as listed or in an order fixed by id and count.
 
         Without gold numbers these are the first `count`, as a retriever ranked them.
         """
         gold = self.gold if self.gold_kept else ()
         others = [number for number in range(len(self.passages)) if number not in gold]
         chosen = sorted([*gold, *others][:count])
+        if not self.ranked:
+            # Otherwise the gold ones, which come from further down, would stand last.
+            random.Random(f"order {self.id} {count}").shuffle(chosen)
         return tuple(self.passages[number] for number in chosen)
 
     def shuffled(self, order: Sequence[int]) -> Question:
@@ -72,7 +77,7 @@ def retrieved(question: Question, retriever: Retriever) -> Question:
     order = list(range(min(len(question.passages), WEAK_POOL)))
     order += [number for number in question.gold if number not in order]
     random.Random(f"weak {question.id}").shuffle(order)
-    return question.shuffled(order)
+    return replace(question.shuffled(order), ranked=False)
 
 
 def with_distractors(question: Question, pool: Sequence[Passage], count: int) -> Question:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -308,6 +309,16 @@ def test_retrievers_rank_draw_and_fill_up() -> None:
     weak = retrieved(question, "weak")
     assert sorted(weak.passages) == sorted(passages) and weak.passages != passages
     assert weak.passages[weak.gold[0]] == passages[4] and passages[4] in weak.take(2)
+
+
+def test_a_weak_retriever_s_gold_passage_stands_anywhere() -> None:
+    passages = tuple((f"t{n}", "x") for n in range(100))
+    places = Counter(
+        retrieved(Question(str(n), "?", ("a",), passages, gold=(0,)), "weak").take(4).index(passages[0])
+        for n in range(400)
+    )
+    # A quarter at each place, 100 of 400; three standard deviations are 26.
+    assert set(places) == set(range(4)) and all(abs(count - 100) < 30 for count in places.values())
     pool = [("", "says TEXT 4 too"), ("", "a"), ("", "b"), ("", "c")]
     alone = Question("q", "?", ("text 4",), (passages[4],), gold=(0,))
     filled = with_distractors(alone, pool, 3)
