@@ -137,7 +137,7 @@ def _plain(
         loss.item()
     _synchronize()
     seconds = (time.perf_counter() - clock) / steps
-    return _row(task, settings, seconds, float(loss)) | {"micro_batch_size": micro}
+    return _row(task, settings, seconds, float(loss.detach())) | {"micro_batch_size": micro}
 
 
 def _plain_loss(model: RefragModel, context: Tensor, output: Tensor, settings: CptRecipe) -> Tensor:
