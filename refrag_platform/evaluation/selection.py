@@ -37,7 +37,7 @@ from refrag_platform.training.episodes import (
     question_episode,
     window_episode,
 )
-from refrag_platform.training.evidence import answer_chunks
+from refrag_platform.training.evidence import HAS_ANSWER, evidence_levels
 
 # A window has no question. What stands in for it in the choice by similarity: the chunks that end the context.
 QUERY_CHUNKS = 4
@@ -47,7 +47,7 @@ QUERY_CHUNKS = 4
 class JudgedSet:
     """Episodes whose choice of chunks is judged; groups: the document of each; references: a question's answers.
 
-    evidence: flags [L] of the chunks that hold each question's answer, as far as it stands there as it is.
+    evidence: levels [L] of what each chunk is to its question's answer (training/evidence.py).
     """
 
     episodes: list[Episode]
@@ -84,7 +84,7 @@ def judged_questions(
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in read]
         episodes.append(question_episode(model.tokenizer, one, cut, model.chunk_size))
         gold = {one.passages[number] for number in one.gold}
-        evidence.append(answer_chunks(model.tokenizer, read, cut, gold, one.answers))
+        evidence.append(evidence_levels(model.tokenizer, read, cut, gold, one.answers))
     return JudgedSet(episodes, [one.document for one in asked], [one.answers for one in asked], evidence)
 
 
@@ -265,9 +265,10 @@ def _figures(losses: Tensor, episode: Episode, judged: JudgedSet) -> dict[str, f
 
 def _kept_answer(flags: Tensor, judged: JudgedSet, number: int) -> dict[str, float]:
     """Whether choices [draws, L] keep every chunk that holds the answer, the mean over draws; nothing if none does."""
-    if judged.evidence is None or not judged.evidence[number].any():
+    answer = judged.evidence[number] == HAS_ANSWER if judged.evidence else torch.zeros(0)
+    if not answer.any():
         return {}
-    held = flags[:, : len(judged.evidence[number])][:, judged.evidence[number]]
+    held = flags[:, : len(answer)][:, answer]
     return {"answer_kept": float(held.all(1).double().mean())}
 
 

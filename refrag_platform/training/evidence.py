@@ -20,27 +20,28 @@ from refrag_platform.model.segments import Chunks, unchunk
 IN_GOLD, HAS_ANSWER = 1, 2
 
 
-def answer_chunks(
+def evidence_levels(
     tokenizer: PreTrainedTokenizerFast,
     passages: Sequence[Passage],
     cut: Sequence[Chunks],
     gold: Collection[Passage],
     answers: Sequence[str],
 ) -> Tensor:
-    """Flags [L] over the chunks of all passages: True where the first mention of an answer in a passage stands.
+    """Levels [L], int8, of the chunks of all passages: HAS_ANSWER, IN_GOLD, or 0 for those that don't help to answer.
+
+    An answer stands where a passage first mentions it, as far as it does so word for word.
 
     Args:
         cut: the passages in chunks. gold: those that hold the answer; where none is known, a mention in any counts.
     """
     says = mention(answers)
-    return torch.cat(
-        [
-            _mentioned(tokenizer, chunks.token_ids, says)
-            if passage in gold or not gold
-            else torch.zeros(len(chunks.token_ids), dtype=torch.bool)
-            for passage, chunks in zip(passages, cut, strict=True)
-        ]
-    )
+    parts = []
+    for passage, chunks in zip(passages, cut, strict=True):
+        part = torch.full((len(chunks.token_ids),), IN_GOLD if passage in gold else 0, dtype=torch.int8)
+        if passage in gold or not gold:
+            part[_mentioned(tokenizer, chunks.token_ids, says)] = HAS_ANSWER
+        parts.append(part)
+    return torch.cat(parts)
 
 
 def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Pattern[str]) -> Tensor:
@@ -54,24 +55,6 @@ def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Patt
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             flags[number] = start < found.end() and end > found.start()
     return flags
-
-
-def evidence_levels(
-    tokenizer: PreTrainedTokenizerFast,
-    passages: Sequence[Passage],
-    cut: Sequence[Chunks],
-    gold: Collection[Passage],
-    answers: Sequence[str],
-) -> Tensor:
-    """IN_GOLD and HAS_ANSWER, int8 [L], for the chunks of all passages; 0 for those that don't help to answer.
-
-    Without known gold passages the answer's mentions count, wherever they stand.
-    """
-    levels = torch.cat(
-        [torch.full((len(chunks.token_ids),), p in gold) for p, chunks in zip(passages, cut, strict=True)]
-    )
-    found = answer_chunks(tokenizer, passages, cut, gold, answers)
-    return torch.where(found, HAS_ANSWER, levels * IN_GOLD).to(torch.int8)
 
 
 def evidence_loss(logits: Tensor, evidence: Tensor) -> Tensor:

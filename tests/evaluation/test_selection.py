@@ -21,7 +21,7 @@ from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk
 from refrag_platform.project import Project
-from refrag_platform.training.evidence import answer_chunks
+from refrag_platform.training.evidence import HAS_ANSWER, IN_GOLD, evidence_levels
 
 SYSTEMS = ["policy", "random", "low_perplexity", "high_perplexity", "similarity"]
 
@@ -97,13 +97,13 @@ def test_the_answer_s_chunks_are_those_of_its_mention_in_a_gold_passage(model: R
     ]
     cut = [passage_chunks(model.tokenizer, title, text, 4) for title, text in passages]
     first = len(cut[0].token_ids)
-    flags = answer_chunks(model.tokenizer, passages, cut, {passages[1]}, ["Porto-Novo"])
-    assert len(flags) == sum(len(chunks.token_ids) for chunks in cut) and not flags[:first].any()
-    held = torch.cat([chunks.token_ids for chunks in cut])[flags]
+    levels = evidence_levels(model.tokenizer, passages, cut, {passages[1]}, ["Porto-Novo"])
+    assert len(levels) == sum(len(chunks.token_ids) for chunks in cut) and not levels[:first].any()
+    held = torch.cat([chunks.token_ids for chunks in cut])[levels == HAS_ANSWER]
     text = str(model.tokenizer.decode(unchunk(held)))
     assert "Porto-Novo" in text and len(held) < len(cut[1].token_ids) - 1
-    assert answer_chunks(model.tokenizer, passages, cut, set(), ["porto-novo"])[:first].any()
-    assert not answer_chunks(model.tokenizer, passages, cut, {passages[1]}, ["Cotonou"]).any()
+    assert evidence_levels(model.tokenizer, passages, cut, set(), ["porto-novo"])[:first].any()
+    assert evidence_levels(model.tokenizer, passages, cut, {passages[1]}, ["Cotonou"]).max() == IN_GOLD
 
 
 def test_the_command_writes_json_tables_and_a_picture(evaluation_project: Project, tmp_path: Path) -> None:
