@@ -37,7 +37,7 @@ from refrag_platform.training.episodes import (
     question_episode,
     window_episode,
 )
-from refrag_platform.training.evidence import HAS_ANSWER, evidence_levels
+from refrag_platform.training.evidence import HAS_ANSWER, evidence_levels, kept_answers
 
 # A window has no question. What stands in for it in the choice by similarity: the chunks that end the context.
 QUERY_CHUNKS = 4
@@ -265,11 +265,10 @@ def _figures(losses: Tensor, episode: Episode, judged: JudgedSet) -> dict[str, f
 
 def _kept_answer(flags: Tensor, judged: JudgedSet, number: int) -> dict[str, float]:
     """Whether choices [draws, L] keep every chunk that holds the answer, the mean over draws; nothing if none does."""
-    answer = judged.evidence[number] == HAS_ANSWER if judged.evidence else torch.zeros(0)
-    if not answer.any():
+    levels = judged.evidence[number] if judged.evidence else torch.zeros(0)
+    if not (levels == HAS_ANSWER).any():
         return {}
-    held = flags[:, : len(answer)][:, answer]
-    return {"answer_kept": float(held.all(1).double().mean())}
+    return {"answer_kept": float(kept_answers(flags[:, : len(levels)], levels.expand(len(flags), -1)))}
 
 
 def _answer(
