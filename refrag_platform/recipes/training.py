@@ -190,8 +190,9 @@ class PolicyRecipe(TrainingRecipe):
     evidence_steps: int = Field(
         0,
         ge=0,
-        description="first steps: learn to keep the chunks in which the answer stands and those around it, without a "
-        "reward; among many chunks a choice by chance hardly ever has it, and then rewards teach nothing",
+        description="first steps, all of them questions: learn to keep the chunks in which the answer stands and those "
+        "around it, without a reward; among many chunks a choice by chance hardly ever has it, and then rewards teach "
+        "nothing",
     )
     evidence_weight: float = Field(0.0, ge=0, description="weight of that loss beside the reward, in the other steps")
     context_tokens: int = Field(256, ge=8, description="context of one window, a multiple of k")

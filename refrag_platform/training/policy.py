@@ -137,11 +137,12 @@ class PolicyTask(Task):
         # In float32, as the samples were drawn: rounded logits alone would move the ratios.
         with torch.autocast(batch["chunks"].device.type, enabled=False):
             logits = self.policy(**batch["given"])
-        evident = evidence_loss(logits, batch["evidence"])
         if not batch["rewarded"]:
+            evident = evidence_loss(logits, batch["evidence"])
             return evident, {"evidence_loss": evident.detach()}
         loss, figures = self._clipped_loss(logits, batch)
         if self.settings.evidence_weight:
+            evident = evidence_loss(logits, batch["evidence"])
             loss, figures["evidence_loss"] = loss + self.settings.evidence_weight * evident, evident.detach()
         return loss, figures
 
