@@ -9,11 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import EvaluationRecipe
 
+if TYPE_CHECKING:
+    import numpy as np
+
+T = TypeVar("T")
 Passage = tuple[str, str]
 Retriever = Literal["listed", "strong", "weak"]
 RETRIEVERS: tuple[Retriever, ...] = get_args(Retriever)
@@ -99,6 +103,17 @@ def with_distractors(question: Question, pool: Sequence[Passage], count: int) ->
     order = list(range(len(question.passages) + len(added)))
     chance.shuffle(order)
     return replace(question, passages=(*question.passages, *added)).shuffled(order)
+
+
+def arranged(chosen: Sequence[T], listed: Sequence[T], ranked: bool, chance: np.random.Generator) -> list[T]:
+    """Chosen passages (or their numbers) as a retriever listed them, best first, or in random order.
+
+    Those that aren't listed, which no retriever ranked for this question, come last.
+    """
+    if not ranked:
+        return [chosen[number] for number in chance.permutation(len(chosen))]
+    place = {passage: place for place, passage in enumerate(dict.fromkeys(listed))}
+    return sorted(chosen, key=lambda passage: place.get(passage, len(place)))
 
 
 def mention(answers: Sequence[str]) -> re.Pattern[str]:

@@ -13,12 +13,15 @@ import numpy as np
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import passage_text
+from refrag_platform.progress import Progress
 
 if TYPE_CHECKING:
     from refrag_platform.store.retriever import Retriever
 
 # Questions scored against the whole pool at once.
 SCORED_AT_ONCE = 256
+# Passages embedded between two signs of progress.
+ENCODED_AT_ONCE = 1024
 
 
 def ranked(
@@ -35,17 +38,24 @@ def ranked(
         if question.kind == "summary":
             raise RefragError(f"{question.id} asks for a summary, by which no passage can be ranked; leave it out")
     every = list(dict.fromkeys([*pool, *(passage for question in questions for passage in question.passages)]))
-    vectors = retriever.encode([passage_text(*passage) for passage in every])
     top = min(top, len(every))
-    for start in range(0, len(questions), SCORED_AT_ONCE):
-        block = questions[start : start + SCORED_AT_ONCE]
-        scores = retriever.encode([question.question for question in block]) @ vectors.T
-        best = np.argpartition(-scores, top - 1, axis=1)[:, :top]
-        for question, own, found in zip(block, scores, best, strict=True):
-            passages = [every[number] for number in found[np.argsort(-own[found], kind="stable")]]
-            gold = {question.passages[number] for number in question.gold}
-            numbers = tuple(number for number, passage in enumerate(passages) if passage in gold)
-            yield replace(question, passages=tuple(passages), gold=numbers)
+    with Progress("rank", len(every) + len(questions), "texts") as progress:
+        blocks = []
+        for start in range(0, len(every), ENCODED_AT_ONCE):
+            block = every[start : start + ENCODED_AT_ONCE]
+            blocks.append(retriever.encode([passage_text(*passage) for passage in block]))
+            progress.update(len(block), "passages")
+        vectors = np.concatenate(blocks)
+        for start in range(0, len(questions), SCORED_AT_ONCE):
+            asked = questions[start : start + SCORED_AT_ONCE]
+            scores = retriever.encode([question.question for question in asked]) @ vectors.T
+            best = np.argpartition(-scores, top - 1, axis=1)[:, :top]
+            for question, own, found in zip(asked, scores, best, strict=True):
+                passages = [every[number] for number in found[np.argsort(-own[found], kind="stable")]]
+                gold = {question.passages[number] for number in question.gold}
+                numbers = tuple(number for number, passage in enumerate(passages) if passage in gold)
+                yield replace(question, passages=tuple(passages), gold=numbers)
+            progress.update(len(asked), "questions")
 
 
 def whole_documents(questions: Iterable[Question], content: Path, most: int) -> Iterator[Question]:

@@ -13,7 +13,8 @@ RANKED_SHARE = Field(
     ge=0,
     le=1,
     description="share of the questions whose passages stand as they are listed, best first, as a retriever serves "
-    "them; those of the others in random order, so that no place is trusted",
+    "them (`refrag questions rank`); those of the others, and of questions that list nothing beside what holds the "
+    "answer, in random order, so that no place is trusted",
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, Question, mention
+from refrag_platform.corpus.question_files import Passage, Question, arranged, mention
 from refrag_platform.errors import RefragError
 from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
@@ -109,8 +109,10 @@ class QuestionEpisodes:
         question = self.questions[int(random.integers(len(self.questions)))]
         # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
         gold = [question.passages[number] for number in question.gold or (0,)]
-        ranked = self._ranked_share > 0 and random.random() < self._ranked_share
         own = [passage for passage in question.passages if passage not in gold]
+        share = self._ranked_share
+        # Beside passages of other questions alone, which no retriever put there, the gold ones would always come first.
+        ranked = share > 0 and bool(own) and random.random() < share
         order = range(len(own)) if ranked else random.permutation(len(own))
         others = [own[place] for place in order][: max(0, self._passages - len(gold))]
         says = mention(question.answers)
@@ -120,12 +122,7 @@ class QuestionEpisodes:
             passage = self._pool[int(random.integers(len(self._pool)))]
             if passage not in gold and passage not in others and not says.search(passage[1]):
                 others.append(passage)
-        chosen = [*gold, *others]
-        if ranked:
-            listed = {passage: place for place, passage in enumerate(dict.fromkeys(question.passages))}
-            shown = sorted(chosen, key=lambda passage: listed.get(passage, len(listed)))
-        else:
-            shown = [chosen[place] for place in random.permutation(len(chosen))]
+        shown = arranged([*gold, *others], question.passages, ranked, random)
         cut = [self._chunks(passage) for passage in shown]
         episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
         # What is only taken for gold may not hold the answer: then its mentions alone count.

@@ -14,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from refrag_platform.corpus.question_files import Passage, Question, mention, read_passages, read_questions, read_rows
+from refrag_platform.corpus.question_files import (
+    Passage,
+    Question,
+    arranged,
+    mention,
+    read_passages,
+    read_questions,
+    read_rows,
+)
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
@@ -132,18 +140,15 @@ class Examples:
 
         Where the gold isn't known, any passage may hold the answer: no example without one can be made.
         """
-        ranked = self.settings.ranked_share > 0 and random.random() < self.settings.ranked_share
+        share = self.settings.ranked_share
+        # Beside passages of other questions alone, which no retriever put there, the gold ones would always come first.
+        ranked = share > 0 and bool(asked.others) and random.random() < share
         if asked.question.gold and random.random() < self.settings.no_answer_share:
             silent = self._others(asked, wanted, random, ranked, silent=True)
             if silent:
                 return silent, False
         others = self._others(asked, wanted - len(asked.gold), random, ranked, silent=False)
-        passages = [*asked.gold, *others]
-        if ranked:
-            place = {number: place for place, number in enumerate(asked.listed)}
-            # Those of other questions, which no retriever ranked here, come last.
-            return sorted(passages, key=lambda number: place.get(number, len(place))), True
-        return [passages[number] for number in random.permutation(len(passages))], True
+        return arranged([*asked.gold, *others], asked.listed, ranked, random), True
 
     def _others(self, asked: _Asked, wanted: int, random: np.random.Generator, ranked: bool, silent: bool) -> list[int]:
         """Passages that are not gold: the question's own, the first or any of them, then others' and distractors.

@@ -82,6 +82,18 @@ def test_ranked_passages_stand_as_listed_and_strangers_come_last(recipe: Recipe,
     assert len({tuple(texts(shuffled, shuffled.draw(step, 0))) for step in range(40)}) > len(found)
 
 
+def test_where_gold_alone_is_listed_it_stands_anywhere_among_strangers(recipe: Recipe, corpus: Path) -> None:
+    rows = [
+        {"question": f"{n}?", "answers": [f"gold {n}"], "passages": [{"title": "t", "text": f"gold {n}"}], "gold": [0]}
+        for n in range(4)
+    ]
+    (corpus / "questions" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.0, max_passages=3, ranked_share=1.0)
+    examples = Examples(corpus, wanted, seed=0)
+    drawn = [examples.draw(step, 0) for step in range(40)]
+    assert {texts(examples, example).index(example.answer) for example in drawn} == {0, 1, 2}
+
+
 def test_the_answer_is_in_the_passages_or_is_that_there_is_none(recipe: Recipe, corpus: Path) -> None:
     examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.5), seed=0)
     drawn = [examples.draw(0, row) for row in range(60)]

@@ -98,6 +98,15 @@ def test_a_ranked_episode_has_its_passages_as_listed(model: RefragModel, corpus:
     assert all(torch.equal(questions.draw(0, row).chunks, torch.cat(cut)) for row in range(4))
 
 
+def test_where_gold_alone_is_listed_its_chunks_stand_anywhere(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
+    own = str(write_questions(tmp_path / "own.jsonl"))
+    asked = settings(question_share=1.0, questions=[own], passages=3, ranked_share=1.0)
+    questions = policy_task(model, corpus, asked, 0).questions
+    assert questions and all(len(question.passages) == 1 for question in questions.questions)
+    evidence = [questions.draw(0, row).evidence for row in range(20)]
+    assert len({int((levels > 0).nonzero()[0]) for levels in evidence if levels is not None}) > 1
+
+
 def test_training_goes_on_from_a_policy_and_refuses_one_of_another_shape(
     model: RefragModel, corpus: Path, tmp_path: Path
 ) -> None:
