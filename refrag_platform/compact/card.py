@@ -40,6 +40,7 @@ def model_card(
         table(["file", "KiB", "of the change missed"], _files(release)),
         f"{release['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
         "of the model that unpacking makes.",
+        *_controls(recipe, release),
         "## Data",
         "\n".join(f"- {line}" for line in release["data"]),
         "## Training",
@@ -68,6 +69,27 @@ def _files(release: Mapping[str, Any]) -> list[list[str]]:
     return [
         [f"`{name}`", f"{facts['bytes'] / 1024:,.0f}", f"{errors[name]:.1%}" if name in errors else ""]
         for name, facts in release["files"].items()
+    ]
+
+
+def _controls(recipe: Recipe, release: Mapping[str, Any]) -> list[str]:
+    """How the gap recovered is computed, where tuned controls lie beside the model."""
+    systems = [name.partition("/")[2].removesuffix(".safetensors") for name in release["files"] if "/" in name]
+    if not systems:
+        return []
+    unpack = f"refrag weights unpack models/{recipe.name}/release --out"
+    lines = [f"{unpack} unpacked/model"]
+    lines += [f"{unpack} unpacked/controls/{system} --control {system}" for system in systems]
+    lines.append(
+        "refrag evaluate perplexity --model unpacked/model --controls unpacked/controls --documents HELD_OUT "
+        f"--context {recipe.evaluation.context_tokens} --output {recipe.evaluation.output_tokens} --json gap.json"
+    )
+    commands = "\n".join(lines)
+    return [
+        "## Controls",
+        "The decoder, tuned on the same text and asked with these contexts: "
+        f"{', '.join(systems)}. The gap recovered is computed against them:",
+        f"```\n{commands}\n```",
     ]
 
 

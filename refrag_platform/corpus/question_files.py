@@ -105,6 +105,14 @@ def with_distractors(question: Question, pool: Sequence[Passage], count: int) ->
     return replace(question, passages=(*question.passages, *added)).shuffled(order)
 
 
+def keeps_order(share: float, others: Sequence[object], chance: np.random.Generator) -> bool:
+    """Whether a question's passages stand as listed: for a share of those that list `others` beside the gold ones.
+
+    Where nothing else is listed, no retriever ranked, and the gold ones would always come first.
+    """
+    return share > 0 and bool(others) and chance.random() < share
+
+
 def arranged(chosen: Sequence[T], listed: Sequence[T], ranked: bool, chance: np.random.Generator) -> list[T]:
     """Chosen passages (or their numbers) as a retriever listed them, best first, or in random order.
 

@@ -12,9 +12,9 @@ RANKED_SHARE = Field(
     0.0,
     ge=0,
     le=1,
-    description="share of the questions whose passages stand as they are listed, best first, as a retriever serves "
-    "them (`refrag questions rank`); those of the others, and of questions that list nothing beside what holds the "
-    "answer, in random order, so that no place is trusted",
+    description="share of the questions whose passages stand as they are listed: best first, as a retriever serves "
+    "them, in files that `refrag questions rank` wrote; a corpus' own list them in random order. Those of the others, "
+    "and of questions that list nothing beside what holds the answer, stand anywhere, so that no place is trusted",
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, Question, arranged, mention
+from refrag_platform.corpus.question_files import Passage, Question, arranged, keeps_order, mention
 from refrag_platform.errors import RefragError
 from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
@@ -110,9 +110,7 @@ class QuestionEpisodes:
         # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
         gold = [question.passages[number] for number in question.gold or (0,)]
         own = [passage for passage in question.passages if passage not in gold]
-        share = self._ranked_share
-        # Beside passages of other questions alone, which no retriever put there, the gold ones would always come first.
-        ranked = share > 0 and bool(own) and random.random() < share
+        ranked = keeps_order(self._ranked_share, own, random)
         order = range(len(own)) if ranked else random.permutation(len(own))
         others = [own[place] for place in order][: max(0, self._passages - len(gold))]
         says = mention(question.answers)

@@ -18,6 +18,7 @@ from refrag_platform.corpus.question_files import (
     Passage,
     Question,
     arranged,
+    keeps_order,
     mention,
     read_passages,
     read_questions,
@@ -140,13 +141,11 @@ class Examples:
 
         Where the gold isn't known, any passage may hold the answer: no example without one can be made.
         """
-        share = self.settings.ranked_share
-        # Beside passages of other questions alone, which no retriever put there, the gold ones would always come first.
-        ranked = share > 0 and bool(asked.others) and random.random() < share
+        ranked = keeps_order(self.settings.ranked_share, asked.others, random)
         if asked.question.gold and random.random() < self.settings.no_answer_share:
             silent = self._others(asked, wanted, random, ranked, silent=True)
             if silent:
-                return silent, False
+                return arranged(silent, asked.listed, ranked, random), False
         others = self._others(asked, wanted - len(asked.gold), random, ranked, silent=False)
         return arranged([*asked.gold, *others], asked.listed, ranked, random), True
 

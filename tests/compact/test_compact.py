@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from refrag_platform.cli import app
 from refrag_platform.compact.coding import Coding, decode, encode, relative_error
 from refrag_platform.compact.quantization import dequantize, quantize
 from refrag_platform.compact.release import Codings, load_release, model_state, pack, read_manifest, unpack
@@ -139,6 +141,12 @@ def test_a_control_s_decoder_comes_back_near(trained: Path, recipe: Recipe, tmp_
     found, policy = load_release(tmp_path / "release", recipe, BASE, control="full")
     control, base = RefragModel.load(folder), RefragModel.create(recipe, BASE)
     assert policy is None
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "--out unpacked/controls/full --control full" in card
+    for line in (line for line in card.splitlines() if line.startswith("refrag ")):
+        # Every option is understood; what they name is not there.
+        refused = CliRunner().invoke(app, line.split()[1:])
+        assert refused.exit_code != 0 and "Usage:" not in refused.output, refused.output
     error = relative_error(model_state(base), model_state(control), model_state(found))
     assert error < 1 and error == pytest.approx(manifest["relative_errors"]["controls/full.safetensors"], abs=1e-3)
     with pytest.raises(ArtifactError, match=r"no controls/none\.safetensors"):
@@ -151,7 +159,7 @@ def test_the_model_card_tells_what_is_recorded(trained: Path, recipe: Recipe, tm
     pack(trained, recipe, BASE, tmp_path / "release", FINE, results=[result], terms="Trained on X, CC BY 4.0.")
     card = (tmp_path / "release" / "README.md").read_text()
     assert "| refrag, p = 0.1 | 8 | 0.625 | 0.750 |" in card and "questions: dev.jsonl" in card
-    assert "`decoder.safetensors`" in card and recipe.decoder.source in card
+    assert "`decoder.safetensors`" in card and recipe.decoder.source in card and "## Controls" not in card
     assert "## Data\n\n- corpus: factbook\n- corpus: files\n" in card, (
         "what the recipe trains on, where nothing is given"
     )

@@ -10,6 +10,7 @@ import pytest
 
 from refrag_platform.corpus.question_files import Question, read_passages, read_questions
 from refrag_platform.errors import RefragError
+from refrag_platform.evaluation import question_sets
 from refrag_platform.evaluation.question_sets import ranked, whole_documents, write_questions
 from refrag_platform.project import Project
 from refrag_platform.store.retriever import HashedWords
@@ -18,13 +19,16 @@ GOLD = ("Coffee", "Coffee is grown in the hills of Ruritania.")
 ASKED = Question("q", "Where in Ruritania is coffee grown?", ("hills",), (GOLD,), gold=(0,), document="d")
 
 
-def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again() -> None:
+def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = [("Trains", "Trains run every hour."), ("Tea", "Tea is grown in the hills."), ("Zinc", "Zinc melts.")]
     (found,) = ranked([ASKED], pool, HashedWords(), top=3)
     assert found.passages[0] == GOLD and found.gold == (0,) and len(found.passages) == 3
     assert found.passages[1] == pool[1]
-    (lost,) = ranked([replace(ASKED, question="When do trains run?")], pool, HashedWords(), top=1)
-    assert lost.passages == (pool[0],) and lost.gold == ()
+    # However few are read at once.
+    monkeypatch.setattr(question_sets, "ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr(question_sets, "SCORED_AT_ONCE", 1)
+    again, lost = ranked([ASKED, replace(ASKED, question="When do trains run?")], pool, HashedWords(), top=3)
+    assert again == found and lost.passages[0] == pool[0] and lost.gold != (0,)
 
 
 def test_a_corpus_passages_are_a_pool(evaluation_project: Project, tmp_path: Path) -> None:

@@ -94,6 +94,23 @@ def test_where_gold_alone_is_listed_it_stands_anywhere_among_strangers(recipe: R
     assert {texts(examples, example).index(example.answer) for example in drawn} == {0, 1, 2}
 
 
+def test_without_an_answer_passages_stand_anywhere_too(recipe: Recipe, corpus: Path) -> None:
+    texts_listed = ["it is gold", "own"]
+    row = {
+        "question": "What is it?",
+        "answers": ["gold"],
+        "passages": [{"title": "t", "text": text} for text in texts_listed],
+        "gold": [0],
+    }
+    (corpus / "questions" / "train.jsonl").write_text(json.dumps(row) + "\n")
+    (corpus / "more.jsonl").write_text("".join(json.dumps({"title": "s", "text": f"s{n}"}) + "\n" for n in range(3)))
+    wanted = {"tasks": {"rag": 1.0}, "no_answer_share": 0.99, "distractors": [str(corpus / "more.jsonl")]}
+    examples = Examples(corpus, settings(recipe, **wanted, max_passages=3), seed=0)
+    drawn = [examples.draw(step, 0) for step in range(60)]
+    silent = [texts(examples, example) for example in drawn if example.answer == NO_ANSWER]
+    assert {given.index("own") for given in silent} == {0, 1, 2}
+
+
 def test_the_answer_is_in_the_passages_or_is_that_there_is_none(recipe: Recipe, corpus: Path) -> None:
     examples = Examples(corpus, settings(recipe, tasks={"rag": 1.0}, no_answer_share=0.5), seed=0)
     drawn = [examples.draw(0, row) for row in range(60)]
