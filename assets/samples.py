@@ -6,6 +6,7 @@ Made by the process that made the artifact, where the device is; samples.json li
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from refrag_platform.project import Project
 if TYPE_CHECKING:
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.segments import Prompt
+    from refrag_platform.store.relevance import PassageRelevance
 
 FILE_NAME = "samples.json"
 SAMPLES, CHUNKS, ANSWER_TOKENS = 6, 4, 32
@@ -49,7 +51,13 @@ def write_samples(project: Project, stage: str, model: str) -> None:
 
     bundle = load_bundle(str(project.content(stage, model)))
     corpus = project.content("corpus", model)
-    rows = _rebuilt(bundle, corpus, stage == "cpt") if stage in REBUILT else _answered(bundle, corpus)
+    if stage in REBUILT:
+        rows = _rebuilt(bundle, corpus, stage == "cpt")
+    else:
+        from refrag_platform.store.relevance import relevance_for
+
+        base = project.recipe_path(model).parent
+        rows = _answered(bundle, corpus, relevance_for(bundle.policy, project.recipe(model), base, bundle.model.device))
     partial = target.with_name(f"{FILE_NAME}.partial")
     partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
     partial.replace(target)
@@ -75,7 +83,7 @@ def _rebuilt(bundle: Bundle, corpus: Path, after_cpt: bool) -> list[dict[str, st
     return rows
 
 
-def _answered(bundle: Bundle, corpus: Path) -> list[dict[str, str]]:
+def _answered(bundle: Bundle, corpus: Path, relevance: PassageRelevance | None) -> list[dict[str, str]]:
     """Held-out questions, the passages as vectors but for the share of chunks that the policy keeps."""
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.model.prompts import content_ids, passage_chunks, rag_prompt
@@ -84,6 +92,9 @@ def _answered(bundle: Bundle, corpus: Path) -> list[dict[str, str]]:
     model, rows = bundle.model, []
     for question in read_questions(corpus / "questions" / "validation.jsonl", SAMPLES):
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in question.passages]
+        if relevance:
+            found = relevance.of(question.question, question.passages)
+            cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
         asked = content_ids(model.tokenizer, question.question)
         read = expand(model, cut, bundle.share_kept, bundle.policy, question=asked)
         prompt = rag_prompt(model.tokenizer, question.question, read)

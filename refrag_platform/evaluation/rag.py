@@ -36,6 +36,7 @@ from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.progress import Progress
+from refrag_platform.store.relevance import PassageRelevance
 
 SCORES = ("exact_match", "f1", "rouge_l")
 # Questions whose prompts are made before they are answered, in batches.
@@ -94,6 +95,7 @@ def evaluate_rag(
     systems: Sequence[System] = DEFAULT_SYSTEMS,
     controls: Mapping[PlainSystem, Path] | None = None,
     untuned: PreTrainedModel | None = None,
+    relevance: PassageRelevance | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 1,
     seed: int = 0,
@@ -106,6 +108,7 @@ def evaluate_rag(
     Args:
         share_kept: p of the rows that every evaluation has. shares: further ones, each with rows of its own.
         untuned: the decoder before any training here, needed for the system `untuned` alone.
+        relevance: what a policy is told of the passages that reads it; without, it does without.
         batch_size: prompts answered at once; above 1 the time to first token is null.
     """
     readers = Readers(
@@ -113,6 +116,7 @@ def evaluate_rag(
         policy,
         {system: load_control(folder, like=model) for system, folder in (controls or {}).items()},
         None if untuned is None else RefragModel(model.encoder, model.projection, untuned, model.tokenizer),
+        relevance,
     )
     wanted = readings(systems, passages, list(dict.fromkeys([share_kept, *shares])))
     found = {reading: Scores(reading) for reading in wanted}
@@ -143,6 +147,7 @@ def answer_items(
     passages: int,
     share_kept: float,
     max_new_tokens: int,
+    relevance: PassageRelevance | None = None,
     seed: int = 0,
 ) -> ItemSet:
     """Exact match and F1 of every question for refrag alone, as `evaluate_rag` finds them."""
@@ -153,6 +158,7 @@ def answer_items(
         passages=[passages],
         share_kept=share_kept,
         systems=["refrag"],
+        relevance=relevance,
         max_new_tokens=max_new_tokens,
         seed=seed,
     ).items

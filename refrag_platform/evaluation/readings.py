@@ -17,7 +17,7 @@ truncated, plain and pruned have as many tokens as REFRAG's passages take positi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -30,6 +30,7 @@ from refrag_platform.model.prompts import INSTRUCTIONS, as_turns, content_ids, p
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, Text, prompt_length, unchunk
 from refrag_platform.model.selection import expand, with_vectors
+from refrag_platform.store.relevance import PassageRelevance
 
 System = Literal["full", "none", "truncated", "plain", "pruned", "refrag", "refrag_wrong", "untuned"]
 SYSTEMS: tuple[System, ...] = get_args(System)
@@ -47,12 +48,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readers:
-    """Who answers: the model; for plain text the tuned controls where there are any; the untuned decoder."""
+    """Who answers: the model; for plain text the tuned controls where there are any; the untuned decoder.
+
+    relevance: what the policy is told of the passages, if it reads that.
+    """
 
     model: RefragModel
     policy: PolicyNetwork | None
     controls: Mapping[str, RefragModel]
     untuned: RefragModel | None = None
+    relevance: PassageRelevance | None = None
 
     def of(self, system: System) -> RefragModel:
         """The reader of a system's prompts."""
@@ -88,8 +93,9 @@ def prompts(
     """The prompt of each reading, with the length of the full context's; none of refrag_wrong without `wrong`."""
     model = readers.model
     most = max((reading.passages for reading in wanted), default=0)
-    own = _encoded(model, question.take(most))
-    other = _encoded(model, wrong.take(most)) if wrong and any(r.system == "refrag_wrong" for r in wanted) else None
+    own, other = _encoded(readers, question, question.take(most)), None
+    if wrong and any(reading.system == "refrag_wrong" for reading in wanted):
+        other = _encoded(readers, question, wrong.take(most))
     asked = content_ids(model.tokenizer, question.question)
     kept: dict[tuple[int, float], list[Chunks]] = {}
     for reading in wanted:
@@ -135,9 +141,13 @@ def other_question(questions: Sequence[Question], number: int) -> Question | Non
 
 
 @torch.inference_mode()
-def _encoded(model: RefragModel, passages: Sequence[Passage]) -> dict[Passage, Chunks]:
+def _encoded(readers: Readers, question: Question, passages: Sequence[Passage]) -> dict[Passage, Chunks]:
     """Each passage cut into chunks with their vectors, none of them kept as tokens."""
+    model = readers.model
     cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
+    if readers.relevance and question.question:
+        found = readers.relevance.of(question.question, passages)
+        cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
     return dict(zip(passages, with_vectors(model, cut), strict=True))
 
 

@@ -7,7 +7,7 @@ paired; intervals resample documents. The paper's own gain is 0.005 to 0.03 nats
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, unchunk
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.progress import Progress
+from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.episodes import (
     Episode,
@@ -63,11 +64,17 @@ def judged_windows(model: RefragModel, windows: Windows) -> JudgedSet:
 
 
 def judged_questions(
-    model: RefragModel, questions: Sequence[Question], passages: int, distractors: Sequence[Passage] | None = None
+    model: RefragModel,
+    questions: Sequence[Question],
+    passages: int,
+    distractors: Sequence[Passage] | None = None,
+    relevance: PassageRelevance | None = None,
 ) -> JudgedSet:
     """Questions over as many passages, each judged by how well its first answer is predicted.
 
-    Args: distractors: what fills up questions with fewer passages; default: the passages of the other questions.
+    Args:
+        distractors: what fills up questions with fewer passages; default: the passages of the other questions.
+        relevance: what policies are told that read it.
 
     Raises:
         RefragError: no question has both an answer and passages.
@@ -82,6 +89,9 @@ def judged_questions(
         if len(read) < passages:
             read = with_distractors(one, pool, passages).passages
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in read]
+        if relevance:
+            found = relevance.of(one.question, read)
+            cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
         episodes.append(question_episode(model.tokenizer, one, cut, model.chunk_size))
         gold = {one.passages[number] for number in one.gold}
         evidence.append(evidence_levels(model.tokenizer, read, cut, gold, one.answers))
@@ -119,8 +129,9 @@ def evaluate_selection(
 
     random: the mean over `draws`. low_perplexity, high_perplexity: the chunks that the model's decoder, reading the
     context as text, finds least or most surprising first. similarity: those nearest to the question by the chunk
-    encoder's vectors, their mean over the context taken off; in a window, nearest to its last chunks. last (windows):
-    the end of the context. oracle: chunk by chunk the one that most helps the tokens that are judged.
+    encoder's vectors, their mean over the context taken off; in a window, nearest to its last chunks. relevance: the
+    passages that the retriever finds nearest, each from its start, where a policy is told that. last (windows): the end
+    of the context. oracle: chunk by chunk the one that most helps the tokens that are judged.
 
     Args:
         policies: by the name that their rows get.
@@ -215,6 +226,8 @@ def _rankings(
         surprise[row, 0, :count] = sums / lengths
     scores |= {"random": chance, "low_perplexity": -surprise, "high_perplexity": surprise}
     scores["similarity"] = _similarity(model, episodes, vectors)[:, None]
+    if any(policy.reads_relevance for policy in policies.values()) and batch["relevance"].isfinite().any():
+        scores["relevance"] = (batch["relevance"].nan_to_num().cpu() - 1e-6 * torch.arange(most))[:, None]
     if not any(one.question for one in episodes):
         scores["last"] = torch.arange(most).float().expand(rows, 1, most)
     return scores

@@ -22,6 +22,7 @@ from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
+from refrag_platform.store.relevance import relevance_for
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
@@ -60,6 +61,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         _questions(context, base),
         passages=settings.passages,
         share_kept=bundle.share_kept,
+        relevance=relevance_for(bundle.policy, recipe, base, bundle.model.device),
         # The controls are trained by CPT and answer no questions: the fine-tuned decoder itself reads the plain text.
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,

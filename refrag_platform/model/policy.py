@@ -5,7 +5,7 @@ another without replacement, masking those already picked, is a Plackett-Luce dr
 top-T' sample it, and its log-probability is a sum of masked log-softmax terms.
 
 The paper's policy sees the chunks alone. Beside it stands one that is given the question too, cut into chunks and
-encoded like any text (ours).
+encoded like any text, and one that is also told how near a retriever found each passage to it (both ours).
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ NEIGHBOURHOODS = (0, 4, 8)
 # Of the mean variance, added to each direction's: what hardly varies must not decide.
 HELD_BACK = 1e-3
 LIKENESS = {"center", "metric", "likeness.weight", "lift.weight"}
+# Of a chunk's passage: relevance in units of the context's spread, below the best one's, and whether it is known.
+RELEVANCE_FEATURES = 3
+RELEVANCE = {"relevance.weight", "relevance_lift.weight"}
 
 
 class PolicyNetwork(nn.Module):
@@ -39,10 +42,20 @@ class PolicyNetwork(nn.Module):
     is about the same thing is then a matter of one layer. It starts from how alike question and chunks are in the
     metric that `fit` takes from vectors of training, by itself and in its neighbourhood: what many chunks have in
     common counts little, as frequent words do in a search. Without a question such a policy reads the chunks alone.
+
+    With `relevance` it is also given, for each chunk, how near a retriever found its passage to the question: passages
+    are told apart far better by vectors of whole sentences than by those of a few tokens. It starts from that, too.
     """
 
     def __init__(
-        self, vector_dim: int, hidden_size: int, layers: int, heads: int, share_kept: float, query: Query = "none"
+        self,
+        vector_dim: int,
+        hidden_size: int,
+        layers: int,
+        heads: int,
+        share_kept: float,
+        query: Query = "none",
+        relevance: bool = False,
     ) -> None:
         super().__init__()
         self.share_kept = share_kept
@@ -52,6 +65,7 @@ class PolicyNetwork(nn.Module):
             "layers": layers,
             "heads": heads,
             "query": query,
+            "relevance": relevance,
         }
         self.norm = nn.LayerNorm(vector_dim)
         self.inner = nn.Linear(vector_dim, hidden_size)
@@ -81,6 +95,12 @@ class PolicyNetwork(nn.Module):
             self.metric: Tensor
             self.register_buffer("center", torch.zeros(vector_dim))
             self.register_buffer("metric", torch.zeros(vector_dim, vector_dim))
+        if relevance:
+            self.relevance = nn.Linear(RELEVANCE_FEATURES, 1, bias=False)
+            self.relevance_lift = nn.Linear(RELEVANCE_FEATURES, hidden_size, bias=False)
+            with torch.no_grad():
+                self.relevance.weight.copy_(torch.eye(1, RELEVANCE_FEATURES))
+            nn.init.zeros_(self.relevance_lift.weight)
 
     @torch.no_grad()
     def fit(self, vectors: Tensor) -> None:
@@ -103,21 +123,30 @@ class PolicyNetwork(nn.Module):
         """Whether a question changes its choice."""
         return self.settings["query"] == "question"
 
+    @property
+    def reads_relevance(self) -> bool:
+        """Whether a retriever's view of the passages changes its choice."""
+        return bool(self.settings["relevance"])
+
     def forward(
         self,
         vectors: Tensor,
         mask: Tensor | None = None,
         question: Tensor | None = None,
         question_mask: Tensor | None = None,
+        relevance: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, L] for vectors [B, L, dim]; mask [B, L] is True at real chunks, the others get -inf.
 
         Args:
             question: [B, Q, dim], the vectors of the question's chunks; a policy that reads none ignores them.
             question_mask: [B, Q], True at real ones (None: all); a row may have none.
+            relevance: [B, L], how near each chunk's passage is to the question by a retriever's unit vectors, NaN where
+                that isn't known (None: nowhere); a policy that reads none ignores it.
         """
         content = self._content(vectors)
         states, seen, matched = content + _positions(content), mask, None
+        chunks = torch.ones_like(content[..., 0], dtype=torch.bool) if mask is None else mask
         if self.reads_question:
             if question is None:
                 # Masked, it changes nothing; but every weight has a gradient, which data-parallel training asks for.
@@ -126,13 +155,16 @@ class PolicyNetwork(nn.Module):
                 question_mask = torch.ones_like(question[..., 0], dtype=torch.bool)
             asked = self._content(question) * question_mask[..., None]
             states = torch.cat([asked + _positions(asked) + self.question_mark, states], 1)
-            chunks = torch.ones_like(content[..., 0], dtype=torch.bool) if mask is None else mask
             seen = torch.cat([question_mask, chunks], 1)
             mean = asked.sum(1) / question_mask.sum(1, keepdim=True).clamp(min=1)
             likeness = self._likeness(vectors, chunks, question, question_mask)
             matched = (content @ self.match(mean)[..., None])[..., 0] * content.shape[-1] ** -0.5
             matched = matched + self.likeness(likeness)[..., 0]
             states[:, -content.shape[1] :] += self.lift(likeness)
+        if self.reads_relevance:
+            told = _relevance_features(relevance, chunks)
+            states[:, -content.shape[1] :] += self.relevance_lift(told)
+            matched = self.relevance(told)[..., 0] + (0.0 if matched is None else matched)
         states = self.layers(states, src_key_padding_mask=None if seen is None else ~seen)
         logits = self.head(states[:, -content.shape[1] :])[..., 0].float()
         if matched is not None:
@@ -188,6 +220,17 @@ def _positions(states: Tensor) -> Tensor:
     rates = torch.exp(torch.arange(half, device=states.device) * (-math.log(10_000.0) / half))
     angles = torch.arange(length, device=states.device)[:, None] * rates
     return nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width - 2 * half)).to(states.dtype)
+
+
+def _relevance_features(relevance: Tensor | None, chunks: Tensor) -> Tensor:
+    """[B, L, 3] of relevance [B, L], NaN where unknown: standardized, below the best, known; 0 where unknown."""
+    if relevance is None:
+        return torch.zeros(*chunks.shape, RELEVANCE_FEATURES, device=chunks.device)
+    known = chunks & ~relevance.isnan()
+    values = relevance.nan_to_num()
+    best = values.masked_fill(~known, -math.inf).amax(1, keepdim=True)
+    below = (values - best).masked_fill(~known, 0.0)
+    return torch.stack([_standardized(values, known), below, known.to(values.dtype)], -1)
 
 
 def _blurred(values: Tensor, mask: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ sequence. `lay_out` turns prompts into the index tensors from which `RefragModel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -28,12 +28,14 @@ class Chunks:
     """A passage cut into chunks, some of them kept as tokens.
 
     token_ids: [n, k], the last row padded with -1. keep: [n] bool, True = expanded to its tokens (default:
-    none). vectors: [n, dim] from the store; None = encoded when needed.
+    none). vectors: [n, dim] from the store; None = encoded when needed. relevance: how near a retriever found the
+    passage to the question, None if it isn't known.
     """
 
     token_ids: Tensor
     keep: Tensor = field(default=None)  # type: ignore[assignment]
     vectors: Tensor | None = None
+    relevance: float | None = None
 
     def __post_init__(self) -> None:
         if self.keep is None:
@@ -45,7 +47,7 @@ class Chunks:
 
     def kept(self, keep: Tensor) -> Chunks:
         """The same passage with other chunks expanded."""
-        return Chunks(self.token_ids, keep, self.vectors)
+        return replace(self, keep=keep)
 
 
 Prompt = Sequence[Text | Chunks]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ def with_vectors(model: RefragModel, passages: Sequence[Chunks]) -> list[Chunks]
     if not missing:
         return list(passages)
     vectors = iter(model.encode(torch.cat([p.token_ids for p in missing])).split([len(p.token_ids) for p in missing]))
-    return [p if p.vectors is not None else Chunks(p.token_ids, p.keep, next(vectors)) for p in passages]
+    return [p if p.vectors is not None else replace(p, vectors=next(vectors)) for p in passages]
 
 
 @torch.no_grad()
@@ -67,7 +69,15 @@ def policy_scores(
 ) -> Tensor:
     """The policy's logit of every chunk of all passages in order, [L]."""
     vectors = [p.vectors for p in with_vectors(model, passages) if p.vectors is not None]
-    asked = None
+    asked, relevance = None, None
     if policy.reads_question and question:
         asked = model.encode(chunk_tokens(question, model.chunk_size))[None]
-    return policy(torch.cat([v.to(model.device) for v in vectors])[None], question=asked)[0]
+    if policy.reads_relevance:
+        relevance = chunk_relevance(passages).to(model.device)[None]
+    return policy(torch.cat([v.to(model.device) for v in vectors])[None], question=asked, relevance=relevance)[0]
+
+
+def chunk_relevance(passages: Sequence[Chunks]) -> Tensor:
+    """Each passage's relevance for each of its chunks, [L]; NaN where it isn't known."""
+    values = torch.tensor([math.nan if p.relevance is None else p.relevance for p in passages], dtype=torch.float32)
+    return values.repeat_interleave(torch.tensor([len(passage.token_ids) for passage in passages]))

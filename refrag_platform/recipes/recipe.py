@@ -61,6 +61,11 @@ class Recipe(Section):
                 f"policy.continue_from is {self.policy.continue_from!r}, cpt.continue_from {self.cpt.continue_from!r}: "
                 "a policy reads the vectors of its own encoder, so take both from the release, or train the policy"
             )
+        if self.policy.relevance not in (None, self.chunks.retriever):
+            raise ValueError(
+                f"policy.relevance is {self.policy.relevance!r}, chunks.retriever {self.chunks.retriever!r}: when "
+                "served, passages are found by the store's; name the same"
+            )
         return self
 
     def section(self, name: str) -> dict[str, Any]:

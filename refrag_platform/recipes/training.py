@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from refrag_platform.recipes.base import Section, Share
+from refrag_platform.recipes.sources import check_source
 
 RANKED_SHARE = Field(
     0.0,
@@ -186,7 +187,15 @@ class PolicyRecipe(TrainingRecipe):
         default_factory=list,
         description="question files (rows id, question, answers, passages, gold) beside the corpus' own",
     )
+    relevance: Annotated[str, check_source("hash")] | None = Field(
+        None,
+        description="a retriever, that of the chunk store (`chunks.retriever`): the policy is told, too, how near it "
+        "finds each passage to the question; in some of the episodes it isn't, so that it can do without",
+    )
     passages: int = Field(8, ge=2, description="passages of a question's episode: the gold ones among distractors")
+    min_passages: int | None = Field(
+        None, ge=2, description="if set, each step's episodes have from so many up to `passages`, drawn at random"
+    )
     ranked_share: Share = RANKED_SHARE
     evidence_steps: int = Field(
         0,
@@ -211,8 +220,15 @@ class PolicyRecipe(TrainingRecipe):
             raise ValueError("query is 'question' and question_share 0: the policy would never see one; raise it")
         if not self.question_share:
             self.refuse_idle(
-                "question_share is 0", "questions", "passages", "ranked_share", "evidence_steps", "evidence_weight"
+                "question_share is 0",
+                *("questions", "passages", "min_passages", "ranked_share", "evidence_steps", "evidence_weight"),
             )
+        if self.relevance and self.query != "question":
+            raise ValueError(
+                f"relevance is {self.relevance!r}, but query is 'none': nothing is near to no question; set query"
+            )
+        if self.min_passages and self.min_passages > self.passages:
+            raise ValueError(f"min_passages is {self.min_passages}, more than passages ({self.passages}); lower it")
         if self.evidence_steps > self.steps:
             raise ValueError(f"evidence_steps is {self.evidence_steps}, more than all steps ({self.steps}); lower it")
         if self.evidence_steps == self.steps:

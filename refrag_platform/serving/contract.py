@@ -30,7 +30,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage to read. The store's bring token_ids [n, k] and vectors [n, dim]; others are encoded."""
+    """A passage to read. The store's bring token_ids [n, k] and vectors [n, dim]; others are encoded.
+
+    relevance: how near the retriever finds it to the question that brought it.
+    """
 
     id: str
     title: str
@@ -38,6 +41,7 @@ class Passage:
     score: float | None = None
     token_ids: Tensor | None = None
     vectors: Tensor | None = None
+    relevance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import copy
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,13 +25,14 @@ from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.decoding.scheduler import Scheduler
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, passage_text, rag_prompt, stop_ids
 from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Usage
 from refrag_platform.serving.generation import Generation
+from refrag_platform.store.relevance import relevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
 
@@ -207,18 +209,30 @@ class Engine:
             )
         if not passages:
             return []
-        chunks = [self._chunks(passage) for passage in passages]
+        chunks = [self._chunks(passage) for passage in self._told(passages, share, question)]
         with self._reading:
             asked = content_ids(self.bundle.model.tokenizer, question)
         return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
 
+    def _told(self, passages: Sequence[Passage], share: float, question: str) -> Sequence[Passage]:
+        """The passages with their relevance, for a policy that is told it and has a choice; without a store as sent."""
+        policy = self.bundle.policy
+        if policy is None or not policy.reads_relevance or share in (0, 1) or self.store is None:
+            return passages
+        if all(passage.relevance is not None for passage in passages):
+            return passages
+        texts = [passage_text(passage.title, passage.text) for passage in passages]
+        asked, *vectors = self.store.retriever.encode([question, *texts])
+        return [replace(passage, relevance=relevance(asked, v)) for passage, v in zip(passages, vectors, strict=True)]
+
     def _chunks(self, passage: Passage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
         if passage.token_ids is not None and passage.vectors is not None:
-            return Chunks(passage.token_ids, vectors=passage.vectors)
+            return Chunks(passage.token_ids, vectors=passage.vectors, relevance=passage.relevance)
         model = self.bundle.model
         with self._reading:
-            return passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
+            cut = passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
+        return replace(cut, relevance=passage.relevance)
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._writer.decode(token_ids, skip_special_tokens=True))
@@ -250,7 +264,7 @@ class Engine:
 
 def _passage(hit: Hit) -> Passage:
     token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
-    return Passage(hit.id, hit.title, hit.text, float(hit.score), token_ids, vectors)
+    return Passage(hit.id, hit.title, hit.text, float(hit.score), token_ids, vectors, hit.relevance)
 
 
 def _snippet(text: str) -> str:

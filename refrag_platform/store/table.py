@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
+from refrag_platform.store.relevance import relevance
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.versioning.digest import folder_digest
 
@@ -40,7 +41,10 @@ PASSAGE_COLUMNS = ["id", "document_id", "title", "text", "chunk_start", "chunk_c
 
 @dataclass(frozen=True)
 class Hit:
-    """A retrieved passage with its chunks: token_ids [n, k] int32, -1 = padding; vectors [n, dim] float16."""
+    """A retrieved passage with its chunks: token_ids [n, k] int32, -1 = padding; vectors [n, dim] float16.
+
+    relevance: how near it is to the query that found it by retrieval vectors alone (store/relevance.py).
+    """
 
     id: str
     document_id: str
@@ -49,6 +53,7 @@ class Hit:
     score: float
     token_ids: NDArray[np.int32]
     vectors: NDArray[np.float16]
+    relevance: float | None = None
 
 
 class ChunkStore:
@@ -108,7 +113,7 @@ class ChunkStore:
             words = self._passages.search(query, query_type="fts", fts_columns=["title", "text"])
             lists.append(words.select(["id", "_score"]).limit(wanted).to_list())
         ranked = fuse([[row["id"] for row in rows] for rows in lists])[:k]
-        return self._hits(ranked)
+        return self._hits(ranked, vector)
 
     def passage(self, passage_id: str) -> Hit:
         """The passage with this id, score 1.
@@ -121,17 +126,27 @@ class ChunkStore:
             raise RefragError(f"the store has no passage {passage_id!r}")
         return hits[0]
 
-    def _hits(self, ranked: Sequence[tuple[str, float]]) -> list[Hit]:
+    def _hits(self, ranked: Sequence[tuple[str, float]], query: NDArray[np.float32] | None = None) -> list[Hit]:
         """Passages by id, in the order given, with their chunks; one take from each table."""
         if not ranked:
             return []
         names = ", ".join("'" + name.replace("'", "''") + "'" for name, _ in ranked)
-        found = self._passages.search().where(f"id IN ({names})").select(PASSAGE_COLUMNS).limit(len(ranked)).to_list()
+        columns = PASSAGE_COLUMNS if query is None else [*PASSAGE_COLUMNS, "retrieval_vector"]
+        found = self._passages.search().where(f"id IN ({names})").select(columns).limit(len(ranked)).to_list()
         rows = {row["id"]: row for row in found}
         present = [(rows[name], score) for name, score in ranked if name in rows]
         chunks = self._take([(row["chunk_start"], row["chunk_count"]) for row, _ in present])
         return [
-            Hit(row["id"], row["document_id"], row["title"], row["text"], score, token_ids, vectors)
+            Hit(
+                row["id"],
+                row["document_id"],
+                row["title"],
+                row["text"],
+                score,
+                token_ids,
+                vectors,
+                None if query is None else relevance(query, np.asarray(row["retrieval_vector"], np.float32)),
+            )
             for (row, score), (token_ids, vectors) in zip(present, chunks, strict=True)
         ]
 

@@ -6,6 +6,7 @@ reward and `refrag evaluate selection` read the same batches with the same code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +21,8 @@ from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots
-from refrag_platform.model.selection import encode_chunks
+from refrag_platform.model.selection import chunk_relevance, encode_chunks
+from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.core.losses import token_losses
@@ -31,6 +33,8 @@ from refrag_platform.training.evidence import evidence_levels
 POSITIONS_AT_ONCE = 1 << 16
 # Rows of questions differ in length: few shapes reach the GPU.
 LENGTH_STEP = 32
+# Of the episodes of a policy that is told relevance, those that it must do without it.
+UNTOLD_SHARE = 0.2
 # Draws for each distractor wanted; passages that give the answer away are passed over.
 DRAWS = 20
 
@@ -41,6 +45,7 @@ class Episode:
 
     question: what the policy is told beside the chunks, if it asks; for a window there is none.
     evidence: levels [L] of what each chunk is to the answer (training/evidence.py), where that is known.
+    relevance: [L], how near a retriever finds each chunk's passage to the question, where it was asked.
     """
 
     chunks: Tensor
@@ -49,6 +54,7 @@ class Episode:
     after: list[int] = field(default_factory=list)
     question: list[int] = field(default_factory=list)
     evidence: Tensor | None = None
+    relevance: Tensor | None = None
 
 
 def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> Episode:
@@ -60,7 +66,10 @@ def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> E
 def question_episode(
     tokenizer: PreTrainedTokenizerFast, question: Question, passages: Sequence[Chunks], chunk_size: int
 ) -> Episode:
-    """A question over cut passages, in the one prompt of fine-tuning and serving; its first answer is judged."""
+    """A question over cut passages, in the one prompt of fine-tuning and serving; its first answer is judged.
+
+    Passages that bring their relevance are told to the policy with it.
+    """
     prompt = rag_prompt(tokenizer, question.question, [], as_turns(question.history))
     before, after = [part.token_ids for part in prompt if isinstance(part, Text)]
     return Episode(
@@ -69,7 +78,18 @@ def question_episode(
         before,
         after,
         content_ids(tokenizer, question.question),
+        relevance=chunk_relevance(passages),
     )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A question, the passages to show and those of them that hold its answer; told: with their relevance."""
+
+    question: Question
+    shown: list[Passage]
+    gold: list[Passage]
+    told: bool
 
 
 class QuestionEpisodes:
@@ -83,11 +103,15 @@ class QuestionEpisodes:
         chunk_size: int,
         seed: int,
         ranked_share: float = 0.0,
+        min_passages: int | None = None,
+        relevance: PassageRelevance | None = None,
     ) -> None:
         """
         Args:
             passages: in each episode, unless its own gold ones are more.
             ranked_share: of the episodes, those whose passages stand as listed, best first.
+            min_passages: if given, the number of passages is drawn for each step, from this up to `passages`.
+            relevance: what the policy is told of the passages, in most of the episodes.
 
         Raises:
             RefragError: no question has both an answer and passages.
@@ -100,11 +124,23 @@ class QuestionEpisodes:
             )
         self._pool = list({passage: None for question in self.questions for passage in question.passages})
         self._tokenizer, self._chunk_size, self._seed, self._passages = tokenizer, chunk_size, seed, passages
-        self._ranked_share = ranked_share
+        self._ranked_share, self._min_passages, self._relevance = ranked_share, min_passages or passages, relevance
         self._cut: dict[Passage, Chunks] = {}
 
     def draw(self, step: int, row: int) -> Episode:
         """The episode of one row of a step's batch."""
+        return self.draws(step, [row])[0]
+
+    def draws(self, step: int, rows: Sequence[int]) -> list[Episode]:
+        """The episodes of these rows of a step's batch."""
+        count = int(np.random.default_rng([self._seed, 8, step]).integers(self._min_passages, self._passages + 1))
+        drawn = [self._pick(step, row, count) for row in rows]
+        if self._relevance:
+            asked = [one for one in drawn if one.told]
+            self._relevance.learn([one.question.question for one in asked], [p for one in asked for p in one.shown])
+        return [self._episode(one) for one in drawn]
+
+    def _pick(self, step: int, row: int, count: int) -> _Drawn:
         random = np.random.default_rng([self._seed, 5, step, row])
         question = self.questions[int(random.integers(len(self.questions)))]
         # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
@@ -112,20 +148,27 @@ class QuestionEpisodes:
         own = [passage for passage in question.passages if passage not in gold]
         ranked = keeps_order(self._ranked_share, own, random)
         order = range(len(own)) if ranked else random.permutation(len(own))
-        others = [own[place] for place in order][: max(0, self._passages - len(gold))]
+        others = [own[place] for place in order][: max(0, count - len(gold))]
         says = mention(question.answers)
-        for _ in range(DRAWS * self._passages):
-            if len(gold) + len(others) >= self._passages:
+        for _ in range(DRAWS * count):
+            if len(gold) + len(others) >= count:
                 break
             passage = self._pool[int(random.integers(len(self._pool)))]
             if passage not in gold and passage not in others and not says.search(passage[1]):
                 others.append(passage)
         shown = arranged([*gold, *others], question.passages, ranked, random)
-        cut = [self._chunks(passage) for passage in shown]
-        episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
+        told = self._relevance is not None and random.random() >= UNTOLD_SHARE
         # What is only taken for gold may not hold the answer: then its mentions alone count.
-        known = gold if question.gold else ()
-        return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, known, question.answers))
+        return _Drawn(question, shown, gold if question.gold else [], told)
+
+    def _episode(self, drawn: _Drawn) -> Episode:
+        question, shown = drawn.question, drawn.shown
+        cut = [self._chunks(passage) for passage in shown]
+        if drawn.told and self._relevance:
+            found = self._relevance.of(question.question, shown)
+            cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
+        episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
+        return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, drawn.gold, question.answers))
 
     def _chunks(self, passage: Passage) -> Chunks:
         if passage not in self._cut:
@@ -138,8 +181,9 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
     A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
     there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
-    evidence [B, L]: levels, 0 where none is known; kept [B]: T' of each row; labels [B, o]: the tokens that are
-    judged, padded with -1, which end the row's slots; length: most positions of a row with T' chunks kept.
+    evidence [B, L]: levels, 0 where none is known; relevance [B, L], NaN where it isn't known; kept [B]: T' of each
+    row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots; length: most positions
+    of a row with T' chunks kept.
     """
     counts = [len(one.chunks) for one in episodes]
     kept = [budget(count, share) for count in counts]
@@ -149,6 +193,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
     owners = torch.full_like(slots, -1)
     chunks = torch.full((rows, most, chunk_size), PAD)
     evidence = torch.zeros((rows, most), dtype=torch.int8)
+    relevance = torch.full((rows, most), math.nan)
     labels = torch.full((rows, max(len(one.output) for one in episodes)), PAD)
     questions = [chunk_tokens(one.question, chunk_size) for one in episodes]
     question = torch.full((rows, max(map(len, questions)), chunk_size), PAD)
@@ -163,6 +208,8 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         labels[row, : len(one.output)] = torch.tensor(one.output)
         if one.evidence is not None:
             evidence[row, : counts[row]] = one.evidence
+        if one.relevance is not None:
+            relevance[row, : counts[row]] = one.relevance
         question[row, : len(questions[row])] = questions[row]
     length = max(t + n + own * (chunk_size - 1) for t, n, own in zip(texts, counts, kept, strict=True))
     if min(counts) < most or min(texts) < max(texts) or any(one.after for one in episodes):
@@ -173,6 +220,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         "chunks": chunks,
         "question": question,
         "evidence": evidence,
+        "relevance": relevance,
         "kept": torch.tensor(kept),
         "most_kept": max(kept),
         "labels": labels,
@@ -182,8 +230,9 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
-    """What the policy is called with: vectors, where there are chunks, and the questions if it reads them."""
+    """What the policy is called with: vectors, where there are chunks, questions and relevance if it reads them."""
     given: dict[str, Tensor | None] = {"vectors": vectors, "mask": None, "question": None, "question_mask": None}
+    given["relevance"] = batch["relevance"] if policy.reads_relevance else None
     if batch["padded"]:
         given["mask"] = batch["chunks"][..., 0] != PAD
     if policy.reads_question and batch["question"].shape[1]:

@@ -8,7 +8,8 @@ same examples: all passages as text, none of them, or their last tokens. Run: `r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.loading import default_device
 from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import content_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -26,6 +28,7 @@ from refrag_platform.model.segments import PAD, Text, pack_slots
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import FinetunedRecipe
 from refrag_platform.stages import STAGES, StageContext
+from refrag_platform.store.relevance import PassageRelevance, relevance_for
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
@@ -35,7 +38,7 @@ from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import System
-from refrag_platform.training.examples import Examples
+from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
@@ -48,7 +51,7 @@ WINDOWS = 2048
 class _Row:
     """One sequence: ids before the passages, the passages' chunks in the table, ids after them, and the answer's.
 
-    question: its ids, for a policy that reads them.
+    question: its ids, for a policy that reads them. relevance: of each chunk's passage, for one that is told it.
     """
 
     before: list[int]
@@ -56,6 +59,7 @@ class _Row:
     after: list[int]
     answer: list[int]
     question: list[int]
+    relevance: NDArray[np.float32] | None = None
 
 
 class FinetunedTask(Task):
@@ -73,10 +77,12 @@ class FinetunedTask(Task):
         examples: Examples,
         system: System = "refrag",
         windows: Windows | None = None,
+        relevance: PassageRelevance | None = None,
     ) -> None:
         """
         Args:
             policy: expands chunks in half of the prompts; without one none is expanded. A control has none.
+            relevance: what a policy is told that reads it.
             windows: of text to continue, each a context and its output; needed where `settings.text_share` asks for it.
         """
         super().__init__()
@@ -88,7 +94,7 @@ class FinetunedTask(Task):
         if system != "refrag":
             model.projection.requires_grad_(False)
         prepare_decoder(model, settings, examples.seed)
-        self._policy = [policy]
+        self._policy, self._relevance = [policy], relevance
         self._tokenizer = cast(PreTrainedTokenizerFast, _Remembering(model.tokenizer))
         # Drawn once, as all passages lie in one table.
         self._windows = windows.batch(0, 0, WINDOWS).numpy() if windows else np.empty((0, 0), np.int64)
@@ -102,8 +108,13 @@ class FinetunedTask(Task):
         # Every other sequence of the run, however it is cut into micro-batches and over ranks.
         shares = [share if (step + micro * size + row) % 2 == 0 else 0.0 for row in rows]
         continues = np.random.default_rng([self.examples.seed, 9, step]).random() < self.settings.text_share
-        draw = self._text_row if continues else self._row
-        made = [draw(step, micro * size + row, own) for row, own in zip(rows, shares, strict=True)]
+        numbers = [micro * size + row for row in rows]
+        if continues:
+            made = [self._text_row(step, number, own) for number, own in zip(numbers, shares, strict=True)]
+        else:
+            examples = [self.examples.draw(step, number) for number in numbers]
+            self._embed([one for one, own in zip(examples, shares, strict=True) if own])
+            made = [self._row(one, own) for one, own in zip(examples, shares, strict=True)]
         k = self.model.chunk_size
         counts = np.array([len(row.chunks) for row in made])
         kept = np.array([budget(int(count), own) for count, own in zip(counts, shares, strict=True)])
@@ -111,6 +122,7 @@ class FinetunedTask(Task):
         slots = np.full((len(made), int((texts + counts * k).max())), PAD, np.int64)
         owners = np.full_like(slots, -1)
         chunk_rows = np.full((len(made), max(1, int(counts.max()))), -1, np.int64)
+        relevance = np.full(chunk_rows.shape, np.nan, np.float32)
         asked = np.full((len(made), max(1, *(-(-len(row.question) // k) for row in made)) * k), PAD, np.int64)
         for number, row in enumerate(made):
             start, end = len(row.before), len(row.before) + len(row.chunks) * k
@@ -119,6 +131,8 @@ class FinetunedTask(Task):
             slots[number, end : end + len(row.after) + len(row.answer)] = [*row.after, *row.answer]
             owners[number, start:end] = np.repeat(np.arange(len(row.chunks)), k)
             chunk_rows[number, : len(row.chunks)] = row.chunks
+            if row.relevance is not None:
+                relevance[number, : len(row.chunks)] = row.relevance
             asked[number, : len(row.question)] = row.question
         answers = [row.answer for row in made]
         # A kept chunk may be partial, and the prompt shorter than this.
@@ -129,6 +143,7 @@ class FinetunedTask(Task):
             "kept": torch.from_numpy(kept),
             "counts": torch.from_numpy(counts),
             "chunk_rows": chunk_rows,
+            "relevance": torch.from_numpy(relevance),
             "asked": torch.from_numpy(asked.reshape(len(made), -1, k)),
             "expanded": bool(kept.any()),
             "length": -(-longest // LENGTH_STEP) * LENGTH_STEP,
@@ -143,8 +158,14 @@ class FinetunedTask(Task):
         output = self._windows[number, self.settings.context_tokens :].tolist()
         return self._read([self.model.start_token_id], [len(self.examples.passages) + number], [], output, [], share)
 
-    def _row(self, step: int, row: int, share: float) -> _Row:
-        example, tokenizer = self.examples.draw(step, row), self._tokenizer
+    def _embed(self, examples: Sequence[Example]) -> None:
+        """What the policy will be told of these, embedded together."""
+        if self._relevance:
+            passages = [self.examples.passages[number] for one in examples for number in one.passages]
+            self._relevance.learn([one.question for one in examples], passages)
+
+    def _row(self, example: Example, share: float) -> _Row:
+        tokenizer = self._tokenizer
         kind = "summary" if example.task == "summarization" else "answer"
         before, after = [
             part.token_ids
@@ -152,7 +173,13 @@ class FinetunedTask(Task):
             if isinstance(part, Text)
         ]
         answer = [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
-        return self._read(before, example.passages, after, answer, content_ids(tokenizer, example.question), share)
+        row = self._read(before, example.passages, after, answer, content_ids(tokenizer, example.question), share)
+        # A summary has no question that a passage could be near to.
+        if not share or not self._relevance or not example.question:
+            return row
+        found = self._relevance.of(example.question, [self.examples.passages[number] for number in example.passages])
+        lengths = [len(self._table.rows([number])) for number in example.passages]
+        return replace(row, relevance=np.repeat(np.array(found, np.float32), lengths))
 
     def _read(
         self,
@@ -189,7 +216,8 @@ class FinetunedTask(Task):
             vectors = self._vectors.of(chunk_rows)
         keep = torch.zeros_like(real)
         if policy and vectors is not None:
-            logits = policy.to(slots.device)(vectors, real, *self._asked(batch["asked"], policy))
+            told = batch["relevance"] if policy.reads_relevance else None
+            logits = policy.to(slots.device)(vectors, real, *self._asked(batch["asked"], policy), told)
             rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             keep = rank < batch["kept"][:, None]
         batch["token_ids"], batch["chunk_index"], positions = pack_slots(slots, owners, keep, batch["length"])
@@ -277,12 +305,11 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
     policy = PolicyNetwork.load(context.inputs["policy"])
     corpus, seed = context.inputs["corpus"], context.recipe.seed
     examples = Examples(corpus, settings, seed, context.project.root)
-    summary = train(
-        FinetunedTask(model, policy, settings, examples, windows=text_windows(corpus, settings, model, seed)),
-        settings,
-        context.work,
-        f"finetuned of {context.recipe.name}",
-    )
+    windows = text_windows(corpus, settings, model, seed)
+    base = context.project.recipe_path(context.recipe.name).parent
+    relevance = relevance_for(policy, context.recipe, base, default_device())
+    task = FinetunedTask(model, policy, settings, examples, windows=windows, relevance=relevance)
+    summary = train(task, settings, context.work, f"finetuned of {context.recipe.name}")
     if is_main():
         policy.cpu().save(context.out)
     return finish(context, model, summary)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from refrag_platform.compact.start import take_over_release
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.loading import default_device
 from refrag_platform.model.policy import (
     PolicyNetwork,
     budget,
@@ -35,6 +36,8 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
+from refrag_platform.store.relevance import PassageRelevance
+from refrag_platform.store.retriever import load_retriever
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.precision import autocast
@@ -94,7 +97,7 @@ class PolicyTask(Task):
         asks = asks or np.random.default_rng([self.seed, 6, step]).random() < self.settings.question_share
         if asks and self.questions:
             rows = range(rank * size // world, (rank + 1) * size // world)
-            return [self.questions.draw(step, micro * size + row) for row in rows]
+            return self.questions.draws(step, [micro * size + row for row in rows])
         assert self.windows is not None
         tokens = self.windows.batch(step, micro, size, rank, world)
         return [window_episode(row, self.settings.context_tokens, self.model) for row in tokens]
@@ -188,12 +191,14 @@ def policy_task(
     seed: int,
     root: Path = Path(),
     start: PolicyNetwork | None = None,
+    relevance: PassageRelevance | None = None,
 ) -> PolicyTask:
     """The task over a corpus' training split and questions, with a fresh policy; one that reads questions is fitted.
 
     Args:
         root: question files of the recipe are relative to it.
-        start: a policy to go on from, instead of a fresh one.
+        start: a policy to go on from, instead of a fresh one; `relevance` may be new to it.
+        relevance: what a policy is told that reads it.
 
     Raises:
         RecipeError: the budget keeps no chunk of a window, or all of them; `start` is a network of another kind.
@@ -217,7 +222,14 @@ def policy_task(
             files.insert(0, own)
         asked = [question for file in files for question in read_questions(file)]
         questions = QuestionEpisodes(
-            model.tokenizer, asked, settings.passages, model.chunk_size, seed, settings.ranked_share
+            model.tokenizer,
+            asked,
+            settings.passages,
+            model.chunk_size,
+            seed,
+            settings.ranked_share,
+            settings.min_passages,
+            relevance if settings.relevance else None,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -228,6 +240,7 @@ def policy_task(
             settings.heads,
             settings.share_kept,
             settings.query,
+            settings.relevance is not None,
         )
     if start:
         policy = _as_set(start, policy)
@@ -238,13 +251,16 @@ def policy_task(
 
 def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
     """The network that the recipe describes, with the weights of `start`."""
-    if start.settings != fresh.settings:
-        odd = next(name for name, value in fresh.settings.items() if start.settings[name] != value)
+    weights = start.state_dict()
+    alike = fresh.settings | ({} if start.reads_relevance else {"relevance": False})
+    if start.settings != alike:
+        odd = next(name for name, value in alike.items() if start.settings[name] != value)
         raise RecipeError(
             f"the policy to go on from is another network than the recipe's: its {odd} is {start.settings[odd]!r}, not "
             f"{fresh.settings[odd]!r}; set policy.query, layers, hidden_size and heads as it was trained"
         )
-    fresh.load_state_dict(start.state_dict())
+    # What `start` was never told is where a fresh policy starts.
+    fresh.load_state_dict(fresh.state_dict() | weights)
     return fresh
 
 
@@ -260,7 +276,13 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     if context.recipe.policy.continue_from == SHIPPED:
         return take_over_release(context)
     model, recipe = load_model(context, "cpt"), context.recipe
-    task = policy_task(model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root)
+    relevance = None
+    if recipe.policy.relevance:
+        base = context.project.recipe_path(recipe.name).parent
+        relevance = PassageRelevance(load_retriever(recipe.policy.relevance, base, default_device()))
+    task = policy_task(
+        model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root, relevance=relevance
+    )
     summary = train(task, recipe.policy, context.work, f"policy of {recipe.name}")
     if is_main():
         task.policy.save(context.out)

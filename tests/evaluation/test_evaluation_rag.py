@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,19 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Passage, Question, read_questions, retrieved, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import generate_batch
 from refrag_platform.evaluation.pruning import pruned, self_information
 from refrag_platform.evaluation.rag import evaluate_rag
-from refrag_platform.evaluation.readings import System
+from refrag_platform.evaluation.readings import Readers, Reading, System, prompts
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, prompt_length, unchunk
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
+from refrag_platform.store.relevance import PassageRelevance
+from refrag_platform.store.retriever import HashedWords
 
 ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_tokens", "ttft_ms"]
 
@@ -325,3 +330,43 @@ def test_a_weak_retriever_s_gold_passage_stands_anywhere() -> None:
     assert len(filled.passages) == 3 and filled.passages[filled.gold[0]] == passages[4]
     assert pool[0] not in filled.passages and with_distractors(alone, pool, 3) == filled
     assert with_distractors(alone, pool, 1) == alone
+
+
+def test_a_policy_is_told_how_near_the_question_s_passages_are(model: RefragModel, questions: list[Question]) -> None:
+    policy = PolicyNetwork(model.vector_dim, 32, 1, 2, 0.25, "question", relevance=True).eval()
+    nearest = Question("q", "Where is coffee grown?", ("x",), (("", "Zinc melts."), ("", "Coffee is grown here.")))
+    kept = {}
+    for told in (None, PassageRelevance(HashedWords())):
+        readers = Readers(model, policy, {}, relevance=told)
+        (made,) = prompts(readers, nearest, None, [Reading("refrag", 2, 0.3)], torch.Generator())
+        kept[told is not None] = [int(part.keep.sum()) for part in made[1] if isinstance(part, Chunks)]
+    assert kept[True][0] == 0 < kept[True][1] == sum(kept[False]) and kept[False][0] > 0
+    wrong = evaluate_rag(
+        model,
+        policy,
+        questions[:2],
+        passages=[2],
+        share_kept=0.25,
+        systems=["refrag", "refrag_wrong"],
+        relevance=PassageRelevance(HashedWords()),
+        max_new_tokens=2,
+    )
+    assert len(wrong.rows) == 2
+
+
+def test_the_recipe_names_the_retriever_of_relevance_and_without_it_there_is_none(
+    evaluation_project: Project, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(evaluation_project.content("finetuned", "tiny"), tmp_path / "model")
+    dim = RefragModel.load(folder).vector_dim
+    PolicyNetwork(dim, 32, 1, 2, 0.25, "question", relevance=True).save(folder)
+    asked = str(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
+    rag = ["evaluate", "rag", "--model", str(folder), "--questions", asked, "--limit", "2", "--passages", "2"]
+    rag += ["--systems", "refrag", "--max-new-tokens", "2", "--json", str(tmp_path / "rag.json")]
+    refused = CliRunner().invoke(app, rag)
+    assert refused.exit_code == 2 and "name it by --recipe" in " ".join(refused.output.split())
+    recipe = str(evaluation_project.recipe_path("tiny"))
+    for options, told in ((["--recipe", recipe], True), (["--no-relevance"], False)):
+        run = CliRunner().invoke(app, [*rag, *options])
+        assert run.exit_code == 0, run.output
+        assert json.loads((tmp_path / "rag.json").read_text())["relevance"] == told

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Question, read_passages, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation import question_sets
@@ -32,6 +34,17 @@ def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again(mon
     monkeypatch.setattr(question_sets, "SCORED_AT_ONCE", 1)
     again, other = ranked([ASKED, asked_else], pool, HashedWords(), top=3)
     assert again == found and other.passages[:1] == lost.passages
+
+
+def test_questions_whose_gold_is_not_found_can_be_left_out(tmp_path: Path) -> None:
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text(json.dumps({"title": "Trains", "text": "Trains run every hour."}) + "\n")
+    write_questions(tmp_path / "asked.jsonl", [ASKED, replace(ASKED, id="lost", question="When do trains run?")])
+    rank = ["questions", "rank", "--questions", str(tmp_path / "asked.jsonl"), "--pool", str(pool), "--top", "1"]
+    rank += ["--retriever", "hash", "--found-only", "--out", str(tmp_path / "out.jsonl")]
+    run = CliRunner().invoke(app, rank)
+    assert run.exit_code == 0 and "1 left out" in run.output, run.output
+    assert [question.id for question in read_questions(tmp_path / "out.jsonl")] == ["q"]
 
 
 def test_a_corpus_passages_are_a_pool(evaluation_project: Project, tmp_path: Path) -> None:

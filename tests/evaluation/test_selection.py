@@ -21,6 +21,8 @@ from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk
 from refrag_platform.project import Project
+from refrag_platform.store.relevance import PassageRelevance
+from refrag_platform.store.retriever import HashedWords
 from refrag_platform.training.evidence import HAS_ANSWER, IN_GOLD, evidence_levels
 
 SYSTEMS = ["policy", "random", "low_perplexity", "high_perplexity", "similarity"]
@@ -88,6 +90,20 @@ def test_questions_are_judged_by_their_answers(
     assert all(row["answer_log_perplexity"][1] is not None for row in found["differences"])
     with pytest.raises(RefragError, match="nothing to choose"):
         judged_questions(model, [asked[0].__class__("1", "?", (), ())], passages=2)
+
+
+def test_what_the_retriever_finds_nearest_is_a_choice_beside_a_policy_that_is_told_it(
+    model: RefragModel, evaluation_project: Project
+) -> None:
+    asked = read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")[:3]
+    policy = PolicyNetwork(model.vector_dim, 32, 1, 2, 0.25, "question", relevance=True).eval()
+    for told in (None, PassageRelevance(HashedWords())):
+        judged = judged_questions(model, asked, 3, relevance=told)
+        found = evaluate_selection(model, {"policy": policy}, judged, shares=[0.25], batch_size=2)
+        rows = {row["system"]: row for row in found["rows"]}
+        assert ("relevance" in rows) == (told is not None)
+    # A fresh policy starts from just that, beside how alike single chunks are.
+    assert rows["relevance"]["answer_log_perplexity"] is not None
 
 
 def test_the_answer_s_chunks_are_those_of_its_mention_in_a_gold_passage(model: RefragModel) -> None:

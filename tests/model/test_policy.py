@@ -178,3 +178,43 @@ def test_the_neighbourhood_of_a_likely_chunk_is_likely_too() -> None:
     with torch.no_grad():
         logits = policy(chunks, mask, question)[0]
     assert logits.argmax() == 10 and logits[11] > logits[16] > logits[35]
+
+
+def test_a_policy_that_is_told_relevance_starts_from_it_and_does_without(tmp_path: Path) -> None:
+    policy = PolicyNetwork(8, 16, 1, 2, 0.25, "question", relevance=True).eval()
+    vectors, question = torch.randn(2, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+    told = torch.tensor([[0.1, 0.1, 0.7, 0.7, 0.3, 0.3]])
+    with torch.no_grad():
+        scores = policy(vectors, question=question, relevance=told)
+        untold = policy(vectors, question=question)
+        assert torch.equal(policy(vectors, question=question, relevance=torch.full_like(told, torch.nan)), untold)
+    assert policy.reads_relevance and set(select(scores - untold, None, 1 / 3)[0].nonzero()[:, 0].tolist()) == {2, 3}
+    policy.save(tmp_path)
+    loaded = PolicyNetwork.load(tmp_path)
+    torch.testing.assert_close(loaded(vectors, question=question, relevance=told), scores)
+
+
+def test_relevance_is_read_where_it_is_known_and_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    policy = PolicyNetwork(8, 16, 1, 2, 0.25, "question", relevance=True).eval()
+    for weight in (policy.relevance.weight, policy.relevance_lift.weight, policy.head[1].weight):
+        torch.nn.init.normal_(weight)
+    vectors = torch.randn(1, 4, 8)
+    told = torch.tensor([[0.2, torch.nan, 0.5, 0.5]])
+    with torch.no_grad():
+        scores = policy(vectors, relevance=told)
+        padded = policy(
+            torch.cat([vectors, torch.ones(1, 2, 8)], 1),
+            torch.tensor([[True] * 4 + [False] * 2]),
+            relevance=torch.cat([told, torch.tensor([[9.0, torch.nan]])], 1),
+        )
+    assert scores.isfinite().all()
+    torch.testing.assert_close(padded[:, :4], scores, atol=1e-5, rtol=1e-5)
+
+
+def test_a_policy_from_before_there_was_relevance_reads_none(tmp_path: Path) -> None:
+    PolicyNetwork(8, 16, 2, 2, 0.25, "question").save(tmp_path)
+    settings = json.loads((tmp_path / "policy.json").read_text())
+    assert settings.pop("relevance") is False
+    (tmp_path / "policy.json").write_text(json.dumps(settings))
+    assert not PolicyNetwork.load(tmp_path).reads_relevance

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from refrag_platform.model.generate import generate
+from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import rag_prompt, stop_ids
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
@@ -188,3 +189,18 @@ def test_earlier_turns_are_part_of_the_prompt(engine: Engine) -> None:
     history = [Message("user", "Hello"), Message("assistant", "Hello to you"), *QUESTION]
     short, long = engine.start(QUESTION).usage, engine.start(history).usage
     assert long.prompt_positions > short.prompt_positions
+
+
+def test_a_policy_that_is_told_relevance_has_the_store_s(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = PolicyNetwork(engine.bundle.model.vector_dim, 32, 1, 2, 0.25, "question", relevance=True).eval()
+    monkeypatch.setattr(engine, "bundle", dataclasses.replace(engine.bundle, policy=policy))
+    question = QUESTION[0].content
+    found = engine.retrieve(question, 3)
+    sent = [Passage(passage.id, passage.title, passage.text) for passage in found]
+    stored, embedded = (engine._expand(passages, 0.25, question) for passages in (found, sent))
+    assert [part.relevance for part in stored] == [part.relevance for part in embedded]
+    assert [part.keep.tolist() for part in stored] == [part.keep.tolist() for part in embedded]
+    # The passage about Peru is nearest, and takes all that is kept.
+    assert [bool(part.keep.any()) for part in stored] == [True, False, False]
+    monkeypatch.setattr(engine, "store", None)
+    assert [part.relevance for part in engine._expand(sent, 0.25, question)] == [None] * 3

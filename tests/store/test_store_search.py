@@ -13,6 +13,7 @@ import torch
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store import ChunkStore, table
+from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from refrag_platform.store.table import fuse
 from refrag_platform.versioning.digest import folder_digest
@@ -150,3 +151,12 @@ def test_fusion_adds_reciprocal_ranks_and_breaks_ties_by_name() -> None:
     fused = fuse([["b", "a"], ["a", "c"]])
     assert fused == [("a", 1 / 62 + 1 / 61), ("b", 1 / 61), ("c", 1 / 62)]
     assert [name for name, _ in fuse([["y"], ["x"]])] == ["x", "y"]
+
+
+def test_a_hit_s_relevance_is_what_embedding_it_now_gives(store: ChunkStore) -> None:
+    question = "Where do trains run?"
+    hits = store.search(question, 3)
+    assert hits
+    expected = PassageRelevance(store.retriever).of(question, [(hit.title, hit.text) for hit in hits])
+    assert [hit.relevance for hit in hits] == expected
+    assert store.passage(hits[0].id).relevance is None

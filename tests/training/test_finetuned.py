@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, Text, lay_out, unchunk
 from refrag_platform.model.selection import expand
 from refrag_platform.recipes import FinetunedRecipe, Recipe
+from refrag_platform.store.relevance import PassageRelevance
+from refrag_platform.store.retriever import HashedWords
 from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.cpt import System
@@ -37,14 +40,22 @@ def examples(settings: FinetunedRecipe, tmp_path: Path) -> Examples:
     return Examples(write_questions(tmp_path / "corpus"), settings, seed=0)
 
 
-@pytest.fixture(params=["none", "question"])
+@pytest.fixture(params=["none", "question", "relevance"])
 def policy(model: RefragModel, request: pytest.FixtureRequest) -> PolicyNetwork:
     torch.manual_seed(0)
-    network = PolicyNetwork(model.vector_dim, 32, 2, 2, 0.4, request.param).eval()
+    query, told = "none" if request.param == "none" else "question", request.param == "relevance"
+    network = PolicyNetwork(model.vector_dim, 32, 2, 2, 0.4, query, told).eval()  # type: ignore[arg-type]
     torch.nn.init.normal_(network.get_parameter("head.1.weight"))
-    if request.param == "question":
+    if network.reads_question:
         torch.nn.init.normal_(network.match.weight)
+    if told:
+        torch.nn.init.constant_(network.relevance.weight, 30.0)
     return network
+
+
+@pytest.fixture
+def relevance(policy: PolicyNetwork) -> PassageRelevance | None:
+    return PassageRelevance(HashedWords()) if policy.reads_relevance else None
 
 
 def ready(task: FinetunedTask, step: int = 0) -> Batch:
@@ -53,11 +64,20 @@ def ready(task: FinetunedTask, step: int = 0) -> Batch:
     return batch
 
 
-def wanted(task: FinetunedTask, policy: PolicyNetwork | None, step: int, row: int) -> tuple[Prompt, list[int]]:
+def wanted(
+    task: FinetunedTask,
+    policy: PolicyNetwork | None,
+    step: int,
+    row: int,
+    relevance: PassageRelevance | None = None,
+) -> tuple[Prompt, list[int]]:
     """An example's prompt as evaluation and serving would make it, and its answer."""
     model, example = task.model, task.examples.draw(step, row)
     tokenizer, k = model.tokenizer, model.chunk_size
     passages = [passage_chunks(tokenizer, *task.examples.passages[number], k) for number in example.passages]
+    if relevance:
+        told = relevance.of(example.question, [task.examples.passages[number] for number in example.passages])
+        passages = [replace(chunks, relevance=value) for chunks, value in zip(passages, told, strict=True)]
     if policy is not None:
         share = policy.share_kept if (step + row) % 2 == 0 else 0.0
         passages = expand(model, passages, share, policy, question=content_ids(tokenizer, example.question))
@@ -65,12 +85,23 @@ def wanted(task: FinetunedTask, policy: PolicyNetwork | None, step: int, row: in
     return prompt, [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
 
 
+def kept(prompt: Prompt) -> list[list[bool]]:
+    return [part.keep.tolist() for part in prompt if isinstance(part, Chunks)]
+
+
 def test_a_batch_reads_what_evaluation_and_serving_read(
-    model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+    model: RefragModel,
+    policy: PolicyNetwork,
+    relevance: PassageRelevance | None,
+    settings: FinetunedRecipe,
+    examples: Examples,
 ) -> None:
-    task = FinetunedTask(model, policy, settings, examples)
+    task = FinetunedTask(model, policy, settings, examples, relevance=relevance)
     batch = ready(task, step=3)
-    whole = [wanted(task, policy, 3, row) for row in range(ROWS)]
+    whole = [wanted(task, policy, 3, row, relevance) for row in range(ROWS)]
+    if relevance:
+        untold = [wanted(task, policy, 3, row) for row in range(ROWS)]
+        assert [kept(prompt) for prompt, _ in whole] != [kept(prompt) for prompt, _ in untold]
     layout = lay_out([[*prompt, Text(answer)] for prompt, answer in whole], model.chunk_size, "right")
     length = layout.token_ids.shape[1]
     assert batch["token_ids"].shape[1] >= length and not batch["token_ids"][:, length:].any()

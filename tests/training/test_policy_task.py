@@ -15,6 +15,8 @@ from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk
 from refrag_platform.recipes import PolicyRecipe
+from refrag_platform.store.relevance import PassageRelevance
+from refrag_platform.store.retriever import HashedWords
 from refrag_platform.training.core.loop import TrainingInterrupted, train
 from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.policy import policy_task
@@ -56,6 +58,8 @@ def test_a_budget_that_leaves_nothing_to_choose_is_refused(model: RefragModel, c
 def test_a_policy_that_would_never_see_a_question_is_refused() -> None:
     with pytest.raises(ValidationError, match="never see one"):
         settings(query="question")
+    with pytest.raises(ValidationError, match="nothing is near to no question"):
+        settings(relevance="hash")
 
 
 def test_questions_come_from_the_corpus_and_from_the_recipe_s_files(
@@ -120,6 +124,12 @@ def test_training_goes_on_from_a_policy_and_refuses_one_of_another_shape(
     assert task.policy.share_kept == 0.25
     with pytest.raises(RecipeError, match="its heads is 2, not 4"):
         policy_task(model, corpus, asked.model_copy(update={"heads": 4}), 0, start=start)
+    # What the passages' relevance says is new to it.
+    told = policy_task(model, corpus, asked.model_copy(update={"relevance": "hash"}), 0, start=start).policy
+    assert told.reads_relevance and told.relevance.weight.any()
+    assert all(torch.equal(told.state_dict()[name], tensor) for name, tensor in start.state_dict().items())
+    with pytest.raises(RecipeError, match="its relevance is True, not False"):
+        policy_task(model, corpus, asked, 0, start=told)
 
 
 def test_first_steps_learn_from_evidence_alone_and_then_rewards_come(
@@ -166,10 +176,10 @@ def test_windows_and_questions_mix_and_a_resumed_run_goes_on_as_one_that_was_not
     model: RefragModel, corpus: Path, tmp_path: Path
 ) -> None:
     write_questions(corpus / "questions" / "train.jsonl")
-    wanted = settings(query="question", question_share=0.5, passages=3)
+    wanted = settings(query="question", question_share=0.5, passages=3, min_passages=2, relevance="hash")
 
     def run(work: Path, **options: int) -> dict[str, torch.Tensor]:
-        task = policy_task(model, corpus, wanted, 0)
+        task = policy_task(model, corpus, wanted, 0, relevance=PassageRelevance(HashedWords()))
         asked = [task.batch(step, 0, 4, 0, 1)["question"].shape[1] > 0 for step in range(wanted.steps)]
         assert any(asked) and not all(asked)
         train(task, wanted, work, "policy", **options)  # type: ignore[arg-type]
@@ -181,7 +191,32 @@ def test_windows_and_questions_mix_and_a_resumed_run_goes_on_as_one_that_was_not
         run(tmp_path / "stopped", stop_after=3)
     resumed = run(tmp_path / "stopped")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert whole["policy.match.weight"].any()
+    assert whole["policy.match.weight"].any() and whole["policy.relevance_lift.weight"].any()
+
+
+def test_most_episodes_say_how_near_each_chunk_s_passage_is(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
+    own = str(write_questions(tmp_path / "own.jsonl"))
+    asked = settings(query="question", question_share=1.0, questions=[own], passages=3, relevance="hash")
+    questions = policy_task(model, corpus, asked, 0, relevance=PassageRelevance(HashedWords())).questions
+    assert questions
+    drawn = questions.draws(0, range(60))
+    assert torch.equal(questions.draw(0, 7).chunks, drawn[7].chunks)
+    told = [one.relevance for one in drawn if one.relevance is not None and one.relevance.isfinite().all()]
+    unknown = [one for one in drawn if one.relevance is not None and one.relevance.isnan().all()]
+    assert len(told) + len(unknown) == 60 and 30 < len(told) < 60
+    assert all(len(values.unique()) > 1 for values in told)
+
+
+def test_the_number_of_passages_is_drawn_for_each_step(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
+    own = str(write_questions(tmp_path / "own.jsonl"))
+    asked = settings(question_share=1.0, questions=[own], passages=5, min_passages=2)
+    questions = policy_task(model, corpus, asked, 0).questions
+    assert questions
+    counts = [{len(one.chunks) for one in questions.draws(step, range(4))} for step in range(12)]
+    # Every passage is one of the questions' own, of as many chunks.
+    assert all(len(lengths) == 1 for lengths in counts) and len(set.union(*counts)) > 2
+    with pytest.raises(ValidationError, match="min_passages is 6, more than passages"):
+        settings(question_share=1.0, passages=5, min_passages=6)
 
 
 def test_a_policy_that_reads_questions_has_the_metric_of_the_passages_chunks(

@@ -1,0 +1,60 @@
+"""How near a retriever finds passages to a question: what a policy may be told beside the chunks (ours).
+
+Rounded, so that texts which were embedded beside others, or by a store, say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from refrag_platform.corpus.question_files import Passage
+from refrag_platform.model.policy import PolicyNetwork
+from refrag_platform.model.prompts import passage_text
+from refrag_platform.recipes import Recipe
+from refrag_platform.store.retriever import Retriever, load_retriever
+
+DECIMALS = 3
+
+
+class PassageRelevance:
+    """The dot product of question and passage by a retriever's unit vectors; every text is embedded once."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self._vectors: dict[str, NDArray[np.float32]] = {}
+
+    def learn(self, questions: Sequence[str], passages: Sequence[Passage]) -> None:
+        """Embed what will be asked for, together: far faster than one after another."""
+        texts = [*questions, *(passage_text(*passage) for passage in passages)]
+        new = list(dict.fromkeys(text for text in texts if text not in self._vectors))
+        if new:
+            self._vectors.update(zip(new, self._retriever.encode(new), strict=True))
+
+    def of(self, question: str, passages: Sequence[Passage]) -> list[float]:
+        """The relevance of each passage, -1 to 1."""
+        self.learn([question], passages)
+        asked = self._vectors[question]
+        return [relevance(asked, self._vectors[passage_text(*passage)]) for passage in passages]
+
+
+def relevance(question: NDArray[np.float32], passage: NDArray[np.float32]) -> float:
+    """The relevance of two unit vectors."""
+    return round(float(question @ passage), DECIMALS)
+
+
+def relevance_for(
+    policy: PolicyNetwork | None, recipe: Recipe, base: Path, device: torch.device | str
+) -> PassageRelevance | None:
+    """What a policy that reads relevance is to be told, by the recipe's retriever; None for any other policy.
+
+    Args: base: the recipe's folder, for `path:` sources.
+    """
+    if policy is None or not policy.reads_relevance:
+        return None
+    # A policy out of a release may be told what the recipe says nothing of.
+    return PassageRelevance(load_retriever(recipe.policy.relevance or recipe.chunks.retriever, base, device))
