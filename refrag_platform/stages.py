@@ -21,7 +21,11 @@ SHIPPED = "release"
 RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
 TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
-RELEVANCE_CODE = ("refrag_platform/store/relevance.py", "refrag_platform/store/retriever.py")
+RELEVANCE_CODE = (
+    "refrag_platform/store/content.py",
+    "refrag_platform/store/relevance.py",
+    "refrag_platform/store/retriever.py",
+)
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
 EVALUATION_CODE = (
     *MODEL_CODE,
@@ -30,7 +34,6 @@ EVALUATION_CODE = (
     "refrag_platform/training/core/losses.py",
     "refrag_platform/training/core/groups.py",
     "refrag_platform/training/core/speed.py",
-    "refrag_platform/store/content.py",
     *RELEVANCE_CODE,
     "refrag_platform/evaluation",
 )

@@ -55,13 +55,16 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         batch_size=settings.batch_size,
         seed=recipe.seed,
     )
+    relevance = relevance_for(bundle.policy, recipe, base, bundle.model.device)
+    if relevance:
+        relevance.take_stored(context.inputs["chunks"])
     rag = evaluate_rag(
         bundle.model,
         bundle.policy,
         _questions(context, base),
         passages=settings.passages,
         share_kept=bundle.share_kept,
-        relevance=relevance_for(bundle.policy, recipe, base, bundle.model.device),
+        relevance=relevance,
         # The controls are trained by CPT and answer no questions: the fine-tuned decoder itself reads the plain text.
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,

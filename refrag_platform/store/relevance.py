@@ -16,6 +16,7 @@ from refrag_platform.corpus.question_files import Passage
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.recipes import Recipe
+from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.retriever import Retriever, load_retriever
 
 DECIMALS = 3
@@ -34,6 +35,18 @@ class PassageRelevance:
         new = list(dict.fromkeys(text for text in texts if text not in self._vectors))
         if new:
             self._vectors.update(zip(new, self._retriever.encode(new), strict=True))
+
+    def take_stored(self, content: Path) -> None:
+        """Take the passages' vectors from a chunk store, where the same retriever has made them."""
+        import pyarrow.parquet as parquet
+
+        if StoreDescription.read(content).retriever_digest != self._retriever.digest:
+            return
+        columns = ["title", "text", "retrieval_vector"]
+        for batch in parquet.ParquetFile(content / PASSAGES_FILE).iter_batches(columns=columns):
+            vectors = np.stack(batch.column("retrieval_vector").to_numpy(zero_copy_only=False)).astype(np.float32)
+            titles, texts = (batch.column(name).to_pylist() for name in ("title", "text"))
+            self._vectors.update(zip(map(passage_text, titles, texts), vectors, strict=True))
 
     def of(self, question: str, passages: Sequence[Passage]) -> list[float]:
         """The relevance of each passage, -1 to 1."""

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from refrag_platform.corpus.question_files import Passage
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.recipes import read_recipe
 from refrag_platform.store.relevance import DECIMALS, PassageRelevance, relevance, relevance_for
 from refrag_platform.store.retriever import HashedWords
+from tests.store.conftest import Made, text_of
 
 PASSAGES = [
     ("Peru", "Its capital is Lima."),
@@ -31,6 +33,14 @@ class Counting(HashedWords):
         return super().encode(texts)
 
 
+class Other(Counting):
+    digest = "another"
+
+
+def expected(passages: Sequence[Passage]) -> list[float]:
+    return PassageRelevance(HashedWords()).of("Which country has the capital Town417?", passages)
+
+
 def test_the_passage_that_is_asked_about_is_nearest() -> None:
     found = PassageRelevance(HashedWords()).of("What is the capital of Peru?", PASSAGES)
     assert found[0] > found[1] > found[2] and max(map(abs, found)) <= 1
@@ -45,6 +55,15 @@ def test_a_text_is_embedded_once_and_what_is_known_ahead_together() -> None:
     assert told.of("Peru?", PASSAGES) == first and retriever.calls == [5]
     told.of("Zinc?", PASSAGES)
     assert retriever.calls == [5, 1]
+
+
+def test_vectors_are_taken_from_a_store_of_the_same_retriever(made: Made) -> None:
+    hits = [(f"Country{number}", text_of(number)) for number in (417, 99)]
+    for retriever, embedded in ((Counting(), [1]), (Other(), [3])):
+        told = PassageRelevance(retriever)
+        told.take_stored(made.content)
+        assert told.of("Which country has the capital Town417?", hits) == expected(hits)
+        assert retriever.calls == embedded
 
 
 @pytest.mark.parametrize("reads", [False, True])
