@@ -7,6 +7,11 @@ BIN := .venv/bin
 UI_PORT ?= 3001
 DOCS_PORT ?= 3002
 PYTEST := $(BIN)/pytest
+# Tests run in this many processes, a file's tests in one of them; `make test WORKERS=0` for none but pytest's own.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
+# Each has one core: threads of torch would take them from each other.
+test: export OMP_NUM_THREADS := 1
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export BENTOML_HOME := $(CURDIR)/.bentoml
 export DAGSTER_DISABLE_TELEMETRY := 1
@@ -22,7 +27,7 @@ demo: install  ## The whole pipeline on real text, a question answered over HTTP
 	$(BIN)/refrag demo --model $(MODEL)
 
 test: install  ## The tests: behaviour, on tiny models, without a GPU or a hub
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(PARALLEL) -m "not slow and not gpu"
 
 test-slow: install  ## The long tests: real weights, kills, several processes, a browser
 	$(PYTEST) -m "slow and not gpu"

@@ -92,22 +92,31 @@ def makes_state(context: StageContext) -> dict[str, Any]:
 
 @pytest.mark.parametrize("had_one", [False, True], ids=["first artifact", "replaces one"])
 def test_a_kill_at_any_point_of_publication_leaves_a_whole_artifact_or_none(
-    planted: Project, monkeypatch: pytest.MonkeyPatch, had_one: bool
+    planted: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had_one: bool
 ) -> None:
     monkeypatch.setattr(runner, "stage_function", lambda stage: makes_state)
+    # Looked up by each of some hundred runs, and always the same.
+    recipe = planted.recipe(MODEL)
+    monkeypatch.setattr(Project, "recipe", lambda project, model: recipe)
+    for facts in ("hardware", "libraries"):
+        monkeypatch.setattr(runner.manifests, facts, dict)
     folder, work = planted.stage_dir("corpus", MODEL), planted.work_dir("corpus", MODEL)
+    old, before = None, {folder: tmp_path / "folder", work: tmp_path / "work"}
+    if had_one:
+        change_source(planted, "old")
+        old = run_stage(planted, "corpus", MODEL).manifest.hash
+        # As a run that was killed later left it: to be deleted by the next, whose settings are others.
+        (work / "state").mkdir()
+        for name in STATE:
+            (work / "state" / name).write_text(name)
+        for place, kept in before.items():
+            shutil.copytree(place, kept)
     outcomes = set()
     for step in range(200):
-        for leftover in (folder, work):
-            shutil.rmtree(leftover, ignore_errors=True)
-        old = None
-        if had_one:
-            change_source(planted, "old")
-            old = run_stage(planted, "corpus", MODEL).manifest.hash
-            # As a run that was killed later left it: to be deleted by the next, whose settings are others.
-            (work / "state").mkdir()
-            for name in STATE:
-                (work / "state" / name).write_text(name)
+        for place, kept in before.items():
+            shutil.rmtree(place, ignore_errors=True)
+            if had_one:
+                shutil.copytree(kept, place)
         change_source(planted, "new")
         finished = run_and_die(planted, step)
         # Wherever an artifact has a place of its own, it is whole: no reader need look at its hash.

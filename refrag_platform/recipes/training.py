@@ -250,6 +250,12 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         description="train the encoder, not the projection alone; refused as long as the chunk store and the policy "
         "come before fine-tuning, whose encoder must be theirs: put both after it in stages.py and dvc.yaml first",
     )
+    shares_kept: list[Share] | None = Field(
+        None,
+        min_length=1,
+        description="shares p of chunks that the policy keeps as tokens, one drawn for each prompt; null: every other "
+        "prompt at the policy's own, the others with none",
+    )
     max_passages: int = Field(8, ge=1, description="passages in one prompt, at most")
     ranked_share: Share = RANKED_SHARE
     no_answer_share: Share = Field(0.1, ge=0, lt=1, description="share of questions without the gold passage")

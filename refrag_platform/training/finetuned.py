@@ -1,9 +1,10 @@
 """Fine-tuning (section 4): instruction tuning on RAG questions, conversations and summaries.
 
 Encoder and policy stay frozen unless the recipe says otherwise, so that store, policy and model agree.
-Half of the prompts have chunks expanded by the policy at its budget, half have none: the model learns
-to read both. Some steps may continue windows of text, as CPT does (ours). The same task trains the controls, on the
-same examples: all passages as text, none of them, or their last tokens. Run: `refrag run finetuned --model tiny`.
+Half of the prompts have chunks expanded by the policy at its budget, half have none (or as the recipe says,
+`shares_kept`): the model learns to read both. Some steps may continue windows of text, as CPT does (ours). The same
+task trains the controls, on the same examples: all passages as text, none of them, or their last tokens.
+Run: `refrag run finetuned --model tiny`.
 """
 
 from __future__ import annotations
@@ -104,11 +105,9 @@ class FinetunedTask(Task):
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         rows = range(rank * size // world, (rank + 1) * size // world)
-        share = self._policy[0].share_kept if self._policy[0] else 0.0
-        # Every other sequence of the run, however it is cut into micro-batches and over ranks.
-        shares = [share if (step + micro * size + row) % 2 == 0 else 0.0 for row in rows]
-        continues = np.random.default_rng([self.examples.seed, 9, step]).random() < self.settings.text_share
         numbers = [micro * size + row for row in rows]
+        shares = [self._share(step, number) for number in numbers]
+        continues = np.random.default_rng([self.examples.seed, 9, step]).random() < self.settings.text_share
         if continues:
             made = [self._text_row(step, number, own) for number, own in zip(numbers, shares, strict=True)]
         else:
@@ -151,6 +150,14 @@ class FinetunedTask(Task):
             "answer_rows": torch.tensor([row for row, answer in enumerate(answers) for _ in answer]),
             "to_end": torch.tensor([left for answer in answers for left in range(len(answer), 0, -1)]),
         }
+
+    def _share(self, step: int, row: int) -> float:
+        """Share of a prompt's chunks that are kept, however the run is cut into micro-batches and over ranks."""
+        if self._policy[0] is None:
+            return 0.0
+        if shares := self.settings.shares_kept:
+            return shares[int(np.random.default_rng([self.examples.seed, 11, step, row]).integers(len(shares)))]
+        return self._policy[0].share_kept if (step + row) % 2 == 0 else 0.0
 
     def _text_row(self, step: int, row: int, share: float) -> _Row:
         """A window of text: after the token that starts one, its context, and what follows as the answer."""

@@ -17,7 +17,7 @@ from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import Manifest
-from tests.conftest import ROOT, copy_project, init_repository
+from tests.conftest import ROOT, copy_project, init_repository, set_remote
 
 # The code location was loaded for the clone's own models; in planted projects one of them has tiny's recipe.
 MODEL = Project(ROOT).models()[0]
@@ -74,6 +74,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         use(project, monkeypatch)
         assert materialize_all(MODEL, FIRST_TWO)
         yield project
+
+
+@pytest.fixture
+def made_copy(made: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of its own of that project, Dagster's history and DVC's remote included."""
+    project = copy_planted(made, tmp_path / "copy")
+    use(project, monkeypatch)
+    return project
+
+
+def copy_planted(project: Project, folder: Path) -> Project:
+    """Copy a planted project and DVC's remote beside it."""
+    shutil.copytree(project.root.parent, folder, symlinks=True)
+    copy = Project(folder / "project")
+    set_remote(copy, folder / "remote")
+    return copy
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def team(server: int, planted: Project, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield instance
 
 
+@pytest.mark.slow
 def test_runs_and_their_events_are_kept_in_postgresql(planted: Project, team: DagsterInstance) -> None:
     assert "Postgres" in type(team.event_log_storage).__name__ and "Postgres" in type(team.run_storage).__name__
     assert materialize_all(MODEL, ["corpus"])

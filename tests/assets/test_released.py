@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.release import released as released_now
-from tests.assets.conftest import MODEL, plant_stage, planted_project, use
-from tests.conftest import set_remote
+from tests.assets.conftest import MODEL, copy_planted, plant_stage, planted_project, use
 from tests.versioning.planted import plant, run
 from tests.versioning.planted import planted as make
 
@@ -70,9 +68,7 @@ def first_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def first(first_once: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A copy of its own of that project, which is in use."""
-    shutil.copytree(first_once.root.parent, tmp_path / "copy", symlinks=True)
-    project = Project(tmp_path / "copy" / "project")
-    set_remote(project, tmp_path / "copy" / "remote")
+    project = copy_planted(first_once, tmp_path / "copy")
     use(project, monkeypatch)
     return project
 

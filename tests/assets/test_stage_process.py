@@ -55,7 +55,7 @@ def start_long_stage(project: Project) -> tuple[subprocess.Popen[str], int]:
     return pipeline, int(mark.read_text())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_cancelling_lets_the_stage_save_and_leaves_no_process(
     planted: Project, instance: DagsterInstance, number: signal.Signals
 ) -> None:

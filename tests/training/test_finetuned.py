@@ -128,6 +128,19 @@ def test_the_loss_is_that_of_the_answers_alone(
     assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
+def test_shares_are_drawn_for_each_prompt_where_the_recipe_lists_them(
+    model: RefragModel, policy: PolicyNetwork, settings: FinetunedRecipe, examples: Examples
+) -> None:
+    task = FinetunedTask(model, policy, settings.model_copy(update={"shares_kept": [0.0, 0.5, 1.0]}), examples)
+    found = set()
+    for step in range(4):
+        batch = task.batch(step, 0, ROWS, 0, 1)
+        found |= {round(float(k / n), 1) for k, n in zip(batch["kept"], batch["counts"], strict=True) if n % 2 == 0}
+        halves = [task.batch(step, micro, ROWS // 2, 0, 1)["kept"] for micro in range(2)]
+        assert torch.equal(torch.cat(halves), batch["kept"])
+    assert found == {0.0, 0.5, 1.0}
+
+
 @pytest.mark.parametrize("system", ["full", "none", "truncated"])
 def test_a_control_reads_the_same_examples_as_text(
     model: RefragModel, settings: FinetunedRecipe, examples: Examples, system: System

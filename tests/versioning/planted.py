@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refrag_platform import runner
+from refrag_platform.corpus import sources
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
 MODEL = "tiny"
+# Of the Factbook's installed package, whose many files no test changes.
+once_for_each = cache(folder_digest)
 
 
 def plant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage writes what it was given: its inputs' hashes, its settings, the sources' bytes."""
     monkeypatch.setattr(runner, "stage_function", lambda stage: planted)
     monkeypatch.setattr(runner, "_check", lambda manifest, context, work: None)
+    monkeypatch.setattr(sources, "folder_digest", once_for_each)
 
 
 def planted(context: StageContext) -> dict[str, Any]:
