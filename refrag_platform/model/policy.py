@@ -31,7 +31,6 @@ HELD_BACK = 1e-3
 LIKENESS = {"center", "metric", "likeness.weight", "lift.weight"}
 # Of a chunk's passage: relevance in units of the context's spread, below the best one's, and whether it is known.
 RELEVANCE_FEATURES = 3
-RELEVANCE = {"relevance.weight", "relevance_lift.weight"}
 
 
 class PolicyNetwork(nn.Module):

@@ -230,9 +230,9 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
-    """What the policy is called with: vectors, where there are chunks, questions and relevance if it reads them."""
+    """What the policy is called with: vectors, where there are chunks, their relevance, and questions if it reads them."""
     given: dict[str, Tensor | None] = {"vectors": vectors, "mask": None, "question": None, "question_mask": None}
-    given["relevance"] = batch["relevance"] if policy.reads_relevance else None
+    given["relevance"] = batch["relevance"]
     if batch["padded"]:
         given["mask"] = batch["chunks"][..., 0] != PAD
     if policy.reads_question and batch["question"].shape[1]:

@@ -223,8 +223,8 @@ class FinetunedTask(Task):
             vectors = self._vectors.of(chunk_rows)
         keep = torch.zeros_like(real)
         if policy and vectors is not None:
-            told = batch["relevance"] if policy.reads_relevance else None
-            logits = policy.to(slots.device)(vectors, real, *self._asked(batch["asked"], policy), told)
+            asked = self._asked(batch["asked"], policy)
+            logits = policy.to(slots.device)(vectors, real, *asked, batch["relevance"])
             rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             keep = rank < batch["kept"][:, None]
         batch["token_ids"], batch["chunk_index"], positions = pack_slots(slots, owners, keep, batch["length"])
