@@ -6,7 +6,6 @@ Made by the process that made the artifact, where the device is; samples.json li
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,8 +92,7 @@ def _answered(bundle: Bundle, corpus: Path, relevance: PassageRelevance | None) 
     for question in read_questions(corpus / "questions" / "validation.jsonl", SAMPLES):
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in question.passages]
         if relevance:
-            found = relevance.of(question.question, question.passages)
-            cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
+            cut = relevance.tell(question.question, question.passages, cut)
         asked = content_ids(model.tokenizer, question.question)
         read = expand(model, cut, bundle.share_kept, bundle.policy, question=asked)
         prompt = rag_prompt(model.tokenizer, question.question, read)

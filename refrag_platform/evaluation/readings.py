@@ -17,7 +17,7 @@ truncated, plain and pruned have as many tokens as REFRAG's passages take positi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -146,8 +146,7 @@ def _encoded(readers: Readers, question: Question, passages: Sequence[Passage]) 
     model = readers.model
     cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
     if readers.relevance and question.question:
-        found = readers.relevance.of(question.question, passages)
-        cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
+        cut = readers.relevance.tell(question.question, passages, cut)
     return dict(zip(passages, with_vectors(model, cut), strict=True))
 
 

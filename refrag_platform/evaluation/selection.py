@@ -7,7 +7,7 @@ paired; intervals resample documents. The paper's own gain is 0.005 to 0.03 nats
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,7 @@ def judged_questions(
             read = with_distractors(one, pool, passages).passages
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in read]
         if relevance:
-            found = relevance.of(one.question, read)
-            cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
+            cut = relevance.tell(one.question, read, cut)
         episodes.append(question_episode(model.tokenizer, one, cut, model.chunk_size))
         gold = {one.passages[number] for number in one.gold}
         evidence.append(evidence_levels(model.tokenizer, read, cut, gold, one.answers))

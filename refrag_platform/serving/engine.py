@@ -25,14 +25,14 @@ from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.decoding.scheduler import Scheduler
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, passage_text, rag_prompt, stop_ids
+from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
 from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Usage
 from refrag_platform.serving.generation import Generation
-from refrag_platform.store.relevance import relevance
+from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
 
@@ -221,9 +221,10 @@ class Engine:
             return passages
         if all(passage.relevance is not None for passage in passages):
             return passages
-        texts = [passage_text(passage.title, passage.text) for passage in passages]
-        asked, *vectors = self.store.retriever.encode([question, *texts])
-        return [replace(passage, relevance=relevance(asked, v)) for passage, v in zip(passages, vectors, strict=True)]
+        texts = [(passage.title, passage.text) for passage in passages]
+        # Not kept from one request to the next: what is sent has no end.
+        found = PassageRelevance(self.store.retriever).of(question, texts)
+        return [replace(passage, relevance=value) for passage, value in zip(passages, found, strict=True)]
 
     def _chunks(self, passage: Passage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""

@@ -6,6 +6,7 @@ Rounded, so that texts which were embedded beside others, or by a store, say the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from refrag_platform.corpus.question_files import Passage
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_text
+from refrag_platform.model.segments import Chunks
 from refrag_platform.recipes import Recipe
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.retriever import Retriever, load_retriever
@@ -53,6 +55,12 @@ class PassageRelevance:
         self.learn([question], passages)
         asked = self._vectors[question]
         return [relevance(asked, self._vectors[passage_text(*passage)]) for passage in passages]
+
+    def tell(self, question: str, passages: Sequence[Passage], cut: Sequence[Chunks]) -> list[Chunks]:
+        """The passages, cut into chunks, each with its relevance."""
+        return [
+            replace(chunks, relevance=value) for chunks, value in zip(cut, self.of(question, passages), strict=True)
+        ]
 
 
 def relevance(question: NDArray[np.float32], passage: NDArray[np.float32]) -> float:

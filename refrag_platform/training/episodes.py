@@ -165,8 +165,7 @@ class QuestionEpisodes:
         question, shown = drawn.question, drawn.shown
         cut = [self._chunks(passage) for passage in shown]
         if drawn.told and self._relevance:
-            found = self._relevance.of(question.question, shown)
-            cut = [replace(chunks, relevance=value) for chunks, value in zip(cut, found, strict=True)]
+            cut = self._relevance.tell(question.question, shown, cut)
         episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
         return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, drawn.gold, question.answers))
 
@@ -230,7 +229,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
-    """What the policy is called with: vectors, where there are chunks, their relevance, and questions if it reads them."""
+    """What the policy is called with: vectors, where there are any, relevance, and the questions if it reads them."""
     given: dict[str, Tensor | None] = {"vectors": vectors, "mask": None, "question": None, "question_mask": None}
     given["relevance"] = batch["relevance"]
     if batch["padded"]:

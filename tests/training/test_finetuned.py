@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,8 +75,8 @@ def wanted(
     tokenizer, k = model.tokenizer, model.chunk_size
     passages = [passage_chunks(tokenizer, *task.examples.passages[number], k) for number in example.passages]
     if relevance:
-        told = relevance.of(example.question, [task.examples.passages[number] for number in example.passages])
-        passages = [replace(chunks, relevance=value) for chunks, value in zip(passages, told, strict=True)]
+        shown = [task.examples.passages[number] for number in example.passages]
+        passages = relevance.tell(example.question, shown, passages)
     if policy is not None:
         share = policy.share_kept if (step + row) % 2 == 0 else 0.0
         passages = expand(model, passages, share, policy, question=content_ids(tokenizer, example.question))
