@@ -46,8 +46,7 @@ from refrag_platform.model.loading import default_device, default_dtype, load_co
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe, TrainingRecipe
-from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.store.retriever import load_retriever
+from refrag_platform.store.relevance import recipe_relevance, relevance_for
 from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
 from refrag_platform.training.core.lora import continue_lora, lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
@@ -243,7 +242,8 @@ def selection(
     networks = {name: PolicyNetwork.load(runs / name / "model", device) for name in policy}
     if questions:
         pool = read_passages(distractors) if distractors else None
-        told = _relevance(recipe, base) if any(network.reads_relevance for network in networks.values()) else None
+        reads = any(network.reads_relevance for network in networks.values())
+        told = recipe_relevance(recipe, base, device) if reads else None
         judged = judged_questions(trained, read_questions(questions, windows), passages, pool, told)
     else:
         sizes = (recipe.policy.context_tokens, recipe.policy.output_tokens)
@@ -321,13 +321,13 @@ def _task(
     if stage == "reconstruction":
         task: Task = reconstruction_task(model, corpus, recipe.reconstruction, recipe.seed)
     elif stage == "policy":
-        told = _relevance(recipe, base) if recipe.policy.relevance else None
+        told = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
         return policy_task(model, corpus, recipe.policy, recipe.seed, start=policy, relevance=told)
     elif _section(stage) == "finetuned":
         system = cast(System, stage.partition("-")[2] or "refrag")
         examples = Examples(corpus, recipe.finetuned, recipe.seed)
         windows = text_windows(corpus, recipe.finetuned, model, recipe.seed)
-        told = _relevance(recipe, base) if policy and policy.reads_relevance else None
+        told = relevance_for(policy, recipe, base, default_device())
         task = FinetunedTask(model, policy, recipe.finetuned, examples, system, windows, told)
     else:
         system = cast(System, "refrag" if stage == "cpt" else stage)
@@ -336,10 +336,6 @@ def _task(
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)
     return task
-
-
-def _relevance(recipe: Recipe, base: Path) -> PassageRelevance:
-    return PassageRelevance(load_retriever(recipe.policy.relevance or recipe.chunks.retriever, base, default_device()))
 
 
 def _trained_controls(runs: Path) -> list[Path]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from refrag_platform.evaluation.scoring import PlainSystem
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
+    from refrag_platform.recipes import Recipe
     from refrag_platform.store.relevance import PassageRelevance
 
 Model = Annotated[
@@ -196,6 +197,7 @@ def rag(
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
     bundle = _load(model)
     share = bundle.share_kept if share_kept is None else share_kept
+    told = relevance_or_refuse(model, bundle, bundle.policy, recipe) if relevance else None
     found = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -206,7 +208,7 @@ def rag(
         systems=chosen,
         controls=_control_folders(controls),
         untuned=_untuned_or_refuse(model, bundle, recipe) if "untuned" in chosen else None,
-        relevance=relevance_or_refuse(model, bundle, bundle.policy, recipe) if relevance else None,
+        relevance=told,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -221,7 +223,7 @@ def rag(
         "questions_used": len(rows),
         "retriever": retriever,
         "distractors": str(distractors) if distractors else None,
-        "relevance": relevance,
+        "relevance": told is not None,
         "plain_decoder": "controls" if controls else "the model's own",
         "device": str(bundle.model.device),
         "seed": seed,
@@ -253,13 +255,20 @@ def _untuned(model: str, bundle: Bundle) -> tuple[PreTrainedModel, str]:
 def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTrainedModel:
     """The recipe's decoder before training; never another one, under whose name the figures would stand."""
     from refrag_platform.errors import RefragError
-    from refrag_platform.evaluation.decoders import recipe_of, untuned_decoder
-    from refrag_platform.recipes import read_recipe
+    from refrag_platform.evaluation.decoders import untuned_decoder
 
-    known = (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+    known = _known_recipe(model, bundle, given)
     if known is None:
         raise RefragError(f"the system `untuned` needs the recipe of {model}, which isn't known; name it by --recipe")
     return untuned_decoder(*known, like=bundle.model)
+
+
+def _known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
+    """The recipe that was given, else the model's, with its folder; None where neither is known."""
+    from refrag_platform.evaluation.decoders import recipe_of
+    from refrag_platform.recipes import read_recipe
+
+    return (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
 
 
 def relevance_or_refuse(
@@ -267,13 +276,11 @@ def relevance_or_refuse(
 ) -> PassageRelevance | None:
     """What the policy is to be told of passages, if it reads that, by the retriever of the model's recipe."""
     from refrag_platform.errors import RefragError
-    from refrag_platform.evaluation.decoders import recipe_of
-    from refrag_platform.recipes import read_recipe
     from refrag_platform.store.relevance import relevance_for
 
     if policy is None or not policy.reads_relevance:
         return None
-    known = (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+    known = _known_recipe(model, bundle, given)
     if known is None:
         raise RefragError(
             f"the policy of {model} is told how near a retriever finds each passage, and the recipe that names the "

@@ -71,11 +71,13 @@ def relevance(question: NDArray[np.float32], passage: NDArray[np.float32]) -> fl
 def relevance_for(
     policy: PolicyNetwork | None, recipe: Recipe, base: Path, device: torch.device | str
 ) -> PassageRelevance | None:
-    """What a policy that reads relevance is to be told, by the recipe's retriever; None for any other policy.
+    """What a policy that reads relevance is to be told, by the store's retriever; None for any other policy.
 
     Args: base: the recipe's folder, for `path:` sources.
     """
-    if policy is None or not policy.reads_relevance:
-        return None
-    # A policy out of a release may be told what the recipe says nothing of.
-    return PassageRelevance(load_retriever(recipe.policy.relevance or recipe.chunks.retriever, base, device))
+    return recipe_relevance(recipe, base, device) if policy and policy.reads_relevance else None
+
+
+def recipe_relevance(recipe: Recipe, base: Path, device: torch.device | str) -> PassageRelevance:
+    """Relevance by a recipe's retriever: `policy.relevance`, where it is set, names the store's, too."""
+    return PassageRelevance(load_retriever(recipe.chunks.retriever, base, device))

@@ -36,8 +36,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
-from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.store.retriever import load_retriever
+from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.precision import autocast
@@ -229,7 +228,7 @@ def policy_task(
             seed,
             settings.ranked_share,
             settings.min_passages,
-            relevance if settings.relevance else None,
+            relevance,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -267,7 +266,7 @@ def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
 @torch.no_grad()
 def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
     """Chunk vectors [n, dim] of some episodes."""
-    chunks = torch.cat([questions.draw(0, row).chunks for row in range(FITTED)])
+    chunks = torch.cat([episode.chunks for episode in questions.draws(0, range(FITTED))])
     return torch.cat([model.encode(part) for part in chunks.split(ENCODED_AT_ONCE)])
 
 
@@ -276,10 +275,8 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     if context.recipe.policy.continue_from == SHIPPED:
         return take_over_release(context)
     model, recipe = load_model(context, "cpt"), context.recipe
-    relevance = None
-    if recipe.policy.relevance:
-        base = context.project.recipe_path(recipe.name).parent
-        relevance = PassageRelevance(load_retriever(recipe.policy.relevance, base, default_device()))
+    base = context.project.recipe_path(recipe.name).parent
+    relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
     task = policy_task(
         model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root, relevance=relevance
     )
