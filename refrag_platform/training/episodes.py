@@ -127,11 +127,7 @@ class QuestionEpisodes:
         self._ranked_share, self._min_passages, self._relevance = ranked_share, min_passages or passages, relevance
         self._cut: dict[Passage, Chunks] = {}
 
-    def draw(self, step: int, row: int) -> Episode:
-        """The episode of one row of a step's batch."""
-        return self.draws(step, [row])[0]
-
-    def draws(self, step: int, rows: Sequence[int]) -> list[Episode]:
+    def draw(self, step: int, rows: Sequence[int]) -> list[Episode]:
         """The episodes of these rows of a step's batch."""
         count = int(np.random.default_rng([self._seed, 8, step]).integers(self._min_passages, self._passages + 1))
         drawn = [self._pick(step, row, count) for row in rows]

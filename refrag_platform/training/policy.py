@@ -96,7 +96,7 @@ class PolicyTask(Task):
         asks = asks or np.random.default_rng([self.seed, 6, step]).random() < self.settings.question_share
         if asks and self.questions:
             rows = range(rank * size // world, (rank + 1) * size // world)
-            return self.questions.draws(step, [micro * size + row for row in rows])
+            return self.questions.draw(step, [micro * size + row for row in rows])
         assert self.windows is not None
         tokens = self.windows.batch(step, micro, size, rank, world)
         return [window_episode(row, self.settings.context_tokens, self.model) for row in tokens]
@@ -226,9 +226,9 @@ def policy_task(
             settings.passages,
             model.chunk_size,
             seed,
-            settings.ranked_share,
-            settings.min_passages,
-            relevance,
+            ranked_share=settings.ranked_share,
+            min_passages=settings.min_passages,
+            relevance=relevance,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -266,7 +266,7 @@ def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
 @torch.no_grad()
 def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
     """Chunk vectors [n, dim] of some episodes."""
-    chunks = torch.cat([episode.chunks for episode in questions.draws(0, range(FITTED))])
+    chunks = torch.cat([episode.chunks for episode in questions.draw(0, range(FITTED))])
     return torch.cat([model.encode(part) for part in chunks.split(ENCODED_AT_ONCE)])
 
 

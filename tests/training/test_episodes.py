@@ -88,14 +88,14 @@ def test_a_question_stands_over_its_gold_passage_among_others(model: RefragModel
     drawn = QuestionEpisodes(model.tokenizer, questions(), passages=4, chunk_size=4, seed=0)
     places = set()
     for row in range(20):
-        episode = drawn.draw(0, row)
+        episode = drawn.draw(0, [row])[0]
         text = model.tokenizer.decode(unchunk(episode.chunks))
         answer = model.tokenizer.decode(episode.output)
         asked = model.tokenizer.decode(episode.question)
         assert asked == f"What is number {answer.removeprefix('answer ')}?"
         assert text.count(answer) == 1 and text.count(".") == 4
         places.add(text[: text.index(answer)].count("."))
-        assert torch.equal(drawn.draw(0, row).chunks, episode.chunks)
+        assert torch.equal(drawn.draw(0, [row])[0].chunks, episode.chunks)
     assert len(places) > 2
 
 

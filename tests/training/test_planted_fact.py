@@ -32,7 +32,10 @@ class Facts:
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def draw(self, step: int, row: int) -> Episode:
+    def draw(self, step: int, rows: Sequence[int]) -> list[Episode]:
+        return [self._episode(step, row) for row in rows]
+
+    def _episode(self, step: int, row: int) -> Episode:
         random = np.random.default_rng([self.seed, step, row])
         keys, values = (torch.from_numpy(random.choice(ids, FACTS, replace=False)) for ids in (KEYS, VALUES))
         chunks = torch.stack([torch.full((FACTS,), KEY), keys, torch.full((FACTS,), IS), values], 1)
@@ -41,11 +44,8 @@ class Facts:
         holds_it = torch.where(torch.arange(FACTS) == asked, HAS_ANSWER, 0)
         return Episode(chunks, [int(values[asked])], after=question, question=question, evidence=holds_it)
 
-    def draws(self, step: int, rows: Sequence[int]) -> list[Episode]:
-        return [self.draw(step, row) for row in rows]
-
     def batch(self, step: int, size: int) -> Batch:
-        return collate(self.draws(step, range(size)), SHARE, 4)
+        return collate(self.draw(step, range(size)), SHARE, 4)
 
 
 def the_fact(batch: Batch) -> Tensor:

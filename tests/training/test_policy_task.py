@@ -84,7 +84,7 @@ def test_an_episode_knows_the_chunks_of_its_gold_passage_that_hold_the_answer(
     task = policy_task(model, corpus, asked, 0)
     assert task.questions
     for row in range(4):
-        episode = task.questions.draw(0, row)
+        episode = task.questions.draw(0, [row])[0]
         assert episode.evidence is not None and not episode.evidence.all()
         held = model.tokenizer.decode(unchunk(episode.chunks[episode.evidence == HAS_ANSWER]))
         assert str(model.tokenizer.decode(episode.output)).strip() in str(held)
@@ -99,7 +99,7 @@ def test_a_ranked_episode_has_its_passages_as_listed(model: RefragModel, corpus:
     questions = policy_task(model, corpus, asked, 0).questions
     assert questions
     cut = [passage_chunks(model.tokenizer, "", text, model.chunk_size).token_ids for text in texts]
-    assert all(torch.equal(questions.draw(0, row).chunks, torch.cat(cut)) for row in range(4))
+    assert all(torch.equal(questions.draw(0, [row])[0].chunks, torch.cat(cut)) for row in range(4))
 
 
 def test_where_gold_alone_is_listed_its_chunks_stand_anywhere(model: RefragModel, corpus: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_where_gold_alone_is_listed_its_chunks_stand_anywhere(model: RefragModel
     asked = settings(question_share=1.0, questions=[own], passages=3, ranked_share=1.0)
     questions = policy_task(model, corpus, asked, 0).questions
     assert questions and all(len(question.passages) == 1 for question in questions.questions)
-    evidence = [questions.draw(0, row).evidence for row in range(20)]
+    evidence = [questions.draw(0, [row])[0].evidence for row in range(20)]
     assert len({int((levels > 0).nonzero()[0]) for levels in evidence if levels is not None}) > 1
 
 
@@ -168,7 +168,7 @@ def test_where_gold_is_not_known_mentions_alone_are_evidence(model: RefragModel,
     asked = settings(question_share=1.0, questions=[str(tmp_path / "own.jsonl")], passages=2)
     questions = policy_task(model, corpus, asked, 0).questions
     assert questions
-    evidence = questions.draw(0, 0).evidence
+    evidence = questions.draw(0, [0])[0].evidence
     assert evidence is not None and set(evidence.tolist()) == {0, HAS_ANSWER}
 
 
@@ -199,8 +199,8 @@ def test_most_episodes_say_how_near_each_chunk_s_passage_is(model: RefragModel, 
     asked = settings(query="question", question_share=1.0, questions=[own], passages=3, relevance="hash")
     questions = policy_task(model, corpus, asked, 0, relevance=PassageRelevance(HashedWords())).questions
     assert questions
-    drawn = questions.draws(0, range(60))
-    assert torch.equal(questions.draw(0, 7).chunks, drawn[7].chunks)
+    drawn = questions.draw(0, range(60))
+    assert torch.equal(questions.draw(0, [7])[0].chunks, drawn[7].chunks)
     told = [one.relevance for one in drawn if one.relevance is not None and one.relevance.isfinite().all()]
     unknown = [one for one in drawn if one.relevance is not None and one.relevance.isnan().all()]
     assert len(told) + len(unknown) == 60 and 30 < len(told) < 60
@@ -212,7 +212,7 @@ def test_the_number_of_passages_is_drawn_for_each_step(model: RefragModel, corpu
     asked = settings(question_share=1.0, questions=[own], passages=5, min_passages=2)
     questions = policy_task(model, corpus, asked, 0).questions
     assert questions
-    counts = [{len(one.chunks) for one in questions.draws(step, range(4))} for step in range(12)]
+    counts = [{len(one.chunks) for one in questions.draw(step, range(4))} for step in range(12)]
     # Every passage is one of the questions' own, of as many chunks.
     assert all(len(lengths) == 1 for lengths in counts) and len(set.union(*counts)) > 2
     with pytest.raises(ValidationError, match="min_passages is 6, more than passages"):
