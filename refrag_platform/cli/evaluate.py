@@ -125,17 +125,17 @@ def perplexity(
 def rag(
     model: Model,
     questions: Annotated[
-        Path,
+        list[Path],
         typer.Option(
             "--questions",
             help=".jsonl rows id, question, answers, passages [{title, text}]; or conversations (input, targets, "
-            "contexts), or summaries (document, summaries).",
+            "contexts), or summaries (document, summaries). May be repeated: all are judged together, then each file.",
         ),
     ],
     json: Json,
     passages: Annotated[str, typer.Option("--passages", help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="This many questions, spread evenly over the file.")
+        int | None, typer.Option("--limit", min=1, help="This many questions of each file, spread evenly over it.")
     ] = None,
     share_kept: Annotated[
         float | None,
@@ -191,7 +191,8 @@ def rag(
     from refrag_platform.evaluation.stage import write_json, write_reports
 
     counts, further, chosen = _counts(passages), parse_shares(shares), _systems(systems)
-    rows = [retrieved(question, _retriever(retriever)) for question in read_questions(questions, limit)]
+    asked = {str(file): read_questions(file, limit) for file in questions}
+    rows = [retrieved(question, _retriever(retriever)) for own in asked.values() for question in own]
     if distractors:
         pool = read_passages(distractors)
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
@@ -209,6 +210,7 @@ def rag(
         controls=_control_folders(controls),
         untuned=_untuned_or_refuse(model, bundle, recipe) if "untuned" in chosen else None,
         relevance=told,
+        parts={file: len(own) for file, own in asked.items()},
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -217,9 +219,10 @@ def rag(
         "rows": found.rows,
         "intervals": found.intervals,
         "differences": found.differences,
+        "parts": found.parts,
         "answers": found.answers,
         "model": model,
-        "questions": str(questions),
+        "questions": ", ".join(asked),
         "questions_used": len(rows),
         "retriever": retriever,
         "distractors": str(distractors) if distractors else None,

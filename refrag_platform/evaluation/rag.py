@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ class Scores:
     full_tokens: list[int] = field(default_factory=list)
     ttft_ms: list[float] = field(default_factory=list)
 
+    def part(self, place: slice) -> Scores:
+        """The figures of some of the questions alone."""
+        return Scores(self.reading, **{one.name: getattr(self, one.name)[place] for one in fields(self)[1:]})
+
     def add(self, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
         references = question.answers or (NO_ANSWER,)
         self.exact_match.append(exact_match(text, references))
@@ -74,12 +79,14 @@ class RagEvaluation:
 
     rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms; tuned, tokens_of, compression,
     rouge_l, refusal_accuracy}. differences: {over, passages, share_kept, exact_match, f1, rouge_l}, each [gain of
-    refrag, low, high]. answers: the texts. items: exact match and F1 of every question, refrag at the most passages.
+    refrag, low, high]. parts: the same three for each set of questions, by its name, where there are several.
+    answers: the texts. items: exact match and F1 of every question, refrag at the most passages.
     """
 
     rows: list[dict[str, Any]]
     intervals: list[dict[str, Any]]
     differences: list[dict[str, Any]]
+    parts: dict[str, dict[str, list[dict[str, Any]]]]
     answers: list[dict[str, Any]]
     items: ItemSet
 
@@ -96,6 +103,7 @@ def evaluate_rag(
     controls: Mapping[PlainSystem, Path] | None = None,
     untuned: PreTrainedModel | None = None,
     relevance: PassageRelevance | None = None,
+    parts: Mapping[str, int] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 1,
     seed: int = 0,
@@ -109,6 +117,7 @@ def evaluate_rag(
         share_kept: p of the rows that every evaluation has. shares: further ones, each with rows of its own.
         untuned: the decoder before any training here, needed for the system `untuned` alone.
         relevance: what a policy is told of the passages that reads it; without, it does without.
+        parts: sets that the questions are made of, one after another, and the number of each.
         batch_size: prompts answered at once; above 1 the time to first token is null.
     """
     readers = Readers(
@@ -130,10 +139,12 @@ def evaluate_rag(
             texts.append({"id": question.id, **_names(reading), "answer": text})
             progress.update(1, reading.system)
     scores = list(found.values())
+    places = _places(parts or {})
     return RagEvaluation(
-        rows=[_row(one, questions) for one in scores],
-        intervals=[_interval(one, questions, seed) for one in scores],
-        differences=_differences(scores, questions, seed),
+        **_judged(scores, questions, seed),
+        parts={
+            name: _judged([one.part(place) for one in scores], questions[place], seed) for name, place in places.items()
+        },
         answers=texts,
         items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
     )
@@ -194,6 +205,20 @@ def _answered(
                 made[own[place]] = answer
         for number, job in enumerate(jobs):
             yield *job, made[number]
+
+
+def _places(parts: Mapping[str, int]) -> dict[str, slice]:
+    """Where each set's questions lie; one set alone is no part."""
+    ends = list(accumulate(parts.values()))
+    return {name: slice(end - parts[name], end) for name, end in zip(parts, ends, strict=True)} if len(ends) > 1 else {}
+
+
+def _judged(scores: Sequence[Scores], questions: Sequence[Question], seed: int) -> dict[str, list[dict[str, Any]]]:
+    return {
+        "rows": [_row(one, questions) for one in scores],
+        "intervals": [_interval(one, questions, seed) for one in scores],
+        "differences": _differences(scores, questions, seed),
+    }
 
 
 def _said(question: Question, text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
@@ -52,7 +53,20 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
 
 
 def rag_report(result: Mapping[str, Any]) -> str:
-    """Exact match, F1, decoder tokens and, where measured, time to first token, refusals and gains."""
+    """Exact match, F1, decoder tokens and, where measured, time to first token, refusals and gains; each file's too."""
+    parts = [
+        "## Questions",
+        "Greedy answers, SQuAD's normalization, best of several references. Decoder tokens: mean positions of "
+        "the prompt. Compression: the full prompt's tokens over these, question and template counted. First token: "
+        "median, chunk vectors made ahead.",
+        *_rag_tables(result),
+    ]
+    for file, own in (result.get("parts") or {}).items():
+        parts += [f"### {Path(file).name} alone", *_rag_tables(own)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rag_tables(result: Mapping[str, Any]) -> list[str]:
     rows = result["rows"]
     columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
         ("system", system_name),
@@ -70,13 +84,7 @@ def rag_report(result: Mapping[str, Any]) -> str:
     for title, key, digits in further:
         if any(row.get(key) is not None for row in rows):
             columns.append((title, partial(_cell, key, digits)))
-    parts = [
-        "## Questions",
-        "Greedy answers, SQuAD's normalization, best of several references. Decoder tokens: mean positions of "
-        "the prompt. Compression: the full prompt's tokens over these, question and template counted. First token: "
-        "median, chunk vectors made ahead.",
-        table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows]),
-    ]
+    tables = [table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows])]
     if result.get("differences"):
         gains = [
             [
@@ -87,11 +95,11 @@ def rag_report(result: Mapping[str, Any]) -> str:
             ]
             for row in result["differences"]
         ]
-        parts += [
+        tables += [
             "Paired gain of refrag, question by question; above zero, refrag is better:",
             table(["over", "passages", "p", "exact match", "F1", "ROUGE-L"], gains),
         ]
-    return "\n\n".join(parts) + "\n"
+    return tables
 
 
 def _cell(key: str, digits: int, row: Mapping[str, Any]) -> str:
