@@ -256,9 +256,7 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         description="shares p of chunks that the policy keeps as tokens, one drawn for each prompt; null: every other "
         "prompt at the policy's own, the others with none",
     )
-    max_passages: int = Field(
-        8, ge=1, description="passages in one prompt, at most; each step draws a number, each doubling as likely"
-    )
+    max_passages: int = Field(8, ge=1, description="passages in one prompt, at most")
     ranked_share: Share = RANKED_SHARE
     no_answer_share: Share = Field(0.1, ge=0, lt=1, description="share of questions without the gold passage")
     questions: list[str] = Field(

@@ -133,12 +133,8 @@ class Examples:
         return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER)
 
     def count(self, step: int) -> int:
-        """Passages in each question's prompt of a step, 1 to max_passages: prompts of one length waste no padding.
-
-        Each doubling is as likely as the next: between 1 and 2 passages lies more to learn than between 31 and 32.
-        """
-        drawn = np.random.default_rng([self.seed, 4, step]).random()
-        return int((self.settings.max_passages + 1) ** drawn)
+        """Passages in each question's prompt of a step, 1 to max_passages: prompts of one length waste no padding."""
+        return int(np.random.default_rng([self.seed, 4, step]).integers(1, self.settings.max_passages + 1))
 
     def _draw_passages(self, asked: _Asked, wanted: int, random: np.random.Generator) -> tuple[list[int], bool]:
         """The gold passages among others, as listed or shuffled; sometimes without the gold: then there is no answer.

@@ -228,6 +228,33 @@ def test_the_command_answers_any_questions_with_a_model_folder(
     ]  # fmt: skip
 
 
+def test_files_of_questions_are_judged_together_and_each_alone(
+    model: RefragModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    model.save(tmp_path / "saved")
+    for name, count in (("a", 1), ("b", 3)):
+        # Longer passages in one file: its prompts are longer, too.
+        passages = [{"title": name, "text": sentences(count, 4 * count)}]
+        rows = [{"id": f"{name}{n}", "question": "?", "answers": ["x"], "passages": passages} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = run(
+        "rag", "--model", str(tmp_path / "saved"), "--questions", "a.jsonl", "--questions", "b.jsonl", "--passages", "1",
+        "--systems", "plain,refrag", "--limit", "2", "--max-new-tokens", "2", "--json", "out.json",
+    )  # fmt: skip
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["questions_used"] == 3 and result["questions"] == "a.jsonl, b.jsonl"
+    assert [answer["id"] for answer in result["answers"] if answer["system"] == "refrag"] == ["a0", "b0", "b1"]
+    for together, first, second in zip(
+        result["rows"], *(part["rows"] for part in result["parts"].values()), strict=True
+    ):
+        assert first["decoder_tokens"] < second["decoder_tokens"]
+        mean = (first["decoder_tokens"] + 2 * second["decoder_tokens"]) / 3
+        assert together["decoder_tokens"] == pytest.approx(mean, abs=1e-4)
+    assert "### a.jsonl alone" in output and "### b.jsonl alone" in output
+
+
 def test_commands_name_what_is_wrong(
     evaluation_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
