@@ -132,12 +132,11 @@ def evaluate_rag(
     texts: list[dict[str, Any]] = []
     with Progress("questions", len(questions) * len(wanted), "answers") as progress:
         for question, reading, prompt, full_tokens, answer in _answered(
-            readers, questions, wanted, max_new_tokens, batch_size, seed
+            readers, questions, wanted, max_new_tokens, batch_size, seed, progress
         ):
             text = _said(question, answer.text)
             found[reading].add(question, text, answer, prompt_length(prompt), full_tokens)
             texts.append({"id": question.id, **_names(reading), "answer": text})
-            progress.update(1, reading.system)
     scores = list(found.values())
     places = _places(parts or {})
     return RagEvaluation(
@@ -182,6 +181,7 @@ def _answered(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
+    progress: Progress,
 ) -> Iterator[tuple[Question, Reading, Prompt, int, Answer]]:
     """Every question in every reading: the question, the reading, its prompt, the full prompt's length, the answer.
 
@@ -203,6 +203,7 @@ def _answered(
             own = [number for number, job in enumerate(jobs) if readers.of(job[1].system) is reader]
             for place, answer in answers(reader, [jobs[number][2] for number in own], max_new_tokens, batch_size):
                 made[own[place]] = answer
+                progress.update(1, jobs[own[place]][1].system)
         for number, job in enumerate(jobs):
             yield *job, made[number]
 

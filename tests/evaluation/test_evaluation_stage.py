@@ -240,8 +240,8 @@ def test_files_of_questions_are_judged_together_and_each_alone(
         rows = [{"id": f"{name}{n}", "question": "?", "answers": ["x"], "passages": passages} for n in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     output = run(
-        "rag", "--model", str(tmp_path / "saved"), "--questions", "a.jsonl", "--questions", "b.jsonl", "--passages", "1",
-        "--systems", "plain,refrag", "--limit", "2", "--max-new-tokens", "2", "--json", "out.json",
+        "rag", "--model", str(tmp_path / "saved"), "--questions", "a.jsonl", "--questions", "b.jsonl",
+        "--passages", "1", "--systems", "plain,refrag", "--limit", "2", "--max-new-tokens", "2", "--json", "out.json",
     )  # fmt: skip
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["questions_used"] == 3 and result["questions"] == "a.jsonl, b.jsonl"
