@@ -193,6 +193,7 @@ def _answered(
     block = batch_size * BLOCK if batch_size > 1 else 1
     for start in range(0, len(questions), block):
         jobs: list[tuple[Question, Reading, Prompt, int]] = []
+        readers.prepare(questions[start : start + block], wanted)
         for number in range(start, min(start + block, len(questions))):
             question, wrong = questions[number], other_question(questions, number)
             # Chance of its own for each question: what other systems draw changes nothing.

@@ -68,6 +68,16 @@ class Readers:
         # Whoever reads whole passages can read some of them.
         return self.controls.get({"plain": "full", "pruned": "full"}.get(system, system), self.model)
 
+    def prepare(self, questions: Sequence[Question], wanted: Sequence[Reading]) -> None:
+        """Embed together what the policy will be told of these questions' passages."""
+        if self.relevance:
+            most = max((reading.passages for reading in wanted), default=0)
+            asked = [question for question in questions if question.question]
+            self.relevance.learn(
+                [question.question for question in asked],
+                [passage for question in asked for passage in question.take(most)],
+            )
+
 
 def readings(systems: Sequence[System], passages: Sequence[int], shares: Sequence[float]) -> list[Reading]:
     """All that is asked for: one row each. The first share is the one that refrag_wrong is read at."""
