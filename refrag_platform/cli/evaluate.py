@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from refrag_platform.corpus.question_files import Retriever
+    from refrag_platform.corpus.question_files import Question, Retriever
     from refrag_platform.evaluation.readings import System
     from refrag_platform.evaluation.scoring import PlainSystem
     from refrag_platform.model.loading import Bundle
@@ -129,7 +131,8 @@ def rag(
         typer.Option(
             "--questions",
             help=".jsonl rows id, question, answers, passages [{title, text}]; or conversations (input, targets, "
-            "contexts), or summaries (document, summaries). May be repeated: all are judged together, then each file.",
+            "contexts), or summaries (document, summaries). May be repeated: all questions are judged together, "
+            "then each file's.",
         ),
     ],
     json: Json,
@@ -185,14 +188,14 @@ def rag(
     REFRAG takes), REFRAG, and REFRAG with the passages of another question. Passages are taken in the
     order listed; where a row names its `gold` passages, these are among them.
     """
-    from refrag_platform.corpus.question_files import read_passages, read_questions, retrieved, with_distractors
+    from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_json, write_reports
 
     counts, further, chosen = _counts(passages), parse_shares(shares), _systems(systems)
-    asked = {str(file): read_questions(file, limit) for file in questions}
-    rows = [retrieved(question, _retriever(retriever)) for own in asked.values() for question in own]
+    asked = _questions_of(questions, limit)
+    rows = [retrieved(question, _retriever(retriever)) for _, question in asked]
     if distractors:
         pool = read_passages(distractors)
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
@@ -210,7 +213,7 @@ def rag(
         controls=_control_folders(controls),
         untuned=_untuned_or_refuse(model, bundle, recipe) if "untuned" in chosen else None,
         relevance=told,
-        parts={file: len(own) for file, own in asked.items()},
+        sets=[file for file, _ in asked] if len(questions) > 1 else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -222,7 +225,7 @@ def rag(
         "parts": found.parts,
         "answers": found.answers,
         "model": model,
-        "questions": ", ".join(asked),
+        "questions": ", ".join(map(str, questions)),
         "questions_used": len(rows),
         "retriever": retriever,
         "distractors": str(distractors) if distractors else None,
@@ -236,6 +239,25 @@ def rag(
     if report:
         write_reports(report, f"Questions answered by {model}", rag=result)
     typer.echo(rag_report(result))
+
+
+def _questions_of(files: Sequence[Path], limit: int | None) -> list[tuple[str, Question]]:
+    """The questions of each file, with its name."""
+    from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.errors import RefragError
+
+    known: dict[Path, Path] = {}
+    for file in files:
+        if (other := known.setdefault(file.resolve(), file)) is not file:
+            raise RefragError(f"--questions names {other} twice (again as {file}); name each file once")
+    found = [(str(file), question) for file in files for question in read_questions(file, limit)]
+    if len(files) == 1:
+        return found
+    # A question that names no document is one of its own, whatever it is called in another file.
+    return [
+        (file, replace(question, document=f"{file}: {question.id}") if question.document == question.id else question)
+        for file, question in found
+    ]
 
 
 def _load(model: str) -> Bundle:

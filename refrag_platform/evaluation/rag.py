@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,10 @@ BLOCK = 4
 
 @dataclass
 class Scores:
-    """How one reading answered, a figure per question."""
+    """How one reading answered: a figure for each question that it answered, whose number is in `numbers`."""
 
     reading: Reading
+    numbers: list[int] = field(default_factory=list)
     exact_match: list[float] = field(default_factory=list)
     f1: list[float] = field(default_factory=list)
     rouge_l: list[float] = field(default_factory=list)
@@ -57,11 +57,17 @@ class Scores:
     full_tokens: list[int] = field(default_factory=list)
     ttft_ms: list[float] = field(default_factory=list)
 
-    def part(self, place: slice) -> Scores:
-        """The figures of some of the questions alone."""
-        return Scores(self.reading, **{one.name: getattr(self, one.name)[place] for one in fields(self)[1:]})
+    def of(self, numbers: Sequence[int]) -> Scores:
+        """The figures of these questions alone, which are numbered anew."""
+        place = {number: place for place, number in enumerate(numbers)}
+        chosen = [entry for entry, number in enumerate(self.numbers) if number in place]
+        # Times are of all questions or, in batches, of none.
+        lists = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("reading", "numbers")}
+        own = {name: [values[entry] for entry in chosen] if values else [] for name, values in lists.items()}
+        return Scores(self.reading, [place[self.numbers[entry]] for entry in chosen], **own)
 
-    def add(self, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
+    def add(self, number: int, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
+        self.numbers.append(number)
         references = question.answers or (NO_ANSWER,)
         self.exact_match.append(exact_match(text, references))
         self.f1.append(f1(text, references))
@@ -79,14 +85,15 @@ class RagEvaluation:
 
     rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms; tuned, tokens_of, compression,
     rouge_l, refusal_accuracy}. differences: {over, passages, share_kept, exact_match, f1, rouge_l}, each [gain of
-    refrag, low, high]. parts: the same three for each set of questions, by its name, where there are several.
-    answers: the texts. items: exact match and F1 of every question, refrag at the most passages.
+    refrag, low, high]. parts: rows, intervals and differences of each set of questions, by its name, where there are
+    several, with the number of them, `questions_used`. answers: the texts. items: exact match and F1 of every
+    question, refrag at the most passages.
     """
 
     rows: list[dict[str, Any]]
     intervals: list[dict[str, Any]]
     differences: list[dict[str, Any]]
-    parts: dict[str, dict[str, list[dict[str, Any]]]]
+    parts: dict[str, dict[str, Any]]
     answers: list[dict[str, Any]]
     items: ItemSet
 
@@ -103,7 +110,7 @@ def evaluate_rag(
     controls: Mapping[PlainSystem, Path] | None = None,
     untuned: PreTrainedModel | None = None,
     relevance: PassageRelevance | None = None,
-    parts: Mapping[str, int] | None = None,
+    sets: Sequence[str] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 1,
     seed: int = 0,
@@ -117,7 +124,8 @@ def evaluate_rag(
         share_kept: p of the rows that every evaluation has. shares: further ones, each with rows of its own.
         untuned: the decoder before any training here, needed for the system `untuned` alone.
         relevance: what a policy is told of the passages that reads it; without, it does without.
-        parts: sets that the questions are made of, one after another, and the number of each.
+        sets: the set that each question is of; figures are given of all together and of each. Wrong passages may be
+            another set's.
         batch_size: prompts answered at once; above 1 the time to first token is null.
     """
     readers = Readers(
@@ -131,19 +139,18 @@ def evaluate_rag(
     found = {reading: Scores(reading) for reading in wanted}
     texts: list[dict[str, Any]] = []
     with Progress("questions", len(questions) * len(wanted), "answers") as progress:
-        for question, reading, prompt, full_tokens, answer in _answered(
+        for number, reading, prompt, full_tokens, answer in _answered(
             readers, questions, wanted, max_new_tokens, batch_size, seed, progress
         ):
+            question = questions[number]
             text = _said(question, answer.text)
-            found[reading].add(question, text, answer, prompt_length(prompt), full_tokens)
-            texts.append({"id": question.id, **_names(reading), "answer": text})
+            found[reading].add(number, question, text, answer, prompt_length(prompt), full_tokens)
+            of_set = {"set": sets[number]} if sets else {}
+            texts.append({"id": question.id, **of_set, **_names(reading), "answer": text})
     scores = list(found.values())
-    places = _places(parts or {})
     return RagEvaluation(
         **_judged(scores, questions, seed),
-        parts={
-            name: _judged([one.part(place) for one in scores], questions[place], seed) for name, place in places.items()
-        },
+        parts=_parts(scores, questions, sets or [], seed),
         answers=texts,
         items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
     )
@@ -182,8 +189,8 @@ def _answered(
     batch_size: int,
     seed: int,
     progress: Progress,
-) -> Iterator[tuple[Question, Reading, Prompt, int, Answer]]:
-    """Every question in every reading: the question, the reading, its prompt, the full prompt's length, the answer.
+) -> Iterator[tuple[int, Reading, Prompt, int, Answer]]:
+    """Every question in every reading: its number, the reading, the prompt, the full prompt's length, the answer.
 
     For each reading the questions come in their order.
     """
@@ -192,13 +199,13 @@ def _answered(
             warm_up(reader)
     block = batch_size * BLOCK if batch_size > 1 else 1
     for start in range(0, len(questions), block):
-        jobs: list[tuple[Question, Reading, Prompt, int]] = []
-        readers.prepare(questions[start : start + block], wanted)
+        jobs: list[tuple[int, Reading, Prompt, int]] = []
+        readers.learn_relevance(questions[start : start + block], wanted)
         for number in range(start, min(start + block, len(questions))):
             question, wrong = questions[number], other_question(questions, number)
             # Chance of its own for each question: what other systems draw changes nothing.
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            jobs += [(question, *made) for made in prompts(readers, question, wrong, wanted, generator)]
+            jobs += [(number, *made) for made in prompts(readers, question, wrong, wanted, generator)]
         made: dict[int, Answer] = {}
         for reader in {id(reader): reader for reader in map(readers.of, (job[1].system for job in jobs))}.values():
             own = [number for number, job in enumerate(jobs) if readers.of(job[1].system) is reader]
@@ -209,13 +216,24 @@ def _answered(
             yield *job, made[number]
 
 
-def _places(parts: Mapping[str, int]) -> dict[str, slice]:
-    """Where each set's questions lie; one set alone is no part."""
-    ends = list(accumulate(parts.values()))
-    return {name: slice(end - parts[name], end) for name, end in zip(parts, ends, strict=True)} if len(ends) > 1 else {}
+def _parts(
+    scores: Sequence[Scores], questions: Sequence[Question], sets: Sequence[str], seed: int
+) -> dict[str, dict[str, Any]]:
+    """What is found of each set alone, where there are several."""
+    numbers = {name: [number for number, own in enumerate(sets) if own == name] for name in dict.fromkeys(sets)}
+    if len(numbers) < 2:
+        return {}
+    return {
+        name: {
+            "questions_used": len(own),
+            **_judged([one.of(own) for one in scores], [questions[number] for number in own], seed),
+        }
+        for name, own in numbers.items()
+    }
 
 
 def _judged(scores: Sequence[Scores], questions: Sequence[Question], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Rows, intervals and differences of all readings."""
     return {
         "rows": [_row(one, questions) for one in scores],
         "intervals": [_interval(one, questions, seed) for one in scores],
@@ -266,13 +284,13 @@ def _row(scores: Scores, questions: Sequence[Question]) -> dict[str, Any]:
 
 def _refusal_accuracy(scores: Scores, questions: Sequence[Question]) -> float | None:
     """Share of questions that were refused just when they have no answer; null where all have one."""
-    known = [
-        refused != question.answerable
-        for refused, question in zip(scores.refused, questions, strict=False)
-        if question.answerable is not None
-    ]
     if all(question.answerable is not False for question in questions) or len(scores.refused) < len(questions):
         return None
+    known = [
+        refused != question.answerable
+        for refused, question in zip(scores.refused, questions, strict=True)
+        if question.answerable is not None
+    ]
     return rounded(statistics.fmean(known))
 
 

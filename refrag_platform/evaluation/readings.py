@@ -68,7 +68,7 @@ class Readers:
         # Whoever reads whole passages can read some of them.
         return self.controls.get({"plain": "full", "pruned": "full"}.get(system, system), self.model)
 
-    def prepare(self, questions: Sequence[Question], wanted: Sequence[Reading]) -> None:
+    def learn_relevance(self, questions: Sequence[Question], wanted: Sequence[Reading]) -> None:
         """Embed together what the policy will be told of these questions' passages."""
         if self.relevance:
             most = max((reading.passages for reading in wanted), default=0)

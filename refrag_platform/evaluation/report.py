@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
@@ -53,17 +52,17 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
 
 
 def rag_report(result: Mapping[str, Any]) -> str:
-    """Exact match, F1, decoder tokens and, where measured, time to first token, refusals and gains; each file's too."""
-    parts = [
+    """Exact match, F1, decoder tokens, where measured time to first token and refusals, gains; of each set, too."""
+    text = [
         "## Questions",
         "Greedy answers, SQuAD's normalization, best of several references. Decoder tokens: mean positions of "
         "the prompt. Compression: the full prompt's tokens over these, question and template counted. First token: "
         "median, chunk vectors made ahead.",
         *_rag_tables(result),
     ]
-    for file, own in (result.get("parts") or {}).items():
-        parts += [f"### {Path(file).name} alone", *_rag_tables(own)]
-    return "\n\n".join(parts) + "\n"
+    for name, own in (result.get("parts") or {}).items():
+        text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
+    return "\n\n".join(text) + "\n"
 
 
 def _rag_tables(result: Mapping[str, Any]) -> list[str]:

@@ -159,6 +159,26 @@ def test_a_lone_question_has_no_wrong_passages(model: RefragModel, questions: li
     assert row["f1"] is row["ttft_ms"] is None
 
 
+def test_a_question_that_is_left_out_moves_no_figure_to_another_set(
+    model: RefragModel, questions: list[Question]
+) -> None:
+    """The first has no stranger whose passages could be its wrong ones; the others read the first one's."""
+    bare = [replace(question, passages=(), gold=()) for question in questions[1:3]]
+    found = evaluate_rag(
+        model,
+        None,
+        [replace(questions[0], gold=()), *bare],
+        passages=[1],
+        share_kept=0.0,
+        systems=["refrag_wrong"],
+        sets=["a", "b", "b"],
+        max_new_tokens=2,
+    )
+    assert found.rows[0]["f1"] is not None and found.intervals[0]["f1"] is None
+    assert found.parts["a"]["rows"][0]["f1"] is None
+    assert found.parts["b"]["rows"][0]["f1"] == found.rows[0]["f1"]
+
+
 def test_plain_systems_run_on_tuned_controls_where_given(
     model: RefragModel, questions: list[Question], tmp_path: Path
 ) -> None:

@@ -239,20 +239,28 @@ def test_files_of_questions_are_judged_together_and_each_alone(
         passages = [{"title": name, "text": sentences(count, 4 * count)}]
         rows = [{"id": f"{name}{n}", "question": "?", "answers": ["x"], "passages": passages} for n in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    output = run(
-        "rag", "--model", str(tmp_path / "saved"), "--questions", "a.jsonl", "--questions", "b.jsonl",
-        "--passages", "1", "--systems", "plain,refrag", "--limit", "2", "--max-new-tokens", "2", "--json", "out.json",
-    )  # fmt: skip
+    arguments = [
+        "rag", "--model", str(tmp_path / "saved"), "--passages", "1", "--systems", "plain,refrag", "--limit", "2",
+        "--max-new-tokens", "2", "--json", "out.json", "--questions", "a.jsonl",
+    ]  # fmt: skip
+    output = run(*arguments, "--questions", "b.jsonl")
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["questions_used"] == 3 and result["questions"] == "a.jsonl, b.jsonl"
-    assert [answer["id"] for answer in result["answers"] if answer["system"] == "refrag"] == ["a0", "b0", "b1"]
-    for together, first, second in zip(
-        result["rows"], *(part["rows"] for part in result["parts"].values()), strict=True
-    ):
+    own = [(answer["set"], answer["id"]) for answer in result["answers"] if answer["system"] == "refrag"]
+    assert own == [("a.jsonl", "a0"), ("b.jsonl", "b0"), ("b.jsonl", "b1")]
+    parts = result["parts"]
+    assert {name: part["questions_used"] for name, part in parts.items()} == {"a.jsonl": 1, "b.jsonl": 2}
+    rows = zip(result["rows"], parts["a.jsonl"]["rows"], parts["b.jsonl"]["rows"], strict=True)
+    for together, first, second in rows:
         assert first["decoder_tokens"] < second["decoder_tokens"]
         mean = (first["decoder_tokens"] + 2 * second["decoder_tokens"]) / 3
         assert together["decoder_tokens"] == pytest.approx(mean, abs=1e-4)
-    assert "### a.jsonl alone" in output and "### b.jsonl alone" in output
+    assert "### Of these, a.jsonl: 1 questions" in output and "### Of these, b.jsonl: 2 questions" in output
+
+    run(*arguments)
+    assert json.loads((tmp_path / "out.json").read_text())["parts"] == {}
+    refused = CliRunner().invoke(app, ["evaluate", *arguments, "--questions", "./a.jsonl"])
+    assert refused.exit_code == 2 and "names a.jsonl twice" in refused.output
 
 
 def test_commands_name_what_is_wrong(
