@@ -167,7 +167,7 @@ except TrainingInterrupted as stop:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_step_and_stops(number: signal.Signals, corpus: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     process = subprocess.Popen(

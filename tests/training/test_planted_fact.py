@@ -108,6 +108,7 @@ def test_a_policy_given_the_question_keeps_the_fact_and_a_blind_one_stays_at_cha
     assert abs(hit_rate(recipe, reader, "none", tmp_path / "none") - 1 / FACTS) < 0.06
 
 
+@pytest.mark.slow
 def test_a_policy_told_where_the_answers_stand_keeps_the_fact_without_a_reward(
     recipe: Recipe, model: RefragModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
