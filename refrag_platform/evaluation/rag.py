@@ -58,13 +58,12 @@ class Scores:
     ttft_ms: list[float] = field(default_factory=list)
 
     def of(self, numbers: Sequence[int]) -> Scores:
-        """The figures of these questions alone, which are numbered anew."""
-        place = {number: place for place, number in enumerate(numbers)}
-        chosen = [entry for entry, number in enumerate(self.numbers) if number in place]
+        """The figures of these questions alone."""
+        wanted = set(numbers)
+        chosen = [place for place, number in enumerate(self.numbers) if number in wanted]
+        lists = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "reading"}
         # Times are of all questions or, in batches, of none.
-        lists = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("reading", "numbers")}
-        own = {name: [values[entry] for entry in chosen] if values else [] for name, values in lists.items()}
-        return Scores(self.reading, [place[self.numbers[entry]] for entry in chosen], **own)
+        return Scores(self.reading, **{n: [own[place] for place in chosen] if own else [] for n, own in lists.items()})
 
     def add(self, number: int, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
         self.numbers.append(number)
