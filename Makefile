@@ -11,7 +11,7 @@ PYTEST := $(BIN)/pytest
 WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
 # Each has one core: threads of torch would take them from each other.
-test: export OMP_NUM_THREADS := 1
+test test-slow: export OMP_NUM_THREADS := 1
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export BENTOML_HOME := $(CURDIR)/.bentoml
 export DAGSTER_DISABLE_TELEMETRY := 1
@@ -29,8 +29,9 @@ demo: install  ## The whole pipeline on real text, a question answered over HTTP
 test: install  ## The tests: behaviour, on tiny models, without a GPU or a hub
 	$(PYTEST) $(PARALLEL) -m "not slow and not gpu"
 
+# The longest takes 8 minutes by itself, and up to 13 beside another.
 test-slow: install  ## The long tests: real weights, kills, several processes, a browser
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) $(PARALLEL) --timeout=1500 -m "slow and not gpu"
 
 # Nearly twice the time: every process that a test starts is traced as well.
 coverage: PYTEST := $(BIN)/coverage run -m pytest

@@ -148,14 +148,54 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
     figure.savefig(target, dpi=110)
 
 
+def paired_rows(result: dict[str, Any], over: str) -> str:
+    """A row a number of passages and p: refrag and another system at as many decoder tokens, over all and each file."""
+    parts: dict[str, dict[str, Any]] = result.get("parts") or {}
+    ours = {_place(row, "share_kept"): row for row in result["rows"] if row["system"] == "refrag"}
+    theirs = {_place(row, "tokens_of"): row for row in result["rows"] if row["system"] == over}
+    gains = [_gains(own, over) for own in (result, *parts.values())]
+    rows = [
+        [
+            str(row["passages"]),
+            f"{row['share_kept']:g}",
+            *(number(row[key], form) for key, form in (("decoder_tokens", ",.0f"), ("compression", ".1f"))),
+            number(theirs[place]["f1"], ".3f"),
+            number(row["f1"], ".3f"),
+            *(gain[place] for gain in gains),
+        ]
+        for place, row in sorted(ours.items())
+    ]
+    names = [f"{name}, {own['questions_used']:,}" for name, own in parts.items()]
+    columns = [f"all, {result['questions_used']:,}", *names]
+    return table(["passages", "p", "decoder tokens", "compression", f"F1 {over}", "F1 refrag", *columns], rows)
+
+
+def _place(row: dict[str, Any], share: str) -> tuple[int, float]:
+    return row["passages"], row[share]
+
+
+def _gains(result: dict[str, Any], over: str) -> dict[tuple[int, float], str]:
+    return {
+        _place(row, "share_kept"): "{:.3f} [{:.3f}, {:.3f}]".format(*row["f1"])
+        for row in result["differences"]
+        if row["over"] == over
+    }
+
+
 def main(
     files: Annotated[list[Path], typer.Argument(help="Result files: .json of a command, .jsonl of a training.")],
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the file here (.png).")] = None,
+    over: Annotated[
+        str | None,
+        typer.Option("--over", help="Of answers, a row a setting alone: the gain in F1 over this system, e.g. plain."),
+    ] = None,
 ) -> None:
     """Print the Markdown rows of result files."""
     for path in files:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
+        if over:
+            rows, draw = paired_rows(json.loads(text), over), None
+        elif path.suffix == ".jsonl":
             rows, draw = training_rows([json.loads(line) for line in text.splitlines()]), None
         else:
             rows, draw = rows_of(json.loads(text))

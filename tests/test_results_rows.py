@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_every_kept_result_gives_rows(path: Path, monkeypatch: pytest.MonkeyPatc
         "start-token-h100.json",
         "start-token-scores-h100.json",
         "rag-nq-h100.json",
+        "rag-pool-both-cpu.json",
         "choices-h200.json",
         "choices-h100.json",
     ],
@@ -37,6 +39,23 @@ def test_every_kept_result_gives_rows(path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_result_is_drawn(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows(monkeypatch, str(ROOT / "docs" / "results" / kind), "--plot", str(tmp_path / "plot.png"))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_setting_s_gain_stands_in_one_row_over_all_and_each_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ROOT / "docs" / "results" / "rag-pool-release-h200.json"
+    printed = rows(monkeypatch, str(file), "--over", "plain").splitlines()
+    assert "| all, 3,038 | nq-pool.jsonl, 1,000 | squad-pool.jsonl, 2,038 |" in printed[0]
+    (row,) = [line for line in printed if line.startswith("| 5 | 0.15 |")]
+    result = json.loads(file.read_text(encoding="utf-8"))
+    for own in (result, *result["parts"].values()):
+        (gain,) = [one["f1"] for one in own["differences"] if (one["passages"], one["share_kept"]) == (5, 0.15)]
+        assert "{:.3f} [{:.3f}, {:.3f}]".format(*gain) in row
+        by_system = {
+            one["system"]: one["f1"]
+            for one in own["rows"]
+            if 0.15 in (one["share_kept"], one["tokens_of"]) and one["passages"] == 5
+        }
+        assert by_system["refrag"] - by_system["plain"] == pytest.approx(gain[0], abs=1e-4)
 
 
 def test_a_file_without_a_picture_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,12 +49,16 @@ def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
 
 
 def rag_figure(result: Mapping[str, Any], path: Path) -> None:
-    """F1 against decoder tokens, and against time to first token where that was measured."""
+    """F1 against decoder tokens, over all and over each file, and against time to first token where it was measured."""
     timed = any(row.get("ttft_ms") is not None for row in result["rows"])
-    figure, axes = _figure(2 if timed else 1)
+    parts: Mapping[str, Mapping[str, Any]] = result.get("parts") or {}
+    figure, axes = _figure(1 + len(parts) + timed)
     _against(axes[0], result, "decoder_tokens", "decoder tokens")
     if timed:
         _against(axes[1], result, "ttft_ms", "time to first token, ms")
+    for panel, (name, own) in zip(axes[1 + timed :], parts.items(), strict=True):
+        _against(panel, own, "decoder_tokens", "decoder tokens")
+        panel.set_title(name, fontsize=9)
     axes[0].legend(frameon=False, fontsize=8)
     _save(figure, path)
 
