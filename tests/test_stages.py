@@ -90,7 +90,9 @@ def makes_state(context: StageContext) -> dict[str, Any]:
     return plants(context)
 
 
-@pytest.mark.parametrize("had_one", [False, True], ids=["first artifact", "replaces one"])
+@pytest.mark.parametrize(
+    "had_one", [pytest.param(False, id="first artifact"), pytest.param(True, id="replaces one", marks=pytest.mark.slow)]
+)
 def test_a_kill_at_any_point_of_publication_leaves_a_whole_artifact_or_none(
     planted: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had_one: bool
 ) -> None:

@@ -153,6 +153,7 @@ def test_what_is_up_to_date_is_cached_and_not_made_again(
         assert f"{stage} of {MODEL}: cached, {before[stage].hash}" in output
 
 
+@pytest.mark.slow
 def test_a_planted_fault_turns_its_check_red_and_stops_what_is_downstream(
     planted: Project, instance: DagsterInstance
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_launchpad_offers_typed_settings_with_help() -> None:
     assert "encoder frozen" in str(mode.description) and "release.tolerances" in str(promote.description)
 
 
+@pytest.mark.slow
 def test_documents_start_one_run_per_change_however_many_files(planted: Project, instance: DagsterInstance) -> None:
     assert source_documents.default_status.value == "STOPPED"
     folder = planted.source_dir(MODEL)

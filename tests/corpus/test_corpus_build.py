@@ -143,6 +143,7 @@ def test_two_sources_of_a_kind_have_ids_of_their_own(build: Build, texts: Path) 
     assert {"files/note-1.txt", "files-2/note-1.txt"} < ids.keys()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(build: Build, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 20_000)
     monkeypatch.setattr(tables, "ROWS_PER_GROUP", 32)
