@@ -183,12 +183,15 @@ def release(
     base: Annotated[Path, typer.Option(help="The assembled base folder.")],
     out: Annotated[Path, typer.Option(help="Folder of a run to make: its model with the policy, and its updates.")],
     rank: Annotated[int, typer.Option(min=1, help="Rank of the updates, the recipe's lora_rank.")] = 64,
+    control: Annotated[
+        str | None, typer.Option("--control", help="Make a run of this control of the release, e.g. full, instead.")
+    ] = None,
 ) -> None:
     """Make a run of a release: `gpu_run.py train --start NAME --lora NAME --policy NAME` goes on from there.
 
     The base's encoder is in half precision, so that its vectors differ from the release's by what that rounds away.
     """
-    from refrag_platform.compact.release import DECODER, ENCODER, model_state, read_manifest, read_policy
+    from refrag_platform.compact.release import CONTROLS, DECODER, ENCODER, model_state, read_manifest, read_policy
 
     if out.exists():
         raise typer.BadParameter(f"--out {out} is there already; remove it, or give another")
@@ -199,7 +202,16 @@ def release(
             f"{folder} is of {made['model']} on {made['base']['decoder']}, and --base {base} of {recipe.name} on "
             f"{recipe.decoder.source}; give the base that `prepare` made of its recipe"
         )
-    model, decoder = base_model(base), load_file(folder / DECODER)
+    model = base_model(base)
+    if control:
+        file = folder / CONTROLS / f"{control}.safetensors"
+        if not file.is_file():
+            raise typer.BadParameter(f"--control {control}: {folder} has no {file.name} among its {CONTROLS}")
+        model.load_state_dict(decode(model_state(model), load_file(file)), strict=False)
+        (out / "model").mkdir(parents=True)
+        model.save(out / "model")
+        return
+    decoder = load_file(folder / DECODER)
     state = decode(model_state(model), load_file(folder / ENCODER) | decoder)
     factors = factors_of(decoder, model_state(model))
     model.load_state_dict(state, strict=False)

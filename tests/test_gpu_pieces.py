@@ -142,3 +142,22 @@ def test_training_goes_on_from_a_release(pieces: ModuleType, base: Path, run: Pa
     name = "decoder.model.layers.0.mlp.up_proj.weight"
     change = SCALE * updates["model.layers.0.mlp.up_proj.lora_B"] @ updates["model.layers.0.mlp.up_proj.lora_A"]
     torch.testing.assert_close(change, released.state_dict()[name] - before[name], atol=1e-2, rtol=1e-2)
+
+
+def test_a_control_of_a_release_is_a_run_of_its_own(pieces: ModuleType, base: Path, run: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(base / "recipe.yaml")
+    codings = Codings(Coding(4), Coding(0, 1 << 20, 8), Coding(0, 1 << 20, 8))
+    released, out = tmp_path / "released", tmp_path / "full"
+    write_release(run / "model", recipe, base, released, codings, controls={"full": run / "model"})
+    asked = ["release", str(released), "--base", str(base), "--out", str(out), "--control"]
+    refused = CliRunner().invoke(pieces.app, [*asked, "none"])
+    assert refused.exit_code == 2 and "none.safetensors among" in refused.output and not out.exists()
+    assert CliRunner().invoke(pieces.app, [*asked, "full"]).exit_code == 0
+    trained, found, untrained = (
+        RefragModel.load(run / "model"),
+        RefragModel.load(out / "model"),
+        pieces.base_model(base),
+    )
+    assert found.encoder_digest() == untrained.encoder_digest()
+    for name, tensor in trained.decoder.state_dict().items():
+        torch.testing.assert_close(found.decoder.state_dict()[name], tensor.float(), atol=1e-2, rtol=1e-2, msg=name)
