@@ -202,25 +202,22 @@ def release(
             f"{folder} is of {made['model']} on {made['base']['decoder']}, and --base {base} of {recipe.name} on "
             f"{recipe.decoder.source}; give the base that `prepare` made of its recipe"
         )
-    model = base_model(base)
-    if control:
-        file = folder / CONTROLS / f"{control}.safetensors"
-        if not file.is_file():
-            raise typer.BadParameter(f"--control {control}: {folder} has no {file.name} among its {CONTROLS}")
-        model.load_state_dict(decode(model_state(model), load_file(file)), strict=False)
-        (out / "model").mkdir(parents=True)
-        model.save(out / "model")
-        return
-    decoder = load_file(folder / DECODER)
-    state = decode(model_state(model), load_file(folder / ENCODER) | decoder)
+    file = folder / CONTROLS / f"{control}.safetensors" if control else folder / DECODER
+    if not file.is_file():
+        raise typer.BadParameter(f"--control {control}: {folder} has no {file.name} among its {CONTROLS}")
+    model, decoder = base_model(base), load_file(file)
     factors = factors_of(decoder, model_state(model))
+    state = decode(model_state(model), decoder if control else decoder | load_file(folder / ENCODER))
     model.load_state_dict(state, strict=False)
-    (out / "model").mkdir(parents=True)
-    model.save(out / "model")
-    if policy := read_policy(folder, made):
-        policy.save(out / "model")
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "model").mkdir(parents=True)
+    model.save(partial / "model")
+    if not control and (policy := read_policy(folder, made)):
+        policy.save(partial / "model")
     typer.echo(f"{out}: encoder {model.encoder_digest()}")
-    save_file(updates_of(model, factors, rank), out / "lora.safetensors")
+    save_file(updates_of(model, factors, rank), partial / "lora.safetensors")
+    partial.rename(out)
 
 
 def updates_of(model: RefragModel, factors: dict[str, tuple[Tensor, Tensor]], rank: int) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
-"""Every table of a release on questions, made in one run on a bare GPU machine: some 25 minutes of one H200.
+"""Every table of a release on questions, made in one run on a bare GPU machine.
 
 python scripts/release_tables.py run --base /tmp/base --runs /tmp/runs --data /tmp/data --out /tmp/tables
 
 It ranks the pools, tunes a control on full contexts, and lets the release and that control answer everything that
 docs/results.md asks. Several jobs run at a time. Stopped and started again, it goes on: a job whose file is there is
-done. RESULTS: OUT/results, without the answers' texts, for docs/results/ and scripts/results_rows.py.
+done. OUT/results has the files without the answers' texts, for docs/results/ and scripts/results_rows.py.
 
 DATA holds nq-oracle-dev, squadshifts-train, squadshifts-dev, distractors-2wiki, scitldr-train, scitldr-dev and
 mtrag-un-dev.jsonl; of a Factbook corpus factbook-train.jsonl, factbook-test.jsonl (its questions/) and
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from refrag_platform.corpus.swapping import MARK, swapped
@@ -62,11 +63,14 @@ def run(
     # Not by the default, which would leave the jobs running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     work = [*prepared(base, runs, data, release), control(base, runs, data, steps, settings or [])]
-    work += list(asked(base, runs, data, out / "answers", limit))
-    failed = run_jobs(work, lanes, out / "logs")
-    collect(out / "answers", out / "results")
+    # What was asked of a few to try it is not what is asked of all.
+    tried = f"-{limit}" if limit else ""
+    answers, logs = out / f"answers{tried}", out / f"logs{tried}"
+    work += list(asked(base, runs, data, answers, limit))
+    failed = run_jobs(work, lanes, logs)
+    collect(answers, out / f"results{tried}", "/".join(release.resolve().parts[-3:]))
     if failed:
-        typer.echo(f"failed, or waiting for what failed: {', '.join(failed)}; see {out / 'logs'}", err=True)
+        typer.echo(f"failed, or waiting for what failed: {', '.join(failed)}; see {logs}", err=True)
         raise typer.Exit(1)
 
 
@@ -91,9 +95,9 @@ def prepared(base: Path, runs: Path, data: Path, release: Path) -> list[Job]:
         made = data / f"{name}.jsonl"
         return Job(name, [*command, "--retriever", f"path:{base / 'encoder'}", "--out", str(made)], made)
 
-    def unpack(name: str, last: str, *more: str) -> Job:
+    def unpack(name: str, *more: str) -> Job:
         command = [*_script("gpu_pieces"), "release", str(release), "--base", str(base), "--out", str(runs / name)]
-        return Job(name, [*command, *more], runs / name / last)
+        return Job(name, [*command, *more], runs / name)
 
     pool = ["nq-oracle-dev.jsonl", "squadshifts-train.jsonl", "squadshifts-dev.jsonl"]
     found = ["--found-only", "--top", "32"]
@@ -102,8 +106,8 @@ def prepared(base: Path, runs: Path, data: Path, release: Path) -> list[Job]:
         rank("squad-ranked", "squadshifts-train.jsonl", ["squadshifts-train.jsonl"], *found),
         rank("factbook-ranked", "factbook-train.jsonl", ["passages.parquet"], *found),
         Job("swapped-ranked", [*_script("release_tables"), "swap", *swaps], Path(swaps[-1]), ("factbook-ranked",)),
-        unpack("full", "model/model.json", "--control", "full"),
-        unpack("release", "lora.safetensors"),
+        unpack("full", "--control", "full"),
+        unpack("release"),
         rank("nq-pool", "nq-oracle-dev.jsonl", pool, "--top", "200"),
         rank("squad-pool", "squadshifts-dev.jsonl", pool, "--top", "40"),
         rank("factbook-asked", "factbook-test.jsonl", ["passages.parquet"], "--top", "40"),
@@ -138,34 +142,42 @@ def control(base: Path, runs: Path, data: Path, steps: int, settings: Sequence[s
 def asked(base: Path, runs: Path, data: Path, answers: Path, limit: int | None) -> Iterator[Job]:
     """What release and control are asked; each file of answers is named as its table."""
 
-    def rag(name: str, questions: Sequence[str], passages: str, systems: str, *more: str, needs: str = "") -> Job:
+    def rag(
+        name: str,
+        questions: Sequence[str],
+        passages: str,
+        systems: str,
+        *more: str,
+        most: int | None = None,
+        needs: Sequence[str] = (),
+    ) -> Job:
         command = [*_refrag("evaluate", "rag"), "--model", str(runs / "release" / "model"), "--controls"]
         command += [str(runs / "tuned"), "--recipe", str(base / "recipe.yaml"), "--share-kept", "0.1"]
         for file in questions:
             command += ["--questions", str(data / f"{file}.jsonl")]
         made = answers / f"{name}.json"
         command += ["--passages", passages, "--systems", systems, "--batch-size", "64", "--json", str(made), *more]
-        command += ["--limit", str(limit)] if limit else []
-        return Job(name, command, made, ("release", "control", *needs.split()))
+        limits = [count for count in (most, limit) if count]
+        command += ["--limit", str(min(limits))] if limits else []
+        return Job(name, command, made, ("release", "control", *needs))
 
     mixed = ("--distractors", str(data / "distractors-2wiki.jsonl"))
     pools, strong = ["nq-pool", "squad-pool"], ("--retriever", "strong")
-    every = "full,plain,refrag,refrag_wrong,none"
+    every, nq = "full,plain,refrag,refrag_wrong,none", ["nq-oracle-dev"]
     # The longest first.
     for count in sorted(POOL_SHARES, key=lambda count: -count * (2 + POOL_SHARES[count].count("."))):
         shares = ("--shares", POOL_SHARES[count]) if POOL_SHARES[count] else ()
-        needs = " ".join(pools)
-        yield rag(f"pool-{count:02d}", pools, str(count), "plain,refrag", *strong, *shares, needs=needs)
-    yield rag("nq", ["nq-oracle-dev"], "8", f"{every},pruned,untuned", *mixed)
-    yield rag("nq-shares", ["nq-oracle-dev"], "8", "full,refrag", "--shares", "0,0.14,0.15,0.25", *mixed)
-    yield rag("nq-untold", ["nq-oracle-dev"], "8", "refrag", "--shares", "0.14", "--no-relevance", *mixed)
-    weak = ("--retriever", "weak", "--limit", "200")
-    yield rag("nq-weak", ["nq-pool"], "10,40,80", "plain,refrag", *weak, needs="nq-pool")
-    yield rag("factbook", ["factbook-asked"], "20", every, *strong, needs="factbook-asked")
-    yield rag("factbook-whole", ["whole"], "80", "full,plain,refrag", "--batch-size", "16", "--limit", "120")
-    yield rag("squadshifts", ["squadshifts-dev"], "8", every, "--limit", "300", *mixed)
+        yield rag(f"pool-{count:02d}", pools, str(count), "plain,refrag", *strong, *shares, needs=pools)
+    yield rag("nq", nq, "8", f"{every},pruned,untuned", *mixed, most=500)
+    yield rag("nq-shares", nq, "8", "full,refrag", "--shares", "0,0.14,0.15,0.25", *mixed, most=500)
+    yield rag("nq-untold", nq, "8", "refrag", "--shares", "0.14", "--no-relevance", *mixed, most=500)
+    weak = ("--retriever", "weak")
+    yield rag("nq-weak", ["nq-pool"], "10,40,80", "plain,refrag", *weak, most=200, needs=["nq-pool"])
+    yield rag("factbook", ["factbook-asked"], "20", every, *strong, needs=["factbook-asked"])
+    yield rag("factbook-whole", ["whole"], "80", "full,plain,refrag", "--batch-size", "16", most=120)
+    yield rag("squadshifts", ["squadshifts-dev"], "8", every, *mixed, most=300)
     yield rag("mtrag", ["mtrag-un-dev"], "5", every, "--max-new-tokens", "96")
-    yield rag("scitldr", ["scitldr-dev"], "1", "full,refrag,refrag_wrong,none", "--max-new-tokens", "48")
+    yield rag("scitldr", ["scitldr-dev"], "1", "full,refrag,refrag_wrong,none", "--max-new-tokens", "48", most=300)
 
 
 def run_jobs(jobs: Sequence[Job], lanes: int, logs: Path) -> list[str]:
@@ -196,12 +208,14 @@ def run_jobs(jobs: Sequence[Job], lanes: int, logs: Path) -> list[str]:
     return [*failed, *(job.name for job in waiting)]
 
 
-def collect(answers: Path, results: Path) -> None:
-    """Results without the answers' texts; the pool's numbers of passages together in one."""
+def collect(answers: Path, results: Path, model: str) -> None:
+    """Results without the answers' texts and this machine's paths; the pool's numbers of passages together in one."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     pools = []
     for path in sorted(answers.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         result.pop("answers")
+        result |= {"model": model, "device": device}
         for key in ("questions", "distractors"):
             result[key] = ", ".join(Path(file).name for file in (result[key] or "").split(", ")) or None
         result["parts"] = {Path(name).name: part for name, part in result["parts"].items()}

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
-from refrag_platform.evaluation.report import perplexity_report, rag_report, table
+from refrag_platform.evaluation.report import gain, perplexity_report, rag_report, table
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
 
 TRAINING = (
@@ -151,8 +151,8 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
 def paired_rows(result: dict[str, Any], over: str) -> str:
     """A row a number of passages and p: refrag and another system at as many decoder tokens, over all and each file."""
     parts: dict[str, dict[str, Any]] = result.get("parts") or {}
-    ours = {_place(row, "share_kept"): row for row in result["rows"] if row["system"] == "refrag"}
-    theirs = {_place(row, "tokens_of"): row for row in result["rows"] if row["system"] == over}
+    ours = {_place(row, "share_kept"): row for row in result["rows"] if row.get("system") == "refrag"}
+    theirs = {_place(row, "tokens_of"): row for row in result["rows"] if row.get("system") == over}
     gains = [_gains(own, over) for own in (result, *parts.values())]
     rows = [
         [
@@ -161,25 +161,27 @@ def paired_rows(result: dict[str, Any], over: str) -> str:
             *(number(row[key], form) for key, form in (("decoder_tokens", ",.0f"), ("compression", ".1f"))),
             number(theirs[place]["f1"], ".3f"),
             number(row["f1"], ".3f"),
-            *(gain[place] for gain in gains),
+            *(own[place] for own in gains),
         ]
         for place, row in sorted(ours.items())
+        if place in theirs
     ]
+    if not rows:
+        raise typer.BadParameter(
+            f"--over {over}: the file has no answers of it at as many tokens as refrag; give plain, pruned or truncated"
+        )
     names = [f"{name}, {own['questions_used']:,}" for name, own in parts.items()]
     columns = [f"all, {result['questions_used']:,}", *names]
     return table(["passages", "p", "decoder tokens", "compression", f"F1 {over}", "F1 refrag", *columns], rows)
 
 
-def _place(row: dict[str, Any], share: str) -> tuple[int, float]:
-    return row["passages"], row[share]
+def _place(row: dict[str, Any], share: str) -> tuple[int, float | None]:
+    return row["passages"], row.get(share)
 
 
-def _gains(result: dict[str, Any], over: str) -> dict[tuple[int, float], str]:
-    return {
-        _place(row, "share_kept"): "{:.3f} [{:.3f}, {:.3f}]".format(*row["f1"])
-        for row in result["differences"]
-        if row["over"] == over
-    }
+def _gains(result: dict[str, Any], over: str) -> dict[tuple[int, float | None], str]:
+    own = [row for row in result.get("differences", []) if row.get("over") == over]
+    return {_place(row, "share_kept"): gain(row["f1"]) for row in own}
 
 
 def main(
@@ -193,12 +195,12 @@ def main(
     """Print the Markdown rows of result files."""
     for path in files:
         text = path.read_text(encoding="utf-8")
-        if over:
-            rows, draw = paired_rows(json.loads(text), over), None
-        elif path.suffix == ".jsonl":
+        if path.suffix == ".jsonl":
             rows, draw = training_rows([json.loads(line) for line in text.splitlines()]), None
         else:
             rows, draw = rows_of(json.loads(text))
+        if over:
+            rows = paired_rows(json.loads(text) if draw else {"rows": []}, over)
         if plot and draw is None:
             raise typer.BadParameter(f"--plot: {path} has nothing to draw; leave it out")
         if plot and draw:

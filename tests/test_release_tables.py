@@ -54,6 +54,10 @@ def test_every_job_needs_jobs_that_are_there(tables: ModuleType, tmp_path: Path)
     names = [one.name for one in work]
     assert len(set(names)) == len(names)
     assert {need for one in work for need in one.needs} <= set(names)
+    counts = {one.name: int(one.command[one.command.index("--limit") + 1]) for one in work if "--limit" in one.command}
+    assert counts["nq"] == counts["pool-05"] == 3, "three of each file, to try it"
+    whole = list(tables.asked(base, runs, data, tmp_path / "answers", None))
+    assert [one.command[-1] for one in whole if one.name == "nq-weak"] == ["200"]
     tuned = next(one.command for one in work if one.name == "control")
     assert tuned.index("batch_size=2") > tuned.index("batch_size=64"), "the later one counts"
 
@@ -62,13 +66,13 @@ def test_results_have_no_answers_and_the_pool_is_one(tables: ModuleType, tmp_pat
     for count in (5, 10):
         own = {"rows": [{"passages": count}], "intervals": [], "differences": [{"passages": count}]}
         result = own | {"parts": {"/d/nq-pool.jsonl": own | {"questions_used": 2}}, "answers": [{"answer": "no"}]}
-        result |= {"questions": "/d/nq-pool.jsonl, /d/squad-pool.jsonl", "distractors": None, "seed": 0}
+        result |= {"questions": "/d/nq-pool.jsonl, /d/squad-pool.jsonl", "distractors": None, "model": "/r/model"}
         (tmp_path / f"pool-{count:02d}.json").write_text(json.dumps(result))
-    tables.collect(tmp_path, tmp_path / "results")
+    tables.collect(tmp_path, tmp_path / "results", "models/smollm2-135m/release")
     (made,) = (tmp_path / "results").iterdir()
     found = json.loads(made.read_text())
     assert made.name == "rag-pool.json" and found["questions"] == "nq-pool.jsonl, squad-pool.jsonl"
-    assert "answers" not in found and found["distractors"] is None
+    assert "answers" not in found and found["distractors"] is None and found["model"] == "models/smollm2-135m/release"
     for own in (found, found["parts"]["nq-pool.jsonl"]):
         assert [row["passages"] for row in own["rows"]] == [row["passages"] for row in own["differences"]] == [5, 10]
 

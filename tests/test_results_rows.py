@@ -58,6 +58,21 @@ def test_a_setting_s_gain_stands_in_one_row_over_all_and_each_file(monkeypatch: 
         assert by_system["refrag"] - by_system["plain"] == pytest.approx(gain[0], abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("file", "over"),
+    [
+        ("rag-pool-release-h200.json", "plian"),
+        ("rag-nq-release-h200.json", "full"),
+        ("rag-scitldr-release-h200.json", "plain"),
+        ("choices-h200.json", "plain"),
+        ("policy-400-h100.jsonl", "plain"),
+    ],
+)
+def test_what_was_not_asked_at_as_many_tokens_is_named(file: str, over: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = CliRunner().invoke(command(monkeypatch), [str(ROOT / "docs" / "results" / file), "--over", over])
+    assert refused.exit_code == 2 and f"--over {over}" in refused.output
+
+
 def test_a_file_without_a_picture_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = [str(ROOT / "docs" / "results" / "policy-400-h100.jsonl"), "--plot", str(tmp_path / "plot.png")]
     refused = CliRunner().invoke(command(monkeypatch), given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -29,7 +30,8 @@ WEAK_POOL = 200
 class Question:
     """passages: (title, text), best first; gold: numbers of those that hold the answer, if known.
 
-    document: what the question is about; intervals resample documents. Default: the question's own id.
+    document: what the question is about; intervals resample documents. Default: the first gold passage, of which there
+    may be several questions; where none is known, the question's own id.
     gold_kept: `take` has the gold passages among its own, whatever their rank. ranked: it keeps the order; else any
     passage may stand anywhere.
     history: earlier turns, (user or assistant, text). kind: what is asked for; a summary has no question.
@@ -280,7 +282,7 @@ def _question(row: dict[str, Any], where: str, default_id: str) -> Question:
         answers=tuple(answers),
         passages=passages,
         gold=tuple(gold),
-        document=str(row.get("document_id") or name),
+        document=str(row.get("document_id") or (_passage_id(passages[gold[0]]) if gold else name)),
         history=tuple(history),
         answerable=answerable,
     )
@@ -319,6 +321,10 @@ def _passages(value: Any, where: str, field: str) -> tuple[Passage, ...]:
     if not isinstance(value, list) or not all(isinstance(_field(passage, "text"), str) for passage in value):
         raise RefragError(f"{where}: `{field}` must be a list of objects with `text` and, if known, `title`")
     return tuple((str(passage.get("title") or ""), passage["text"]) for passage in value)
+
+
+def _passage_id(passage: Passage) -> str:
+    return f"passage {hashlib.sha256(chr(10).join(passage).encode()).hexdigest()[:16]}"
 
 
 def _text(value: Any, where: str, field: str) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# By p: lines of one system have one color.
+MARKERS = ("o", "s", "^", "D")
 COLORS = {
     "full": "#2f6f4e",
     "none": "#9a3b3b",
@@ -59,20 +61,24 @@ def rag_figure(result: Mapping[str, Any], path: Path) -> None:
     for panel, (name, own) in zip(axes[1 + timed :], parts.items(), strict=True):
         _against(panel, own, "decoder_tokens", "decoder tokens")
         panel.set_title(name, fontsize=9)
+    if parts:
+        axes[0].set_title("all", fontsize=9)
     axes[0].legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 
 def _against(axes: Axes, result: Mapping[str, Any], column: str, across_label: str) -> None:
-    lines: dict[tuple[str, str, bool], list[tuple[float, float, int]]] = defaultdict(list)
+    lines: dict[tuple[str, str, float, bool], list[tuple[float, float, int]]] = defaultdict(list)
     for row in result["rows"]:
         if row.get(column) is not None and row["f1"] is not None:
-            first = not (row.get("share_kept") or row.get("tokens_of"))
-            name = (row["system"], system_name(row), row.get("tuned", True) and first)
+            share = row.get("share_kept") or row.get("tokens_of") or 0.0
+            name = (row["system"], system_name(row), share, row.get("tuned", True) and not share)
             lines[name].append((row[column], row["f1"], row["passages"]))
-    for (system, label, solid), points in lines.items():
+    shares = sorted({share for _, _, share, _ in lines})
+    for (system, label, share, solid), points in lines.items():
         across, up, passages = zip(*points, strict=True)
-        axes.plot(across, up, "-" if solid else "--", marker="o", color=COLORS[system], label=label)
+        marker = MARKERS[shares.index(share) % len(MARKERS)]
+        axes.plot(across, up, "-" if solid else "--", marker=marker, color=COLORS[system], label=label)
         for x, y, count in zip(across, up, passages, strict=True):
             axes.annotate(str(count), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set_xlabel(f"{across_label} (numbers: passages)")

@@ -40,7 +40,7 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
         gains = [
             [
                 system_name({"system": row["over"], "tuned": row["tuned"]}),
-                *(_with_interval(*_split(row[name])) for name in COLUMNS),
+                *(gain(row[name]) for name in COLUMNS),
             ]
             for row in result["differences"]
         ]
@@ -90,7 +90,7 @@ def _rag_tables(result: Mapping[str, Any]) -> list[str]:
                 system_name({"system": row["over"], "tuned": row["tuned"]}),
                 str(row["passages"]),
                 f"{row['share_kept']:g}",
-                *(_with_interval(*_split(row[name])) for name in ("exact_match", "f1", "rouge_l")),
+                *(gain(row[name]) for name in ("exact_match", "f1", "rouge_l")),
             ]
             for row in result["differences"]
         ]
@@ -131,9 +131,9 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
     return text if interval is None else f"{text} [{figure(interval[0])}, {figure(interval[1])}]"
 
 
-def _split(difference: Sequence[float | None] | None) -> tuple[float | None, list[float] | None]:
-    """[mean, low, high] as the mean and the interval, either of which may be missing."""
+def gain(difference: Sequence[float | None] | None) -> str:
+    """[mean, low, high] as `0.035 [0.020, 0.049]`; the interval or all of it may be missing."""
     if difference is None:
-        return None, None
+        return figure(None)
     mean, low, high = difference
-    return mean, None if low is None or high is None else [low, high]
+    return _with_interval(mean, None if low is None or high is None else [low, high])

@@ -95,14 +95,21 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
     """As a retriever ranked them: the first passages are read, whether gold or not."""
     made = context(evaluation_project, tmp_path / "run")
     passages = [{"title": "A", "text": f"The well of {name} is deep."} for name in ("Oz", "Id", "Ur")]
-    row = {"id": "q", "question": "Which well?", "answers": ["Ur"], "passages": passages, "gold": [2]}
+    row = {
+        "id": "q",
+        "question": "Which well?",
+        "answers": ["Ur"],
+        "passages": passages,
+        "gold": [2],
+        "document_id": "d",
+    }
     file = evaluation_project.recipe_path("tiny").parent / "asked.jsonl"
     file.write_text(json.dumps(row) + "\n")
     settings = made.recipe.evaluation.model_copy(update={"question_file": file.name, "passages": [2]})
     made = replace(made, recipe=made.recipe.model_copy(update={"evaluation": settings}))
     evaluate_stage(made)
     items = Items.read(made.out).questions
-    assert items.groups == ["q"]
+    assert items.groups == ["d"]
     (asked,) = held_out_questions(settings, made.inputs["corpus"], file.parent)
     assert [text for _, text in asked.take(2)] == ["The well of Oz is deep.", "The well of Id is deep."]
     assert made.sources == outside_files(evaluation_project, "evaluation", made.recipe) != []

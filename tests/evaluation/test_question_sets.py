@@ -36,6 +36,22 @@ def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again(mon
     assert again == found and other.passages[:1] == lost.passages
 
 
+def test_questions_of_one_gold_passage_stay_together_even_where_it_is_not_found(tmp_path: Path) -> None:
+    """Intervals resample them together."""
+    coffee, tea = ({"title": name, "text": f"{name} is grown in the hills."} for name in ("Coffee", "Tea"))
+    asked = [("a", [tea, coffee], [1]), ("b", [coffee], [0]), ("c", [tea], [0]), ("d", [tea], [])]
+    rows = [{"id": n, "question": "Where?", "answers": ["hills"], "passages": p, "gold": g} for n, p, g in asked]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions = read_questions(tmp_path / "rows.jsonl")
+    a, b, c, d = (question.document for question in questions)
+    assert a == b != c and d == "d"
+    pool = [("Trains", "Where trains run.")]
+    write_questions(tmp_path / "ranked.jsonl", ranked(questions, pool, HashedWords(), top=1))
+    again = read_questions(tmp_path / "ranked.jsonl")
+    assert not any(question.gold for question in again)
+    assert [question.document for question in again] == [a, b, c, d]
+
+
 def test_questions_whose_gold_is_not_found_can_be_left_out(tmp_path: Path) -> None:
     pool = tmp_path / "pool.jsonl"
     pool.write_text(json.dumps({"title": "Trains", "text": "Trains run every hour."}) + "\n")
