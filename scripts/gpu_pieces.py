@@ -92,7 +92,8 @@ def assemble(
             with part.open("rb") as source:
                 shutil.copyfileobj(source, stream, 16 * MIB)
     with tarfile.open(archive) as opened:
-        opened.extractall(base, filter="data")
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)
+        opened.extractall(base)
     archive.unlink()
 
     def unpack_shard(packed: Path) -> None:

@@ -141,7 +141,9 @@ def _build(project: Project, release: Release, package: bento.Package) -> None:
             ["git", "-C", str(project.root), "archive", "--format=tar", release.commit], capture_output=True, check=True
         )
         with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
-            files.extractall(view.root, filter="data")
+            # Not an argument: Python 3.11 knows it from 3.11.4 on.
+            files.extraction_filter = getattr(tarfile, "data_filter", None)
+            files.extractall(view.root)
         result = subprocess.run(
             [sys.executable, "-m", "refrag_platform", "run", "package", "--model", release.model, "--force"],
             env={**bento.environment(project), "REFRAG_ROOT": str(view.root), "PYTHONPATH": str(view.root)},
