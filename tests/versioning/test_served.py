@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -71,7 +72,8 @@ def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_
     port = free_port()
     ready = f"http://127.0.0.1:{port}/readyz"
     command = [sys.executable, "-m", "refrag_platform", "serve", "--model", MODEL, "--port", str(port)]
-    server = subprocess.Popen(command, cwd=project.root)
+    # What Python caches beside the source is not part of it.
+    server = subprocess.Popen(command, cwd=project.root, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
 
     def serves(tag: str) -> bool:
         assert server.poll() is None
