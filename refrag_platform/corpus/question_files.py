@@ -324,7 +324,8 @@ def _passages(value: Any, where: str, field: str) -> tuple[Passage, ...]:
 
 
 def _passage_id(passage: Passage) -> str:
-    return f"passage {hashlib.sha256(chr(10).join(passage).encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256("\n".join(passage).encode()).hexdigest()
+    return f"passage {digest[:16]}"
 
 
 def _text(value: Any, where: str, field: str) -> str:
