@@ -4,11 +4,11 @@ python scripts/release_tables.py run --base /tmp/base --runs /tmp/runs --data /t
 
 It ranks the pools, tunes a control on full contexts, and lets the release and that control answer everything that
 docs/results.md asks. Several jobs run at a time. Stopped and started again, it goes on: a job whose file is there is
-done. OUT/results has the files without the answers' texts, for docs/results/ and scripts/results_rows.py.
+done. OUT/N-steps/results has the files without the answers' texts, for docs/results/ and scripts/results_rows.py.
 
 DATA holds nq-oracle-dev, squadshifts-train, squadshifts-dev, distractors-2wiki, scitldr-train, scitldr-dev and
-mtrag-un-dev.jsonl; of a Factbook corpus factbook-train.jsonl, factbook-test.jsonl (its questions/) and
-passages.parquet; and whole.jsonl (`refrag questions whole`).
+mtrag-un-dev.jsonl; of a Factbook corpus, made with `corpus.swapped_copies: 0`, factbook-train.jsonl and
+factbook-test.jsonl (its questions/) and passages.parquet; and whole.jsonl (`refrag questions whole`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from refrag_platform.corpus.question_files import read_rows
 from refrag_platform.corpus.swapping import MARK, swapped
 from refrag_platform.evaluation.stage import write_json
 
@@ -50,25 +51,28 @@ class Job:
 @app.command()
 def run(
     base: Annotated[Path, typer.Option("--base", help="The assembled base folder (gpu_pieces.py).")],
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs: release, full, tuned/full.")],
+    runs: Annotated[Path, typer.Option("--runs", help="Folder of the runs: release, full, tuned-STEPS/full.")],
     data: Annotated[Path, typer.Option("--data", help="Folder of the question files; ranked ones are made in it.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for answers, logs and results.")],
     release: Annotated[Path, typer.Option("--release", help="The release to judge.")] = RELEASE,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Of the control.")] = 800,
     lanes: Annotated[int, typer.Option("--lanes", min=1, help="Jobs at a time.")] = 7,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each file: to try it.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value of the control's training.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of the control's training; for others give other --runs and --out."),
+    ] = None,
 ) -> None:
     """Make all tables; ends with status 1 if a job failed, whose log is named."""
     # Not by the default, which would leave the jobs running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     work = [*prepared(base, runs, data, release), control(base, runs, data, steps, settings or [])]
-    # What was asked of a few to try it is not what is asked of all.
-    tried = f"-{limit}" if limit else ""
-    answers, logs = out / f"answers{tried}", out / f"logs{tried}"
-    work += list(asked(base, runs, data, answers, limit))
+    # What was asked of a few questions, or of another control, to try it is not what is asked for now.
+    out /= f"{steps}-steps" + (f"-{limit}-questions" if limit else "")
+    answers, logs = out / "answers", out / "logs"
+    work += list(asked(base, runs, data, answers, steps, limit))
     failed = run_jobs(work, lanes, logs)
-    collect(answers, out / f"results{tried}", "/".join(release.resolve().parts[-3:]))
+    collect(answers, out / "results", "/".join(release.resolve().parts[-3:]))
     if failed:
         typer.echo(f"failed, or waiting for what failed: {', '.join(failed)}; see {logs}", err=True)
         raise typer.Exit(1)
@@ -81,9 +85,14 @@ def swap(
     out: Annotated[Path, typer.Argument(help="File of copies to write.")],
 ) -> None:
     """Copies of ranked questions with another country's answer."""
-    fields = {row["id"]: row["field"] for row in _rows(own)}
-    rows = [row | {"field": fields[row["id"]]} for row in _rows(ranked) if MARK not in row["id"]]
-    _write(out, swapped(rows, SWAPPED_COPIES))
+    fields = {row["id"]: row["field"] for _, row in read_rows(own, ("id", "field"))}
+    if copy := next((name for name in fields if MARK in name), None):
+        raise typer.BadParameter(f"{own}: {copy} is a copy already; give a corpus made with corpus.swapped_copies: 0")
+    rows = [row | {"field": fields[row["id"]]} for _, row in read_rows(ranked)]
+    partial = out.with_name(f".{out.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in swapped(rows, SWAPPED_COPIES))
+    partial.replace(out)
 
 
 def prepared(base: Path, runs: Path, data: Path, release: Path) -> list[Job]:
@@ -132,14 +141,14 @@ def control(base: Path, runs: Path, data: Path, steps: int, settings: Sequence[s
         "save_every": 100,
     }
     command = [*_script("gpu_run"), "train", "finetuned-full", "--base", str(base), "--runs", str(runs)]
-    command += ["--start", "full", "--name", "tuned/full"]
+    command += ["--start", "full", "--name", f"tuned-{steps}/full"]
     for setting in (*(f"{key}={value}" for key, value in values.items()), *settings):
         command += ["--set", setting]
-    made = runs / "tuned" / "full" / "model" / "model.json"
+    made = runs / f"tuned-{steps}" / "full" / "model" / "model.json"
     return Job("control", command, made, ("full", *files[1:]))
 
 
-def asked(base: Path, runs: Path, data: Path, answers: Path, limit: int | None) -> Iterator[Job]:
+def asked(base: Path, runs: Path, data: Path, answers: Path, steps: int, limit: int | None) -> Iterator[Job]:
     """What release and control are asked; each file of answers is named as its table."""
 
     def rag(
@@ -152,7 +161,7 @@ def asked(base: Path, runs: Path, data: Path, answers: Path, limit: int | None) 
         needs: Sequence[str] = (),
     ) -> Job:
         command = [*_refrag("evaluate", "rag"), "--model", str(runs / "release" / "model"), "--controls"]
-        command += [str(runs / "tuned"), "--recipe", str(base / "recipe.yaml"), "--share-kept", "0.1"]
+        command += [str(runs / f"tuned-{steps}"), "--recipe", str(base / "recipe.yaml"), "--share-kept", "0.1"]
         for file in questions:
             command += ["--questions", str(data / f"{file}.jsonl")]
         made = answers / f"{name}.json"
@@ -244,17 +253,6 @@ def _refrag(*verb: str) -> list[str]:
 
 def _script(name: str) -> list[str]:
     return [sys.executable, str(SCRIPTS / f"{name}.py")]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as stream:
-        yield from map(json.loads, stream)
-
-
-def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

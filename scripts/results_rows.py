@@ -151,8 +151,9 @@ def plot_choices(result: dict[str, Any], target: Path) -> None:
 def paired_rows(result: dict[str, Any], over: str) -> str:
     """A row a number of passages and p: refrag and another system at as many decoder tokens, over all and each file."""
     parts: dict[str, dict[str, Any]] = result.get("parts") or {}
-    ours = {_place(row, "share_kept"): row for row in result["rows"] if row.get("system") == "refrag"}
-    theirs = {_place(row, "tokens_of"): row for row in result["rows"] if row.get("system") == over}
+    answered = [row for row in result["rows"] if "exact_match" in row and "passages" in row]
+    ours = {_place(row, "share_kept"): row for row in answered if row["system"] == "refrag"}
+    theirs = {_place(row, "tokens_of"): row for row in answered if row["system"] == over}
     gains = [_gains(own, over) for own in (result, *parts.values())]
     rows = [
         [
@@ -195,12 +196,14 @@ def main(
     """Print the Markdown rows of result files."""
     for path in files:
         text = path.read_text(encoding="utf-8")
+        result: dict[str, Any] = {"rows": []}
         if path.suffix == ".jsonl":
             rows, draw = training_rows([json.loads(line) for line in text.splitlines()]), None
         else:
-            rows, draw = rows_of(json.loads(text))
+            result = json.loads(text)
+            rows, draw = rows_of(result)
         if over:
-            rows = paired_rows(json.loads(text) if draw else {"rows": []}, over)
+            rows = paired_rows(result, over)
         if plot and draw is None:
             raise typer.BadParameter(f"--plot: {path} has nothing to draw; leave it out")
         if plot and draw:

@@ -50,13 +50,13 @@ def test_what_needs_a_failed_job_is_named_and_the_rest_is_done(
 def test_every_job_needs_jobs_that_are_there(tables: ModuleType, tmp_path: Path) -> None:
     base, runs, data = (tmp_path / name for name in ("base", "runs", "data"))
     work = [*tables.prepared(base, runs, data, tmp_path), tables.control(base, runs, data, 8, ["batch_size=2"])]
-    work += tables.asked(base, runs, data, tmp_path / "answers", 3)
+    work += tables.asked(base, runs, data, tmp_path / "answers", 8, 3)
     names = [one.name for one in work]
     assert len(set(names)) == len(names)
     assert {need for one in work for need in one.needs} <= set(names)
     counts = {one.name: int(one.command[one.command.index("--limit") + 1]) for one in work if "--limit" in one.command}
     assert counts["nq"] == counts["pool-05"] == 3, "three of each file, to try it"
-    whole = list(tables.asked(base, runs, data, tmp_path / "answers", None))
+    whole = list(tables.asked(base, runs, data, tmp_path / "answers", 8, None))
     assert [one.command[-1] for one in whole if one.name == "nq-weak"] == ["200"]
     tuned = next(one.command for one in work if one.name == "control")
     assert tuned.index("batch_size=2") > tuned.index("batch_size=64"), "the later one counts"
@@ -91,6 +91,9 @@ def test_ranked_questions_are_copied_with_other_answers(tables: ModuleType, tmp_
     assert CliRunner().invoke(tables.app, ["swap", *files]).exit_code == 0
     made = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert len(made) == 2 * tables.SWAPPED_COPIES
+    (tmp_path / "own").write_text((tmp_path / "out").read_text())
+    again = CliRunner().invoke(tables.app, ["swap", *files])
+    assert again.exit_code == 2, "copies of copies"
     for one in made:
         assert one["answers"] == ["34" if one["id"].startswith("a") else "12"]
         assert one["answers"][0] in one["passages"][1]["text"]

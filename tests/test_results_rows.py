@@ -65,6 +65,8 @@ def test_a_setting_s_gain_stands_in_one_row_over_all_and_each_file(monkeypatch: 
         ("rag-nq-release-h200.json", "full"),
         ("rag-scitldr-release-h200.json", "plain"),
         ("choices-h200.json", "plain"),
+        ("told-h100.json", "full"),
+        ("selection-nq-h100.json", "plain"),
         ("policy-400-h100.jsonl", "plain"),
     ],
 )
