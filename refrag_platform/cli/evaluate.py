@@ -78,6 +78,14 @@ def perplexity(
         ),
     ] = None,
     controls: Controls = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--recipe",
+            help="Recipe whose decoder is judged as it was before training. Default: the model's, where known; else "
+            "the model's own decoder stands in.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows at once.")] = 8,
     seed: Seed = 0,
     report: Report = None,
@@ -98,7 +106,7 @@ def perplexity(
     if context % bundle.model.chunk_size:
         raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {bundle.model.chunk_size}")
     found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, windows, seed)
-    untuned, source = _untuned(model, bundle)
+    untuned, source = _untuned(model, bundle, recipe)
     result: dict[str, Any] = {
         **evaluate_perplexity(
             bundle.model,
@@ -266,11 +274,11 @@ def _load(model: str) -> Bundle:
     return load_bundle(model)
 
 
-def _untuned(model: str, bundle: Bundle) -> tuple[PreTrainedModel, str]:
+def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel, str]:
     """The recipe's decoder before training, and its source; the model's own where the recipe is not known."""
-    from refrag_platform.evaluation.decoders import recipe_of, untuned_decoder
+    from refrag_platform.evaluation.decoders import untuned_decoder
 
-    known = recipe_of(model, bundle.folder)
+    known = _known_recipe(model, bundle, given)
     if known is None:
         return bundle.model.decoder, "the model's own, for want of its recipe"
     recipe, base = known

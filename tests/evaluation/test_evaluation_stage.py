@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
@@ -211,6 +212,31 @@ def test_the_command_scores_any_documents(
     assert result["untuned_decoder"] == "random"
     assert "| refrag, p = 0.5 |" in output
     assert (report / "perplexity.png").read_bytes().startswith(PNG)
+
+
+def test_the_command_takes_the_recipe_of_a_model_that_lies_elsewhere(
+    evaluation_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, documents, recipe = tmp_path / "model", tmp_path / "documents.txt", tmp_path / "recipe.yaml"
+    shutil.copytree(evaluation_project.content("finetuned", "tiny"), folder)
+    documents.write_text(sentences(90, 24))
+    other = yaml.safe_load(evaluation_project.recipe_path("tiny").read_text()) | {"seed": 1}
+    recipe.write_text(yaml.safe_dump(other))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(evaluation_project.recipe_path("tiny").with_name(name), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for more in ([], ["--recipe", str(recipe)]):
+        run(
+            "perplexity", "--model", str(folder), "--documents", str(documents), "--context", "32", "--output", "16",
+            "--windows", "2", "--json", str(tmp_path / "out.json"), *more,
+        )  # fmt: skip
+        result = json.loads((tmp_path / "out.json").read_text())
+        scores = {row["system"]: row["P16"] for row in result["rows"]}
+        found.append((result["untuned_decoder"], scores))
+    assert [source for source, _ in found] == ["the model's own, for want of its recipe", "random"]
+    (_, own), (_, given) = found
+    assert own["refrag"] == given["refrag"] and own["full"] != given["full"]
 
 
 def test_the_command_answers_any_questions_with_a_model_folder(
