@@ -124,7 +124,7 @@ def prepared(base: Path, runs: Path, data: Path, release: Path) -> list[Job]:
 
 
 def control(base: Path, runs: Path, data: Path, steps: int, settings: Sequence[str]) -> Job:
-    """The control on full contexts, tuned on all questions that the release was: as they are, and ranked."""
+    """The control on full contexts, tuned on the release's questions: SQuADShifts' as they are, and all ranked."""
     files = ["squadshifts-train", "squad-ranked", "factbook-ranked", "swapped-ranked"]
     values = {
         "steps": steps,
