@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 MODEL ?= smollm2-135m
 BIN := .venv/bin
+PORT ?= 3000
 UI_PORT ?= 3001
 DOCS_PORT ?= 3002
 PYTEST := $(BIN)/pytest
@@ -50,7 +51,7 @@ ui: install  ## Dagster: artifacts, checks, lineage, schedules on http://127.0.0
 		$(BIN)/dagster dev -h 127.0.0.1 -p $(UI_PORT)
 
 serve: install  ## The released Bento (without a release the newest) on http://127.0.0.1:3000
-	$(BIN)/refrag serve --model $(MODEL)
+	$(BIN)/refrag serve --model $(MODEL) --port $(PORT)
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -69,5 +69,9 @@ if __name__ == "__main__":
     # Started in the background by `make ui`, it must not outlive it.
     ends_with_parent(signal.SIGTERM)()
     host, port = (*sys.argv[1:3], *(HOST, str(PORT))[len(sys.argv) - 1 :])
+    try:
+        ready = server(find_project().root, host, int(port))
+    except OSError as error:
+        sys.exit(f"Data Docs can't listen on {host}:{port} ({error.strerror}); give another: make ui DOCS_PORT=4002")
     with contextlib.suppress(KeyboardInterrupt):
-        server(find_project().root, host, int(port)).serve_forever()
+        ready.serve_forever()

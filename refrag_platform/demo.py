@@ -51,7 +51,7 @@ def ask_served(project: Project, model: str, question: str) -> dict[str, Any]:
 def demo_report(project: Project, model: str, served: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What the demo found, also written to reports/demo.json.
 
-    Returns: {artifacts: [{name, path, hash, checks_passed, checks_failed}], perplexity: [rows], rag: [rows],
+    Returns: {artifacts: [{name, path, hash, checks_passed, checks_failed, warnings}], perplexity: [rows], rag: [rows],
     question, answer, citations, seconds}.
     """
     artifacts = []
@@ -66,6 +66,7 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
                 "hash": Manifest.read(folder).hash,
                 "checks_passed": passed,
                 "checks_failed": len(results) - passed,
+                "warnings": [f"{result.name}: {result.message}" for result in results if not result.passed],
             }
         )
     evaluation = json.loads((project.stage_dir("evaluation", model) / "report.json").read_text(encoding="utf-8"))
@@ -104,6 +105,9 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
             for row in report["artifacts"]
         ],
     )
+    for row in report["artifacts"]:
+        for warning in row["warnings"]:
+            console.print(f"warning of {row['name']}: {warning}", style="yellow", markup=False)
     _table(
         console,
         "Log-perplexity of the first N tokens after the context, in nats (lower is better)",
@@ -139,7 +143,7 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
     recipe = project.recipe(model)
     if recipe.maturity == "undertrained":
         if recipe.reconstruction.continue_from == SHIPPED:
-            saw = f"it starts from models/{model}/{SHIPPED}, trained for minutes on GPUs, and went on for moments here"
+            saw = f"it starts from models/{model}/{SHIPPED}, trained on GPUs, and went on for moments here"
         else:
             saw = "it saw minutes of training on a CPU, which shows the pipeline and not quality"
         console.print(

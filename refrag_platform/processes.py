@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from refrag_platform.errors import RefragError
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -31,6 +33,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse a port that a server can't have.
+
+    Raises:
+        RefragError: another program listens there, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise RefragError(f"can't listen on {host}:{port} ({error.strerror}); give another by --port") from None
 
 
 def leave(status: int) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +26,8 @@ ZERO2 = {
     "num_processes": 2,
     "main_process_port": 0,
 }
+# Each test's project keeps its Bentos itself; the Makefile's store is the checkout's.
+os.environ.pop("BENTOML_HOME", None)
 
 
 def pytest_collection_finish() -> None:

@@ -40,6 +40,8 @@ def ask(
 
     Without --url the fine-tuned model and its store are loaded here; with it a server answers.
     """
+    if not question.strip():
+        raise typer.BadParameter("the question is empty; give one in quotes")
     if url:
         from refrag_platform.serving import client
 
@@ -83,10 +85,12 @@ def serve(
     """
     import os
 
+    from refrag_platform.processes import require_free
     from refrag_platform.project import Project
     from refrag_platform.serving import bento
 
     project = Project.find()
+    require_free(host, port)
     if not in_place:
         from refrag_platform.versioning.served import serve_released
 

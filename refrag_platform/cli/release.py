@@ -36,6 +36,9 @@ def list_releases(
     from refrag_platform.versioning.release import released, releases
 
     project = Project.find()
+    # One whose recipe is gone may have releases yet.
+    if model and not any(releases(project, model)):
+        project.recipe(model)
     line = "{} {:<24} {:<25} {:<12} {:<36} {}"
     typer.secho(line.format(" ", "version", "date", "commit", "finetuned", "figures"), bold=True)
     for name in [model] if model else project.recipes():

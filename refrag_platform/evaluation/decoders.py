@@ -56,9 +56,15 @@ def untuned_decoder(recipe: Recipe, base: Path, like: RefragModel) -> PreTrained
     """The recipe's decoder before any training here, in the type and on the device of `like`.
 
     Raises:
-        RefragError: the recipe's source can't be had.
+        RefragError: the recipe's source can't be had, or its tokens are others.
     """
     decoder = load_decoder(recipe.decoder, base, recipe.seed)
+    own, wanted = (each.get_input_embeddings().num_embeddings for each in (decoder, like.decoder))
+    if own != wanted:
+        raise RefragError(
+            f"the decoder of the recipe {recipe.name} has {own:,} tokens, the model {wanted:,}; give the recipe that "
+            "the model was made from"
+        )
     # Not decoder.to(...): transformers wraps it in a way that type checkers can't follow.
     torch.nn.Module.to(decoder, device=like.device, dtype=like.dtype)
     return decoder.eval()

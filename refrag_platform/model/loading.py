@@ -61,15 +61,18 @@ def model_folder(name_or_dir: str, project: Project | None = None) -> Path:
     """
     given = Path(name_or_dir)
     candidates = [given, given / "content"]
+    remedy = f"`refrag run finetuned --model {name_or_dir}`"
     if len(given.parts) == 1:
         project = project or Project.find()
+        if name_or_dir not in project.recipes():
+            remedy = f"models: {', '.join(project.recipes())}"
         candidates.insert(0, project.content("finetuned", name_or_dir))
     for folder in candidates:
         if (folder / SETTINGS_FILE).is_file():
             return folder
     raise ArtifactError(
         f"no model at {name_or_dir!r}: it is neither a folder with {SETTINGS_FILE} nor a model whose fine-tuned "
-        f"checkpoint has been made (`refrag run finetuned --model {name_or_dir}`)"
+        f"checkpoint has been made ({remedy})"
     )
 
 

@@ -36,6 +36,8 @@ def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {path}; `refrag recipes ls` lists the ones there are") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; give the recipe's file, e.g. {path / 'recipe.yaml'}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):

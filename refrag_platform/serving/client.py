@@ -58,9 +58,11 @@ def ask(url: str, question: str, model: str | None = None, key: str | None = Non
         url: the server, e.g. http://127.0.0.1:3000. model: default the one it serves.
         extra: further fields of the request, e.g. retrieve=4, share_kept=0.1.
 
-    Raises (while iterating):
-        RefragError: it can't be reached or refuses; its message is passed on.
+    Raises:
+        RefragError: the address has no scheme; while iterating: it can't be reached or refuses, with its message.
     """
+    if not url.startswith(("http://", "https://")):
+        raise RefragError(f"the server's address is {url!r}; give it with its scheme, e.g. http://127.0.0.1:3000")
     return StreamedAnswer(_events(url.rstrip("/"), question, model, key, extra))
 
 

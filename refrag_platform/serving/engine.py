@@ -24,6 +24,7 @@ from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.decoding.scheduler import Scheduler
+from refrag_platform.errors import ArtifactError
 from refrag_platform.model.loading import Bundle, load_bundle
 from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
 from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
@@ -64,11 +65,14 @@ class Engine:
         Raises:
             RefragError: an artifact is missing, or the store was made by another encoder.
         """
+        recipe = project.recipe(model)
+        if not project.content("finetuned", model).is_dir():
+            raise ArtifactError(f"{model} has no fine-tuned model yet; make it: `refrag run all --model {model}`")
         return cls.open(
             model,
             project.content("finetuned", model),
             project.content("chunks", model),
-            project.recipe(model).serving,
+            recipe.serving,
             base=project.recipe_path(model).parent,
         )
 

@@ -73,7 +73,10 @@ def side(project: Project, name: str, model: str | None = None) -> Side:
     known = branch(name) if name in project.recipes() else name
     commit = git.revision(known)
     if commit is None:
-        raise RefragError(f"{name} is neither an artifact's folder nor a commit, tag, branch or model; see `git log`")
+        raise RefragError(
+            f"{name} is neither an artifact's folder nor a commit, tag, branch or model; see `git log`. "
+            "`refrag commit --model NAME` records a run on runs/NAME"
+        )
     found = list(history.manifests_at(project, commit).values())
     models = sorted({manifest.model for manifest in found})
     wanted = model or (name if name in models else None) or (models[0] if len(models) == 1 else None)

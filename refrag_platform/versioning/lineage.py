@@ -13,6 +13,7 @@ from typing import Any
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.digest import path_digest
 from refrag_platform.versioning.graph import BENTO_FILE, MODEL_FILE, Graph, Kind, Version, add_folder, read_graph
 from refrag_platform.versioning.impact import find_source
@@ -109,6 +110,11 @@ def find(project: Project | None, what: str) -> Found:
     if (folder / FILE_NAME).is_file() and folder.is_relative_to(project.root):
         version = Version("artifact", folder.relative_to(project.root).as_posix(), Manifest.read(folder).hash)
         return Found(graph, [version], "artifact")
+    if folder.name in STAGES and folder == project.stage_dir(folder.name, folder.parent.name).resolve():
+        raise ArtifactError(
+            f"{what} has not been made, or lost its {FILE_NAME}; make it: `refrag run {folder.name} --model "
+            f"{folder.parent.name}`"
+        )
     source = find_source(project, graph, what)
     return Found(graph, list(source.start), "source")
 

@@ -192,3 +192,7 @@ def test_the_untuned_decoder_is_the_recipe_s_own(
     for name, tensor in model.decoder.state_dict().items():
         torch.testing.assert_close(untuned.state_dict()[name], tensor)
     assert recipe_of("/some/folder", Path("/some/folder")) is None
+    other = copy.deepcopy(model)
+    other.decoder.resize_token_embeddings(len(model.tokenizer) + 8)
+    with pytest.raises(RefragError, match="give the recipe that the model was made from"):
+        untuned_decoder(recipe, base, like=other)

@@ -1,0 +1,53 @@
+"""What is typed wrong on the command line, or too early, is named together with the fix."""
+
+from __future__ import annotations
+
+import re
+import socket
+
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+from refrag_platform.project import Project
+
+ASK = ["ask", "What is the capital of Oman?"]
+UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, tiny"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["status", "--model", "nope"], UNKNOWN),
+        (["release", "ls", "nope"], UNKNOWN),
+        ([*ASK, "--model", "nope"], UNKNOWN),
+        ([*ASK, "--model", "tiny"], "tiny has no fine-tuned model yet; make it: `refrag run all --model tiny`"),
+        ([*ASK, "--url", "localhost:3000"], "'localhost:3000'; give it with its scheme, e.g. http://127.0.0.1:3000"),
+        (["ask", " "], "the question is empty"),
+        (["recipes", "validate", "models/tiny"], "models/tiny is a folder; give the recipe's file, e.g. models/tiny/"),
+        (["lineage", "models/tiny/cpt"], "has not been made, .*; make it: `refrag run cpt --model tiny`"),
+        (["diff", "runs/tiny~1", "runs/tiny"], "`refrag commit --model NAME` records a run on runs/NAME"),
+        (
+            ["evaluate", "rag", "--model", "nope", "--questions", "q.jsonl", "--json", "out.json"],
+            r"no model at 'nope': .*\(models: llama-2-7b, smollm2-135m, tiny\)|q\.jsonl",
+        ),
+    ],
+)
+def test_a_wrong_call_is_refused_with_what_to_do(
+    repository: Project, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(repository.root)
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2, found.output
+    assert re.search(message, re.sub(r"\s+", " ", found.output)), found.output
+
+
+def test_a_port_that_is_taken_is_named(repository: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository.root)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = CliRunner().invoke(app, ["serve", "--model", "tiny", "--port", str(port)])
+    assert found.exit_code == 2
+    assert re.search(
+        rf"can't listen on 127\.0\.0\.1:{port} \(Address already in use.*\); give another by --port", found.output
+    )
