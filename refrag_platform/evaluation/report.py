@@ -29,10 +29,15 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
         [system_name(row), *(_with_interval(row[name], interval.get(name)) for name in COLUMNS), str(row["windows"])]
         for row, interval in zip(result["rows"], intervals, strict=True)
     ]
+    resampled = not result.get("intervals") or any(interval.get(name) for interval in intervals for name in COLUMNS)
     parts = [
         "## Log-perplexity",
         "Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. "
-        "In brackets: 95% intervals, documents resampled.",
+        + (
+            "In brackets: 95% intervals, documents resampled."
+            if resampled
+            else "Of one document there are no intervals, and refrag_shuffled has no other one's chunks to read."
+        ),
         table(["system", *COLUMNS, "windows"], rows),
         _gap(result["gap_recovered"], result.get("gap_intervals") or {}),
     ]

@@ -210,7 +210,7 @@ def test_the_command_scores_any_documents(
     assert all(row["windows"] == 4 for row in result["rows"])
     assert set(result["gap_recovered"]) == {"P16", "P32", "P128", "P512"}
     assert result["untuned_decoder"] == "random"
-    assert "| refrag, p = 0.5 |" in output
+    assert "| refrag, p = 0.5 |" in output and "In brackets: 95% intervals" in output
     assert (report / "perplexity.png").read_bytes().startswith(PNG)
 
 
@@ -227,10 +227,11 @@ def test_the_command_takes_the_recipe_of_a_model_that_lies_elsewhere(
     monkeypatch.chdir(tmp_path)
     found = []
     for more in ([], ["--recipe", str(recipe)]):
-        run(
+        output = run(
             "perplexity", "--model", str(folder), "--documents", str(documents), "--context", "32", "--output", "16",
             "--windows", "2", "--json", str(tmp_path / "out.json"), *more,
         )  # fmt: skip
+        assert "Of one document there are no intervals" in output
         result = json.loads((tmp_path / "out.json").read_text())
         scores = {row["system"]: row["P16"] for row in result["rows"]}
         found.append((result["untuned_decoder"], scores))
