@@ -100,10 +100,10 @@ def show_status(model: AnyModel = None) -> None:
     from refrag_platform.versioning.status import status
 
     project = Project.find()
-    line = "{:<16} {:<16} {:<10} {:<38} {:<9} {}"
-    typer.secho(line.format("model", "stage", "state", "hash", "dvc.lock", "path"), bold=True)
     if model:
         project.recipe(model)  # an unknown one is refused
+    line = "{:<16} {:<16} {:<10} {:<38} {:<9} {}"
+    typer.secho(line.format("model", "stage", "state", "hash", "dvc.lock", "path"), bold=True)
     for name in [model] if model else project.models():
         for entry in status(project, name):
             recorded = "recorded" if entry.recorded else ""
