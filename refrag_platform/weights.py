@@ -174,7 +174,11 @@ def _load(source: str, load: Callable[[], Loaded]) -> Loaded:
             return load()
     except (OSError, ValueError, KeyError) as error:
         hint = (
-            "the download failed or there is no such repository; a local copy can be given as path:DIR"
+            # Gemma-2's soft caps, say, or the sinks of gpt-oss.
+            "its attention is none that PyTorch computes (sdpa), on which training and serving stand; choose a decoder "
+            "of another family"
+            if "attention implementation" in str(error)
+            else "the download failed or there is no such repository; a local copy can be given as path:DIR"
             if source.startswith("hub:")
             else "it must hold config.json, *.safetensors and tokenizer.json"
         )

@@ -15,10 +15,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig
 
 from refrag_platform.errors import RefragError
+from refrag_platform.model.families import within_window
 
 ATTENTION = "refrag_slots"
 # Attention of other families that this one doesn't compute.
-UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 # Queries of one row up to which their scores are written out: a short question after a long kept beginning.
 FEW = 64
@@ -112,14 +113,17 @@ def attend(
     *,
     step: Step,
     slot_cache: tuple[Tensor, Tensor],
+    sliding_window: int | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer in the form that transformers asks for: query [B, H, N, D] -> [B, N, H, D].
 
     Keys and values keep their own number of heads; queries that share one are computed together.
 
+    Args: sliding_window: positions that a query reads, the last ones, its own among them; None: all.
+
     Raises:
-        RefragError: the decoder's attention has a window, soft cap, sinks or position bias.
+        RefragError: the decoder's attention has a soft cap, sinks or position bias.
     """
     for name in UNSUPPORTED:
         if other.get(name) is not None:
@@ -131,12 +135,12 @@ def attend(
     values[step.slots, :, step.positions] = value.transpose(1, 2)
     if step.spans is not None:
         rows = [
-            _exact(query[row, None], keys[slot, None, :, :end], values[slot, None, :, :end], scaling)
+            _exact(query[row, None], keys[slot, None, :, :end], values[slot, None, :, :end], scaling, sliding_window)
             for row, (slot, end) in enumerate(step.spans)
         ]
         result = rows[0] if len(rows) == 1 else torch.cat(rows)
     elif step.mask is None:
-        result = _causal(query, key, value, scaling)
+        result = _exact(query, key, value, scaling, sliding_window)
     elif step.slot is not None:
         reach = step.mask.shape[-1]
         own = keys[:, :, :reach], values[:, :, :reach]
@@ -144,10 +148,11 @@ def attend(
             # A copy: which slot it is, the graph can't know.
             own = own[0].index_select(0, step.slot), own[1].index_select(0, step.slot)
         masked = _few if query.shape[2] <= FEW else _masked
-        result = masked(query, *own, step.mask, scaling)
+        result = masked(query, *own, _near(step.mask, sliding_window), scaling)
     else:
         batch, reach = query.shape[0], step.mask.shape[-1]
-        result = _few(query, keys[:batch, :, :reach], values[:batch, :, :reach], step.mask, scaling)
+        mask = _near(step.mask, sliding_window)
+        result = _few(query, keys[:batch, :, :reach], values[:batch, :, :reach], mask, scaling)
     return result.transpose(1, 2).contiguous(), None
 
 
@@ -158,16 +163,24 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) ->
     )
 
 
-def _exact(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _near(mask: Tensor, window: int | None) -> Tensor:
+    return mask if window is None or mask.shape[-1] <= window else within_window(mask, window)
+
+
+def _exact(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
     """The queries are the last of the keys' positions; nothing is padded."""
+    if window is not None:
+        # No query reads what lies further back.
+        first = max(0, key.shape[2] - query.shape[2] + 1 - window)
+        key, value = key[:, :, first:], value[:, :, first:]
     new, reach = query.shape[2], key.shape[2]
-    if new == reach and new > 1:
+    if new == reach > 1 and (window is None or reach <= window):
         return _causal(query, key, value, scaling)
     if new == 1:
         grouped = query.reshape(1, key.shape[1], -1, query.shape[-1])
         return scaled_dot_product_attention(grouped, key, value, scale=scaling).reshape(query.shape)
     mask = torch.ones(new, reach, dtype=torch.bool, device=query.device).tril(reach - new)
-    return _masked(query, key, value, mask, scaling)
+    return _masked(query, key, value, _near(mask, window), scaling)
 
 
 def _masked(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:

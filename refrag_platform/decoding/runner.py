@@ -252,7 +252,10 @@ def _layers(decoder: PreTrainedModel) -> nn.ModuleList:
     """
     layers = getattr(decoder.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise RefragError(f"{type(decoder).__name__} is of no Llama type: it has no list `layers`")
+        raise RefragError(
+            f"{type(decoder).__name__} is of no Llama type: it has no list `layers`; choose a decoder that has, such "
+            "as Llama, Qwen, Mistral or Gemma-3"
+        )
     return layers
 
 

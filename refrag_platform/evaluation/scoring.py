@@ -19,8 +19,9 @@ from refrag_platform.model.policy import PolicyNetwork, select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.progress import Progress
-from refrag_platform.training.core.groups import decoder_body, head_weight
+from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.losses import token_losses
+from refrag_platform.training.core.speed import decoder_states
 
 PlainSystem = Literal["full", "none", "truncated"]
 ChunkSource = Literal["own", "another", "zero"]
@@ -112,7 +113,7 @@ def _score(decoder: PreTrainedModel, prefix: Tensor, output: Tensor) -> NDArray[
     output = output.to(prefix.device)
     following = decoder.get_input_embeddings()(output[:, :-1]).to(prefix.dtype)
     inputs = torch.cat([prefix, following], 1)
-    states = decoder_body(decoder)(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    states = decoder_states(decoder, inputs)
     predicting = states[:, prefix.shape[1] - 1 :]
     losses = token_losses(predicting.flatten(0, 1), head_weight(decoder), output.flatten())
     return losses.view(output.shape).cpu().numpy().astype(np.float64)

@@ -133,6 +133,12 @@ def embedding_weight(model: PreTrainedModel) -> Tensor:
     return cast(nn.Embedding, model.get_input_embeddings()).weight
 
 
+def embedding_size(decoder: PreTrainedModel) -> Tensor:
+    """Root mean square of what the decoder reads for its tokens; Gemma-3 multiplies its weight on the way."""
+    scale = getattr(decoder.get_input_embeddings(), "embed_scale", 1.0)
+    return embedding_weight(decoder).detach().float().pow(2).mean().sqrt() * scale
+
+
 def strip_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
     """Take the word table and the pooler out: the encoder has a table of its own and pools itself."""
     backbone.set_input_embeddings(nn.Embedding(1, backbone.config.hidden_size))

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from refrag_platform.errors import ArtifactError
-from refrag_platform.model.encoder import ChunkEncoder, embedding_weight, strip_backbone, token_table
+from refrag_platform.model.encoder import (
+    ChunkEncoder,
+    embedding_size,
+    embedding_weight,
+    strip_backbone,
+    token_table,
+)
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.prompts import token_id
 from refrag_platform.model.segments import Prompt, lay_out
@@ -89,7 +95,7 @@ class RefragModel(nn.Module):
                 recipe.projection.hidden_size or width,
                 recipe.projection.activation,
                 residual=recipe.encoder.token_skip,
-                unit=float(embeddings.pow(2).mean().sqrt()),
+                unit=float(embedding_size(decoder)),
             )
         return cls(encoder, projection, decoder, tokenizer)
 

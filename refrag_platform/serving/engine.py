@@ -20,11 +20,13 @@ from pathlib import Path
 
 import torch
 
+from refrag_platform.agreement import refuse_other_serving
 from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.decoding.scheduler import Scheduler
 from refrag_platform.errors import ArtifactError
+from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
 from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
 from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
@@ -46,7 +48,8 @@ class Engine:
     def __init__(self, name: str, bundle: Bundle, store: ChunkStore | None, settings: ServingRecipe) -> None:
         self.name, self.bundle, self.store, self.settings = name, bundle, store, settings
         model = bundle.model
-        self.max_positions = min(settings.max_positions, model.decoder.config.max_position_embeddings)
+        self.max_positions = min(settings.max_positions, most_positions(model.decoder) or settings.max_positions)
+        refuse_other_serving(model.decoder)
         runner = DecoderRunner(model.decoder, max_positions=self.max_positions, max_batch=settings.slots, dynamic=True)
         runner.warm_up([settings.prefill_positions], [1, settings.slots])
         room = settings.prefix_cache_mb * 2**20

@@ -122,12 +122,6 @@ def test_other_llama_types_work_too(kind: str, padded: bool) -> None:
     torch.testing.assert_close(runner.prefill(embeds, 0), own, **CLOSE)
 
 
-def test_a_window_of_attention_is_refused_by_name() -> None:
-    runner = DecoderRunner(_random_decoder("mistral", sliding_window=8), max_positions=64)
-    with pytest.raises(RefragError, match="attends with sliding_window"):
-        runner.prefill(torch.randn(10, 64), 0)
-
-
 def _random_decoder(kind: str, **config: object) -> torch.nn.Module:
     from transformers import CONFIG_MAPPING
 

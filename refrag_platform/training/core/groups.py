@@ -1,4 +1,4 @@
-"""Small things that the stages share: parameter groups, the decoder without its head, the health of vectors."""
+"""Small things that the stages share: parameter groups, the decoder's head, the health of vectors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.encoder import embedding_size
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import TrainsDecoder, TrainsEncoder
 
@@ -15,11 +15,6 @@ from refrag_platform.recipes import TrainsDecoder, TrainsEncoder
 def head_weight(decoder: PreTrainedModel) -> Tensor:
     """The weight [vocabulary, width] of the decoder's output head."""
     return cast(nn.Linear, decoder.get_output_embeddings()).weight
-
-
-def decoder_body(decoder: PreTrainedModel) -> nn.Module:
-    """The decoder up to its last hidden states: the losses apply the head block by block."""
-    return decoder.get_decoder()
 
 
 def encoder_groups(model: RefragModel, settings: TrainsEncoder) -> list[dict[str, Any]]:
@@ -48,5 +43,4 @@ def decoder_group(model: RefragModel, settings: TrainsDecoder) -> dict[str, Any]
 
 def vector_std(model: RefragModel, embeds: Tensor) -> Tensor:
     """Standard deviation over chunks of what the decoder reads, in units of its embeddings' size."""
-    unit = embedding_weight(model.decoder).detach().float().pow(2).mean().sqrt()
-    return embeds.detach().float().std(0).mean() / unit
+    return embeds.detach().float().std(0).mean() / embedding_size(model.decoder)

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from refrag_platform.agreement import refuse_other_training
 from refrag_platform.errors import RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.recipes import TrainingRecipe
@@ -112,6 +113,7 @@ def train(
     Raises:
         TrainingInterrupted: SIGINT or SIGTERM came, or `stop_after` was reached; the state is saved.
         TrainingDiverged: the loss is not finite or the chunk vectors collapsed.
+        RefragError: the decoder is of a family that would be trained wrong (agreement.py).
     """
     world = world_size()
     micro_size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
@@ -129,8 +131,9 @@ def train(
     )
     on_gpu = accelerator.device.type == "cuda"
     modules = (task, *task.frozen())
-    for model in task.frozen():
+    for model in modules:
         model.to(accelerator.device)
+    refuse_other_training(*modules)
     if settings.compile and on_gpu:
         compile_regions(*modules, few_shapes=task.few_shapes)
     module, optimizer = prepare(accelerator, task, optimizer)

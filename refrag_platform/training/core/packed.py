@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from refrag_platform.model.families import within_window
+
 
 class PackedLayout(NamedTuple):
     """How a packed sequence of P context positions and n blocks of o tokens is read.
@@ -65,6 +67,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of a packed sequence, queries [B, heads, P + n o, size]; `PackedLayout.attention_mask` says P, n and o.
@@ -79,9 +82,13 @@ def packed_attention(
     blocks, block = attention_mask.shape[1] // groups, attention_mask.shape[2] // shared
     context = attention_mask.shape[3] - block
     attend = nn.functional.scaled_dot_product_attention
+    near = None
+    if sliding_window is not None and sliding_window < context + block:
+        attention_mask = within_window(attention_mask, sliding_window)
+        near = within_window(torch.ones(context, context, dtype=torch.bool, device=query.device).tril(), sliding_window)
     first = attend(
         query[:, :, :context], key[:, :, :context], value[:, :, :context],
-        is_causal=True, scale=scaling, enable_gqa=shared > 1,
+        attn_mask=near, is_causal=near is None, scale=scaling, enable_gqa=shared > 1,
     )  # fmt: skip
 
     def with_context(states: Tensor) -> Tensor:

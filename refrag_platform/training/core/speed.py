@@ -8,7 +8,7 @@ mask and a slow kernel), and attention over chunks of 8 tokens wastes 15 of ever
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refrag_platform.model.encoder import ChunkEncoder
+from refrag_platform.model.families import attention_window, logits_scale
 from refrag_platform.model.fused import attend_chunks
 from refrag_platform.training.core.packed import PackedLayout, packed_attention
 
@@ -83,6 +84,7 @@ def attention(config: PretrainedConfig, name: str) -> Iterator[None]:
 def decoder_states(decoder: PreTrainedModel, inputs: Tensor, packed: PackedLayout | None = None) -> Tensor:
     """Last hidden states [B, N, d] of inputs [B, N, d] without padding, every position after those before it.
 
+    Scaled as the family scales its logits: their product with the head's weight is what the decoder predicts.
     Under autocast the residual stream is kept in the lower precision too, as in a model loaded in it.
 
     Args: packed: how the inputs are read if they are many windows in one.
@@ -96,8 +98,18 @@ def decoder_states(decoder: PreTrainedModel, inputs: Tensor, packed: PackedLayou
         groups = getattr(body.config, "num_key_value_heads", None) or heads
         layout["attention_mask"] = packed.attention_mask(groups, heads // groups)
         layout["position_ids"] = packed.position_ids
-    with attention(body.config, PACKED if packed else UNPADDED):
-        return body(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
+    window = attention_window(body.config)
+    attends: AbstractContextManager[None]
+    if packed:
+        attends = attention(body.config, PACKED)
+    elif window is None or inputs.shape[1] <= window:
+        attends = attention(body.config, UNPADDED)
+    else:  # The decoder's own masks know which layers have a window.
+        attends = nullcontext()
+    with attends:
+        states = body(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
+    scale = logits_scale(decoder.config)
+    return states if scale == 1 else states * scale
 
 
 def compile_regions(*models: nn.Module, few_shapes: bool) -> None:
