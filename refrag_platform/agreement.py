@@ -9,6 +9,7 @@ computes them with its plainest attention.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,8 @@ def refuse_other_training(*modules: nn.Module) -> None:
     """
     for decoder in (model for module in modules for model in module.modules()):
         if isinstance(decoder, PreTrainedModel) and decoder.get_output_embeddings() is not None:
-            _refuse_other(decoder, "trained", (ENGINE, WHOLE, PACKED))
+            with suppress(UnusableWeights):  # The loop says so, with the step.
+                _refuse_other(decoder, "trained", (ENGINE, WHOLE, PACKED))
 
 
 def refuse_other_serving(decoder: PreTrainedModel) -> None:
@@ -49,6 +51,10 @@ def refuse_other_serving(decoder: PreTrainedModel) -> None:
         RefragError: its family's logits differ, or it can't be run so.
     """
     _refuse_other(decoder, "served", (ENGINE,))
+
+
+class UnusableWeights(RefragError):
+    """The decoder's own logits are no numbers."""
 
 
 class _Way(NamedTuple):
@@ -109,6 +115,8 @@ def _refuse_other(decoder: PreTrainedModel, what: str, ways: Sequence[_Way]) -> 
     try:
         with short_window(decoder, WINDOW):
             own = _own(decoder, token_ids)
+            if not bool(own.isfinite().all()):
+                raise UnusableWeights(f"{name}: its own logits are not finite; its weights are damaged")
             for way in ways:
                 _compare(decoder, name, way, token_ids, own)
     finally:

@@ -24,7 +24,7 @@ from tests.families import FAMILIES, VOCABULARY, WINDOWED, family, random_decode
 
 # Far more than a window; a context, and the blocks after it.
 LENGTH, CONTEXT, BLOCK = 30, 20, 5
-CLOSE: dict[str, float] = {"rtol": 1e-3, "atol": 1e-4}
+CLOSE: Any = {"rtol": 1e-3, "atol": 1e-4}
 
 
 def tokens(rows: int = 1, length: int = LENGTH) -> Tensor:
@@ -112,7 +112,8 @@ class _Capped(LlamaForCausalLM):
 
 
 def _capped() -> PreTrainedModel:
-    return _Capped(random_decoder("LlamaConfig").config)
+    config: Any = random_decoder("LlamaConfig").config
+    return _Capped(config)
 
 
 def _biased() -> PreTrainedModel:

@@ -176,7 +176,7 @@ class PolicyTask(Task):
         return figures
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.policy.parameters()), "lr": self.settings.learning_rate}]
+        return [{"name": "policy", "params": list(self.policy.parameters()), "lr": self.settings.learning_rate}]
 
     def positions(self, batch: Batch) -> int:
         # Without a reward no decoder is asked.

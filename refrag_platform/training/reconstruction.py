@@ -134,7 +134,8 @@ class ReconstructionTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         groups = [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
-        return [*groups, {"params": list(self.helper.parameters()), "lr": self.settings.projection_learning_rate}]
+        helper = {"name": "helper", "params": list(self.helper.parameters())}
+        return [*groups, helper | {"lr": self.settings.projection_learning_rate}]
 
     def positions(self, batch: Batch) -> int:
         tokens = batch["tokens"].numel()

@@ -16,18 +16,26 @@ from typing import Any
 from refrag_platform.project import Project
 from refrag_platform.versioning.manifest import Manifest
 
+# Before a parameter group's name, in a training's lines: its learning rate.
+GROUP_RATE = "learning_rate_"
+
 
 def export(project: Project, manifest: Manifest) -> None:
-    """Write the artifact's metrics, training curve and perplexity rows, each if it has them.
+    """Write the artifact's metrics, training curve, learning rates and perplexity rows, each if it has them.
 
-    reports/metrics/MODEL/STAGE.json, reports/curves/MODEL/STAGE.csv, reports/perplexity/MODEL/STAGE.csv
+    reports/metrics/MODEL/STAGE.json, reports/curves/MODEL/STAGE.csv, reports/perplexity/MODEL/STAGE.csv, and a file for
+    each group of parameters, reports/learning_rates/MODEL/STAGE.GROUP.csv
     """
     folder = project.stage_dir(manifest.stage, manifest.model)
     _write(report_path(project, "metrics", manifest, "json"), json.dumps(manifest.metrics, indent=2) + "\n")
     log = folder / "metrics.jsonl"
     if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines()
-        _write(report_path(project, "curves", manifest, "csv"), table([json.loads(line) for line in lines]))
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        _write(report_path(project, "curves", manifest, "csv"), table(rows))
+        for name in {name: None for row in rows for name in row if name.startswith(GROUP_RATE)}:
+            rates = [{"step": row["step"], "learning_rate": row[name]} for row in rows if name in row]
+            suffix = f"{name.removeprefix(GROUP_RATE)}.csv"
+            _write(report_path(project, "learning_rates", manifest, suffix), table(rates))
     perplexity = folder / "content" / "perplexity.json"
     if perplexity.is_file():
         rows = json.loads(perplexity.read_text(encoding="utf-8"))["rows"]

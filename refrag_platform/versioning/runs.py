@@ -102,7 +102,7 @@ def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Man
     shipped = sorted((beside / SHIPPED).rglob("*")) if (beside / SHIPPED).is_dir() else []
     recipe = [path for path in (*beside.iterdir(), *shipped) if path.is_file()]
     made = [project.stage_dir(manifest.stage, model) / FILE_NAME for manifest in manifests]
-    for kind in ("metrics", "curves", "perplexity"):
+    for kind in ("metrics", "curves", "learning_rates", "perplexity"):
         made += sorted((project.root / "reports" / kind / model).glob("*.*"))
     with tempfile.TemporaryDirectory(prefix="refrag-") as folder:
         index = Git(project.root, index=Path(folder) / "index")

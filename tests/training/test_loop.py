@@ -125,6 +125,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(recipe: Recipe, corpus: Path, t
         train(cpt_task(model, corpus, wanted, 0), wanted, tmp_path / "work", "diverging")
 
 
+def test_every_group_of_parameters_has_its_learning_rate_in_the_metrics(
+    recipe: Recipe, corpus: Path, tmp_path: Path
+) -> None:
+    rates = {"encoder_learning_rate": 1e-3, "projection_learning_rate": 0.0, "decoder_learning_rate": 4e-3}
+    wanted = settings(recipe, steps=4, log_every=1, warmup_share=0.5, final_learning_rate_share=1.0, **rates)
+    summary = train(cpt_task(fresh(recipe), corpus, wanted, 0), wanted, tmp_path / "work", "run")
+    lines = metrics.read(tmp_path / "work" / "metrics.jsonl")
+    assert [line["learning_rate_decoder"] for line in lines] == pytest.approx([2e-3, 4e-3, 4e-3, 4e-3])
+    assert [line["learning_rate_encoder"] for line in lines] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
+    assert {line["learning_rate_projection"] for line in lines} == {0.0}
+    # What is read without a group's name is the rate of whatever learns fastest.
+    assert all(line["learning_rate"] == line["learning_rate_decoder"] for line in lines)
+    assert summary["last"]["learning_rate_decoder"] == pytest.approx(4e-3)
+
+
+def test_rates_of_zero_everywhere_are_refused(recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
+    names = ("encoder_learning_rate", "projection_learning_rate", "decoder_learning_rate")
+    wanted = settings(recipe, **dict.fromkeys(names, 0.0))
+    with pytest.raises(RefragError, match="the learning rates of encoder, projection, decoder are 0"):
+        train(cpt_task(fresh(recipe), corpus, wanted, 0), wanted, tmp_path / "work", "run")
+
+
 def test_a_corpus_of_short_documents_is_refused_by_length(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "short", repeating_documents(4, 2, 3, range(100, 132)))
     with pytest.raises(RefragError, match=r"no document of 24 tokens .the longest has 8"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def planted(context: StageContext) -> dict[str, Any]:
     nested.parent.mkdir()
     nested.write_text("\n".join(facts))
     (context.out / "train.json").write_text(context.stage)
-    (context.beside / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5}\n')
+    lines = [{"step": step, "loss": 3.5 - step, "learning_rate_decoder": 0.1 * step} for step in (1, 2)]
+    (context.beside / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {"loss": 1.5, "stage": context.stage}
 
 

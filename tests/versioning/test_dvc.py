@@ -208,6 +208,7 @@ def test_dvc_shows_the_metrics_and_curves_of_every_stage(recorded: Project) -> N
     assert len(metrics) == len(STAGES)
     plots = json.loads(run(recorded.root, "dvc", "plots", "show", "--json"))["data"]
     assert f"reports/curves/{MODEL}/cpt.csv" in plots
+    assert f"reports/learning_rates/{MODEL}/cpt.decoder.csv" in plots
 
 
 def test_making_everything_again_gives_the_same_hashes(recorded: Project) -> None:

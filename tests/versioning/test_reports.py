@@ -42,6 +42,21 @@ def test_a_curve_has_a_column_for_every_figure_that_any_line_has(planted_project
     assert rows == [{"step": "1", "loss": "3.5", "reward": ""}, {"step": "2", "loss": "3.0", "reward": "1"}]
 
 
+def test_each_group_of_parameters_has_the_course_of_its_learning_rate(planted_project: Project) -> None:
+    manifest = runner.run_stage(planted_project, "corpus", MODEL).manifest
+    log = planted_project.stage_dir("corpus", MODEL) / "metrics.jsonl"
+    lines = [{"step": step, "loss": 1.0, "learning_rate": 0.5, "learning_rate_decoder": 0.5} for step in (1, 2)]
+    lines[1]["learning_rate_encoder"] = 0.0
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reports.export(planted_project, manifest)
+    found = {
+        name: read(reports.report_path(planted_project, "learning_rates", manifest, f"{name}.csv"))
+        for name in ("decoder", "encoder")
+    }
+    assert found["decoder"] == [{"step": "1", "learning_rate": "0.5"}, {"step": "2", "learning_rate": "0.5"}]
+    assert found["encoder"] == [{"step": "2", "learning_rate": "0.0"}]
+
+
 def test_reports_that_were_deleted_come_back_with_a_cached_run(planted_project: Project) -> None:
     manifest = runner.run_stage(planted_project, "corpus", MODEL).manifest
     path = reports.report_path(planted_project, "metrics", manifest, "json")

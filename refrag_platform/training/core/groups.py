@@ -28,14 +28,15 @@ def encoder_groups(model: RefragModel, settings: TrainsEncoder) -> list[dict[str
         if p.requires_grad and id(p) not in known
     ]
     return [
-        {"params": pretrained, "lr": settings.encoder_learning_rate},
-        {"params": fresh, "lr": settings.projection_learning_rate},
+        {"name": "encoder", "params": pretrained, "lr": settings.encoder_learning_rate},
+        {"name": "projection", "params": fresh, "lr": settings.projection_learning_rate},
     ]
 
 
 def decoder_group(model: RefragModel, settings: TrainsDecoder) -> dict[str, Any]:
     """The decoder's trainable parameters at its own rate."""
     return {
+        "name": "decoder",
         "params": [p for p in model.decoder.parameters() if p.requires_grad],
         "lr": settings.decoder_learning_rate,
     }

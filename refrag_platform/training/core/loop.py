@@ -58,7 +58,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters with their peak learning rates: [{"params": [...], "lr": peak}]."""
+        """Parameters with their peak learning rates: [{"name": "decoder", "params": [...], "lr": peak}]."""
 
     @abstractmethod
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
@@ -125,9 +125,17 @@ def train(
     micro_steps = settings.batch_size // micro_size
     accelerator = make_accelerator(settings, micro_size, micro_steps)
     groups = [group for group in task.parameter_groups() if group["params"]]
-    peaks = [group["lr"] for group in groups]
+    peaks = {group["name"]: group["lr"] for group in groups}
+    if not any(peaks.values()):
+        raise RefragError(
+            f"{description}: nothing would be trained: the learning rates of {', '.join(peaks) or 'no parameters'} are "
+            "0; raise a learning rate in the recipe's section"
+        )
     optimizer: Any = torch.optim.AdamW(
-        groups, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=accelerator.device.type == "cuda"
+        [{"params": group["params"], "lr": group["lr"]} for group in groups],
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+        fused=accelerator.device.type == "cuda",
     )
     on_gpu = accelerator.device.type == "cuda"
     modules = (task, *task.frozen())
@@ -161,8 +169,9 @@ def train(
     ):
         for micro_batches in source:
             factor = learning_rate_factor(step, settings)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            rates = {name: peak * factor for name, peak in peaks.items()}
+            for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+                group["lr"] = rate
             logged = (step + 1) % settings.log_every == 0 or step + 1 in (1, settings.steps)
             # Before the step: after it the batch is no longer unseen, and the figures would flatter.
             probe = _probe(task, _to_device(micro_batches[0], accelerator.device)) if logged else {}
@@ -170,7 +179,7 @@ def train(
             step += 1
             log.count(total, figures, positions * world)
             if logged:
-                line = log.write(step, peaks[0] * factor, probe)
+                line = log.write(step, rates, probe)
                 loss_value = line[task.judged_by]
                 first_loss = loss_value if first_loss is None else first_loss
                 _refuse_divergence(line, description)

@@ -12,6 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from refrag_platform.versioning.reports import GROUP_RATE
+
 # Figures of a line that the machine decides, not the seed.
 MACHINE = {"tokens_per_second", "memory_gb", "clock_mhz"}
 
@@ -51,12 +53,16 @@ class MetricsLog:
             losses = self.accelerator.reduce(losses, "mean")
         return losses.tolist()
 
-    def write(self, step: int, learning_rate: float, probe: dict[str, float]) -> dict[str, Any]:
-        """Write a line with the mean loss since the last one, and return it."""
+    def write(self, step: int, rates: dict[str, float], probe: dict[str, float]) -> dict[str, Any]:
+        """Write a line with the mean loss since the last one, and return it.
+
+        Args: rates: the learning rate of each parameter group, by its name; `learning_rate` is the largest.
+        """
         mean = torch.stack(self._losses).mean()
         loss = float(self.accelerator.reduce(mean, "mean")) if self.accelerator.num_processes > 1 else float(mean)
         seconds = time.monotonic() - self._clock
-        line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": learning_rate}
+        line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": max(rates.values())}
+        line |= {f"{GROUP_RATE}{name}": rate for name, rate in rates.items()}
         line |= {name: float(value) for name, value in self._figures.items()}
         line |= probe
         line |= {"tokens_per_second": self._positions / seconds, "memory_gb": memory_gb()} | clock()
