@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 
 # Kinds of layers that are computed here, by their names in a config.
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
@@ -43,6 +43,20 @@ def within_window(mask: Tensor, window: int) -> Tensor:
 def most_positions(decoder: PreTrainedModel) -> int | None:
     """Positions that the decoder was made for; None where its config names no limit."""
     return getattr(decoder.config.get_text_config(), "max_position_embeddings", None)
+
+
+def require_positions(decoder: PreTrainedModel, needed: int, remedy: str) -> None:
+    """Refuse sequences that are longer than the decoder was made for.
+
+    Raises:
+        RecipeError: it names both lengths and the `remedy`, the keys to change.
+    """
+    most = most_positions(decoder)
+    if most is not None and needed > most:
+        raise RecipeError(
+            f"sequences of {needed:,} positions would be trained, but the decoder reads {most:,} "
+            f"(max_position_embeddings); {remedy}"
+        )
 
 
 def refuse_unknown_layers(decoder: PreTrainedModel) -> None:

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from refrag_platform.errors import RecipeError
+
 PAD = -1
 
 
@@ -81,6 +83,17 @@ def chunk_tokens(token_ids: Sequence[int], chunk_size: int) -> Tensor:
     padded = torch.full((chunks * chunk_size,), PAD, dtype=torch.long)
     padded[: len(token_ids)] = torch.as_tensor(token_ids, dtype=torch.long)
     return padded.view(chunks, chunk_size)
+
+
+def whole_chunks(key: str, tokens: int, chunk_size: int) -> int:
+    """Chunks in a context of so many tokens.
+
+    Raises:
+        RecipeError: it is not whole chunks, or none; `key` is the recipe's.
+    """
+    if tokens % chunk_size or not tokens:
+        raise RecipeError(f"{key} is {tokens}; make it a multiple of encoder.chunk_size ({chunk_size})")
+    return tokens // chunk_size
 
 
 def unchunk(token_ids: Tensor) -> list[int]:

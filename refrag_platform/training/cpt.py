@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 
 from refrag_platform.compact.start import take_over_release
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.families import require_positions
 from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import window_layout
+from refrag_platform.model.segments import whole_chunks, window_layout
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
@@ -261,9 +262,19 @@ def cpt_task(
     """The task over a corpus' training split.
 
     Raises:
-        RecipeError: packed blocks are shorter than what the control `truncated` reads before each.
+        RecipeError: contexts are not whole chunks, windows are longer than the decoder's positions, or packed blocks
+            are shorter than what the control `truncated` reads before each.
+        RefragError: the corpus is too small.
     """
     k, o = model.chunk_size, settings.output_tokens
+    chunks = whole_chunks("cpt.context_tokens", settings.context_tokens, k)
+    kept = budget(chunks, settings.mixed_share_kept) if settings.mixed_steps_share else 0
+    read = {"full": settings.context_tokens, "none": 0}.get(system, chunks + kept * (k - 1))
+    require_positions(
+        model.decoder,
+        1 + read + o,
+        f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.output_tokens ({o})",
+    )
     if system == "truncated" and settings.packed and o < settings.context_tokens // k:
         raise RecipeError(
             f"cpt.output_tokens is {o} in packed windows: the control `truncated` reads {settings.context_tokens // k} "
@@ -273,12 +284,14 @@ def cpt_task(
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
         lengths |= {2**i for i in range(largest.bit_length())}
-    windows = {n: Windows(corpus, "train", n * k + o, seed) for n in lengths}
+    windows = {n: Windows(corpus, "train", n * k + o, seed, settings.batch_size, "cpt") for n in lengths}
     repeats = {}
     if system == "refrag" and settings.repeat_steps_share:
-        repeats = {
-            n: Windows(corpus, "train", n * k, seed) for n in REPEATED_CHUNKS if n * k <= settings.context_tokens
-        }
+        repeated = [n for n in REPEATED_CHUNKS if n * k <= settings.context_tokens]
+        require_positions(
+            model.decoder, 2 + max(repeated) * (1 + k), "shorten cpt.context_tokens or set cpt.repeat_steps_share: 0"
+        )
+        repeats = {n: Windows(corpus, "train", n * k, seed) for n in repeated}
     return CptTask(model, settings, windows, seed, system, repeats, teacher)
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.question_files import Passage, Question, arranged, keeps_order, mention
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots
+from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots, prompt_length
 from refrag_platform.model.selection import chunk_relevance, encode_chunks
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.groups import head_weight
@@ -28,6 +28,7 @@ from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.core.losses import token_losses
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.evidence import evidence_levels
+from refrag_platform.training.usable import LeftOut, usable
 
 # Decoder positions of one forward pass over several choices.
 POSITIONS_AT_ONCE = 1 << 16
@@ -37,6 +38,8 @@ LENGTH_STEP = 32
 UNTOLD_SHARE = 0.2
 # Draws for each distractor wanted; passages that give the answer away are passed over.
 DRAWS = 20
+# Steps whose episodes show whether a budget leaves anything to choose.
+STEPS_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class QuestionEpisodes:
         ranked_share: float = 0.0,
         min_passages: int | None = None,
         relevance: PassageRelevance | None = None,
+        share_kept: float = 0.0,
+        positions: int | None = None,
     ) -> None:
         """
         Args:
@@ -112,20 +117,47 @@ class QuestionEpisodes:
             ranked_share: of the episodes, those whose passages stand as listed, best first.
             min_passages: if given, the number of passages is drawn for each step, from this up to `passages`.
             relevance: what the policy is told of the passages, in most of the episodes.
+            share_kept: of the chunks, those that are kept as tokens. positions: what the decoder reads, at most.
 
         Raises:
-            RefragError: no question has both an answer and passages.
+            RefragError: no question has both an answer and passages, or none fits the decoder.
         """
-        self.questions = [one for one in questions if one.kind == "answer" and any(one.answers[:1]) and one.passages]
+        self._tokenizer, self._chunk_size, self._seed, self._passages = tokenizer, chunk_size, seed, passages
+        self._cut: dict[Passage, Chunks] = {}
+        self._share_kept, self._positions = share_kept, positions
+        left_out = LeftOut("policy")
+        answered = [one for one in questions if one.kind == "answer" and one.answers]
+        self.questions = usable(answered, left_out)
+        if positions is not None:
+            fitting = [one for one in self.questions if self._room(one) >= 0]
+            if len(fitting) < len(self.questions):
+                left_out.reasons[f"longer than the decoder's {positions:,} positions"] = len(self.questions) - len(
+                    fitting
+                )
+            self.questions = fitting
         if not self.questions:
+            why = f" ({left_out})" if left_out.reasons else ""
             raise RefragError(
-                "no question with an answer and passages to learn the choice of chunks from; name a file in "
+                f"no question with an answer and passages to learn the choice of chunks from{why}; name a file in "
                 "policy.questions, or set policy.question_share to 0"
             )
+        left_out.say("questions", len(answered))
         self._pool = list({passage: None for question in self.questions for passage in question.passages})
-        self._tokenizer, self._chunk_size, self._seed, self._passages = tokenizer, chunk_size, seed, passages
         self._ranked_share, self._min_passages, self._relevance = ranked_share, min_passages or passages, relevance
-        self._cut: dict[Passage, Chunks] = {}
+
+    def refuse_no_choice(self, batch_size: int) -> None:
+        """Refuse a budget that leaves nothing to choose in any episode of the first steps.
+
+        Raises:
+            RecipeError: it keeps none of an episode's chunks, or all of them.
+        """
+        counts = [len(one.chunks) for step in range(STEPS_TRIED) for one in self.draw(step, range(batch_size))]
+        if not any(0 < budget(count, self._share_kept) < count for count in counts):
+            raise RecipeError(
+                f"policy.share_kept is {self._share_kept}: of the {min(counts)} to {max(counts)} chunks of a "
+                "question's passages it keeps none or all, so there is nothing to choose; raise policy.passages, change "
+                "policy.share_kept, or lower encoder.chunk_size"
+            )
 
     def draw(self, step: int, rows: Sequence[int]) -> list[Episode]:
         """The episodes of these rows of a step's batch."""
@@ -144,18 +176,43 @@ class QuestionEpisodes:
         own = [passage for passage in question.passages if passage not in gold]
         ranked = keeps_order(self._ranked_share, own, random)
         order = range(len(own)) if ranked else random.permutation(len(own))
-        others = [own[place] for place in order][: max(0, count - len(gold))]
+        room = math.inf if self._positions is None else self._room(question)
+        others: list[Passage] = []
+
+        def take(passage: Passage) -> None:
+            nonlocal room
+            cost = 0 if self._positions is None else self._cost(passage)
+            if cost <= room:
+                others.append(passage)
+                room -= cost
+
+        for place in order:
+            if len(others) < count - len(gold):
+                take(own[place])
         says = mention(question.answers)
         for _ in range(DRAWS * count):
             if len(gold) + len(others) >= count:
                 break
             passage = self._pool[int(random.integers(len(self._pool)))]
             if passage not in gold and passage not in others and not says.search(passage[1]):
-                others.append(passage)
+                take(passage)
         shown = arranged([*gold, *others], question.passages, ranked, random)
         told = self._relevance is not None and random.random() >= UNTOLD_SHARE
         # What is only taken for gold may not hold the answer: then its mentions alone count.
         return _Drawn(question, shown, gold if question.gold else [], told)
+
+    def _cost(self, passage: Passage) -> int:
+        """Positions of a passage with its share of chunks kept, at most."""
+        chunks = len(self._chunks(passage).token_ids)
+        return chunks + math.ceil(chunks * self._share_kept) * (self._chunk_size - 1)
+
+    def _room(self, question: Question) -> float:
+        """Positions that are left for other passages beside a question, its gold ones and its answer."""
+        assert self._positions is not None
+        prompt = rag_prompt(self._tokenizer, question.question, [], as_turns(question.history))
+        text = prompt_length(prompt) + len(content_ids(self._tokenizer, question.answers[0]))
+        gold = {question.passages[number] for number in question.gold or (0,)}
+        return self._positions - text - sum(map(self._cost, gold))
 
     def _episode(self, drawn: _Drawn) -> Episode:
         question, shown = drawn.question, drawn.shown

@@ -5,14 +5,16 @@ Decided by the seed, the step and the row alone, as everything in training is.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refrag_platform.corpus.question_files import (
     Passage,
@@ -28,6 +30,7 @@ from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
+from refrag_platform.training.usable import LeftOut, usable, visible
 
 SENTENCES = 3
 # Tries for each distractor wanted: in a small file every stranger may be the gold passage.
@@ -50,12 +53,16 @@ class Example:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question and its own passages, as numbers in `Examples.passages`: as listed; with the answer; the others."""
+    """A question and its own passages, as numbers in `Examples.passages`: as listed; with the answer; the others.
+
+    positions: of its text, the answer counted, once `Examples.fit` knows them.
+    """
 
     question: Question
     listed: tuple[int, ...]
     gold: tuple[int, ...]
     others: tuple[int, ...]
+    positions: int = 0
 
 
 class Examples:
@@ -78,7 +85,10 @@ class Examples:
         # A corpus of plain documents has no questions of its own.
         files = [own] if own.is_file() and own.stat().st_size else []
         files += _paths(root, settings.questions)
-        asked = [self._asked(one) for file in files for one in read_questions(file) if one.kind == "answer"]
+        self.left_out = LeftOut("finetuned")
+        found = [one for file in files for one in read_questions(file) if one.kind == "answer"]
+        self._total = len(found)
+        asked = [self._asked(one) for one in usable(found, self.left_out)]
         for file in _paths(root, settings.distractors):
             self._number(read_passages(file))
         # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
@@ -94,21 +104,72 @@ class Examples:
                     f"summaries is {row['summaries']!r} for the document {row['document'][:60]!r}; it must be a list "
                     "of at least one text"
                 )
-        self._documents = self._number([(row.get("title") or "", row["document"]) for row in summaries])
-        self._sources: dict[str, Sequence[Any]] = {
-            "rag": asked,
-            "multi_turn": list(_conversations(asked)),
-            "summarization": [row["summaries"] for row in summaries],
-        }
-        for task, weight in settings.tasks.items():
-            if weight > 0 and not self._sources[task]:
-                raise RefragError(
-                    f"fine-tuning task {task!r} has weight {weight} and nothing to learn from; give the recipe "
-                    "finetuned.questions or finetuned.summaries, or set the weight to 0"
-                )
+        self._total += len(summaries)
+        texts = [[text for text in row["summaries"] if isinstance(text, str) and visible(text)] for row in summaries]
+        if empty := sum(not own for own in texts):
+            self.left_out.reasons["whose summaries are empty or invisible"] += empty
+        # (number of the document, its summaries)
+        numbers = self._number([(row.get("title") or "", row["document"]) for row in summaries])
+        summarized = [(number, own) for number, own in zip(numbers, texts, strict=True) if own]
+        self._positions, self._costs = math.inf, np.zeros(len(self.passages), dtype=np.int64)
+        self._set_sources(asked, list(_conversations(asked)), summarized)
         self._tasks = [task for task, weight in settings.tasks.items() if weight > 0]
         weights = np.array([settings.tasks[task] for task in self._tasks], dtype=float)
         self._shares = weights.cumsum() / weights.sum()
+
+    def _set_sources(
+        self, asked: list[_Asked], conversations: list[list[_Asked]], summarized: list[tuple[int, list[str]]]
+    ) -> None:
+        self._sources: dict[str, Sequence[Any]] = {
+            "rag": asked, "multi_turn": conversations, "summarization": summarized
+        }  # fmt: skip
+        for task, weight in self.settings.tasks.items():
+            if weight > 0 and not self._sources[task]:
+                why = f" (left out: {self.left_out})" if self.left_out.reasons else ""
+                raise RefragError(
+                    f"fine-tuning task {task!r} has weight {weight} and nothing to learn from{why}; give the recipe "
+                    "finetuned.questions or finetuned.summaries, or set the weight to 0"
+                )
+
+    def fit(
+        self, positions: int, costs: NDArray[np.int64], frame: int, lengths: Callable[[list[str]], list[int]]
+    ) -> None:
+        """Leave out what alone is longer than the decoder's positions; beside others, passages that don't fit.
+
+        Args:
+            positions: what the decoder reads. costs: [passages], positions that each takes at most. frame: those of
+                the text around one turn. lengths: tokens of texts.
+
+        Raises:
+            RefragError: a task of the recipe has nothing left to draw from.
+        """
+        self._positions, self._costs = positions, costs
+        asked: list[_Asked] = list(self._sources["rag"])
+        texts = [
+            "\n".join([one.question.question, *(text for _, text in one.question.history), _answer(one.question)])
+            for one in asked
+        ]
+        turns = [2 + len(one.question.history) for one in asked]
+        asked = [
+            replace(one, positions=length + own * frame)
+            for one, length, own in zip(asked, lengths(texts), turns, strict=True)
+        ]
+        summarized = self._sources["summarization"]
+        longest = lengths([max(own, key=len) for _, own in summarized])
+        reason = f"longer than the decoder's {positions:,} positions"
+        kept = [one for one in asked if self._room([one]) >= 0]
+        documents = [
+            row for row, text in zip(summarized, longest, strict=True) if text + 2 * frame + costs[row[0]] <= positions
+        ]
+        if over := len(asked) - len(kept) + len(summarized) - len(documents):
+            self.left_out.reasons[reason] += over
+        conversations = [turns for turns in _conversations(kept) if self._room(turns) >= 0]
+        self._set_sources(kept, conversations, documents)
+        self.left_out.say("questions and summaries", self._total)
+
+    def _room(self, turns: Sequence[_Asked]) -> float:
+        """Positions for further passages beside a conversation, the last question's gold passages and its answer."""
+        return self._positions - sum(turn.positions for turn in turns) - sum(self._costs[n] for n in turns[-1].gold)
 
     def draw(self, step: int, row: int) -> Example:
         """The example of one row of a step's batch."""
@@ -117,9 +178,9 @@ class Examples:
         source = self._sources[task]
         number = int(random.integers(len(source)))
         if task == "summarization":
-            summaries = source[number]
+            document, summaries = source[number]
             summary = summaries[int(random.integers(len(summaries)))]
-            return Example(task, [self._documents[number]], [], "", summary)
+            return Example(task, [document], [], "", summary)
         turns: Sequence[_Asked] = [source[number]] if task == "rag" else source[number]
         # A question that brings its own turns follows those.
         history = as_turns(turns[-1].question.history)
@@ -128,7 +189,7 @@ class Examples:
                 {"role": "user", "content": turn.question.question},
                 {"role": "assistant", "content": _answer(turn.question)},
             ]
-        passages, answered = self._draw_passages(turns[-1], self.count(step), random)
+        passages, answered = self._draw_passages(turns[-1], self.count(step), self._room(turns), random)
         last = turns[-1].question
         return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER)
 
@@ -136,31 +197,39 @@ class Examples:
         """Passages in each question's prompt of a step, 1 to max_passages: prompts of one length waste no padding."""
         return int(np.random.default_rng([self.seed, 4, step]).integers(1, self.settings.max_passages + 1))
 
-    def _draw_passages(self, asked: _Asked, wanted: int, random: np.random.Generator) -> tuple[list[int], bool]:
+    def _draw_passages(
+        self, asked: _Asked, wanted: int, room: float, random: np.random.Generator
+    ) -> tuple[list[int], bool]:
         """The gold passages among others, as listed or shuffled; sometimes without the gold: then there is no answer.
 
         Where the gold isn't known, any passage may hold the answer: no example without one can be made.
         """
         ranked = keeps_order(self.settings.ranked_share, asked.others, random)
         if asked.question.gold and random.random() < self.settings.no_answer_share:
-            silent = self._others(asked, wanted, random, ranked, silent=True)
+            freed = room + sum(self._costs[number] for number in asked.gold)
+            silent = self._others(asked, wanted, freed, random, ranked, silent=True)
             if silent:
                 return arranged(silent, asked.listed, ranked, random), False
-        others = self._others(asked, wanted - len(asked.gold), random, ranked, silent=False)
+        others = self._others(asked, wanted - len(asked.gold), room, random, ranked, silent=False)
         return arranged([*asked.gold, *others], asked.listed, ranked, random), True
 
-    def _others(self, asked: _Asked, wanted: int, random: np.random.Generator, ranked: bool, silent: bool) -> list[int]:
+    def _others(
+        self, asked: _Asked, wanted: int, room: float, random: np.random.Generator, ranked: bool, silent: bool
+    ) -> list[int]:
         """Passages that are not gold: the question's own, the first or any of them, then others' and distractors.
 
-        silent: none of them may say one of the answers, by chance or because the gold passages aren't all named.
+        Args: room: positions that they may take. silent: none of them may say one of the answers, by chance or because
+            the gold passages aren't all named.
         """
         says = mention(asked.question.answers) if silent else None
         found: list[int] = []
 
         def take(number: int) -> None:
-            fits = number not in asked.gold and number not in found
+            nonlocal room
+            fits = number not in asked.gold and number not in found and self._costs[number] <= room
             if fits and (says is None or not says.search(self.passages[number][1])):
                 found.append(number)
+                room -= self._costs[number]
 
         for place in range(len(asked.others)) if ranked else random.permutation(len(asked.others)):
             if len(found) < wanted:

@@ -21,11 +21,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.policy import PolicyNetwork, budget
-from refrag_platform.model.prompts import content_ids, end_of_turn, rag_prompt
+from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Text, pack_slots
+from refrag_platform.model.segments import PAD, Text, pack_slots, prompt_length, whole_chunks
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import FinetunedRecipe
 from refrag_platform.stages import STAGES, StageContext
@@ -102,6 +103,40 @@ class FinetunedTask(Task):
         contexts = self._windows[:, : settings.context_tokens].astype(np.int32) if windows else None
         self._table = PassageTable(model.tokenizer, examples.passages, model.chunk_size, contexts)
         self._vectors = ChunkVectors(model, self._table, settings.precision == "bf16")
+        self._fit()
+
+    def _fit(self) -> None:
+        """Hold what there is to draw against the decoder's positions.
+
+        Raises:
+            RecipeError: windows of text are too long. RefragError: nothing fits.
+        """
+        positions = most_positions(self.model.decoder)
+        if positions is None:
+            return
+        k, policy = self.model.chunk_size, self._policy[0]
+        share = max(self.settings.shares_kept or [policy.share_kept]) if policy else 0.0
+
+        def cost(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
+            """Positions of passages of so many chunks."""
+            if self.system in {"full", "none"}:
+                return chunks * (k if self.system == "full" else 0)
+            return chunks + np.ceil(chunks * share).astype(np.int64) * (k - 1)
+
+        def lengths(texts: list[str]) -> list[int]:
+            return [len(ids) for ids in contents_ids(self.model.tokenizer, texts)]
+
+        if len(self._windows):
+            context = int(cost(np.array(self.settings.context_tokens // k)))
+            require_positions(
+                self.model.decoder,
+                1 + context + self.settings.output_tokens,
+                "shorten finetuned.context_tokens or finetuned.output_tokens",
+            )
+        # Before and after a question, and of each turn before it: no more than around a whole prompt.
+        frame = prompt_length(rag_prompt(self.model.tokenizer, "?", []))
+        passages = self._table.counts[: len(self.examples.passages)]
+        self.examples.fit(positions, cost(passages), frame, lengths)
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         rows = range(rank * size // world, (rank + 1) * size // world)
@@ -292,12 +327,9 @@ def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, se
     """
     if not settings.text_share:
         return None
-    if settings.context_tokens % model.chunk_size:
-        raise RecipeError(
-            f"finetuned.context_tokens is {settings.context_tokens}; make it a multiple of encoder.chunk_size "
-            f"({model.chunk_size})"
-        )
-    return Windows(corpus, "train", settings.context_tokens + settings.output_tokens, seed)
+    whole_chunks("finetuned.context_tokens", settings.context_tokens, model.chunk_size)
+    length = settings.context_tokens + settings.output_tokens
+    return Windows(corpus, "train", length, seed, settings.batch_size, "finetuned")
 
 
 def train_finetuned(context: StageContext) -> dict[str, Any]:

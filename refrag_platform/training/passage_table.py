@@ -49,6 +49,8 @@ class PassageTable:
             counts.append(len(blocks[-1]))
         self.chunks = np.concatenate(blocks)
         self._starts = np.cumsum(counts)
+        # [passages], chunks of each.
+        self.counts = np.array(counts[1:], dtype=np.int64)
 
     def rows(self, passages: Sequence[int]) -> NDArray[np.int64]:
         """Rows of `chunks` of these passages, in order, [L]."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from refrag_platform.compact.start import take_over_release
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.policy import (
     PolicyNetwork,
@@ -33,6 +34,7 @@ from refrag_platform.model.policy import (
     select,
 )
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import whole_chunks
 from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
@@ -200,19 +202,26 @@ def policy_task(
         relevance: what a policy is told that reads it.
 
     Raises:
-        RecipeError: the budget keeps no chunk of a window, or all of them; `start` is a network of another kind.
+        RecipeError: the budget keeps no chunk of a window or a question, or all of them; windows are longer than the
+            decoder's positions; `start` is a network of another kind.
         RefragError: the corpus has no document as long as a window, or there is no question to learn from.
     """
     windows, questions = None, None
     if settings.question_share < 1:
-        chunks = settings.context_tokens // model.chunk_size
+        chunks = whole_chunks("policy.context_tokens", settings.context_tokens, model.chunk_size)
         kept = budget(chunks, settings.share_kept)
         if not 0 < kept < chunks:
             raise RecipeError(
                 f"policy.share_kept is {settings.share_kept}: of the {chunks} chunks of policy.context_tokens "
                 f"({settings.context_tokens}) it keeps {kept}, so there is nothing to choose; change one of the two"
             )
-        windows = Windows(corpus, "train", settings.context_tokens + settings.output_tokens, seed)
+        require_positions(
+            model.decoder,
+            1 + chunks + kept * (model.chunk_size - 1) + settings.output_tokens,
+            "shorten policy.context_tokens or policy.output_tokens",
+        )
+        length = settings.context_tokens + settings.output_tokens
+        windows = Windows(corpus, "train", length, seed, settings.batch_size, "policy")
     if settings.question_share:
         files = [root / os.path.expandvars(name) for name in settings.questions]
         own = corpus / "questions" / "train.jsonl"
@@ -229,7 +238,10 @@ def policy_task(
             ranked_share=settings.ranked_share,
             min_passages=settings.min_passages,
             relevance=relevance,
+            share_kept=settings.share_kept,
+            positions=most_positions(model.decoder),
         )
+        questions.refuse_no_choice(settings.batch_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         policy = PolicyNetwork(

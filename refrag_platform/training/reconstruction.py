@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from refrag_platform.compact.start import take_over_release
 from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.families import require_positions
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe
 from refrag_platform.stages import SHIPPED, StageContext
@@ -145,9 +146,17 @@ class ReconstructionTask(Task):
 def reconstruction_task(
     model: RefragModel, corpus: Path, settings: ReconstructionRecipe, seed: int
 ) -> ReconstructionTask:
-    """The task over a corpus' training split."""
-    factors = [2**i for i in range(settings.curriculum.max_factor.bit_length())]
-    windows = {f: Windows(corpus, "train", f * model.chunk_size, seed) for f in factors}
+    """The task over a corpus' training split.
+
+    Raises:
+        RecipeError: samples are longer than the decoder's positions.
+        RefragError: the corpus is too small.
+    """
+    most, k = settings.curriculum.max_factor, model.chunk_size
+    require_positions(model.decoder, 1 + most * (1 + k), f"lower reconstruction.curriculum.max_factor ({most})")
+    factors = [2**i for i in range(most.bit_length())]
+    size = settings.batch_size
+    windows = {f: Windows(corpus, "train", f * k, seed, size, "reconstruction") for f in factors}
     return ReconstructionTask(model, settings, windows, seed)
 
 

@@ -15,10 +15,14 @@ from refrag_platform.errors import RefragError
 class Windows:
     """Random windows of one length within the documents of a split, every start equally likely."""
 
-    def __init__(self, content: Path, split: str, length: int, seed: int) -> None:
+    def __init__(
+        self, content: Path, split: str, length: int, seed: int, batch_size: int = 1, section: str = ""
+    ) -> None:
         """
+        Args: batch_size: of the recipe's section, by which too small a corpus is judged.
+
         Raises:
-            RefragError: no document of the split is as long as a window.
+            RefragError: no document of the split is as long as a window, or there are fewer windows than a batch has.
         """
         self.shards = TokenShards(content, split)
         self.length, self.seed = length, seed
@@ -29,6 +33,12 @@ class Windows:
             raise RefragError(
                 f"the {split} split of {content} has no document of {length} tokens (the longest has {longest}); "
                 "add longer documents or shorten context_tokens, output_tokens or the curriculum"
+            )
+        if room.sum() < batch_size:
+            raise RefragError(
+                f"the {split} split of {content} has {int(room.sum())} windows of {length} tokens, fewer than "
+                f"{section}.batch_size ({batch_size}): every batch would hold some of them twice; add documents, lower "
+                f"{section}.batch_size or shorten the windows"
             )
         self._starts, self._cumulative = starts, room.cumsum()
 
