@@ -234,7 +234,7 @@ def rag(
         "answers": found.answers,
         "model": model,
         "questions": ", ".join(map(str, questions)),
-        "questions_used": len(rows),
+        **found.skipped,
         "retriever": retriever,
         "distractors": str(distractors) if distractors else None,
         "relevance": told is not None,

@@ -83,9 +83,17 @@ def normalize_answer(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
+def judgeable(references: Sequence[str]) -> list[str]:
+    """The references by which an answer can be judged: of "The" or "!" normalization leaves nothing.
+
+    An empty answer would match those.
+    """
+    return [reference for reference in references if normalize_answer(reference)]
+
+
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer equals one of the references after normalization, else 0."""
-    return float(any(normalize_answer(answer) == normalize_answer(reference) for reference in references))
+    """1 if the answer equals one of the references after normalization, else 0; one that is `judgeable`."""
+    return float(any(normalize_answer(answer) == normalize_answer(reference) for reference in judgeable(references)))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
@@ -96,7 +104,7 @@ def f1(answer: str, references: Sequence[str]) -> float:
 def _f1(answer: str, reference: str) -> float:
     found, wanted = normalize_answer(answer).split(), normalize_answer(reference).split()
     if not found or not wanted:
-        return float(found == wanted)
+        return 0.0
     common = sum((Counter(found) & Counter(wanted)).values())
     return 2 * common / (len(found) + len(wanted))
 
@@ -107,12 +115,12 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+    return re.findall(r"[^\W_]+", text.lower())
 
 
 def _rouge_l(found: list[str], wanted: list[str]) -> float:
     if not found or not wanted:
-        return float(found == wanted)
+        return 0.0
     # Row by row: common[j] is the longest common subsequence of the words so far and the first j wanted ones.
     common = [0] * (len(wanted) + 1)
     for word in found:

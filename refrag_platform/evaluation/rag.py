@@ -17,9 +17,18 @@ import torch
 from transformers import PreTrainedModel
 
 from refrag_platform.corpus.question_files import Question
+from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import Answer, answers, warm_up
 from refrag_platform.evaluation.items import ItemSet, questions_digest
-from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, is_refusal, rouge_l, rounded
+from refrag_platform.evaluation.metrics import (
+    bootstrap_interval,
+    exact_match,
+    f1,
+    is_refusal,
+    judgeable,
+    rouge_l,
+    rounded,
+)
 from refrag_platform.evaluation.readings import (
     DEFAULT_SYSTEMS,
     Readers,
@@ -86,7 +95,8 @@ class RagEvaluation:
     rouge_l, refusal_accuracy}. differences: {over, passages, share_kept, exact_match, f1, rouge_l}, each [gain of
     refrag, low, high]. parts: rows, intervals and differences of each set of questions, by its name, where there are
     several, with the number of them, `questions_used`. answers: the texts. items: exact match and F1 of every
-    question, refrag at the most passages.
+    question, refrag at the most passages. skipped: {questions_used, questions_skipped, references_skipped}: references
+    of which normalization leaves nothing judge no answer, and a question that has no other isn't asked.
     """
 
     rows: list[dict[str, Any]]
@@ -95,6 +105,7 @@ class RagEvaluation:
     parts: dict[str, dict[str, Any]]
     answers: list[dict[str, Any]]
     items: ItemSet
+    skipped: dict[str, int]
 
 
 def evaluate_rag(
@@ -126,7 +137,22 @@ def evaluate_rag(
         sets: the set that each question is of; figures are given of all together and of each. Wrong passages may be
             another set's.
         batch_size: prompts answered at once; above 1 the time to first token is null.
+
+    Raises:
+        RefragError: no question has a reference by which an answer can be judged.
     """
+    places = [place for place, one in enumerate(questions) if judgeable(one.answers) or not one.answers]
+    if not places:
+        raise RefragError(
+            f"none of {len(questions)} questions can be judged: normalization (no punctuation, no articles) leaves "
+            "nothing of their answers; give questions with other answers"
+        )
+    skipped = {
+        "questions_used": len(places),
+        "questions_skipped": len(questions) - len(places),
+        "references_skipped": sum(len(one.answers) - len(judgeable(one.answers)) for one in questions),
+    }
+    questions, sets = [questions[place] for place in places], [sets[place] for place in places] if sets else None
     readers = Readers(
         model,
         policy,
@@ -152,6 +178,7 @@ def evaluate_rag(
         parts=_parts(scores, questions, sets or [], seed),
         answers=texts,
         items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
+        skipped=skipped,
     )
 
 

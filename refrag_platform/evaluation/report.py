@@ -65,6 +65,11 @@ def rag_report(result: Mapping[str, Any]) -> str:
         "median, chunk vectors made ahead.",
         *_rag_tables(result),
     ]
+    if result.get("references_skipped"):
+        text.append(
+            f"Skipped: {result['references_skipped']:,} references of which normalization leaves nothing, and "
+            f"{result['questions_skipped']:,} questions that have no other."
+        )
     for name, own in (result.get("parts") or {}).items():
         text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
     return "\n\n".join(text) + "\n"

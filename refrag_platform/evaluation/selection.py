@@ -18,7 +18,15 @@ from torch import Tensor
 from refrag_platform.corpus.question_files import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
-from refrag_platform.evaluation.metrics import PREFIXES, bootstrap_interval, exact_match, f1, prefix_name, rounded
+from refrag_platform.evaluation.metrics import (
+    PREFIXES,
+    bootstrap_interval,
+    exact_match,
+    f1,
+    judgeable,
+    prefix_name,
+    rounded,
+)
 from refrag_platform.evaluation.pruning import self_information
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork, select
@@ -141,7 +149,8 @@ def evaluate_selection(
         rows: {system, share_kept, P16, ... | answer_log_perplexity, answer_kept, exact_match, f1, windows | questions}.
         answer_kept: share of the questions whose answer stands in a passage as it is, and every chunk of it is kept.
         differences: paired gains of a policy, {share_kept, system, over, metric: [mean, low, high], ...}; above zero
-        the policy is better.
+        the policy is better. references_skipped: those of which normalization leaves nothing; exact match and F1 of a
+        question that has no other aren't counted.
     """
     items = len(judged.episodes)
     tried = {turn * items // oracle for turn in range(min(oracle, items))} if oracle else set()
@@ -183,6 +192,7 @@ def evaluate_selection(
             if cell.share == share and cell.system != name
         ],
         "documents_used": len(set(judged.groups)),
+        "references_skipped": sum(len(own) - len(judgeable(own)) for own in judged.references or []),
     }
 
 
@@ -302,6 +312,8 @@ def _answer(
     assert judged.references is not None
     for row, answer in answers(model, prompts, max_new_tokens, max(2, len(prompts))):
         references = judged.references[numbers[row]]
+        if not judgeable(references):
+            continue
         text = answer.text.splitlines()[0].strip() if answer.text else ""
         figures = {"exact_match": exact_match(text, references), "f1": f1(text, references)}
         cell.put(numbers[row], len(judged.episodes), figures)

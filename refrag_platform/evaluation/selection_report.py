@@ -41,6 +41,11 @@ def selection_report(result: Mapping[str, Any]) -> str:
         ]
         if gains:
             parts.append(table(["gain", *(METRICS[name] for name in names)], gains))
+    if result.get("references_skipped"):
+        parts.append(
+            f"Skipped for exact match and F1: {result['references_skipped']:,} references of which normalization "
+            "leaves nothing."
+        )
     return "\n\n".join(parts) + "\n"
 
 

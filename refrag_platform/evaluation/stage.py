@@ -73,10 +73,10 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items)
     untimed = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in rag.rows]
     write_json(context.out / "perplexity.json", perplexity)
-    write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals})
+    write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals, **rag.skipped})
     write_json(context.out / FILE_NAME, items.model_dump())
     write_json(context.beside / "answers.json", rag.answers)
-    write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows})
+    write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows, **rag.skipped})
     return _metrics(perplexity, rag.rows)
 
 

@@ -155,8 +155,8 @@ class QuestionEpisodes:
         if not any(0 < budget(count, self._share_kept) < count for count in counts):
             raise RecipeError(
                 f"policy.share_kept is {self._share_kept}: of the {min(counts)} to {max(counts)} chunks of a "
-                "question's passages it keeps none or all, so there is nothing to choose; raise policy.passages, change "
-                "policy.share_kept, or lower encoder.chunk_size"
+                "question's passages it keeps none or all, so there is nothing to choose; raise policy.passages, "
+                "change policy.share_kept, or lower encoder.chunk_size"
             )
 
     def draw(self, step: int, rows: Sequence[int]) -> list[Episode]:

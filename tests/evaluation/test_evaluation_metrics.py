@@ -11,6 +11,7 @@ from refrag_platform.evaluation.metrics import (
     f1,
     gap_recovered,
     is_refusal,
+    judgeable,
     log_perplexity,
     normalize_answer,
     rouge_l,
@@ -76,13 +77,27 @@ def test_exact_match_takes_any_reference() -> None:
     assert exact_match("x", []) == 0
 
 
+@pytest.mark.parametrize("nothing", ["a", "The", "!", "", "an ..."])
+def test_a_reference_of_which_normalization_leaves_nothing_matches_no_answer(nothing: str) -> None:
+    for answer in ("", "the", nothing):
+        assert (exact_match(answer, [nothing]), f1(answer, [nothing]), rouge_l(answer, [nothing[:0]])) == (0, 0, 0)
+    assert judgeable([nothing, "Muscat"]) == ["Muscat"]
+    assert exact_match("Muscat!", [nothing, "Muscat"]) == f1("the Muscat", [nothing, "Muscat"]) == 1
+
+
+def test_words_of_any_script_are_words() -> None:
+    assert rouge_l("Маскат", ["Доха"]) == rouge_l("多哈", ["马斯喀特"]) == 0
+    assert rouge_l("Столица - Маскат", ["столица Маскат"]) == 1
+    assert f1("多哈", ["马斯喀特"]) == 0
+
+
 def test_f1_is_the_best_word_overlap() -> None:
     # Two of three words found, two of two wanted: precision 2/3, recall 1.
     assert f1("red green blue", ["red green", "yellow"]) == pytest.approx(0.8)
     # A word counts as often as it stands in both.
     assert f1("go go go", ["go go stop"]) == pytest.approx(2 / 3)
     assert f1("red", ["blue"]) == 0
-    assert f1("", [""]) == 1
+    assert f1("", [""]) == 0
     assert f1("the", ["blue"]) == 0
 
 

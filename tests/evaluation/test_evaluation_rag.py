@@ -21,6 +21,7 @@ from refrag_platform.evaluation.answering import generate_batch
 from refrag_platform.evaluation.pruning import pruned, self_information
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.readings import Readers, Reading, System, prompts
+from refrag_platform.evaluation.report import rag_report
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -127,6 +128,23 @@ def test_answers_are_scored_against_the_references(model: RefragModel, questions
     again = evaluate_rag(model, None, told, passages=[1], share_kept=0.0, max_new_tokens=4)
     row = next(row for row in again.rows if row["system"] == "refrag")
     assert (row["exact_match"], row["f1"]) == (1.0, 1.0)
+
+
+def test_questions_whose_references_say_nothing_are_skipped_and_counted(
+    model: RefragModel, questions: list[Question]
+) -> None:
+    empty = replace(questions[1], answers=("The", "!"))
+    asked = [replace(questions[0], answers=("a", *questions[0].answers)), empty, questions[2]]
+    found = evaluate_rag(model, None, asked, passages=[1], share_kept=0.0, max_new_tokens=2, sets=["x", "x", "y"])
+    assert found.skipped == {"questions_used": 2, "questions_skipped": 1, "references_skipped": 3}
+    assert {answer["id"] for answer in found.answers} == {questions[0].id, questions[2].id}
+    assert {name: part["questions_used"] for name, part in found.parts.items()} == {"x": 1, "y": 1}
+    assert len(found.items.groups) == 2
+    said = "Skipped: 3 references of which normalization leaves nothing, and 1 questions that have no other."
+    assert said in rag_report({"rows": found.rows, **found.skipped})
+    assert "Skipped" not in rag_report({"rows": found.rows, "references_skipped": 0, "questions_skipped": 0})
+    with pytest.raises(RefragError, match="none of 1 questions can be judged"):
+        evaluate_rag(model, None, [empty], passages=[1], share_kept=0.0, max_new_tokens=2)
 
 
 def test_a_budget_is_kept_over_all_passages_together(

@@ -15,6 +15,7 @@ from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
+from refrag_platform.evaluation.selection_report import selection_report
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_chunks
@@ -88,6 +89,12 @@ def test_questions_are_judged_by_their_answers(
     assert all(set(row) >= {"answer_log_perplexity", "answer_kept", "exact_match", "f1"} for row in found["rows"])
     assert {row["questions"] for row in found["rows"]} == {len(asked)}
     assert all(row["answer_log_perplexity"][1] is not None for row in found["differences"])
+    assert found["references_skipped"] == 0
+    judged.references[0] = ("The",)  # type: ignore[index]
+    found = evaluate_selection(model, {"policy": policy}, judged, shares=[0.25], answered=True, max_new_tokens=3)
+    assert found["references_skipped"] == 1 and "Skipped for exact match and F1: 1 references" in selection_report(
+        found
+    )
     with pytest.raises(RefragError, match="nothing to choose"):
         judged_questions(model, [asked[0].__class__("1", "?", (), ())], passages=2)
 

@@ -90,9 +90,11 @@ def test_sequences_over_the_decoders_positions_are_refused_with_the_keys(
 
 def test_a_context_that_is_not_whole_chunks_is_refused(model: RefragModel, recipe: Recipe, tmp_path: Path) -> None:
     corpus = small(tmp_path / "corpus", 500)
-    for make, section in ((cpt_task, recipe.cpt), (policy_task, recipe.policy)):
-        with pytest.raises(RecipeError, match=r"context_tokens is 66; make it a multiple of encoder\.chunk_size \(4\)"):
-            make(model, corpus, section.model_copy(update={"context_tokens": 66}), 0)  # type: ignore[operator]
+    said, odd = r"context_tokens is 66; make it a multiple of encoder\.chunk_size \(4\)", {"context_tokens": 66}
+    with pytest.raises(RecipeError, match=r"cpt\." + said):
+        cpt_task(model, corpus, recipe.cpt.model_copy(update=odd), 0)
+    with pytest.raises(RecipeError, match=r"policy\." + said):
+        policy_task(model, corpus, recipe.policy.model_copy(update=odd), 0)
 
 
 @pytest.mark.parametrize(
