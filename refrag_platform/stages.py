@@ -21,6 +21,13 @@ SHIPPED = "release"
 RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
 TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
+# What takes over the release, where a stage's `continue_from` says so.
+RELEASE_CODE = (
+    "refrag_platform/compact/coding.py",
+    "refrag_platform/compact/quantization.py",
+    "refrag_platform/compact/release.py",
+    "refrag_platform/compact/start.py",
+)
 RELEVANCE_CODE = (
     "refrag_platform/store/content.py",
     "refrag_platform/store/relevance.py",
@@ -29,10 +36,10 @@ RELEVANCE_CODE = (
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
 EVALUATION_CODE = (
     *MODEL_CODE,
-    "refrag_platform/corpus/question_files.py",
-    "refrag_platform/corpus/shards.py",
+    "refrag_platform/corpus",
     "refrag_platform/training/core/losses.py",
     "refrag_platform/training/core/groups.py",
+    "refrag_platform/training/core/packed.py",
     "refrag_platform/training/core/speed.py",
     *RELEVANCE_CODE,
     "refrag_platform/evaluation",
@@ -68,7 +75,7 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.reconstruction:train_reconstruction",
             ("corpus",),
             ("decoder", "encoder", "projection", "reconstruction"),
-            (*TRAINING_CODE, "refrag_platform/training/reconstruction.py"),
+            (*TRAINING_CODE, *RELEASE_CODE, "refrag_platform/training/reconstruction.py"),
         ),
         Stage(
             "cpt",
@@ -76,7 +83,7 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.cpt:train_cpt",
             ("corpus", "reconstruction"),
             ("cpt",),
-            (*TRAINING_CODE, "refrag_platform/training/cpt.py"),
+            (*TRAINING_CODE, *RELEASE_CODE, "refrag_platform/training/cpt.py"),
         ),
         Stage(
             "chunks",
@@ -94,11 +101,13 @@ STAGES: dict[str, Stage] = {
             ("policy",),
             (
                 *TRAINING_CODE,
+                *RELEASE_CODE,
                 "refrag_platform/corpus/question_files.py",
                 *RELEVANCE_CODE,
                 "refrag_platform/training/episodes.py",
                 "refrag_platform/training/evidence.py",
                 "refrag_platform/training/policy.py",
+                "refrag_platform/training/usable.py",
             ),
         ),
         Stage(
@@ -110,10 +119,12 @@ STAGES: dict[str, Stage] = {
             (
                 *TRAINING_CODE,
                 "refrag_platform/corpus/question_files.py",
+                "refrag_platform/corpus/swapping.py",
                 *RELEVANCE_CODE,
                 "refrag_platform/training/examples.py",
                 "refrag_platform/training/finetuned.py",
                 "refrag_platform/training/passage_table.py",
+                "refrag_platform/training/usable.py",
             ),
         ),
         Stage(

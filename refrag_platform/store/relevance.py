@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refrag_platform.corpus.question_files import Passage
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.model.segments import Chunks
 from refrag_platform.recipes import Recipe
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.retriever import Retriever, load_retriever
+
+if TYPE_CHECKING:
+    from refrag_platform.corpus.question_files import Passage
 
 DECIMALS = 3
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -39,9 +39,11 @@ from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.cpt import System
 from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable
+
+if TYPE_CHECKING:
+    from refrag_platform.training.cpt import System
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
 LENGTH_STEP = 64

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ import yaml
 
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
+from refrag_platform.versioning.digest import code_digest
 from tests.conftest import ROOT
+from tests.versioning.imports import covered, imported, reachable
 
 MODEL = "${item.model}"
 PROJECT = Project(ROOT)
@@ -38,13 +40,56 @@ def test_a_stage_has_the_registrys_inputs_code_settings_and_output(name: str) ->
     assert written["outs"] == [{content(name): {"persist": True}}]
 
 
-@pytest.mark.parametrize("name", ["reconstruction", "cpt", "policy", "finetuned"])
-def test_a_change_of_any_training_module_that_a_stage_reads_makes_it_again(name: str) -> None:
-    code = STAGES[name].code
-    files = [ROOT / path for path in code if path.startswith("refrag_platform/training/") and path.endswith(".py")]
-    read = {found for file in files for found in re.findall(r"refrag_platform\.training\.(\w+)", file.read_text())}
+# What changes no byte of an artifact: it records, checks, shows and runs. Settings are compared by their values.
+NO_PART = frozenset(
+    {
+        *(f"refrag_platform/{name}" for name in ("bench", "cli", "quality", "recipes", "versioning")),
+        *(f"refrag_platform/{name}.py" for name in ("dials", "errors", "faults", "processes", "progress", "project")),
+        *(f"refrag_platform/{name}.py" for name in ("publication", "quiet", "runner", "stages")),
+        # Refuses a decoder, or lets it be.
+        "refrag_platform/agreement.py",
+        # The text beside a packed release.
+        "refrag_platform/compact/card.py",
+    }
+)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_change_of_any_module_that_a_stage_may_run_makes_it_again(name: str) -> None:
+    stage = STAGES[name]
+    read = reachable(stage.function.split(":")[0], without=NO_PART)
+    missing = sorted(str(file) for file in read if not covered(file, frozenset(stage.code)))
+    assert not missing, f"add to the code of {name} in stages.py and dvc.yaml"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_code_that_a_stage_names_is_read_by_it(name: str) -> None:
+    stage = STAGES[name]
+    read = reachable(stage.function.split(":")[0], without=NO_PART)
+    named = {path for path in stage.code if path.startswith("refrag_platform")}
+    assert {path for path in named if not any(covered(file, frozenset({path})) for file in read)} == set()
+
+
+@pytest.mark.parametrize(
+    ("stage", "path"),
+    [
+        *((stage, "compact/coding.py") for stage in ("reconstruction", "cpt", "policy")),
+        ("finetuned", "corpus/swapping.py"),
+        ("evaluation", "training/core/packed.py"),
+    ],
+)
+def test_what_a_stage_imports_in_passing_is_its_code_too(project: Project, stage: str, path: str) -> None:
+    before = code_digest(project.root, STAGES[stage].code)
+    with (project.root / "refrag_platform" / path).open("a") as stream:
+        stream.write("# changed\n")
+    assert code_digest(project.root, STAGES[stage].code) != before
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    found = imported(Path("refrag_platform/compact/release.py"))
+    assert {Path("refrag_platform/compact/card.py"), Path("refrag_platform/compact/coding.py")} <= found
     # Of cpt fine-tuning takes the name of a type alone.
-    assert files and {f"refrag_platform/training/{module}.py" for module in read - {"core", "cpt"}} <= set(code)
+    assert Path("refrag_platform/training/cpt.py") not in imported(Path("refrag_platform/training/finetuned.py"))
 
 
 @pytest.mark.parametrize("model", PROJECT.models())
