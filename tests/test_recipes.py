@@ -45,6 +45,27 @@ def test_a_key_without_effect_is_refused(overrides: dict[str, Any], message: str
         read_recipe(TINY, overrides)
 
 
+@pytest.mark.parametrize(
+    ("section", "values"),
+    [
+        ("cpt", {"decoder_learning_rate": float("inf")}),
+        ("cpt", {"decoder_learning_rate": float("nan")}),
+        ("cpt", {"decoder_learning_rate": -1e-4}),
+        ("cpt", {"weight_decay": float("inf")}),
+        ("cpt", {"batch_size": 0}),
+        ("cpt", {"steps": 0}),
+        ("finetuned", {"tasks": {"rag": float("inf")}}),
+        ("finetuned", {"shares_kept": [0.5, 1.5]}),
+        ("finetuned", {"shares_kept": [-0.1]}),
+        ("finetuned", {"shares_kept": [float("nan")]}),
+    ],
+)
+def test_a_number_out_of_range_or_that_is_none_is_refused_with_its_key(section: str, values: dict[str, Any]) -> None:
+    (key,) = values
+    with pytest.raises(RecipeError, match=rf"{section}\.{key}"):
+        read_recipe(TINY, {section: values})
+
+
 def test_a_switch_makes_its_keys_count() -> None:
     values = {"train_decoder": True, "decoder_learning_rate": 0.1, "lora_rank": 8}
     assert read_recipe(TINY, {"reconstruction": values}).reconstruction.lora_rank == 8

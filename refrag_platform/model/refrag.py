@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from refrag_platform.errors import ArtifactError
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.encoder import (
     ChunkEncoder,
     embedding_size,
@@ -56,7 +56,18 @@ class RefragModel(nn.Module):
         decoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
     ) -> None:
+        """
+        Raises:
+            RefragError: the tokenizer makes tokens that the decoder has no embedding for.
+        """
         super().__init__()
+        # Added tokens may lie beyond: Gemma-3's tokenizer knows one for pictures.
+        known, rows = tokenizer.vocab_size, embedding_weight(decoder).shape[0]
+        if known > rows:
+            raise RefragError(
+                f"the tokenizer has {known:,} tokens, the decoder embeddings for {rows:,}: text would be read beyond "
+                "their end; name the decoder's own tokenizer (decoder.tokenizer)"
+            )
         self.encoder, self.projection, self.decoder = encoder, projection, decoder
         self.tokenizer = tokenizer
         self._digest: str | None = None

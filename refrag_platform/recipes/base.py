@@ -8,9 +8,9 @@ Share = float
 
 
 class Section(BaseModel):
-    """Base of all recipe sections: unknown keys are errors, never ignored."""
+    """Base of all recipe sections: unknown keys are errors, never ignored, and so are numbers that are none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def refuse_idle(self, because: str, *keys: str) -> None:
         """Refuse keys that nothing reads as things are; one that has its default may be there.

@@ -250,7 +250,7 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         description="train the encoder, not the projection alone; refused as long as the chunk store and the policy "
         "come before fine-tuning, whose encoder must be theirs: put both after it in stages.py and dvc.yaml first",
     )
-    shares_kept: list[Share] | None = Field(
+    shares_kept: list[Annotated[Share, Field(ge=0, le=1)]] | None = Field(
         None,
         min_length=1,
         description="shares p of chunks that the policy keeps as tokens, one drawn for each prompt; null: every other "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers.utils.logging import is_progress_bar_enabled
 
-from refrag_platform.errors import ArtifactError
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.generate import generate
 from refrag_platform.model.prompts import END, passage_chunks, rag_prompt, stop_ids
 from refrag_platform.model.refrag import RefragModel
@@ -37,6 +38,16 @@ def tiny() -> RefragModel:
 def passage(model: RefragModel, text: str, keep: bool) -> Chunks:
     chunks = chunk_tokens(model.tokenizer(text, add_special_tokens=False)["input_ids"], model.chunk_size)
     return Chunks(chunks, torch.full((len(chunks),), keep))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_decoder_has_embeddings_is_refused(tiny: RefragModel) -> None:
+    decoder = copy.deepcopy(tiny.decoder)
+    for rows in (1064, 1000):  # more are common, to round numbers up
+        decoder.resize_token_embeddings(rows)
+        RefragModel(tiny.encoder, tiny.projection, decoder, tiny.tokenizer)
+    decoder.resize_token_embeddings(999)
+    with pytest.raises(RefragError, match="the tokenizer has 1,000 tokens, the decoder embeddings for 999"):
+        RefragModel(tiny.encoder, tiny.projection, decoder, tiny.tokenizer)
 
 
 @torch.no_grad()
