@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
 
 FAMILIES = (
@@ -47,7 +48,8 @@ class RefragGroup(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except RefragError as error:
-            typer.secho(f"refrag: {error}", fg=typer.colors.RED, err=True)
+            # It may quote a name or a file: what a terminal would obey is escaped.
+            typer.secho(f"refrag: {printable(str(error), lines=True)}", fg=typer.colors.RED, err=True)
             sys.exit(2)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from refrag_platform.corpus.names import name_text
 from refrag_platform.errors import ArtifactError
 from refrag_platform.versioning.digest import file_digest
 
@@ -32,14 +33,20 @@ LIBRARIES = (
 class InputRecord(BaseModel):
     """One artifact or source file that went in."""
 
-    path: str = Field(description="relative to the project's root, or as given when it lies outside")
+    path: str = Field(
+        description="relative to the project's root, or as given when it lies outside; as corpus.names writes names"
+    )
     hash: str
 
     @classmethod
     def of(cls, root: Path, file: Path, given: str) -> InputRecord:
-        """The record of a file that a recipe names `given`; `root` is the project's."""
-        inside = file.resolve().is_relative_to(root.resolve())
-        name = file.resolve().relative_to(root.resolve()).as_posix() if inside else given
+        """The record of a file that a recipe names `given`; `root` is the project's.
+
+        A file that a link in the project leads to goes by the name that it has there.
+        """
+        lies, resolved, base = Path(os.path.normpath(file)), file.resolve(), root.resolve()
+        inside = next((path for path in (lies, resolved) if path.is_relative_to(base)), None)
+        name = name_text(given if inside is None else inside.relative_to(base))
         return cls(path=name, hash=file_digest(file))
 
 

@@ -14,7 +14,8 @@ import zstandard
 from refrag_platform.corpus import files
 from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document
-from refrag_platform.corpus.files import find_files, read_file
+from refrag_platform.corpus.files import read_file
+from refrag_platform.corpus.listing import find_files
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import SourceRecipe
 
@@ -142,5 +143,5 @@ def test_hidden_files_are_left_out_and_the_order_is_fixed(tmp_path: Path) -> Non
     for name in ("b/x.txt", "a.txt", ".hidden/y.txt", ".gitkeep", "b/a.txt"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_text("text")
-    found = find_files(tmp_path / "source")
+    found = find_files(tmp_path / "source").files
     assert [file.relative_to(tmp_path / "source").as_posix() for file in found] == ["a.txt", "b/a.txt", "b/x.txt"]
