@@ -26,10 +26,19 @@ RELEVANCE_CODE = (
     "refrag_platform/store/relevance.py",
     "refrag_platform/store/retriever.py",
 )
+# Question files and all that reads them.
+QUESTION_CODE = (
+    "refrag_platform/corpus/encodings.py",
+    "refrag_platform/corpus/names.py",
+    "refrag_platform/corpus/question_fields.py",
+    "refrag_platform/corpus/question_files.py",
+    "refrag_platform/corpus/rows.py",
+    "refrag_platform/corpus/text.py",
+)
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
 EVALUATION_CODE = (
     *MODEL_CODE,
-    "refrag_platform/corpus/question_files.py",
+    *QUESTION_CODE,
     "refrag_platform/corpus/shards.py",
     "refrag_platform/training/core/losses.py",
     "refrag_platform/training/core/groups.py",
@@ -94,11 +103,12 @@ STAGES: dict[str, Stage] = {
             ("policy",),
             (
                 *TRAINING_CODE,
-                "refrag_platform/corpus/question_files.py",
+                *QUESTION_CODE,
                 *RELEVANCE_CODE,
                 "refrag_platform/training/episodes.py",
                 "refrag_platform/training/evidence.py",
                 "refrag_platform/training/policy.py",
+                "refrag_platform/training/room.py",
             ),
         ),
         Stage(
@@ -109,11 +119,12 @@ STAGES: dict[str, Stage] = {
             ("finetuned", "policy"),
             (
                 *TRAINING_CODE,
-                "refrag_platform/corpus/question_files.py",
+                *QUESTION_CODE,
                 *RELEVANCE_CODE,
                 "refrag_platform/training/examples.py",
                 "refrag_platform/training/finetuned.py",
                 "refrag_platform/training/passage_table.py",
+                "refrag_platform/training/room.py",
             ),
         ),
         Stage(

@@ -58,7 +58,7 @@ def read_file(
             bad.report("empty_file", name, "the file is empty")
             return
         told = 0
-        stream = io.BufferedReader(_Unpacked(raw), _BLOCK) if compressed else raw
+        stream: BufferedReader[Any] = BufferedReader(_Unpacked(raw), _BLOCK) if compressed else raw
         for document in _guarded(reader(stream, name, recipe, bad), name, bad):
             yield document
             position = raw.tell()
@@ -113,7 +113,7 @@ def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterato
         bad.report("damaged_file", name, f"can't be read on: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
-def _read_text(stream: BufferedReader, name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+def _read_text(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
     inner = name[: -len(".zst")] if name.lower().endswith(".zst") else name
     title = PurePosixPath(inner).stem
     head = stream.read(_BLOCK)
@@ -147,7 +147,7 @@ def _read_text(stream: BufferedReader, name: str, recipe: SourceRecipe, bad: Bad
         bad.report("broken_utf8", name, f"broken UTF-8{marked} ({error.reason}){looks}{rest()}")
 
 
-def _parts(head: bytes, stream: BufferedReader, codec: str) -> Iterator[str]:
+def _parts(head: bytes, stream: BufferedReader[Any], codec: str) -> Iterator[str]:
     """The text of `head` and of what follows it, cut at blank lines (else at any white space) where it is very long."""
     decoder = codecs.getincrementaldecoder(codec)()
     text, block = "", head
@@ -162,7 +162,7 @@ def _parts(head: bytes, stream: BufferedReader, codec: str) -> Iterator[str]:
     yield text + decoder.decode(b"", final=True)
 
 
-def _read_jsonl(stream: BufferedReader, name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+def _read_jsonl(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
     rows = 0
     for row in read_json_rows(stream):
         rows += 1
@@ -174,7 +174,7 @@ def _read_jsonl(stream: BufferedReader, name: str, recipe: SourceRecipe, bad: Ba
         bad.report("empty_file", name, "no rows in it")
 
 
-def _read_parquet(stream: BufferedReader, name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+def _read_parquet(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
     rows = 0
     columns = (recipe.text_column, recipe.title_column)
     for row in read_parquet_rows(stream, columns, "corpus.sources.text_column"):

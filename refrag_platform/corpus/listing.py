@@ -50,22 +50,27 @@ def find_files(path: Path) -> Found:
             continue
         for entry in entries:
             file = Path(entry.path)
-            try:
-                mode = file.stat().st_mode
-            except OSError as error:
-                found.unusable.append((file, _dangling(file) or why_not(error)))
-                continue
-            if stat.S_ISDIR(mode):
+            if said := no_file(file):
+                found.unusable.append((file, said))
+            elif file.is_dir():
                 (linked if entry.is_symlink() else folders).append(file)
-            elif stat.S_ISREG(mode):
-                found.files.append(file)
             else:
-                kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no file")
-                found.unusable.append((file, f"it is {kind}, not a file"))
+                found.files.append(file)
         linked.sort()
     found.files.sort(key=lambda file: file.relative_to(path).parts)
     found.unusable.sort()
     return found
+
+
+def no_file(path: Path) -> str | None:
+    """Why what has a name is neither a file nor a folder; None if it is one."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return _dangling(path) or why_not(error)
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+        return None
+    return f"it is {next((kind for is_kind, kind in _KINDS if is_kind(mode)), 'something else')}, not a file"
 
 
 def why_not(error: OSError) -> str:
@@ -85,7 +90,7 @@ def sizes(files: list[Path]) -> Iterator[int]:
 def _dangling(file: Path) -> str | None:
     """What is to be said of a link that leads nowhere; None of anything else."""
     try:
-        target = os.readlink(file)
+        target = file.readlink()
     except OSError:
         return None
     return None if file.exists() else f"a link to {name_text(target)}, which is not there"

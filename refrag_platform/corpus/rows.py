@@ -41,7 +41,7 @@ class Row:
     values: dict[str, Any]
 
 
-def read_json_rows(stream: BufferedReader) -> Iterator[Row | Fault]:
+def read_json_rows(stream: BufferedReader[Any]) -> Iterator[Row | Fault]:
     """The rows of a stream of bytes: UTF-8, or UTF-16 or UTF-32 that begin with their mark. Blank lines are none.
 
     After a fault of the whole file nothing follows.
@@ -64,7 +64,7 @@ def read_json_rows(stream: BufferedReader) -> Iterator[Row | Fault]:
         yield Fault(None, "broken_utf8", f"broken {error.encoding.upper()} ({error.reason}) after row {number}")
 
 
-def _lines(stream: BufferedReader, codec: str) -> Iterator[bytes | int]:
+def _lines(stream: BufferedReader[Any], codec: str) -> Iterator[bytes | int]:
     """Lines as UTF-8, whatever ends them; for one that is too long its length."""
     if codec != "utf-8-sig":
         text = TextIOWrapper(stream, encoding=codec)
@@ -101,7 +101,7 @@ def _row(number: int, line: bytes) -> Row | Fault:
         # Python's own limit on the digits of an integer, or a key that stands twice.
         return Fault(number, "bad_json", f"not JSON that can be read: {str(error).split(';')[0]}")
     if not isinstance(values, dict):
-        return Fault(number, "bad_json", f"a JSON object is wanted, not {type(values).__name__}")
+        return Fault(number, "bad_json", f"{type(values).__name__} instead of an object")
     if _SURROGATE.search(text) and (place := not_unicode(values)) is not None:
         return Fault(number, "broken_utf8", f"{place} is {NOT_UNICODE}")
     return Row(number, values)
@@ -116,7 +116,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def read_parquet_rows(stream: BufferedReader, columns: Sequence[str], recipe_key: str = "") -> Iterator[Row | Fault]:
+def read_parquet_rows(
+    stream: BufferedReader[Any], columns: Sequence[str], recipe_key: str = ""
+) -> Iterator[Row | Fault]:
     """The rows of a Parquet file, as far as these columns go.
 
     After a fault of the whole file nothing follows.
@@ -152,7 +154,7 @@ def read_parquet_rows(stream: BufferedReader, columns: Sequence[str], recipe_key
                 yield Fault(number, "wrong_type", f"a value that can't be read ({str(error).splitlines()[0]})")
 
 
-def _seekable(stream: BufferedReader) -> IO[bytes]:
+def _seekable(stream: BufferedReader[Any]) -> IO[bytes]:
     """A temporary copy: Parquet is read from its end, which a compressed stream can't jump to."""
     copy = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the reader
     while block := stream.read(1 << 20):

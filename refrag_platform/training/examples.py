@@ -22,7 +22,7 @@ from refrag_platform.corpus.question_files import (
     mention,
     read_passages,
     read_questions,
-    read_rows,
+    read_summaries,
 )
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
@@ -61,7 +61,7 @@ class _Asked:
 class Examples:
     """All that fine-tuning can draw from, and the draw.
 
-    passages: every passage and document once, (title, text).
+    passages: every passage and document once, (title, text). written: the questions and summaries, as they were read.
     """
 
     def __init__(self, corpus: Path, settings: FinetunedRecipe, seed: int, root: Path = Path()) -> None:
@@ -78,27 +78,32 @@ class Examples:
         # A corpus of plain documents has no questions of its own.
         files = [own] if own.is_file() and own.stat().st_size else []
         files += _paths(root, settings.questions)
-        asked = [self._asked(one) for file in files for one in read_questions(file) if one.kind == "answer"]
+        questions = [one for file in files for one in read_questions(file) if one.kind == "answer"]
+        for question in questions:
+            if question.answers and not question.passages:
+                raise RefragError(
+                    f"{question.where}: `passages` is [], so its answer could only be made up; list passages "
+                    "(`refrag questions rank` finds them), or leave it out of finetuned.questions"
+                )
+        asked = [self._asked(one) for one in questions]
         for file in _paths(root, settings.distractors):
             self._number(read_passages(file))
         # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
         self._pool = len(self.passages)
-        summaries = [
-            row for file in _paths(root, settings.summaries) for _, row in read_rows(file, ("document", "summaries"))
-        ]
+        summaries = [one for file in _paths(root, settings.summaries) for one in read_summaries(file)]
         if not summaries and settings.tasks.get("summarization", 0) > 0:
             summaries = list(_lead_summaries(corpus))
-        for row in summaries:
-            if not isinstance(row["summaries"], list) or not row["summaries"]:
-                raise RefragError(
-                    f"summaries is {row['summaries']!r} for the document {row['document'][:60]!r}; it must be a list "
-                    "of at least one text"
-                )
-        self._documents = self._number([(row.get("title") or "", row["document"]) for row in summaries])
+        self._documents = self._number([one.passages[0] for one in summaries])
+        if questions and not self._pool:
+            raise RefragError(
+                f"{questions[0].where}: none of these questions lists a passage, and there are no others to show; list "
+                "passages, or name a file of them in finetuned.distractors"
+            )
+        self.written = [*questions, *summaries]
         self._sources: dict[str, Sequence[Any]] = {
             "rag": asked,
             "multi_turn": list(_conversations(asked)),
-            "summarization": [row["summaries"] for row in summaries],
+            "summarization": [one.answers for one in summaries],
         }
         for task, weight in settings.tasks.items():
             if weight > 0 and not self._sources[task]:
@@ -215,7 +220,7 @@ def _conversations(asked: list[_Asked]) -> Iterator[list[_Asked]]:
             yield same[start : start + 3]
 
 
-def _lead_summaries(corpus: Path) -> Iterator[dict[str, Any]]:
+def _lead_summaries(corpus: Path) -> Iterator[Question]:
     """Without summary files: a passage's first sentence, to be found again behind the rest of the passage."""
     path = corpus / "passages.parquet"
     if not path.is_file():
@@ -228,4 +233,4 @@ def _lead_summaries(corpus: Path) -> Iterator[dict[str, Any]]:
         if row["split"] == "train" and len(sentences) >= SENTENCES:
             lead = sentences[0].strip() + "."
             document = ". ".join([*sentences[1:], sentences[0]])
-            yield {"title": row["title"], "document": document, "summaries": [lead]}
+            yield Question("", "", (lead,), ((row["title"], document),), kind="summary", where=str(path))

@@ -41,6 +41,7 @@ from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import System
 from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable
+from refrag_platform.training.room import require_room
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
 LENGTH_STEP = 64
@@ -312,6 +313,7 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
     policy = PolicyNetwork.load(context.inputs["policy"])
     corpus, seed = context.inputs["corpus"], context.recipe.seed
     examples = Examples(corpus, settings, seed, context.project.root)
+    require_room(examples.written, model, settings.max_passages, "finetuned.max_passages")
     windows = text_windows(corpus, settings, model, seed)
     base = context.project.recipe_path(context.recipe.name).parent
     relevance = relevance_for(policy, context.recipe, base, default_device())

@@ -52,6 +52,7 @@ from refrag_platform.training.episodes import (
     window_episode,
 )
 from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_answers
+from refrag_platform.training.room import require_room
 
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED, ENCODED_AT_ONCE = 128, 2048
@@ -220,6 +221,7 @@ def policy_task(
         if own.is_file() and own.stat().st_size:
             files.insert(0, own)
         asked = [question for file in files for question in read_questions(file)]
+        require_room(asked, model, settings.passages, "policy.passages")
         questions = QuestionEpisodes(
             model.tokenizer,
             asked,
