@@ -28,6 +28,7 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.runner import made_from_current
 from refrag_platform.stages import STAGES
+from refrag_platform.versioning import git
 from refrag_platform.versioning.manifest import Manifest
 
 LOCK_FILE = "dvc.lock"
@@ -164,9 +165,13 @@ def ensure_repo(project: Project) -> None:
     """
     if importlib.util.find_spec("dvc") is None:
         raise RefragError("DVC is not installed; `pip install '.[orchestrate]'` in the checkout")
-    inside = subprocess.run(["git", "-C", str(project.root), "rev-parse"], capture_output=True, check=False)
-    if inside.returncode:
-        raise RefragError(f"{project.root} is not in a Git repository, which DVC needs; clone it or `git init`")
+    reason = git.refusal(project.root)
+    if reason and git.in_checkout(project.root):
+        raise RefragError(f"Git can't be used on {project.root}, and DVC needs it:\n{reason}")
+    if reason:
+        raise RefragError(
+            f"{project.root} is not in a Git repository, which DVC needs; clone it or `git init`. Git says: {reason}"
+        )
     if not (project.root / ".dvc" / "config").is_file():
         raise RefragError(f"{project.root} has no .dvc/config; `dvc init` makes it")
 

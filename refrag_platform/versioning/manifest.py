@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refrag_platform.corpus.names import name_text
 from refrag_platform.errors import ArtifactError
+from refrag_platform.progress import say
+from refrag_platform.versioning import git
 from refrag_platform.versioning.digest import file_digest
 
 FILE_NAME = "manifest.json"
@@ -100,14 +101,20 @@ def now() -> str:
 
 
 def git_commit(root: Path) -> str:
-    """HEAD's hash, with `+` when tracked files differ; empty outside a Git repository."""
+    """HEAD's hash, with `+` when tracked files differ; empty outside a Git repository.
 
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return result.stdout.strip() if result.returncode == 0 else ""
+    A repository that Git refuses has no commit to record either; its reason is said.
+    """
 
-    commit = git("rev-parse", "HEAD")
-    return commit + ("+" if commit and git("status", "--porcelain", "--untracked-files=no") else "")
+    def output(*arguments: str) -> str:
+        result = git.call(root, *arguments)
+        return result.stdout.decode("utf-8", "replace").strip() if result.returncode == 0 else ""
+
+    if git.in_checkout(root) and (reason := git.refusal(root)):
+        say(f"the commit of {root} is not recorded, because Git can't be used there:\n{reason}")
+        return ""
+    commit = output("rev-parse", "HEAD")
+    return commit + ("+" if commit and output("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def hardware() -> dict[str, Any]:
