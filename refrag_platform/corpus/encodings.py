@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import Counter
 
 # UTF-32's mark begins with UTF-16's.
 _MARKS = (
@@ -47,19 +48,27 @@ def not_text(head: bytes) -> str | None:
 
 
 def unmarked(head: bytes) -> str | None:
-    """The encoding that bytes without a mark look to be in, by where their lowest bytes stand: UTF-16 and UTF-32 have
-    the high half of each character there."""
+    """UTF-16 or UTF-32, where bytes without a mark are surely that: one byte of those that no text has, the high half
+    of a script's characters, stands at every second place."""
     head = head[: min(len(head), _LOOKED_AT) // 4 * 4]
     if not head:
         return None
-    low = [sum(byte < 9 for byte in head[place::4]) / (len(head) / 4) for place in range(4)]
     zero = [head[place::4].count(0) / (len(head) / 4) for place in range(4)]
-    if min(zero[2:]) > 0.9:
-        return "UTF-32 (little-endian)"
-    if min(zero[:2]) > 0.9:
-        return "UTF-32 (big-endian)"
-    even, odd = low[0] + low[2], low[1] + low[3]
-    # CJK has its own high bytes; only its spaces and ends of lines have low ones.
-    if max(even, odd) < 0.02 or min(even, odd) > 0.2 * max(even, odd):
+    for high, low, order in (((2, 3), (0, 1), "little"), ((0, 1), (2, 3), "big")):
+        if min(zero[place] for place in high) > 0.9 and min(zero[place] for place in low) < 0.5:
+            return f"UTF-32 ({order}-endian)"
+    for place, order in ((1, "little"), (0, "big")):
+        byte, count = Counter(head[place::2]).most_common(1)[0]
+        # Of Devanagari and its neighbours that is a tab or an end of a line; their low halves give them away.
+        odd = sum(other < 32 and other not in b"\t\n\r" for other in head[1 - place :: 2])
+        if byte < 32 and 4 * count > len(head) and (byte not in b"\t\n\r" or 100 * odd > len(head)):
+            return f"UTF-16 ({order}-endian)"
+    return None
+
+
+def likely(head: bytes) -> str | None:
+    """UTF-16, where bytes that are no UTF-8 look like it: of CJK only spaces and ends of lines have low halves."""
+    low = [sum(byte < 9 for byte in head[place:_LOOKED_AT:2]) for place in (0, 1)]
+    if not any(low) or min(low) > 0.2 * max(low):
         return None
-    return "UTF-16 (little-endian)" if odd > even else "UTF-16 (big-endian)"
+    return f"UTF-16 ({'little' if low[1] > low[0] else 'big'}-endian)"

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document, plain_document
-from refrag_platform.corpus.encodings import encoding_of, not_text, unmarked
+from refrag_platform.corpus.encodings import encoding_of, likely, not_text, unmarked
 from refrag_platform.corpus.listing import why_not
 from refrag_platform.corpus.rows import Fault, keys_said, read_json_rows, read_parquet_rows
 from refrag_platform.corpus.text import NOT_UNICODE, is_noise, is_unicode, is_visible, normalize
@@ -26,7 +26,7 @@ FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 # Longer text files become several documents of about this many characters.
 PART_CHARACTERS = 4_000_000
 _BLOCK = 1 << 20
-_PACKED_BLOCK = 1 << 12
+_PACKED_BLOCK = 1 << 10
 
 
 def read_file(
@@ -72,7 +72,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO) -> None:
         self._pieces = self._decompressed(raw)
-        self._piece = b""
+        self._piece = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -80,7 +80,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._piece:
             try:
-                self._piece = next(self._pieces)
+                self._piece = memoryview(next(self._pieces))
             except StopIteration:
                 return 0
         count = min(len(buffer), len(self._piece))
@@ -118,10 +118,13 @@ def _read_text(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad
     title = PurePosixPath(inner).stem
     head = stream.read(_BLOCK)
     codec = encoding_of(head)
-    if unlike := not_text(head):
+    unlike = not_text(head)
+    if unlike is None and codec == "utf-8-sig" and (guess := unmarked(head)):
+        unlike = f"{guess} without a byte-order mark; write it in UTF-8"
+    if unlike is not None:
         bad.report("not_text", name, f"not text: by its first bytes it is {unlike}")
         return
-    number, guess = 0, unmarked(head) if codec == "utf-8-sig" else None
+    number, guess = 0, likely(head) if codec == "utf-8-sig" else None
     looks = f"; it looks like {guess} without a byte-order mark: write it in UTF-8" if guess else ""
 
     def rest() -> str:
