@@ -10,8 +10,11 @@ import pytest
 from refrag_platform.corpus.question_files import read_questions, read_rows
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.project import Project
 from refrag_platform.recipes import FinetunedRecipe, Recipe
 from refrag_platform.training.examples import Example, Examples
+from refrag_platform.training.room import require_room
 
 
 def write_questions(folder: Path, count: int = 12) -> Path:
@@ -140,6 +143,37 @@ def test_a_task_with_nothing_to_learn_from_is_refused(recipe: Recipe, tmp_path: 
     (tmp_path / "questions" / "train.jsonl").write_text("")
     with pytest.raises(RefragError, match=r"'rag' has weight 1.0 and nothing to learn from"):
         Examples(tmp_path, settings(recipe, tasks={"rag": 1.0}, summaries=[]), seed=0)
+
+
+def test_an_answer_without_passages_is_refused_by_row(recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
+    rows = [{"question": "?", "answers": ["x"], "passages": [{"text": "x"}]}, {"question": "?", "answers": ["x"]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"passages": []} | row) + "\n" for row in rows))
+    with pytest.raises(RefragError, match=r"rows\.jsonl, row 2: `passages` is \[\].*finetuned.questions"):
+        Examples(corpus, settings(recipe, tasks={"rag": 1.0}, questions=[str(path)]), seed=0)
+    # Without an answer there is none to make up; but something must be shown.
+    path.write_text(json.dumps({"question": "?", "answers": [], "passages": []}))
+    asked = settings(recipe, tasks={"rag": 1.0}, questions=[str(path)])
+    assert Examples(corpus, asked, seed=0).draw(0, 0).passages
+    (corpus / "questions" / "train.jsonl").unlink()
+    with pytest.raises(RefragError, match=r"rows\.jsonl, row 1: none of these questions lists a passage"):
+        Examples(corpus, asked, seed=0)
+
+
+def test_what_no_decoder_has_positions_for_is_refused_with_row_and_counts(
+    project: Project, recipe: Recipe, tmp_path: Path
+) -> None:
+    model = RefragModel.create(recipe, project.recipe_path("tiny").parent)
+    positions = model.decoder.config.max_position_embeddings
+    k, path = model.chunk_size, tmp_path / "rows.jsonl"
+    short = {"question": "?", "answers": ["x"], "passages": [{"text": "x " * 100}] * 50}
+    texts = {"answers": ["word " * positions]}, {"passages": [{"text": "word " * (positions * k // 4)}] * 5}
+    for long in texts:
+        path.write_text(json.dumps(short) + "\n" + json.dumps(short | long) + "\n")
+        asked = read_questions(path)
+        require_room(asked[:1], model, 4, "finetuned.max_passages")
+        with pytest.raises(RefragError, match=rf"rows\.jsonl, row 2: .*{positions:,}.*finetuned.max_passages \(4\)"):
+            require_room(asked, model, 4, "finetuned.max_passages")
 
 
 def test_one_text_is_one_answer_and_no_answers_are_answered_so(recipe: Recipe, tmp_path: Path) -> None:
