@@ -6,6 +6,7 @@ so that `refrag --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -40,9 +41,13 @@ NO_TELEMETRY = {
 # torch asks for large pages for large tensors on a CPU: a training step faults in hundreds of megabytes anew.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
+# What the system says of names and folders that a user gave: no fault of this program.
+MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP}
+QUOTED = 200  # characters of a name
+
 
 class RefragGroup(typer.core.TyperGroup):
-    """Turns a RefragError into one message on stderr and exit status 2."""
+    """Turns what a user can mend into one message on stderr and exit status 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -50,6 +55,12 @@ class RefragGroup(typer.core.TyperGroup):
         except RefragError as error:
             # It may quote a name or a file: what a terminal would obey is escaped.
             typer.secho(f"refrag: {printable(str(error), lines=True)}", fg=typer.colors.RED, err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in MENDABLE:
+                raise
+            name = printable(str(error.filename or "the disk"))
+            typer.secho(f"refrag: {name[:QUOTED]}: {error.strerror}", fg=typer.colors.RED, err=True)
             sys.exit(2)
 
 

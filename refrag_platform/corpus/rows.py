@@ -9,6 +9,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader, TextIOWrapper
 from typing import IO, Any, Literal
@@ -71,7 +72,9 @@ def _lines(stream: BufferedReader[Any], codec: str) -> Iterator[bytes | int]:
         try:
             yield from (line.encode() for line in iter(lambda: text.readline(LONGEST_ROW), ""))
         finally:
-            text.detach()  # else the stream is closed with it
+            # Else the stream is closed with it, if it is not already.
+            with suppress(ValueError):
+                text.detach()
         return
     for line in iter(lambda: stream.readline(LONGEST_ROW), b""):
         if len(line) == LONGEST_ROW and not line.endswith(b"\n"):
@@ -129,6 +132,13 @@ def read_parquet_rows(
     Raises:
         pyarrow.ArrowException, OSError: the file is damaged.
     """
+    try:
+        yield from _parquet_rows(stream, columns, recipe_key)
+    except UnicodeDecodeError as error:  # names of columns
+        yield Fault(None, "broken_utf8", f"broken UTF-8 in the description of its columns ({error.reason})")
+
+
+def _parquet_rows(stream: BufferedReader[Any], columns: Sequence[str], recipe_key: str) -> Iterator[Row | Fault]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -86,6 +86,12 @@ def test_what_an_error_quotes_is_escaped(project: Project, monkeypatch: pytest.M
     assert run.exit_code == 2 and "\x1b[31m\udce9" not in run.output
 
 
+def test_a_name_that_no_file_can_have_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project.root)
+    run = CliRunner().invoke(app, ["lineage", "a" * 5000])
+    assert run.exit_code == 2 and "File name too long" in run.output and len(run.output) < 400
+
+
 @pytest.mark.parametrize("odd", ["name", "link", "pipe"])
 def test_what_dvc_cannot_hash_is_named_before_it_is_asked(project: Project, texts: Path, odd: str) -> None:
     """A pipe would hold it up for ever."""
