@@ -55,8 +55,12 @@ def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
             )
         except DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None
-    for event in result.filter_events(lambda event: event.is_step_failure):
+    failures = result.filter_events(lambda event: event.is_step_failure)
+    for event in failures:
         print(f"{event.step_key} failed: {_reason(event)}", file=sys.stderr)
+    # A run may fail before any step of it.
+    for event in [] if failures else result.filter_events(lambda event: event.is_failure):
+        print(f"the run failed: {event.message}", file=sys.stderr)
     return result.success
 
 
@@ -75,8 +79,13 @@ def close_dead_runs(instance: DagsterInstance) -> list[str]:
 
 def _reason(failure: DagsterEvent) -> str:
     data = failure.step_failure_data
-    said = data.user_failure_data.description if data.user_failure_data else None
-    return said or (data.error.message.strip() if data.error else "no reason given")
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description
+    # Dagster's own error says which step it was, its cause what happened.
+    error = data.error
+    while error and error.cause:
+        error = error.cause
+    return error.message.strip() if error else "no reason given"
 
 
 def _terminal() -> int | None:

@@ -33,6 +33,15 @@ RELEVANCE_CODE = (
     "refrag_platform/store/relevance.py",
     "refrag_platform/store/retriever.py",
 )
+# Question files and all that reads them.
+QUESTION_CODE = (
+    "refrag_platform/corpus/encodings.py",
+    "refrag_platform/corpus/names.py",
+    "refrag_platform/corpus/question_fields.py",
+    "refrag_platform/corpus/question_files.py",
+    "refrag_platform/corpus/rows.py",
+    "refrag_platform/corpus/text.py",
+)
 # Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
 EVALUATION_CODE = (
     *MODEL_CODE,
@@ -102,7 +111,7 @@ STAGES: dict[str, Stage] = {
             (
                 *TRAINING_CODE,
                 *RELEASE_CODE,
-                "refrag_platform/corpus/question_files.py",
+                *QUESTION_CODE,
                 *RELEVANCE_CODE,
                 "refrag_platform/training/episodes.py",
                 "refrag_platform/training/evidence.py",
@@ -118,8 +127,8 @@ STAGES: dict[str, Stage] = {
             ("finetuned", "policy"),
             (
                 *TRAINING_CODE,
-                "refrag_platform/corpus/question_files.py",
                 "refrag_platform/corpus/swapping.py",
+                *QUESTION_CODE,
                 *RELEVANCE_CODE,
                 "refrag_platform/training/examples.py",
                 "refrag_platform/training/finetuned.py",

@@ -6,6 +6,7 @@ so that `refrag --help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import typer
 
+from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
 
 FAMILIES = (
@@ -39,15 +41,26 @@ NO_TELEMETRY = {
 # torch asks for large pages for large tensors on a CPU: a training step faults in hundreds of megabytes anew.
 LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
+# What the system says of names and folders that a user gave: no fault of this program.
+MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP}
+QUOTED = 200  # characters of a name
+
 
 class RefragGroup(typer.core.TyperGroup):
-    """Turns a RefragError into one message on stderr and exit status 2."""
+    """Turns what a user can mend into one message on stderr and exit status 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except RefragError as error:
-            typer.secho(f"refrag: {error}", fg=typer.colors.RED, err=True)
+            # It may quote a name or a file: what a terminal would obey is escaped.
+            typer.secho(f"refrag: {printable(str(error), lines=True)}", fg=typer.colors.RED, err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in MENDABLE:
+                raise
+            name = printable(str(error.filename or "the disk"))
+            typer.secho(f"refrag: {name[:QUOTED]}: {error.strerror}", fg=typer.colors.RED, err=True)
             sys.exit(2)
 
 

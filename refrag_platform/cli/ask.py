@@ -40,7 +40,11 @@ def ask(
 
     Without --url the fine-tuned model and its store are loaded here; with it a server answers.
     """
-    if not question.strip():
+    from refrag_platform.corpus.text import is_visible, require_unicode
+
+    # A shell passes on bytes of any encoding.
+    require_unicode(question, "the question")
+    if not is_visible(question):
         raise typer.BadParameter("the question is empty; give one in quotes")
     if url:
         from refrag_platform.serving import client

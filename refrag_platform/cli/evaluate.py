@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.corpus.names import name_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -119,7 +121,7 @@ def perplexity(
             seed=seed,
         ),
         "model": model,
-        "documents": str(documents),
+        "documents": name_text(documents),
         "untuned_decoder": source,
         "context_tokens": context,
         "output_tokens": output,
@@ -233,10 +235,10 @@ def rag(
         "parts": found.parts,
         "answers": found.answers,
         "model": model,
-        "questions": ", ".join(map(str, questions)),
+        "questions": ", ".join(map(name_text, questions)),
         **found.skipped,
         "retriever": retriever,
-        "distractors": str(distractors) if distractors else None,
+        "distractors": name_text(distractors) if distractors else None,
         "relevance": told is not None,
         "plain_decoder": "controls" if controls else "the model's own",
         "device": str(bundle.model.device),
@@ -258,7 +260,7 @@ def _questions_of(files: Sequence[Path], limit: int | None) -> list[tuple[str, Q
     for file in files:
         if (other := known.setdefault(file.resolve(), file)) is not file:
             raise RefragError(f"--questions names {other} twice (again as {file}); name each file once")
-    found = [(str(file), question) for file in files for question in read_questions(file, limit)]
+    found = [(name_text(file), question) for file in files for question in read_questions(file, limit)]
     if len(files) == 1:
         return found
     # A question that names no document is one of its own, whatever it is called in another file.

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
+from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
 
 Kind = Literal[
@@ -16,8 +17,11 @@ Kind = Literal[
     "empty_text",
     "bad_json",
     "missing_column",
+    "column_twice",
     "wrong_type",
+    "not_text",
     "damaged_file",
+    "unreadable_file",
     "unknown_format",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -34,11 +38,12 @@ class BadInput:
         self._log = log
 
     def report(self, kind: Kind, file: str, message: str, row: int | None = None) -> None:
-        """Record one fault; `row` counts from 1.
+        """Record one fault; `row` counts from 1. The message may quote the file: what a terminal would obey is escaped.
 
         Raises:
             RefragError: the recipe's corpus.on_bad_input is `stop`.
         """
+        message = printable(message)
         place = file if row is None else f"{file}, row {row}"
         if self._policy == "stop":
             raise RefragError(f"{place}: {message}. Mend it, or set corpus.on_bad_input: skip")

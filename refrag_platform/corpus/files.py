@@ -8,36 +8,33 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
-import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+import os
+from collections.abc import Callable, Iterator
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document, plain_document
-from refrag_platform.corpus.text import normalize
+from refrag_platform.corpus.encodings import encoding_of, likely, not_text, unmarked
+from refrag_platform.corpus.listing import why_not
+from refrag_platform.corpus.rows import Fault, keys_said, read_json_rows, read_parquet_rows
+from refrag_platform.corpus.text import NOT_UNICODE, is_noise, is_unicode, is_visible, normalize
 from refrag_platform.recipes import SourceRecipe
 
 FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 # Longer text files become several documents of about this many characters.
 PART_CHARACTERS = 4_000_000
 _BLOCK = 1 << 20
-
-
-def find_files(path: Path) -> list[Path]:
-    """The files of a source in a fixed order: `path` itself, or every file under it that is not hidden."""
-    if path.is_file():
-        return [path]
-    found = (file for file in path.rglob("*") if file.is_file())
-    visible = (file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
-    return sorted(visible, key=lambda file: file.relative_to(path).parts)
+_PACKED_BLOCK = 1 << 10
 
 
 def read_file(
     path: Path, name: str, recipe: SourceRecipe, bad: BadInput, advance: Callable[[int], None]
 ) -> Iterator[Document]:
     """The documents of one file.
+
+    What can't be used is reported: a file that has gone or can't be opened, too.
 
     Args:
         name: the file as ids and messages show it, independent of where the folder lies.
@@ -49,21 +46,25 @@ def read_file(
     if not suffix or suffix[0] not in FORMATS:
         bad.report("unknown_format", name, f"not one of {' '.join(FORMATS)} (or .zst of these)")
         return
-    if path.stat().st_size == 0:
-        bad.report("empty_file", name, "the file is empty")
-        return
     reader = {".jsonl": _read_jsonl, ".parquet": _read_parquet}.get(suffix[0], _read_text)
-    found = 0
-    with path.open("rb") as raw:
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        bad.report("unreadable_file", name, why_not(error))
+        return
+    with raw:
+        size = os.fstat(raw.fileno()).st_size
+        if size == 0:
+            bad.report("empty_file", name, "the file is empty")
+            return
         told = 0
-        stream: BinaryIO = io.BufferedReader(_Unpacked(raw), _BLOCK) if compressed else raw
+        stream: BufferedReader[Any] = BufferedReader(_Unpacked(raw), _BLOCK) if compressed else raw
         for document in _guarded(reader(stream, name, recipe, bad), name, bad):
             yield document
-            found += 1
             position = raw.tell()
             advance(position - told)
             told = position
-        advance(path.stat().st_size - told)
+        advance(size - told)
 
 
 class _Unpacked(io.RawIOBase):
@@ -71,7 +72,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, raw: BinaryIO) -> None:
         self._pieces = self._decompressed(raw)
-        self._piece = b""
+        self._piece = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -79,7 +80,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._piece:
             try:
-                self._piece = next(self._pieces)
+                self._piece = memoryview(next(self._pieces))
             except StopIteration:
                 return 0
         count = min(len(buffer), len(self._piece))
@@ -91,7 +92,8 @@ class _Unpacked(io.RawIOBase):
         import zstandard
 
         frame = None
-        while data := raw.read(_BLOCK // 16):
+        # In small pieces: what a piece unpacks to, up to 32,000 times as much, is held at once.
+        while data := raw.read(_PACKED_BLOCK):
             while data:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 yield frame.decompress(data)
@@ -108,96 +110,84 @@ def _guarded(documents: Iterator[Document], name: str, bad: BadInput) -> Iterato
     try:
         yield from documents
     except (zstandard.ZstdError, pa.ArrowException, OSError) as error:
-        bad.report("damaged_file", name, f"can't be read on: {str(error).splitlines()[0]}")
+        bad.report("damaged_file", name, f"can't be read on: {(str(error) or type(error).__name__).splitlines()[0]}")
 
 
-def _read_text(stream: BinaryIO, name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
-    title = Path(name.removesuffix(".zst")).stem
-    number = 0
+def _read_text(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+    inner = name[: -len(".zst")] if name.lower().endswith(".zst") else name
+    title = PurePosixPath(inner).stem
+    head = stream.read(_BLOCK)
+    codec = encoding_of(head)
+    unlike = not_text(head)
+    if unlike is None and codec == "utf-8-sig" and (guess := unmarked(head)):
+        unlike = f"{guess} without a byte-order mark; write it in UTF-8"
+    if unlike is not None:
+        bad.report("not_text", name, f"not text: by its first bytes it is {unlike}")
+        return
+    number, guess = 0, likely(head) if codec == "utf-8-sig" else None
+    looks = f"; it looks like {guess} without a byte-order mark: write it in UTF-8" if guess else ""
+
+    def rest() -> str:
+        return "" if number == 0 else f", the file is skipped from part {number + 1} on"
+
     try:
-        for number, part in enumerate(_parts(stream), start=1):
+        for part in _parts(head, stream, codec):
+            if is_noise(part):
+                bad.report("not_text", name, f"not text: full of control characters{looks}{rest()}")
+                return
+            number += 1
             text = normalize(part)
-            if number == 1 and name.removesuffix(".zst").endswith(".md") and text.startswith("# "):
+            if number == 1 and inner.lower().endswith(".md") and text.startswith("# "):
                 title = text.splitlines()[0].removeprefix("# ").strip()
-            if not text:
+            if not is_visible(text):
                 bad.report("empty_text", name, "no text in it")
             elif number == 1:
                 yield plain_document(name, title, name, text)
             else:
                 yield plain_document(f"{name}#{number}", f"{title} ({number})", name, text, group=name)
     except UnicodeDecodeError as error:
-        rest = "" if number == 0 else f", the file is skipped from part {number + 1} on"
-        bad.report("broken_utf8", name, f"broken UTF-8 ({error.reason}){rest}")
+        marked = "" if codec == "utf-8-sig" else f", and broken {codec.upper()}, as its byte-order mark names it"
+        bad.report("broken_utf8", name, f"broken UTF-8{marked} ({error.reason}){looks}{rest()}")
 
 
-def _parts(stream: BinaryIO) -> Iterator[str]:
-    """The decoded text, cut at blank lines (else at any white space) where it is very long."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    text = ""
-    while block := stream.read(_BLOCK):
+def _parts(head: bytes, stream: BufferedReader[Any], codec: str) -> Iterator[str]:
+    """The text of `head` and of what follows it, cut at blank lines (else at any white space) where it is very long."""
+    decoder = codecs.getincrementaldecoder(codec)()
+    text, block = "", head
+    while block:
         text += decoder.decode(block)
         while len(text) >= PART_CHARACTERS:
             cuts = (text.rfind(mark, 0, PART_CHARACTERS) for mark in ("\n\n", "\n", " "))
             cut = next((cut for cut in cuts if cut > 0), PART_CHARACTERS)
             yield text[:cut]
             text = text[cut:]
+        block = stream.read(_BLOCK)
     yield text + decoder.decode(b"", final=True)
 
 
-def _read_jsonl(stream: BinaryIO, name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+def _read_jsonl(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
     rows = 0
-    for row, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
+    for row in read_json_rows(stream):
         rows += 1
-        try:
-            values = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            bad.report("broken_utf8", name, f"broken UTF-8 at byte {error.start} ({error.reason})", row)
-            continue
-        except json.JSONDecodeError as error:
-            bad.report("bad_json", name, f"not JSON: {error}", row)
-            continue
-        if not isinstance(values, dict):
-            bad.report("bad_json", name, f"a JSON object is wanted, not {type(values).__name__}", row)
-            continue
-        yield from row_document(values, name, row, recipe, bad)
+        if isinstance(row, Fault):
+            bad.report(row.kind, name, row.message, row.row)
+        else:
+            yield from row_document(row.values, name, row.number, recipe, bad)
     if not rows:
         bad.report("empty_file", name, "no rows in it")
 
 
-def _read_parquet(stream: BinaryIO, name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(stream if stream.seekable() else _unpacked(stream))
-    columns = [column for column in (recipe.text_column, recipe.title_column) if column in table.schema_arrow.names]
-    if recipe.text_column not in columns:
-        bad.report("missing_column", name, _no_column(recipe, table.schema_arrow.names))
-        return
-    row = 0
-    for batch in table.iter_batches(batch_size=256, columns=columns):
-        for index in range(batch.num_rows):
-            row += 1
-            try:
-                values = {column: batch.column(column)[index].as_py() for column in columns}
-            except UnicodeDecodeError as error:
-                bad.report("broken_utf8", name, f"broken UTF-8 ({error.reason})", row)
-                continue
-            yield from row_document(values, name, row, recipe, bad)
-    if not row:
+def _read_parquet(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+    rows = 0
+    columns = (recipe.text_column, recipe.title_column)
+    for row in read_parquet_rows(stream, columns, "corpus.sources.text_column"):
+        rows += 1
+        if isinstance(row, Fault):
+            bad.report(row.kind, name, row.message, row.row)
+        else:
+            yield from row_document(row.values, name, row.number, recipe, bad)
+    if not rows:
         bad.report("empty_file", name, "no rows in it")
-
-
-def _unpacked(stream: BinaryIO) -> BinaryIO:
-    """A temporary copy: Parquet is read from its end, which a compressed stream can't jump to."""
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the reader
-    while block := stream.read(_BLOCK):
-        copy.write(block)
-    return copy
-
-
-def _no_column(recipe: SourceRecipe, there: Iterable[str]) -> str:
-    return f"no column {recipe.text_column!r} (corpus.sources.text_column); it has: {', '.join(map(str, there))}"
 
 
 def row_document(
@@ -207,19 +197,29 @@ def row_document(
     so that rows added before it do not move it to another split."""
     text, title = values.get(recipe.text_column), values.get(recipe.title_column)
     if recipe.text_column not in values:
-        bad.report("missing_column", name, _no_column(recipe, values), row)
+        said = f"no column {recipe.text_column!r} (corpus.sources.text_column); it has: {keys_said(values)}"
+        bad.report("missing_column", name, said, row)
         return
     if not isinstance(text, str):
         bad.report("wrong_type", name, f"{recipe.text_column!r} is {type(text).__name__}, not text", row)
         return
-    text = normalize(text)
-    try:
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    except UnicodeEncodeError:
-        bad.report("broken_utf8", name, "half a surrogate pair in the text", row)
+    # Tables hold titles that are numbers, and NaN where there is none.
+    if isinstance(title, int | float) and not isinstance(title, bool):
+        title = None if title != title else str(title)
+    if title is not None and not isinstance(title, str):
+        bad.report("wrong_type", name, f"{recipe.title_column!r} is {type(title).__name__}, not text", row)
         return
-    if not text:
+    for column, value in ((recipe.text_column, text), (recipe.title_column, title)):
+        if value is not None and not is_unicode(value):
+            bad.report("broken_utf8", name, f"{column!r} is {NOT_UNICODE}", row)
+            return
+    if is_noise(text):
+        bad.report("not_text", name, f"{recipe.text_column!r} is not text: full of control characters", row)
+        return
+    text = normalize(text)
+    if not is_visible(text):
         bad.report("empty_text", name, f"{recipe.text_column!r} is empty", row)
         return
-    heading = normalize(title).replace("\n", " ") if isinstance(title, str) else ""
-    yield plain_document(f"{name}#{digest}", heading or Path(name).name.split(".")[0], name, text)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    heading = normalize(title).replace("\n", " ") if title else ""
+    yield plain_document(f"{name}#{digest}", heading or PurePosixPath(name).name.split(".")[0], name, text)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from refrag_platform.corpus.question_fields import (
+    Passage,
+    answer_texts,
+    gold_numbers,
+    list_field,
+    name_field,
+    part,
+    passage_texts,
+    said,
+    text_field,
+    title_field,
+)
+from refrag_platform.corpus.rows import Fault, Row, keys_said, read_json_rows, read_parquet_rows
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import EvaluationRecipe
 
@@ -19,7 +31,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 T = TypeVar("T")
-Passage = tuple[str, str]
 Retriever = Literal["listed", "strong", "weak"]
 RETRIEVERS: tuple[Retriever, ...] = get_args(Retriever)
 # A weak retriever draws from this many of the best (section 5).
@@ -36,6 +47,7 @@ class Question:
     passage may stand anywhere.
     history: earlier turns, (user or assistant, text). kind: what is asked for; a summary has no question.
     answerable: whether the passages hold the answer; None where it isn't known or is debatable.
+    where: the file and row it was read from, for messages.
     """
 
     id: str
@@ -49,6 +61,7 @@ class Question:
     history: tuple[tuple[str, str], ...] = ()
     kind: Literal["answer", "summary"] = "answer"
     answerable: bool | None = None
+    where: str = field(default="", compare=False, repr=False)
 
     def take(self, count: int) -> tuple[Passage, ...]:
         """`count` passages: the gold ones and the first of the others, as listed or in an order fixed by id and count.
@@ -156,6 +169,16 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     return [questions[turn * len(questions) // limit] for turn in range(limit)]
 
 
+def read_summaries(path: Path) -> list[Question]:
+    """The rows document, summaries, title of a file.
+
+    Raises:
+        RefragError: the file can't be read, or a row is wrong; it names file, row and fault.
+    """
+    rows = read_rows(path, ("document", "summaries"))
+    return [_summary(row, where, str(number)) for number, (where, row) in enumerate(rows, 1)]
+
+
 def question_file(settings: EvaluationRecipe, base: Path) -> Path | None:
     """The file of questions that the recipe in the folder `base` names, if it names one."""
     return None if settings.question_file is None else (base / os.path.expandvars(settings.question_file)).resolve()
@@ -189,7 +212,7 @@ def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) ->
     for question in asked:
         if split_of.get(question.document, "test") != "test":
             raise RefragError(
-                f"{file}: {question.id} asks about {question.document}, which this corpus has in its split "
+                f"{question.where}: {question.id} asks about {question.document}, which this corpus has in its split "
                 f"{split_of[question.document]}; leave it out, or rank the corpus' own test questions"
             )
 
@@ -203,8 +226,8 @@ def read_passages(path: Path) -> list[Passage]:
         RefragError: the file is missing or has no passages, or a row is wrong.
     """
     found: dict[Passage, None] = {}
-    for where, row in _parquet_rows(path) if path.suffix == ".parquet" else read_rows(path):
-        for passage in _passages(row.get("passages", [row]), where, "passages"):
+    for where, row in _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_rows(path):
+        for passage in passage_texts(row.get("passages", [row]), where, "passages"):
             found[passage] = None
     if not found:
         raise RefragError(f"{path} has no passages; give a .jsonl or .parquet file of rows title, text")
@@ -214,45 +237,39 @@ def read_passages(path: Path) -> list[Passage]:
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Passages of a parquet file, each after the words that name its file and row."""
     import pyarrow
-    import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(path, columns=["title", "text"])
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise RefragError(f"{path} can't be read as passages ({error}); give a .parquet file of title, text") from None
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", row
+        with path.open("rb") as stream:
+            yield from _rows(path, read_parquet_rows(stream, ("text", "title")))
+    except (OSError, pyarrow.ArrowException) as error:
+        said = str(error).splitlines()[0]
+        raise RefragError(f"{path} can't be read as passages ({said}); give a .parquet file of title, text") from None
 
 
 def read_rows(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of a .jsonl file, each after the words that name its file and row; blank lines are skipped.
 
     Raises:
-        RefragError: the file is missing, or a row is not JSON or lacks a field; file and row are named.
+        RefragError: the file can't be read, or a row is not JSON or lacks a field; file and row are named.
     """
-    number = 0
     try:
-        with path.open(encoding="utf-8", errors="strict") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{path}, row {number}", _object(line, f"{path}, row {number}", needed)
+        with path.open("rb") as stream:
+            yield from _rows(path, read_json_rows(stream), needed)
     except FileNotFoundError:
         raise RefragError(f"no file {path}; correct the name of it") from None
-    except UnicodeDecodeError as error:
-        raise RefragError(f"{path} is not UTF-8 ({error.reason} after row {number})") from None
+    except OSError as error:
+        raise RefragError(f"{path} can't be read ({error.strerror or error}); give a .jsonl file") from None
 
 
-def _object(line: str, where: str, needed: Sequence[str]) -> dict[str, Any]:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RefragError(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise RefragError(f"{where}: {type(row).__name__} instead of an object")
-    missing = [field for field in needed if field not in row]
-    if missing:
-        raise RefragError(f"{where}: field {missing[0]!r} is missing; it has {', '.join(row)}")
-    return row
+def _rows(path: Path, rows: Iterable[Row | Fault], needed: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    for row in rows:
+        if isinstance(row, Fault):
+            raise RefragError(f"{path}{f', row {row.row}' if row.row else ''}: {row.message}")
+        where = f"{path}, row {row.number}"
+        missing = [field for field in needed if field not in row.values]
+        if missing:
+            raise RefragError(f"{where}: field {missing[0]!r} is missing; it has {keys_said(row.values)}")
+        yield where, row.values
 
 
 def _question(row: dict[str, Any], where: str, default_id: str) -> Question:
@@ -260,91 +277,65 @@ def _question(row: dict[str, Any], where: str, default_id: str) -> Question:
         return _summary(row, where, default_id)
     if "targets" in row:
         return _conversation(row, where, default_id)
-    question = _text(row.get("question"), where, "question")
+    question = text_field(row.get("question"), where, "question")
     answers = row.get("answers")
-    answers = [answers] if isinstance(answers, str) else _texts(answers, where, "answers")
-    passages = _passages(row.get("passages"), where, "passages")
-    gold = row.get("gold") or []
-    if not isinstance(gold, list) or not all(isinstance(g, int) and 0 <= g < len(passages) for g in gold):
-        raise RefragError(f"{where}: `gold` is {gold!r}; it must list numbers of the {len(passages)} passages")
+    answers = answer_texts([answers] if isinstance(answers, str) else answers, where, "answers")
+    passages = passage_texts(row.get("passages"), where, "passages")
+    gold = gold_numbers(row.get("gold"), where, len(passages))
     history = [
-        (_field(turn, "role"), _field(turn, "text")) for turn in _list(row.get("history") or [], where, "history")
+        (part(turn, "role"), part(turn, "text")) for turn in list_field(row.get("history") or [], where, "history")
     ]
     if any(role not in ("user", "assistant") or not isinstance(text, str) for role, text in history):
         raise RefragError(f"{where}: `history` must list objects with `role`, user or assistant, and `text`")
     answerable = row.get("answerable", bool(answers))
     if answerable is not None and not isinstance(answerable, bool):
-        raise RefragError(f"{where}: `answerable` is {answerable!r}; it must be true, false or null")
-    name = str(row.get("id", default_id))
+        raise RefragError(f"{where}: `answerable` is {said(answerable)}; it must be true, false or null")
+    name = name_field(row, where, "id") or default_id
     return Question(
         id=name,
         question=question,
-        answers=tuple(answers),
+        answers=answers,
         passages=passages,
-        gold=tuple(gold),
-        document=str(row.get("document_id") or (_passage_id(passages[gold[0]]) if gold else name)),
+        gold=gold,
+        document=name_field(row, where, "document_id") or (_passage_id(passages[gold[0]]) if gold else name),
         history=tuple(history),
         answerable=answerable,
+        where=where,
     )
 
 
 def _conversation(row: dict[str, Any], where: str, default_id: str) -> Question:
     """A task of a multi-turn benchmark: the last turn is asked, the turns before it are history."""
-    turns = _list(row.get("input"), where, "input")
-    said = [_text(_field(turn, "text"), where, "input") for turn in turns]
-    roles = ["user" if _field(turn, "speaker") == "user" else "assistant" for turn in turns]
+    turns = list_field(row.get("input"), where, "input")
+    spoken = [text_field(part(turn, "text"), where, "input") for turn in turns]
+    roles = ["user" if part(turn, "speaker") == "user" else "assistant" for turn in turns]
     if not turns or roles[-1] != "user":
         raise RefragError(f"{where}: `input` must end with a turn of the speaker `user`")
-    targets = [_text(_field(target, "text"), where, "targets") for target in _list(row["targets"], where, "targets")]
-    verdict = {str(value).upper() for value in _list(row.get("answerability") or [], where, "answerability")}
-    name = str(row.get("task_id", default_id))
+    targets = list_field(row["targets"], where, "targets")
+    verdict = {str(value).upper() for value in list_field(row.get("answerability") or [], where, "answerability")}
+    name = name_field(row, where, "task_id") or default_id
     return Question(
         id=name,
-        question=said[-1],
-        answers=tuple(targets),
-        passages=_passages(row.get("contexts"), where, "contexts"),
-        document=str(row.get("conversation_id") or name),
-        history=tuple(zip(roles[:-1], said[:-1], strict=True)),
+        question=spoken[-1],
+        answers=tuple(text_field(part(target, "text"), where, "targets") for target in targets),
+        passages=passage_texts(row.get("contexts"), where, "contexts"),
+        document=name_field(row, where, "conversation_id") or name,
+        history=tuple(zip(roles[:-1], spoken[:-1], strict=True)),
         # Partly answered and underspecified questions ask for something between an answer and a refusal.
         answerable={frozenset({"ANSWERABLE"}): True, frozenset({"UNANSWERABLE"}): False}.get(frozenset(verdict)),
+        where=where,
     )
 
 
 def _summary(row: dict[str, Any], where: str, default_id: str) -> Question:
-    document = (str(row.get("title") or ""), _text(row.get("document"), where, "document"))
-    name = str(row.get("id", default_id))
-    summaries = tuple(_texts(row["summaries"], where, "summaries"))
-    return Question(name, "", summaries, (document,), gold=(0,), document=name, kind="summary")
-
-
-def _passages(value: Any, where: str, field: str) -> tuple[Passage, ...]:
-    if not isinstance(value, list) or not all(isinstance(_field(passage, "text"), str) for passage in value):
-        raise RefragError(f"{where}: `{field}` must be a list of objects with `text` and, if known, `title`")
-    return tuple((str(passage.get("title") or ""), passage["text"]) for passage in value)
+    document = (title_field(row.get("title"), where, "title"), text_field(row.get("document"), where, "document"))
+    name = name_field(row, where, "id") or default_id
+    summaries = answer_texts(row["summaries"], where, "summaries")
+    if not summaries:
+        raise RefragError(f"{where}: `summaries` is []; it must be a list of at least one text")
+    return Question(name, "", summaries, (document,), gold=(0,), document=name, kind="summary", where=where)
 
 
 def _passage_id(passage: Passage) -> str:
     digest = hashlib.sha256("\n".join(passage).encode()).hexdigest()
     return f"passage {digest[:16]}"
-
-
-def _text(value: Any, where: str, field: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise RefragError(f"{where}: `{field}` is {value!r}; it must be a text")
-    return value
-
-
-def _texts(value: Any, where: str, field: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise RefragError(f"{where}: `{field}` is {value!r}; it must be a list of texts")
-    return value
-
-
-def _list(value: Any, where: str, field: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RefragError(f"{where}: `{field}` is {value!r}; it must be a list")
-    return value
-
-
-def _field(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from refrag_platform.corpus import factbook
 from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document
-from refrag_platform.corpus.files import find_files, read_file, row_document
+from refrag_platform.corpus.files import read_file, row_document
+from refrag_platform.corpus.listing import find_files, sizes
+from refrag_platform.corpus.names import name_text
 from refrag_platform.errors import RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, SourceRecipe
-from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.digest import file_digest, folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
 
@@ -39,10 +42,12 @@ def source_records(project: Project, recipe: Recipe, ask_hub: bool = True) -> li
                 records.append(InputRecord(path=f"hub:{source.path}", hash=_hub_revision(str(source.path))))
         else:
             root = _root(project, recipe, source)
-            for file in find_files(root):
+            for file in find_files(root).files:
                 inside = file.relative_to(root).as_posix() if file != root else ""
                 given = "/".join(filter(None, (source.path or "", inside)))
-                records.append(InputRecord.of(project.root, file, given))
+                # One that has gone meanwhile, or can't be read, is reported where it is read.
+                with suppress(OSError):
+                    records.append(InputRecord.of(project.root, file, given))
     return records
 
 
@@ -79,11 +84,16 @@ def _read_files(
     project: Project, recipe: Recipe, source: SourceRecipe, prefix: str, bad: BadInput
 ) -> Iterator[Document]:
     root = _root(project, recipe, source)
-    files = find_files(root)
+    files, unusable = find_files(root)
+
+    def name(file: Path) -> str:
+        return f"{prefix}/{name_text(file.relative_to(root) if file != root else file.name)}"
+
+    for file, why in unusable:
+        bad.report("unreadable_file", name(file), why)
     if not files:
         return
-    total = sum(file.stat().st_size for file in files)
-    with Progress(f"corpus from {root.name}", total // 1024, "KiB") as progress:
+    with Progress(f"corpus from {name_text(root.name)}", sum(sizes(files)) // 1024, "KiB") as progress:
         read = taken = 0
 
         def advance(count: int) -> None:
@@ -92,8 +102,7 @@ def _read_files(
             read += count
 
         for file in files:
-            name = file.relative_to(root).as_posix() if file != root else file.name
-            for document in read_file(file, f"{prefix}/{name}", source, bad, advance):
+            for document in read_file(file, name(file), source, bad, advance):
                 yield document
                 taken += 1
                 if taken == source.documents:
@@ -123,7 +132,7 @@ def _read_hub(project: Project, recipe: Recipe, source: SourceRecipe, prefix: st
 def _hub_revision(path: str) -> str:
     """The commit of a hub dataset, or the hash of a local folder that is one."""
     if Path(path).is_dir():
-        return folder_digest(Path(path))
+        return _folder_revision(Path(path))
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -131,6 +140,15 @@ def _hub_revision(path: str) -> str:
         return str(HfApi().dataset_info(path).sha)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise RefragError(f"dataset {path} can't be reached on the hub: {str(error).splitlines()[0]}") from error
+
+
+def _folder_revision(folder: Path) -> str:
+    """The hash of a folder with what links in it lead to."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for file in find_files(folder).files:
+        with suppress(OSError):
+            digest.update(f"{name_text(file.relative_to(folder))} {file_digest(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def _root(project: Project, recipe: Recipe, source: SourceRecipe) -> Path:

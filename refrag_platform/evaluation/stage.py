@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.corpus.names import name_text
 from refrag_platform.corpus.question_files import Question, held_out_questions, question_file
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
@@ -122,7 +123,7 @@ def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:
     folder = base / context.recipe.evaluation.controls
     found = control_folders(folder)
     for path in found.values():
-        context.sources.append(InputRecord(path=str(path), hash=folder_digest(path)))
+        context.sources.append(InputRecord(path=name_text(path), hash=folder_digest(path)))
     return found
 
 

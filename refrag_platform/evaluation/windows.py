@@ -123,7 +123,9 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[t
     from tokenizers import Tokenizer
 
     from refrag_platform.corpus.bad_input import BadInput
-    from refrag_platform.corpus.files import find_files, read_file
+    from refrag_platform.corpus.files import read_file
+    from refrag_platform.corpus.listing import find_files, sizes
+    from refrag_platform.corpus.names import name_text
     from refrag_platform.corpus.tokens import tokenize
     from refrag_platform.progress import Progress
     from refrag_platform.recipes import SourceRecipe
@@ -132,12 +134,18 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[t
         raise RefragError(
             f"no documents at {path}; give a .txt, .md, .jsonl or .parquet file, .zst of these, or a folder"
         )
-    files = find_files(path)
+    files, unusable = find_files(path)
+    names = [name_text(file.relative_to(path) if file != path else file.name) for file in files]
     recipe = SourceRecipe(kind="files")
-    size = sum(file.stat().st_size for file in files)
-    with TemporaryDirectory() as scratch, Progress("read documents", size, "bytes") as progress:
+    with TemporaryDirectory() as scratch, Progress("read documents", sum(sizes(files)), "bytes") as progress:
         bad = BadInput("skip", Path(scratch) / "bad-input.jsonl")
-        found = (document for file in files for document in read_file(file, file.name, recipe, bad, progress.update))
+        for odd, why in unusable:
+            bad.report("unreadable_file", name_text(odd), why)
+        found = (
+            document
+            for file, name in zip(files, names, strict=True)
+            for document in read_file(file, name, recipe, bad, progress.update)
+        )
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.encode_special_tokens = True
         for document, tokens in tokenize(found, backend):

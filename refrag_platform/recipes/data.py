@@ -41,7 +41,8 @@ class CorpusRecipe(Section):
     test_share: Share = Field(0.1, gt=0, lt=0.5, description="share of documents held out for tests")
     on_bad_input: Literal["skip", "stop"] = Field(
         "skip",
-        description="broken UTF-8, empty text or missing columns: skip and count, or stop at the first",
+        description="broken UTF-8, empty text, missing columns, what is no text or can't be read: skip and count, or "
+        "stop at the first",
     )
     passage_tokens: int = Field(128, ge=16, description="longest retrieval passage, in decoder tokens")
     shard_tokens: int = Field(16_777_216, ge=1024, description="tokens in one shard file")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_platform.corpus.text import require_unicode
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.serving import bento
@@ -59,10 +60,15 @@ def ask(url: str, question: str, model: str | None = None, key: str | None = Non
         extra: further fields of the request, e.g. retrieve=4, share_kept=0.1.
 
     Raises:
-        RefragError: the address has no scheme; while iterating: it can't be reached or refuses, with its message.
+        RefragError: the address has no scheme, the question is not valid Unicode, the key can't be sent; while
+            iterating: the server can't be reached, refuses, with its message, or is another program's.
     """
+    require_unicode(question, "the question")
     if not url.startswith(("http://", "https://")):
         raise RefragError(f"the server's address is {url!r}; give it with its scheme, e.g. http://127.0.0.1:3000")
+    require_unicode(url, "the server's address")
+    if key and not (key.isascii() and key.isprintable()):
+        raise RefragError("the key ($REFRAG_API_KEY) has characters that no header can hold; give it in plain ASCII")
     return StreamedAnswer(_events(url.rstrip("/"), question, model, key, extra))
 
 
@@ -119,16 +125,35 @@ def _events(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     timeout = httpx.Timeout(10.0, read=SECONDS_PER_READ)
     # No proxy of the environment: the server is on this machine or named outright.
-    with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
-        try:
-            name = model or _checked(client.get("/v1/models")).json()["data"][0]["id"]
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
+            name = model or _first_model(_checked(client.get("/v1/models")))
             body = {"model": name, "messages": [{"role": "user", "content": question}], "stream": True, **extra}
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 for line in _checked(response).iter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":
-                        yield json.loads(line.removeprefix("data: "))
-        except httpx.TransportError as error:
-            raise RefragError(f"no answer from {url}: {error}; is the server running (`make serve`)?") from None
+                        yield _event(line.removeprefix("data: "), url)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise RefragError(f"no answer from {url}: {error}; is the server running (`make serve`)?") from None
+
+
+def _first_model(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise RefragError(
+            f"{response.url} lists no model: another program serves there ({response.text[:80]!r})"
+        ) from None
+
+
+def _event(text: str, url: str) -> dict[str, Any]:
+    try:
+        event = json.loads(text)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or not {"error", "choices"} & event.keys():
+        raise RefragError(f"{url} sent {text[:80]!r}, which is no part of an answer: another program serves there")
+    return event
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

@@ -24,13 +24,13 @@ from refrag_platform.corpus.question_files import (
     mention,
     read_passages,
     read_questions,
-    read_rows,
+    read_summaries,
 )
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
-from refrag_platform.training.usable import LeftOut, usable, visible
+from refrag_platform.training.usable import LeftOut, usable
 
 SENTENCES = 3
 # Tries for each distractor wanted: in a small file every stranger may be the gold passage.
@@ -93,24 +93,18 @@ class Examples:
             self._number(read_passages(file))
         # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
         self._pool = len(self.passages)
-        summaries = [
-            row for file in _paths(root, settings.summaries) for _, row in read_rows(file, ("document", "summaries"))
-        ]
+        summaries = [one for file in _paths(root, settings.summaries) for one in read_summaries(file)]
         if not summaries and settings.tasks.get("summarization", 0) > 0:
             summaries = list(_lead_summaries(corpus))
-        for row in summaries:
-            if not isinstance(row["summaries"], list) or not row["summaries"]:
-                raise RefragError(
-                    f"summaries is {row['summaries']!r} for the document {row['document'][:60]!r}; it must be a list "
-                    "of at least one text"
-                )
         self._total += len(summaries)
-        texts = [[text for text in row["summaries"] if isinstance(text, str) and visible(text)] for row in summaries]
-        if empty := sum(not own for own in texts):
-            self.left_out.reasons["whose summaries are empty or invisible"] += empty
         # (number of the document, its summaries)
-        numbers = self._number([(row.get("title") or "", row["document"]) for row in summaries])
-        summarized = [(number, own) for number, own in zip(numbers, texts, strict=True) if own]
+        numbers = self._number([one.passages[0] for one in summaries])
+        summarized = [(number, list(one.answers)) for number, one in zip(numbers, summaries, strict=True)]
+        if asked and not self._pool:
+            raise RefragError(
+                f"{found[0].where}: none of these questions lists a passage, and there are no others to show; list "
+                "passages, or name a file of them in finetuned.distractors"
+            )
         self._positions, self._costs = math.inf, np.zeros(len(self.passages), dtype=np.int64)
         self._set_sources(asked, list(_conversations(asked)), summarized)
         self._tasks = [task for task, weight in settings.tasks.items() if weight > 0]
@@ -284,7 +278,7 @@ def _conversations(asked: list[_Asked]) -> Iterator[list[_Asked]]:
             yield same[start : start + 3]
 
 
-def _lead_summaries(corpus: Path) -> Iterator[dict[str, Any]]:
+def _lead_summaries(corpus: Path) -> Iterator[Question]:
     """Without summary files: a passage's first sentence, to be found again behind the rest of the passage."""
     path = corpus / "passages.parquet"
     if not path.is_file():
@@ -297,4 +291,4 @@ def _lead_summaries(corpus: Path) -> Iterator[dict[str, Any]]:
         if row["split"] == "train" and len(sentences) >= SENTENCES:
             lead = sentences[0].strip() + "."
             document = ". ".join([*sentences[1:], sentences[0]])
-            yield {"title": row["title"], "document": document, "summaries": [lead]}
+            yield Question("", "", (lead,), ((row["title"], document),), kind="summary", where=str(path))

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 from refrag_platform.corpus.question_files import Question
 from refrag_platform.training.core.ranks import is_main
-
-# Separators, control and format characters; and letters and marks that are drawn as nothing.
-INVISIBLE_KINDS = {"Cc", "Cf", "Cs", "Zs", "Zl", "Zp"}
-INVISIBLE = set("\u034f\u115f\u1160\u2800\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
-
-
-def visible(text: str) -> bool:
-    """Whether a reader would see anything of a text."""
-    return any(unicodedata.category(one) not in INVISIBLE_KINDS and one not in INVISIBLE for one in text)
 
 
 class LeftOut:
@@ -40,19 +29,11 @@ class LeftOut:
 
 
 def usable(questions: Sequence[Question], left_out: LeftOut) -> list[Question]:
-    """The questions from which an answer can be learned, with their visible answers alone.
+    """The questions from which an answer can be learned.
 
     One without any answer is answered by saying so. One with an answer but no passage would teach to invent.
     """
-    kept = []
-    for question in questions:
-        answers = tuple(answer for answer in question.answers if visible(answer))
-        if question.kind == "answer" and not visible(question.question):
-            left_out.reasons["whose question is empty or invisible"] += 1
-        elif question.answers and not answers:
-            left_out.reasons["whose answers are empty or invisible"] += 1
-        elif answers and not question.passages:
-            left_out.reasons["without passages"] += 1
-        else:
-            kept.append(question if answers == question.answers else replace(question, answers=answers))
+    kept = [question for question in questions if question.passages or not question.answers]
+    if kept_out := len(questions) - len(kept):
+        left_out.reasons["without passages"] += kept_out
     return kept

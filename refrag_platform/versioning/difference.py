@@ -14,9 +14,10 @@ from refrag_platform.stages import STAGES
 from refrag_platform.versioning import history
 from refrag_platform.versioning.cache import Cache
 from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.lineage import artifact_folder, trace
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
-from refrag_platform.versioning.runs import Git, branch
+from refrag_platform.versioning.runs import branch
 
 EVALUATION_FILES = ("perplexity.json", "rag.json")
 # What names a row of an evaluation; the rest are figures.

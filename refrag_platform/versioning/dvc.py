@@ -20,11 +20,15 @@ from typing import TextIO
 
 import yaml
 
+from refrag_platform.corpus.listing import no_file
+from refrag_platform.corpus.names import name_text
+from refrag_platform.corpus.text import is_unicode
 from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.runner import made_from_current
 from refrag_platform.stages import STAGES
+from refrag_platform.versioning import git
 from refrag_platform.versioning.manifest import Manifest
 
 LOCK_FILE = "dvc.lock"
@@ -41,9 +45,10 @@ def is_current(project: Project, stage: str, model: str) -> bool:
     The manifest must be in place and belong to that output too: later stages read it.
 
     Raises:
-        RefragError: no Git or DVC repository here, or DVC fails.
+        RefragError: no Git or DVC repository here, a source that DVC can't hash, or DVC fails.
     """
     ensure_repo(project)
+    require_hashable(project, stage, model)
     try:
         manifest = Manifest.read(project.stage_dir(stage, model))
         if manifest.hash != recorded_hash(project, stage, model) or not made_from_current(project, manifest):
@@ -70,6 +75,7 @@ def record(project: Project, stage: str, model: str) -> str:
             f"so it can't be recorded as made from them; run `refrag run {stage} --model {model}` again"
         )
     require_named(project, model)
+    require_hashable(project, stage, model)
     _dvc(project, "commit", "--force", target(stage, model), writes=True)
     found = recorded_hash(project, stage, model)
     if found != manifest.hash:
@@ -159,11 +165,35 @@ def ensure_repo(project: Project) -> None:
     """
     if importlib.util.find_spec("dvc") is None:
         raise RefragError("DVC is not installed; `pip install '.[orchestrate]'` in the checkout")
-    inside = subprocess.run(["git", "-C", str(project.root), "rev-parse"], capture_output=True, check=False)
-    if inside.returncode:
-        raise RefragError(f"{project.root} is not in a Git repository, which DVC needs; clone it or `git init`")
+    reason = git.refusal(project.root)
+    if reason and git.in_checkout(project.root):
+        raise RefragError(f"Git can't be used on {project.root}, and DVC needs it:\n{reason}")
+    if reason:
+        raise RefragError(
+            f"{project.root} is not in a Git repository, which DVC needs; clone it or `git init`. Git says: {reason}"
+        )
     if not (project.root / ".dvc" / "config").is_file():
         raise RefragError(f"{project.root} has no .dvc/config; `dvc init` makes it")
+
+
+def require_hashable(project: Project, stage: str, model: str) -> None:
+    """Check what DVC hashes before the corpus: a name that isn't UTF-8 or a dangling link ends it, a pipe holds it up
+    for ever. `refrag run` reads past them.
+
+    Raises:
+        RefragError: there is such a thing in data/sources/NAME.
+    """
+    if stage != "corpus":
+        return
+    for base, _, names in os.walk(project.source_dir(model)):
+        for name in names:
+            path = Path(base) / name
+            said = no_file(path) or (None if is_unicode(name) else "its name is not UTF-8")
+            if said:
+                raise RefragError(
+                    f"DVC can't hash {name_text(path.relative_to(project.root))} ({said}): remove or rename it, or "
+                    "keep it in a folder elsewhere that corpus.sources names by its path"
+                )
 
 
 def _recorded(project: Project, model: str | None) -> list[str]:

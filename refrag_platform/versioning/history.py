@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.versioning.dvc import LOCK_FILE
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
-from refrag_platform.versioning.runs import Git
 
 RUNS = "refs/heads/runs/"
 # An annotated tag stands for the commit it is on.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from refrag_platform.corpus.names import name_of, name_text
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.versioning.graph import IN_PLACE, Graph, Version, read_graph
@@ -116,7 +117,7 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
         RefragError: there is none; the message names sources that there are.
     """
     sources = [version for version in graph.versions if version.kind == "source"]
-    paths = {version: _path(project, version.name) for version in sources}
+    paths = {version: source_file(project, version.name) for version in sources}
     wanted = (Path.cwd() / Path(what).expanduser()).resolve(), (project.root / what).resolve()
     files = [
         version
@@ -149,14 +150,14 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
     # One document a file: its id is the file's own name, or that and the number of a part.
     if what.removeprefix(name).removeprefix("#").isdigit() or what == name:
         return found
-    return replace(found, remove=f"take the row of document {what} out of {file}")
+    return replace(found, remove=f"take the row of document {what} out of {name_text(file)}")
 
 
-def _path(project: Project, recorded: str) -> Path | None:
+def source_file(project: Project, recorded: str) -> Path | None:
     """Where a recorded source lies; None for packages and hubs."""
     if recorded.startswith(("package:", "hub:")):
         return None
-    return (project.root / Path(os.path.expandvars(recorded)).expanduser()).resolve()
+    return (project.root / Path(os.path.expandvars(name_of(recorded))).expanduser()).resolve()
 
 
 def _how_to_remove(names: list[str], path: Path | None) -> str:
@@ -189,7 +190,7 @@ def _document_file(project: Project, model: str, name: str) -> Path | None:
     if kind != "files" or position >= len(given):
         return None
     root = project.source_path(model, given[position])
-    return root if root.is_file() else root / inside
+    return root if root.is_file() else root / name_of(inside)
 
 
 def _duplicates(project: Project, version: Version) -> int:

@@ -16,7 +16,7 @@ from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning.digest import path_digest
 from refrag_platform.versioning.graph import BENTO_FILE, MODEL_FILE, Graph, Kind, Version, add_folder, read_graph
-from refrag_platform.versioning.impact import find_source
+from refrag_platform.versioning.impact import find_source, source_file
 from refrag_platform.versioning.manifest import FILE_NAME, InputRecord, Manifest
 
 
@@ -159,5 +159,11 @@ def _trace(project: Project, folder: Path, recorded: str | None, seen: dict[Path
 
 def _changed(project: Project, record: InputRecord) -> bool:
     """Whether a source that is still there has other bytes than those that were read."""
-    path = project.root / record.path
-    return path.exists() and path_digest(path) != record.hash
+    path = source_file(project, record.path)
+    if path is None or not path.exists():
+        return False
+    try:
+        # What is neither, a pipe say, can't have been read.
+        return not (path.is_file() or path.is_dir()) or path_digest(path) != record.hash
+    except OSError:
+        return True

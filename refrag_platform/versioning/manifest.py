@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from refrag_platform.corpus.names import name_text
 from refrag_platform.errors import ArtifactError
+from refrag_platform.progress import say
+from refrag_platform.versioning import git
 from refrag_platform.versioning.digest import file_digest
 
 FILE_NAME = "manifest.json"
@@ -32,14 +34,20 @@ LIBRARIES = (
 class InputRecord(BaseModel):
     """One artifact or source file that went in."""
 
-    path: str = Field(description="relative to the project's root, or as given when it lies outside")
+    path: str = Field(
+        description="relative to the project's root, or as given when it lies outside; as corpus.names writes names"
+    )
     hash: str
 
     @classmethod
     def of(cls, root: Path, file: Path, given: str) -> InputRecord:
-        """The record of a file that a recipe names `given`; `root` is the project's."""
-        inside = file.resolve().is_relative_to(root.resolve())
-        name = file.resolve().relative_to(root.resolve()).as_posix() if inside else given
+        """The record of a file that a recipe names `given`; `root` is the project's.
+
+        A file that a link in the project leads to goes by the name that it has there.
+        """
+        lies, resolved, base = Path(os.path.normpath(file)), file.resolve(), root.resolve()
+        inside = next((path for path in (lies, resolved) if path.is_relative_to(base)), None)
+        name = name_text(given if inside is None else inside.relative_to(base))
         return cls(path=name, hash=file_digest(file))
 
 
@@ -93,14 +101,20 @@ def now() -> str:
 
 
 def git_commit(root: Path) -> str:
-    """HEAD's hash, with `+` when tracked files differ; empty outside a Git repository."""
+    """HEAD's hash, with `+` when tracked files differ; empty outside a Git repository.
 
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-        return result.stdout.strip() if result.returncode == 0 else ""
+    A repository that Git refuses has no commit to record either; its reason is said.
+    """
 
-    commit = git("rev-parse", "HEAD")
-    return commit + ("+" if commit and git("status", "--porcelain", "--untracked-files=no") else "")
+    def output(*arguments: str) -> str:
+        result = git.call(root, *arguments)
+        return result.stdout.decode("utf-8", "replace").strip() if result.returncode == 0 else ""
+
+    if git.in_checkout(root) and (reason := git.refusal(root)):
+        say(f"the commit of {root} is not recorded, because Git can't be used there:\n{reason}")
+        return ""
+    commit = output("rev-parse", "HEAD")
+    return commit + ("+" if commit and output("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def hardware() -> dict[str, Any]:

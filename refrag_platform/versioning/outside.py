@@ -10,6 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from refrag_platform.corpus.names import name_text
 from refrag_platform.corpus.question_files import question_file
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
@@ -77,7 +78,7 @@ def _teacher(project: Project, recipe: Recipe) -> list[InputRecord]:
     if recipe.cpt.teacher is None:
         return []
     folder = project.recipe_path(recipe.name).parent / recipe.cpt.teacher
-    return [InputRecord(path=str(folder), hash=folder_digest(folder))] if folder.is_dir() else []
+    return [InputRecord(path=name_text(folder), hash=folder_digest(folder))] if folder.is_dir() else []
 
 
 def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
@@ -96,8 +97,7 @@ def _controls(folder: Path) -> list[InputRecord]:
     from refrag_platform.evaluation.decoders import control_folders
 
     try:
-        return [
-            InputRecord(path=str(path), hash=folder_digest(path)) for _, path in sorted(control_folders(folder).items())
-        ]
+        folders = [path for _, path in sorted(control_folders(folder).items())]
+        return [InputRecord(path=name_text(path), hash=folder_digest(path)) for path in folders]
     except RefragError:
         return []

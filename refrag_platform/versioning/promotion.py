@@ -19,10 +19,11 @@ from refrag_platform.stages import STAGES
 from refrag_platform.versioning import tags
 from refrag_platform.versioning.dvc import ensure_repo
 from refrag_platform.versioning.gate import Decision, decide
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.release import Release, read_manifests, read_release, released, version_at
 from refrag_platform.versioning.restore import contents
-from refrag_platform.versioning.runs import Git, commit_run
+from refrag_platform.versioning.runs import commit_run
 from refrag_platform.versioning.tags import Bump
 
 

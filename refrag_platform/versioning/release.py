@@ -16,8 +16,8 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import tags
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
-from refrag_platform.versioning.runs import Git
 from refrag_platform.versioning.tags import Version
 
 

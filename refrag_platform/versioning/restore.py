@@ -20,9 +20,9 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.release import Release
-from refrag_platform.versioning.runs import Git
 
 SERVED = ("chunks", "finetuned", "package")
 PIPELINE = ("dvc.yaml", "dvc.lock", "params.yaml")

@@ -6,8 +6,6 @@ current branch stay as they are.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -18,10 +16,10 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import SHIPPED, STAGES
 from refrag_platform.versioning import dvc
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
 PIPELINE_FILE = "dvc.yaml"
-NOBODY = {"NAME": "refrag", "EMAIL": "refrag@localhost"}
 
 
 def branch(model: str) -> str:
@@ -130,44 +128,3 @@ def _with_artifact(project: Project, model: str) -> str:
 
 def _relative(project: Project, paths: list[Path]) -> list[str]:
     return [path.relative_to(project.root).as_posix() for path in paths if not path.name.startswith(".")]
-
-
-class Git:
-    """Git in one repository, on the user's index or on one of its own."""
-
-    def __init__(self, root: Path, index: Path | None = None) -> None:
-        self.root = root
-        self.environment = dict(os.environ)
-        if index is not None:
-            self.environment["GIT_INDEX_FILE"] = str(index)
-        for role in ("AUTHOR", "COMMITTER"):
-            if self.run("var", f"GIT_{role}_IDENT", check=False):
-                continue
-            for key, value in NOBODY.items():  # a machine without a Git identity can record runs too
-                self.environment[f"GIT_{role}_{key}"] = value
-
-    def run(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
-        """The output of a Git command that reads `text`.
-
-        Raises:
-            RefragError: it failed and `check` is set.
-        """
-        result = subprocess.run(
-            ["git", "-C", str(self.root), *arguments],
-            env=self.environment,
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode and check:
-            raise RefragError(f"`git {' '.join(arguments[:2])}` failed:\n{result.stderr.strip()}")
-        return result.stdout.strip()
-
-    def revision(self, name: str) -> str | None:
-        """The commit that a name stands for, or None."""
-        return self.run("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", check=False) or None
-
-    def contains(self, commit: str, other: str) -> bool:
-        """Whether `other` is among the ancestors of `commit`."""
-        return self.run("merge-base", commit, other, check=False) == other

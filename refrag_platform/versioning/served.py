@@ -18,10 +18,10 @@ from refrag_platform.errors import RefragError
 from refrag_platform.processes import ends_with_parent
 from refrag_platform.project import Project
 from refrag_platform.serving import bento
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.release import Release, released
 from refrag_platform.versioning.restore import contents
-from refrag_platform.versioning.runs import Git
 
 PACKAGED = ("chunks", "finetuned", "evaluation")
 SECONDS_BETWEEN_LOOKS = 10.0
@@ -137,10 +137,8 @@ def _build(project: Project, release: Release, package: bento.Package) -> None:
     """
     with contents(project, release, PACKAGED) as found:
         view = Project(found["chunks"].parents[3])
-        archive = subprocess.run(
-            ["git", "-C", str(project.root), "archive", "--format=tar", release.commit], capture_output=True, check=True
-        )
-        with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+        archive = Git(project.root).bytes_of("archive", "--format=tar", release.commit)
+        with tarfile.open(fileobj=BytesIO(archive)) as files:
             # Not an argument: Python 3.11 knows it from 3.11.4 on.
             files.extraction_filter = getattr(tarfile, "data_filter", None)
             files.extractall(view.root)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from refrag_platform.versioning.runs import Git
+from refrag_platform.versioning.git import Git
 
 STAGE = "prod"
 FIRST = (1, 0, 0)

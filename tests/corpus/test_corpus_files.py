@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from refrag_platform.corpus import files
+from refrag_platform.corpus import files, rows
 from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document
-from refrag_platform.corpus.files import find_files, read_file
+from refrag_platform.corpus.files import read_file
+from refrag_platform.corpus.listing import find_files
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import SourceRecipe
 
@@ -97,6 +100,17 @@ def test_a_row_keeps_its_id_when_rows_come_before_it(read: Read) -> None:
         ("rows.jsonl", b'{"text": "\\ud800"}\n' + jsonl(ROWS), "broken_utf8", 1, 2),
         ("rows.jsonl", jsonl(ROWS) + b'{"text": \n', "bad_json", 3, 2),
         ("rows.jsonl", b"[1]\n" + jsonl(ROWS), "bad_json", 1, 2),
+        ("digits.jsonl", jsonl(ROWS) + b'{"text": "x", "id": ' + b"9" * 5000 + b"}\n" + jsonl(ROWS), "bad_json", 3, 4),
+        ("deep.jsonl", jsonl(ROWS) + b'{"m": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "bad_json", 3, 2),
+        ("deep.jsonl", b"[" * 100_000 + b"\n" + jsonl(ROWS), "bad_json", 1, 2),
+        ("twice.jsonl", b'{"text": "a", "text": "b"}\n' + jsonl(ROWS), "bad_json", 1, 2),
+        ("rows.jsonl", jsonl(ROWS) + b'{"text": "x", "title": "\\udc00"}\n', "broken_utf8", 3, 2),
+        ("rows.jsonl", jsonl(ROWS) + b'{"text": "x", "m": [{"\\uD83D": 1}]}\n', "broken_utf8", 3, 2),
+        ("rows.jsonl", b'{"text": "x", "title": ["a"]}\n' + jsonl(ROWS), "wrong_type", 1, 2),
+        ("rows.jsonl", b'{"text": NaN}\n{"text": "x", "title": NaN}\n', "wrong_type", 1, 1),
+        ("rows.jsonl", b'{"text": "\\u200e\\u3164\\ufe0f"}\n', "empty_text", 1, 0),
+        ("rows.jsonl", json.dumps({"text": "M\0u\0s\0c\0a\0t\0 \0i\0s\0"}).encode(), "not_text", 1, 0),
+        ("mark.txt", b"\xef\xbb\xbf", "empty_text", None, 0),
         ("rows.jsonl", jsonl([ROWS[0], {"body": "no text"}, ROWS[1]]), "missing_column", 2, 2),
         ("rows.jsonl", b'{"text": 5}\n', "wrong_type", 1, 0),
         ("rows.jsonl", b'{"text": "  "}\n', "empty_text", 1, 0),
@@ -104,6 +118,8 @@ def test_a_row_keeps_its_id_when_rows_come_before_it(read: Read) -> None:
         ("not.jsonl.zst", b"no frame at all", "damaged_file", None, 0),
         ("not.parquet", b"PAR1 no table", "damaged_file", None, 0),
         ("picture.pdf", b"%PDF", "unknown_format", None, 0),
+        ("really.jsonl.zst", b"\x1f\x8b\x08 gzip", "damaged_file", None, 0),
+        ("cut.parquet", b"PAR1PAR1", "damaged_file", None, 0),
     ],
 )
 def test_bad_input_is_told_counted_and_skipped(
@@ -113,6 +129,122 @@ def test_bad_input_is_told_counted_and_skipped(
     assert dict(bad.counts) == {kind: 1}
     assert [(entry["kind"], entry["file"], entry["row"]) for entry in log(tmp_path)] == [(kind, f"files/{name}", row)]
     assert kept is None or len(documents) == kept
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("code", ["utf-16", "utf-32"])
+def test_other_encodings_are_read_by_their_mark(read: Read, bad: BadInput, code: str, packed: bool) -> None:
+    text = "Привет, мир. Столица — 東京. " * 8
+    made = {"text.txt": text.encode(code), "rows.jsonl": (json.dumps({"text": text}, ensure_ascii=False)).encode(code)}
+    for name, data in made.items():
+        (document,) = read(name + ".zst", pack(data)) if packed else read(name, data)
+        assert document.text == text.strip()
+    assert not bad.counts
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "text", ["Muscat is the capital of Oman. ", "Привет, мир. Столица — Москва. ", "Москва", "देवनागरी"]
+)
+def test_other_encodings_without_a_mark_are_named_and_never_indexed(
+    read: Read, bad: BadInput, tmp_path: Path, suffix: str, code: str, text: str
+) -> None:
+    data = (json.dumps({"text": text * 8}, ensure_ascii=False) if suffix == ".jsonl" else text * 8).encode(code)
+    assert not read(f"text{suffix}", data)
+    (told,) = log(tmp_path)
+    assert told["kind"] == "not_text" and "UTF-" in str(told["message"])
+    if text.isascii():
+        order = "little" if code.endswith("le") else "big"
+        assert f"{code[:6].upper()} ({order}-endian) without a byte-order mark" in str(told["message"])
+
+
+def test_no_other_encoding_or_binary_data_in_the_middle_is_indexed(read: Read, tmp_path: Path) -> None:
+    prose = "A line of prose.\n" * 40
+    # As a shell appends to a file, and a log with colours, and one stray NUL.
+    assert not read("mixed.txt", prose.encode() + "Москва\n".encode("utf-16-le"))
+    assert len(read("log.txt", ("\x1b[31mred\x1b[0m\n" * 40).encode())) == 1
+    assert len(read("stray.txt", (prose + "\0" + prose).encode())) == 1
+    assert [entry["kind"] for entry in log(tmp_path)] == ["not_text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.txt", b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n", "a PDF"),
+        ("a.md", b"PK\x03\x04\x14\0", "a ZIP archive"),
+        ("a.jsonl", b"PAR1\x15", "Parquet, whose files end in .parquet"),
+        ("a.txt", pack(b"packed twice"), "Zstandard"),
+        ("a.txt", b"{\\rtf1\\ansi Muscat}", "RTF"),
+    ],
+)
+def test_other_formats_are_known_by_their_first_bytes(
+    read: Read, tmp_path: Path, name: str, data: bytes, said: str
+) -> None:
+    assert not read(name, data) and not read(f"{name}.zst", pack(data))
+    told = log(tmp_path)
+    assert [entry["kind"] for entry in told] == ["not_text"] * 2 and all(said in str(one["message"]) for one in told)
+
+
+def test_names_say_the_format_whatever_their_case(read: Read) -> None:
+    (document,) = read("UPPER.MD", b"# Title\n\ntext")
+    assert (document.title, document.text) == ("Title", "# Title\n\ntext")
+    assert [document.title for document in read("PACKED.MD.ZST", pack(b"# Title\n\ntext"))] == ["Title"]
+
+
+def test_any_end_of_a_line_ends_a_row(read: Read, bad: BadInput) -> None:
+    for end in (b"\r", b"\r\n", b"\n"):
+        assert len(read("rows.jsonl", jsonl(ROWS).replace(b"\n", end))) == 2
+    assert not bad.counts
+
+
+def test_a_row_without_an_end_is_not_held(
+    read: Read, bad: BadInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "LONGEST_ROW", 1000)
+    assert len(read("rows.jsonl", b'{"text": "' + b"x" * 5000 + b'"}\n' + jsonl(ROWS))) == 2
+    assert [(entry["kind"], entry["row"]) for entry in log(tmp_path)] == [("bad_json", 1)]
+
+
+def test_what_unpacks_to_very_much_is_not_held(read: Read, bad: BadInput) -> None:
+    """256 MiB in a few kilobytes, 32,000 times as much as is read of it at once."""
+    bomb = zstandard.ZstdCompressor(level=19).compress(b"\0" * (1 << 28))
+    assert len(bomb) < 1 << 16
+    tracemalloc.start()
+    stream = files._Unpacked(io.BytesIO(bomb))
+    block, count = bytearray(1 << 20), 0
+    while length := stream.readinto(block):
+        count += length
+    assert count == 1 << 28 and tracemalloc.get_traced_memory()[1] < 1 << 27
+    tracemalloc.stop()
+
+
+def test_titles_that_are_numbers_are_read(read: Read, bad: BadInput) -> None:
+    rows = b'{"text": "a", "title": 1984}\n{"text": "b", "title": null}\n{"text": "c", "title": NaN}\n'
+    assert [document.title for document in read("rows.jsonl", rows)] == ["1984", "rows", "rows"]
+    assert not bad.counts
+
+
+@pytest.mark.parametrize(
+    ("table", "kinds", "kept"),
+    [
+        (pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), {"column_twice": 1}, 0),
+        (pa.Table.from_arrays([pa.array(["a"])] * 3, names=["text", "x", "x"]), {}, 1),
+        (pa.table({"text": pa.array(["a", "b"]).dictionary_encode()}), {}, 2),
+        (pa.table({"text": pa.array(["a", None], pa.large_string())}), {"wrong_type": 1}, 1),
+        (pa.table({"text": pa.array([b"a"])}), {"wrong_type": 1}, 0),
+        (pa.table({"text": pa.array([["a"]])}), {"wrong_type": 1}, 0),
+        (pa.table({"text": pa.nulls(2)}), {"wrong_type": 2}, 0),
+        (pa.table({"text": pa.array([], pa.string())}), {"empty_file": 1}, 0),
+        (pa.table({"text": ["a"], "title": pa.array([1 << 50], pa.timestamp("s"))}), {"wrong_type": 1}, 0),
+        (pa.table({"text": ["a"], "title": pa.array([1984])}), {}, 1),
+    ],
+)
+def test_odd_parquet_is_read_or_counted_by_kind(
+    read: Read, bad: BadInput, tmp_path: Path, table: pa.Table, kinds: dict[str, int], kept: int
+) -> None:
+    assert len(read("rows.parquet", parquet(tmp_path, table))) == kept
+    assert dict(bad.counts) == kinds
 
 
 def test_bad_parquet_columns_and_rows_are_told(read: Read, bad: BadInput, tmp_path: Path) -> None:
@@ -142,5 +274,5 @@ def test_hidden_files_are_left_out_and_the_order_is_fixed(tmp_path: Path) -> Non
     for name in ("b/x.txt", "a.txt", ".hidden/y.txt", ".gitkeep", "b/a.txt"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_text("text")
-    found = find_files(tmp_path / "source")
+    found = find_files(tmp_path / "source").files
     assert [file.relative_to(tmp_path / "source").as_posix() for file in found] == ["a.txt", "b/a.txt", "b/x.txt"]

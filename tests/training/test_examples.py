@@ -142,6 +142,17 @@ def test_a_task_with_nothing_to_learn_from_is_refused(recipe: Recipe, tmp_path: 
         Examples(tmp_path, settings(recipe, tasks={"rag": 1.0}, summaries=[]), seed=0)
 
 
+def test_questions_without_any_passage_to_show_are_refused(recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "?", "answers": [], "passages": []}))
+    asked = settings(recipe, tasks={"rag": 1.0}, questions=[str(path)])
+    # Without an answer there is none to make up; but something must be shown.
+    assert Examples(corpus, asked, seed=0).draw(0, 0).passages
+    (corpus / "questions" / "train.jsonl").unlink()
+    with pytest.raises(RefragError, match=r"rows\.jsonl, row 1: none of these questions lists a passage"):
+        Examples(corpus, asked, seed=0)
+
+
 def test_one_text_is_one_answer_and_no_answers_are_answered_so(recipe: Recipe, tmp_path: Path) -> None:
     rows = [
         {"id": "a", "question": "?", "answers": "Paris", "passages": [{"text": "Paris"}], "gold": [0]},

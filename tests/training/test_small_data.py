@@ -21,7 +21,6 @@ from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import FinetunedTask, text_windows
 from refrag_platform.training.policy import policy_task
 from refrag_platform.training.reconstruction import reconstruction_task
-from refrag_platform.training.usable import visible
 from tests.training.conftest import repeating_documents, write_corpus
 
 GOLD = [{"title": "", "text": "The capital of Oman is Muscat."}]
@@ -97,19 +96,8 @@ def test_a_context_that_is_not_whole_chunks_is_refused(model: RefragModel, recip
         policy_task(model, corpus, recipe.policy.model_copy(update=odd), 0)
 
 
-@pytest.mark.parametrize(
-    ("text", "seen"),
-    [("", False), (" \n\t", False), ("\u200b\ufeff", False), ("\u3164", False), ("!", True), ("ö", True)],
-)
-def test_what_a_reader_sees(text: str, seen: bool) -> None:
-    assert visible(text) is seen
-
-
 UNUSABLE = [
     ({"passages": [], "gold": []}, "without passages"),
-    ({"answers": [""]}, "whose answers are empty or invisible"),
-    ({"answers": ["\u200b", " "]}, "whose answers are empty or invisible"),
-    ({"question": "\u200b"}, "whose question is empty or invisible"),
     ({"answers": [LONG]}, TOO_LONG),
     ({"passages": [{"title": "", "text": LONG}]}, TOO_LONG),
     ({"question": LONG}, TOO_LONG),
@@ -142,11 +130,6 @@ def test_what_cannot_be_learned_is_left_out_and_counted(
         FinetunedTask(model, None, settings, Examples(nothing, settings, 0))
     with pytest.raises(RefragError, match=rf"to learn the choice of chunks from .1 {reason}.*policy\.questions"):
         policy_task(model, nothing, asked_policy(recipe), 0, tmp_path)
-
-
-def test_an_invisible_answer_gives_way_to_the_next_one(recipe: Recipe, tmp_path: Path) -> None:
-    corpus = write(tmp_path / "corpus", [row(0, answers=["", "Muscat"])])
-    assert Examples(corpus, rag(recipe, no_answer_share=0.0), 0).draw(0, 0).answer == "Muscat"
 
 
 def test_a_question_without_answer_and_passages_is_answered_by_saying_so(recipe: Recipe, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from refrag_platform.store.content import StoreDescription
 from refrag_platform.versioning import tags
 from refrag_platform.versioning.continuation import set_start
 from refrag_platform.versioning.digest import file_digest, folder_digest
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.graph import Version, read_graph
 from refrag_platform.versioning.manifest import Manifest
-from refrag_platform.versioning.runs import Git, commit_run
+from refrag_platform.versioning.runs import commit_run
 from tests.versioning.planted import MODEL
 
 UP_TO_CHUNKS = ("corpus", "reconstruction", "cpt", "chunks")

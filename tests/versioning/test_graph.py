@@ -15,9 +15,10 @@ from refrag_platform.project import Project
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import tags
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.graph import Version
 from refrag_platform.versioning.lineage import find
-from refrag_platform.versioning.runs import Git, commit_run
+from refrag_platform.versioning.runs import commit_run
 from tests.versioning.planted import MODEL, make_all
 from tests.versioning.planted_store import plant_packages
 

@@ -22,10 +22,11 @@ from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc, retention, tags
 from refrag_platform.versioning.cache import Cache
 from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.release import releases
 from refrag_platform.versioning.restore import restore
-from refrag_platform.versioning.runs import Git, commit_run
+from refrag_platform.versioning.runs import commit_run
 from tests.conftest import copy_project, init_repository
 from tests.versioning.planted import MODEL, make_all, run
 from tests.versioning.planted_store import plant_bento, plant_packages

@@ -21,7 +21,8 @@ from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc, served, tags
 from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.runs import Git, commit_run
+from refrag_platform.versioning.git import Git
+from refrag_platform.versioning.runs import commit_run
 from refrag_platform.versioning.served import bento_to_serve
 from tests.assets.conftest import MODEL, planted_project
 from tests.conftest import ROOT

@@ -1,0 +1,65 @@
+"""`refrag ask` says what is wrong with what a shell gave it, and with what another program answered."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def another_program() -> Iterator[str]:
+    """A server that is not this program's: a page at every path."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Hello</html>")
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_bytes_that_are_not_utf8_are_refused_before_anything_is_loaded() -> None:
+    # What a shell's byte 0xE9 becomes in an argument.
+    for more in ([], ["--url", NOWHERE]):
+        run = CliRunner().invoke(app, ["ask", "caf\udce9?", *more])
+        assert run.exit_code == 2 and "the question is not valid Unicode" in run.output, run.output
+        assert r"caf\udce9?" in run.output
+    run = CliRunner().invoke(app, ["ask", "\u200b\u3164"])
+    assert run.exit_code == 2 and "the question is empty" in run.output
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "said"),
+    [
+        (f"{NOWHERE}/\udce9", "", "the server's address is not valid Unicode"),
+        ("http://a:b", "", "Invalid port"),
+        (NOWHERE, "schlüssel", "the key ($REFRAG_API_KEY)"),
+        (NOWHERE, "a\nb", "the key ($REFRAG_API_KEY)"),
+    ],
+)
+def test_an_address_or_key_that_cannot_be_used_is_one_line(
+    url: str, key: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFRAG_API_KEY", key)
+    run = CliRunner().invoke(app, ["ask", "What?", "--url", url])
+    assert run.exit_code == 2 and said in run.output, run.output
+
+
+def test_another_program_at_the_address_is_said_to_be_that(another_program: str) -> None:
+    run = CliRunner().invoke(app, ["ask", "What?", "--url", another_program])
+    assert run.exit_code == 2 and "another program serves there ('<html>Hello</html>')" in run.output, run.output
