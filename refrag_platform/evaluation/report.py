@@ -32,7 +32,9 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
     resampled = not result.get("intervals") or any(interval.get(name) for interval in intervals for name in COLUMNS)
     parts = [
         "## Log-perplexity",
-        "Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. "
+        "Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. REFRAG's own "
+        "decoder with another document's vectors: refrag_shuffled; with zeros: refrag_zero; without any context: "
+        "refrag_none. "
         + (
             "In brackets: 95% intervals, documents resampled."
             if resampled

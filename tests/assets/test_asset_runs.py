@@ -168,7 +168,7 @@ def test_a_planted_fault_turns_its_check_red_and_stops_what_is_downstream(
     plant_stage(planted, "reconstruction", NO_BETTER)
     assert materialize_all(MODEL, FIRST_TWO)
     assert check_outcomes(instance, "corpus")["split_leakage"] == (True, "ERROR")
-    assert check_outcomes(instance, "reconstruction")["loss_fell"] == (False, "WARN")
+    assert check_outcomes(instance, "reconstruction")["loss_falls"] == (False, "WARN")
 
 
 def test_a_fault_in_a_recorded_artifact_stops_what_is_downstream(made_copy: Project, instance: DagsterInstance) -> None:
