@@ -16,6 +16,7 @@ from refrag_platform.quality.results import DOCS_FOLDER, read_results
 from refrag_platform.runner import run_stage
 from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
+from refrag_platform.serving.words import cost
 from refrag_platform.stages import SHIPPED, STAGES
 from refrag_platform.versioning.manifest import Manifest
 
@@ -161,11 +162,7 @@ def _print_answer(console: Console, served: dict[str, Any]) -> None:
     console.print(f"[bold]Answer[/]   {escape(answer)}")
     for number, citation in enumerate(served["citations"], 1):
         console.print(f"  [{number}] {citation['title'] or 'untitled'} ({citation['id']})", markup=False)
-    console.print(
-        f"{facts['chunks_expanded']} of {facts['chunks']} chunks expanded; {facts['prompt_positions']} positions "
-        f"instead of {facts['plain_prompt_tokens']} tokens ({facts['compression_rate']:.2f}x); "
-        f"first token after {served['ttft_ms'] or 0:.0f} ms over HTTP"
-    )
+    console.print(f"{cost(facts)}, first token after {served['ttft_ms'] or 0:.0f} ms over HTTP")
 
 
 def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.serving.words import cost
+
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -116,9 +118,4 @@ def _report(refrag: dict[str, Any]) -> None:
             err=True,
         )
     first = refrag["time_to_first_token_ms"]
-    typer.echo(
-        f"{refrag['chunks_expanded']} of {refrag['chunks']} chunks expanded, compression "
-        f"{refrag['compression_rate']:.2f}x: {refrag['prompt_positions']} positions instead of "
-        f"{refrag['plain_prompt_tokens']} tokens, first token after {'-' if first is None else f'{first:.0f}'} ms",
-        err=True,
-    )
+    typer.echo(f"{cost(refrag)}, first token after {'-' if first is None else f'{first:.0f}'} ms", err=True)
