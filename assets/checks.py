@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, MetadataValue
 
-from assets.metadata import docs_link
+from assets.metadata import docs_links
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results
 from refrag_platform.quality.suites import SUITES
@@ -15,7 +15,7 @@ from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
 
 # What a failure of a quality threshold means.
-QUALITY = "else a run ends where the recipe is marked released, and goes on with a warning where it is not"
+QUALITY = "else the run goes on with a warning, or ends if the recipe's maturity is released"
 
 
 def check_specs(stage: str) -> list[AssetCheckSpec]:
@@ -61,7 +61,7 @@ def _as_dagster(project: Project, stage: str, results: list[CheckResult], folder
             description=result.message,
             metadata={
                 "observed": MetadataValue.json(result.observed),
-                "data_docs": docs_link(project, folder),
+                **docs_links(project, folder),
             },
         )
         for result in results

@@ -17,6 +17,8 @@ from refrag_platform.versioning.manifest import InputRecord
 
 # As a stage's `continue_from`: the weights in models/NAME/release, in place of a released version.
 SHIPPED = "release"
+# What counts of a section whose stage takes its artifact over: from where, and how weights are written.
+OF_TAKEN = ("continue_from", "precision")
 # In a stage's state/: the released checkpoint that it continues from.
 RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
@@ -174,6 +176,17 @@ def stage_function(stage: Stage) -> Callable[[StageContext], dict[str, Any]]:
     return getattr(importlib.import_module(module), name)
 
 
+def taken_from(stage: str, recipe: Recipe) -> str | None:
+    """What a stage takes its artifact from as it is, instead of training one: `release`, or a released version."""
+    start = getattr(getattr(recipe, stage, None), "continue_from", None)
+    # From a released version cpt trains on.
+    return start if start == SHIPPED or stage == "reconstruction" else None
+
+
 def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    """The recipe sections a stage depends on."""
-    return {name: recipe.section(name) for name in stage.sections}
+    """The recipe sections a stage depends on; of a training that doesn't take place only where its result is from."""
+    settings = {name: recipe.section(name) for name in stage.sections}
+    if taken_from(stage.name, recipe):
+        own = settings[stage.name]
+        settings[stage.name] = {name: own[name] for name in OF_TAKEN if name in own}
+    return settings

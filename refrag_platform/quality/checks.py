@@ -143,7 +143,9 @@ def _fault(check: Check, recipe: Recipe, observed: dict[str, Any]) -> str:
 
 
 def _consequence(check: Check, recipe: Recipe) -> str:
-    return "" if blocks(check, recipe) else f". The run goes on: {recipe.name} is marked {recipe.maturity}"
+    return (
+        "" if blocks(check, recipe) else ". The run goes on; it would end here if the recipe's maturity were released"
+    )
 
 
 def _words(value: Any) -> str:
