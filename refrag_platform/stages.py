@@ -176,17 +176,16 @@ def stage_function(stage: Stage) -> Callable[[StageContext], dict[str, Any]]:
     return getattr(importlib.import_module(module), name)
 
 
-def taken_from(stage: str, recipe: Recipe) -> str | None:
-    """What a stage takes its artifact from as it is, instead of training one: `release`, or a released version."""
-    start = getattr(getattr(recipe, stage, None), "continue_from", None)
+def takes_over(stage: str, continue_from: str | None) -> bool:
+    """Whether a stage with this `continue_from` takes the artifact from there as it is, instead of training one."""
     # From a released version cpt trains on.
-    return start if start == SHIPPED or stage == "reconstruction" else None
+    return continue_from == SHIPPED or (continue_from is not None and stage == "reconstruction")
 
 
 def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     """The recipe sections a stage depends on; of a training that doesn't take place only where its result is from."""
     settings = {name: recipe.section(name) for name in stage.sections}
-    if taken_from(stage.name, recipe):
-        own = settings[stage.name]
+    own = settings.get(stage.name, {})
+    if takes_over(stage.name, own.get("continue_from")):
         settings[stage.name] = {name: own[name] for name in OF_TAKEN if name in own}
     return settings

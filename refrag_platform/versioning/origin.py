@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from refrag_platform.stages import SHIPPED
+from refrag_platform.stages import SHIPPED, takes_over
 from refrag_platform.versioning.manifest import Manifest
 
 
 def origin(manifest: Manifest) -> str | None:
-    """`40 steps of training, the decoder frozen`, `taken as it is from models/NAME/release: ...`; None: not trained."""
+    """`40 steps, the decoder frozen`, `900 steps; taken as it is from models/NAME/release`; None: not trained."""
     settings, steps = manifest.settings.get(manifest.stage, {}), manifest.metrics.get("steps")
-    if not isinstance(settings, dict) or steps is None:
+    if steps is None:
         return None
-    trained, start = f"{steps:,} steps of training", settings.get("continue_from")
-    if start is not None and "steps" not in settings:
-        place = f"models/{manifest.model}/{SHIPPED}" if start == SHIPPED else f"{manifest.model}@{start}"
-        return f"taken as it is from {place}: {trained} there"
-    if start is not None:
-        trained += f" on from {manifest.model}@{start}"
+    trained, start = f"{steps:,} steps", settings.get("continue_from")
+    place = f"models/{manifest.model}/{SHIPPED}" if start == SHIPPED else f"{manifest.model}@{start}"
+    if takes_over(manifest.stage, start):
+        return f"{trained}; taken as it is from {place}"
     if "train_decoder" in settings:
         trained += f", the decoder {'trained too' if settings['train_decoder'] else 'frozen'}"
-    return trained
+    return trained if start is None else f"{trained}, on from {place}"

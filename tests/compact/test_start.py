@@ -71,7 +71,7 @@ def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
         ]
         # Settings of a training that didn't take place would contradict the figures of the one that did.
         assert set(manifest.settings[stage]) == {"continue_from", "precision"}
-        assert origin(manifest) == f"taken as it is from models/{MODEL}/release: 900 steps of training there"
+        assert origin(manifest) == f"900 steps; taken as it is from models/{MODEL}/release"
         assert run_stage(project, stage, MODEL).cached
     write_release(project, seed=2)
     for stage in STARTED:
