@@ -13,6 +13,7 @@ from rich.table import Table
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import CONTROLS, beside_full
+from refrag_platform.progress import waiting
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
 from refrag_platform.runner import run_stage
@@ -49,7 +50,9 @@ def ask_served(project: Project, model: str, question: str) -> dict[str, Any]:
         bento.Package.of(project, model)
     except ArtifactError:
         run_stage(project, "package", model, force=True)
-    return answer_once(project, model, question, on_text=lambda text: print(text, end="", flush=True))
+    # The answer is short, and the report shows it: here a server starts, for half a minute or more.
+    with waiting("starting the server and asking it"):
+        return answer_once(project, model, question)
 
 
 def demo_report(project: Project, model: str, served: dict[str, Any], seconds: float) -> dict[str, Any]:

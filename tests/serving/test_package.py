@@ -185,6 +185,7 @@ def test_ask_answers_from_a_shell(built: Built, monkeypatch: pytest.MonkeyPatch)
     assert said is not None
     assert float(said[1]) == round(int(said[3]) / int(said[2]), 2)
     assert result.stdout.strip()
+    assert "loading tiny ..." in result.stderr.splitlines()
 
 
 @pytest.mark.slow
