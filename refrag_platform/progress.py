@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
@@ -61,6 +62,21 @@ class Progress:
         else:
             sys.stderr.write(text.rstrip() + "\n")
         sys.stderr.flush()
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say what is being waited for, while nothing can be counted: a moving line on a terminal, else one line."""
+    if not sys.stderr.isatty():
+        say(f"{text} ...")
+        yield
+        return
+    from rich.console import Console
+    from rich.markup import escape
+
+    # Its thread shows that something happens; the line goes when it is over.
+    with Console(stderr=True, highlight=False).status(f"{escape(text)} ..."):
+        yield
 
 
 def say(text: str) -> None:

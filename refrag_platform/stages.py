@@ -17,6 +17,8 @@ from refrag_platform.versioning.manifest import InputRecord
 
 # As a stage's `continue_from`: the weights in models/NAME/release, in place of a released version.
 SHIPPED = "release"
+# What counts of a section whose stage takes its artifact over: from where, and how weights are written.
+OF_TAKEN = ("continue_from", "precision")
 # In a stage's state/: the released checkpoint that it continues from.
 RELEASED = "released"
 MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
@@ -194,6 +196,16 @@ def stage_function(stage: Stage) -> Callable[[StageContext], dict[str, Any]]:
     return getattr(importlib.import_module(module), name)
 
 
+def takes_over(stage: str, continue_from: str | None) -> bool:
+    """Whether a stage with this `continue_from` takes the artifact from there as it is, instead of training one."""
+    # From a released version cpt trains on.
+    return continue_from == SHIPPED or (continue_from is not None and stage == "reconstruction")
+
+
 def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    """The recipe sections a stage depends on."""
-    return {name: recipe.section(name) for name in stage.sections}
+    """The recipe sections a stage depends on; of a training that doesn't take place only where its result is from."""
+    settings = {name: recipe.section(name) for name in stage.sections}
+    own = settings.get(stage.name, {})
+    if takes_over(stage.name, own.get("continue_from")):
+        settings[stage.name] = {name: own[name] for name in OF_TAKEN if name in own}
+    return settings

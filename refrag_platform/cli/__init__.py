@@ -10,10 +10,11 @@ import errno
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from refrag_platform import __version__
 from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
 
@@ -72,8 +73,18 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"refrag-platform {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _environment() -> None:
+def _environment(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
     """No telemetry leaves the machine by default, and large tensors lie on large pages; every stage begins here."""
     for name, value in (NO_TELEMETRY | LARGE_PAGES).items():
         os.environ.setdefault(name, value)

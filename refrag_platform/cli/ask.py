@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Annotated, Any
 
 import typer
+
+from refrag_platform.progress import waiting
+from refrag_platform.serving.words import cost
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
 DEFAULT_MODEL = "smollm2-135m"
@@ -52,20 +56,22 @@ def ask(
         given = {"retrieve": passages, "share_kept": share_kept, "max_tokens": max_tokens, "temperature": temperature}
         extra: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         streamed = client.ask(url, question, None, client.api_key(), **extra)
-        _stream(streamed)
+        _stream(streamed, f"asking {url}")
         _report(streamed.refrag)
         return
 
-    from refrag_platform.project import Project
-    from refrag_platform.serving.answers import refrag_body
-    from refrag_platform.serving.contract import Message, Sampling
-    from refrag_platform.serving.engine import Engine
+    # Libraries and weights take their seconds.
+    with waiting(f"loading {model}"):
+        from refrag_platform.project import Project
+        from refrag_platform.serving.answers import refrag_body
+        from refrag_platform.serving.contract import Message, Sampling
+        from refrag_platform.serving.engine import Engine
 
-    engine = Engine.load(Project.find(), model)
+        engine = Engine.load(Project.find(), model)
     found = engine.retrieve(question, engine.settings.passages if passages is None else passages)
     sampling = Sampling(max_tokens or engine.settings.max_new_tokens, temperature)
     generation = engine.start([Message("user", question)], found, sampling, share_kept)
-    _stream(generation)
+    _stream(generation, "reading")
     _report(refrag_body(generation.usage, generation.citations))
 
 
@@ -104,8 +110,11 @@ def serve(
     os.execve(command[0], command, bento.environment(project))
 
 
-def _stream(pieces: Iterable[str]) -> None:
-    for piece in pieces:
+def _stream(pieces: Iterable[str], until_the_first: str) -> None:
+    rest = iter(pieces)
+    with waiting(until_the_first):
+        first = next(rest, "")
+    for piece in chain([first], rest):
         typer.echo(piece, nl=False)
     typer.echo()
 
@@ -120,9 +129,4 @@ def _report(refrag: dict[str, Any]) -> None:
             err=True,
         )
     first = refrag["time_to_first_token_ms"]
-    typer.echo(
-        f"{refrag['chunks_expanded']} of {refrag['chunks']} chunks expanded, compression "
-        f"{refrag['compression_rate']:.2f}x: {refrag['prompt_positions']} positions instead of "
-        f"{refrag['plain_prompt_tokens']} tokens, first token after {'-' if first is None else f'{first:.0f}'} ms",
-        err=True,
-    )
+    typer.echo(f"{cost(refrag)}, first token after {'-' if first is None else f'{first:.0f}'} ms", err=True)

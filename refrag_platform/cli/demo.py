@@ -41,4 +41,4 @@ def demo(
     typer.secho(f"\nServing the Bento and asking: {asked}", bold=True)
     served = ask_served(project, model, asked)
     report = demo_report(project, model, served, time.monotonic() - begun)
-    print_report(project, model, report, served)
+    print_report(model, report, served)

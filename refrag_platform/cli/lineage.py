@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option("--model", help="A model, e.g. tiny.")]
 AnyModel = Annotated[str | None, typer.Option("--model", help="One model's artifacts only; default: all of them.")]
 STATE_COLOURS = {"current": "green", "stale": "yellow", "damaged": "red", "missing": "bright_black"}
-WIDE = 100_000  # in a pipe nothing is wrapped
+WIDTH = 120  # of a line in a pipe; paths and hashes are never broken
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +68,7 @@ def show_lineage(
         if as_json:
             typer.echo(json.dumps(node.plain(), indent=2))
         else:
-            Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(_tree(node))
+            Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(_tree(node), crop=False)
         return
     if as_json + as_dot > 1:
         raise RefragError("--json and --dot are two forms of one answer; give one of them")
@@ -155,37 +155,63 @@ def set_remote(
 def _tree(root: Node) -> Tree:
     """The chain as a tree; what lies behind an artifact that comes up again is printed once."""
     from rich.markup import escape
+    from rich.text import Text
     from rich.tree import Tree
 
+    from refrag_platform.versioning.origin import origin
+
     printed: set[str] = set()
+
+    def whole(markup: str) -> Text:
+        """A line that is not wrapped: its paths and hashes are there to be copied."""
+        line = Text.from_markup(markup, overflow="ignore")
+        line.no_wrap = True
+        return line
 
     def add(node: Node, tree: Tree) -> None:
         if node.path in printed:
             return
         printed.add(node.path)
         manifest = node.manifest
-        tree.add(f"[dim]commit[/] {manifest.commit or 'none'}  [dim]seed[/] {manifest.seed}")
-        tree.add(f"[dim]settings[/] {escape(_line(manifest.settings))}")
-        tree.add(f"[dim]metrics[/] {escape(_line(manifest.metrics))}")
+        if how := origin(manifest):
+            tree.add(f"[dim]trained[/] {escape(how)}")
+        if manifest.metrics:
+            tree.add(f"[dim]metrics[/] {escape(_line(manifest.metrics))}")
+        tree.add(whole(f"[dim]commit[/] {manifest.commit or 'none'}  [dim]seed[/] {manifest.seed}"))
+        settings = tree.add("[dim]settings[/]")
+        for section, values in manifest.settings.items():
+            settings.add(f"[dim]{escape(section)}[/] {escape(_line(values))}")
         for source in node.sources:
             note = "  [yellow]changed since[/]" if source.changed else ""
-            tree.add(f"[cyan]{escape(source.record.path)}[/] {source.record.hash}{note}")
+            tree.add(whole(f"[cyan]{escape(source.record.path)}[/] {source.record.hash}{note}"))
         for below in node.inputs.values():
             add(below, tree.add(title(below)))
 
-    def title(node: Node) -> str:
+    def title(node: Node) -> Text:
         text = f"[bold]{escape(node.path)}[/] {node.recorded}"
         if node.replaced:
             text += f"  [yellow]replaced since, now {node.manifest.hash}[/]"
-        return text + ("  [dim](shown above)[/]" if node.path in printed else "")
+        return whole(text + ("  [dim](shown above)[/]" if node.path in printed else ""))
 
     tree = Tree(title(root))
     add(root, tree)
     return tree
 
 
-def _line(values: dict[str, Any]) -> str:
-    return json.dumps(values, separators=(", ", ": "))
+def _line(values: Any) -> str:
+    """Settings or figures as `name value, name value`: nothing that is empty, figures to five digits."""
+    if isinstance(values, dict):
+        parts = [(name, value) for name, value in values.items() if value not in (None, {}, [])]
+        return ", ".join(f"{name} {_part(value)}" for name, value in parts) or "none"
+    return _part(values)
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"({_line(value)})"
+    if isinstance(value, list):
+        return f"[{'; '.join(_part(one) for one in value)}]"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _project_of(what: str) -> Project | None:

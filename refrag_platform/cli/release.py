@@ -36,14 +36,22 @@ def list_releases(
     from refrag_platform.versioning.release import released, releases
 
     project = Project.find()
-    # One whose recipe is gone may have releases yet.
-    if model and not any(releases(project, model)):
-        project.recipe(model)
+    known = {name: releases(project, name) for name in ([model] if model else project.recipes())}
+    if not any(known.values()):
+        if model:
+            project.recipe(model)  # an unknown one is refused; of one whose recipe is gone there may be releases yet
+        which = model or "any model"
+        typer.echo(
+            f"No version of {which} is released yet. Once the artifacts of a model are made (`refrag status`), "
+            f"`refrag release promote {model or 'MODEL'}` releases them.",
+            err=True,
+        )
+        return
     line = "{} {:<24} {:<25} {:<12} {:<36} {}"
     typer.secho(line.format(" ", "version", "date", "commit", "finetuned", "figures"), bold=True)
-    for name in [model] if model else project.recipes():
+    for name, versions in known.items():
         current = released(project, name)
-        for release in releases(project, name):
+        for release in versions:
             mark = "*" if current is not None and release.version == current.version else " "
             figures = _figures(release)
             found = release.hashes.get("finetuned", "")

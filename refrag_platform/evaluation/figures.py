@@ -25,6 +25,7 @@ COLORS = {
     "refrag": "#2b5a9c",
     "refrag_shuffled": "#7f8c9b",
     "refrag_zero": "#b5b5b5",
+    "refrag_none": "#c98f8f",
     "refrag_wrong": "#7f8c9b",
 }
 

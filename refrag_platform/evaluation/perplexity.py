@@ -81,7 +81,7 @@ def evaluate_perplexity(
         items: P16, ... of every window for the first refrag row, see `items.ItemSet`.
     """
     controls = controls or {}
-    runs = len(PLAIN_SYSTEMS) + len(controls) + len(shares) + 2
+    runs = len(PLAIN_SYSTEMS) + len(controls) + len(shares) + 3
     scores: list[Scores] = []
     size, start = model.chunk_size, model.start_token_id
     with Progress("perplexity", runs * len(windows), "windows") as progress:
@@ -107,6 +107,9 @@ def evaluate_perplexity(
         progress.update(0, "refrag_zero")
         zero = score_refrag(model, policy, windows, 0.0, batch_size, "zero", progress=progress)
         scores.append(Scores("refrag_zero", True, 0.0, zero))
+        progress.update(0, "refrag_none")
+        alone = score_plain(model.decoder, "none", windows, size, start, batch_size, progress)
+        scores.append(Scores("refrag_none", True, None, alone))
     return _report(scores, windows, size, seed)
 
 
@@ -133,7 +136,7 @@ def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: i
         "differences": [
             _difference(score, compared, windows, seed)
             for score in scores
-            if score.system in {"none", "truncated", "refrag_shuffled", "refrag_zero"}
+            if score.system in {"none", "truncated", "refrag_shuffled", "refrag_zero", "refrag_none"}
         ],
         "documents_used": len(set(windows.documents)),
         "items": window_items(compared.nll, windows).model_dump(),

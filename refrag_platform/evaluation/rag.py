@@ -43,7 +43,7 @@ from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Prompt, prompt_length
+from refrag_platform.model.segments import Prompt, compression_rate, prompt_length
 from refrag_platform.progress import Progress
 from refrag_platform.store.relevance import PassageRelevance
 
@@ -301,8 +301,7 @@ def _row(scores: Scores, questions: Sequence[Question]) -> dict[str, Any]:
         # The median: one pause of the machine would decide the mean.
         "ttft_ms": round(statistics.median(scores.ttft_ms), 3) if scores.ttft_ms else None,
         **named,
-        # Of the whole prompt, question and template counted.
-        "compression": rounded(full / tokens) if tokens and scores.reading.passages else None,
+        "compression": compression_rate(full, tokens) if tokens and scores.reading.passages else None,
         "rouge_l": mean(scores.rouge_l),
         "refusal_accuracy": _refusal_accuracy(scores, questions),
     }

@@ -28,7 +28,7 @@ from refrag_platform.evaluation.pruning import pruned
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import INSTRUCTIONS, as_turns, content_ids, passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Chunks, Prompt, Text, prompt_length, unchunk
+from refrag_platform.model.segments import Chunks, Prompt, Text, plain_tokens, prompt_length, unchunk
 from refrag_platform.model.selection import expand, with_vectors
 from refrag_platform.store.relevance import PassageRelevance
 
@@ -100,7 +100,8 @@ def prompts(
     wanted: Sequence[Reading],
     generator: torch.Generator,
 ) -> Iterator[tuple[Reading, Prompt, int]]:
-    """The prompt of each reading, with the length of the full context's; none of refrag_wrong without `wrong`."""
+    """The prompt of each reading, with its length in tokens if the passages were whole; none of refrag_wrong without
+    `wrong`."""
     model = readers.model
     most = max((reading.passages for reading in wanted), default=0)
     own, other = _encoded(readers, question, question.take(most)), None
@@ -136,7 +137,9 @@ def prompts(
             read = _prompt(model, question, [Text(pruned(readers.of("pruned"), texts, positions))])
         elif reading.system == "none":
             read = _prompt(model, question, [])
-        yield reading, read, prompt_length(full)
+        # Another question's passages are as long as they are.
+        whole = len(plain_tokens(read)) if reading.system == "refrag_wrong" else prompt_length(full)
+        yield reading, read, whole
 
 
 def other_question(questions: Sequence[Question], number: int) -> Question | None:

@@ -8,6 +8,11 @@ from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
 
+# Rows whose names don't tell.
+CONTROLS = (
+    "REFRAG's own decoder reads another document's vectors in refrag_shuffled, zeros in refrag_zero, no context in "
+    "refrag_none."
+)
 COLUMNS = [prefix_name(tokens) for tokens in PREFIXES]
 
 
@@ -32,7 +37,7 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
     resampled = not result.get("intervals") or any(interval.get(name) for interval in intervals for name in COLUMNS)
     parts = [
         "## Log-perplexity",
-        "Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. "
+        f"Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. {CONTROLS} "
         + (
             "In brackets: 95% intervals, documents resampled."
             if resampled
@@ -73,6 +78,29 @@ def rag_report(result: Mapping[str, Any]) -> str:
     for name, own in (result.get("parts") or {}).items():
         text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
     return "\n\n".join(text) + "\n"
+
+
+def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | None:
+    """REFRAG's answers at the most passages in one line, beside full context's: exact match, tokens, time.
+
+    None where either was not evaluated. Both are of one evaluation, on one machine.
+
+    Args: questions: how many were asked; 0: unknown.
+    """
+    found = {row["system"]: row for row in sorted(rows, key=lambda row: row["passages"])}
+    refrag, full = found.get("refrag"), found.get("full")
+    if refrag is None or full is None or refrag["passages"] != full["passages"]:
+        return None
+
+    def figures(row: Mapping[str, Any], unit: str) -> str:
+        time = row.get("ttft_ms")
+        first = "" if time is None else f", first token after {figure(time, 0)} ms"
+        return f"exact match {row['exact_match']:.1%}, {figure(row['decoder_tokens'], 0)} {unit}{first}"
+
+    return (
+        f"REFRAG: {figures(refrag, 'decoder positions')}. Full context: {figures(full, 'tokens')}. "
+        f"({f'{questions:,} ' if questions else ''}held-out questions over {refrag['passages']} passages each)"
+    )
 
 
 def _rag_tables(result: Mapping[str, Any]) -> list[str]:

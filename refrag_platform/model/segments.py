@@ -118,6 +118,17 @@ def plain_tokens(prompt: Prompt) -> list[int]:
     ]
 
 
+def compression_rate(plain_tokens: int, positions: int) -> float:
+    """How many times fewer decoder positions a prompt takes than without compression; 1 where nothing is compressed.
+
+    Everywhere the same: of whole prompts, so that question, template and history count in both.
+
+    Args:
+        plain_tokens: the prompt's with every chunk expanded (`plain_tokens`). positions: its own (`prompt_length`).
+    """
+    return round(plain_tokens / positions, 4) if positions else 1.0
+
+
 def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["left", "right"] = "left") -> Layout:
     """Index tensors of a batch of prompts; shorter ones are padded on `padding_side`.
 

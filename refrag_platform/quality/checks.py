@@ -84,14 +84,14 @@ def _check_table(
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    outcome = _validate(context, f"{artifact.stage}.{table}", frame, checks)
+    outcome = _validate(context, f"{artifact.stage}.{table}", frame, checks, artifact.recipe)
     # Great Expectations gives results in an order of its own.
     by_name = {_name_of(result): result for result in outcome.results}
     return [_result(check, artifact.recipe, frame, by_name[check.name]) for check in checks]
 
 
 def _validate(
-    context: EphemeralDataContext, name: str, frame: pd.DataFrame, checks: list[Check]
+    context: EphemeralDataContext, name: str, frame: pd.DataFrame, checks: list[Check], recipe: Recipe
 ) -> ExpectationSuiteValidationResult:
     """Run one Great Expectations suite over one table."""
     import great_expectations as gx
@@ -103,7 +103,7 @@ def _validate(
     suite = context.suites.add(gx.ExpectationSuite(name=name))
     for check in checks:
         expectation = getattr(gxe, check.expectation)
-        severity = "critical" if check.integrity else "warning"
+        severity = "critical" if blocks(check, recipe) else "warning"
         suite.add_expectation(
             expectation(**check.arguments, severity=severity, notes=check.says, meta={"check": check.name})
         )
@@ -131,20 +131,37 @@ def _result(check: Check, recipe: Recipe, frame: pd.DataFrame, outcome: Any) -> 
     for row in json.loads(shown.head(ROWS_SHOWN).to_json(orient="records")):
         values = {column: row[column] for column in check.columns}
         observed[str(row["row"])] = values if len(values) > 1 else values[check.columns[0]]
-    return CheckResult(check.name, passed, blocks(check, recipe), _message(check, passed, observed), observed)
+    message = check.says if passed else _fault(check, recipe, observed)
+    return CheckResult(check.name, passed, blocks(check, recipe), message, observed)
 
 
-def _message(check: Check, passed: bool, observed: dict[str, Any]) -> str:
-    if passed:
-        return check.says
+def _fault(check: Check, recipe: Recipe, observed: dict[str, Any]) -> str:
+    """What was found against the rule, and whether the run goes on."""
     found = "; ".join(f"{row}: {_words(value)}" for row, value in observed.items())
-    return f"{check.says}: not so. {' / '.join(check.columns[:1])} must be {check.allowed}, found {found}"
+    wanted = f"{check.columns[0]} must be {check.allowed}"
+    return f"{check.says}. Found {found}, but {wanted}{_consequence(check, recipe)}"
+
+
+def _consequence(check: Check, recipe: Recipe) -> str:
+    return (
+        "" if blocks(check, recipe) else ". The run goes on; it would end here if the recipe's maturity were released"
+    )
 
 
 def _words(value: Any) -> str:
-    return ", ".join(f"{key} {part}" for key, part in value.items()) if isinstance(value, dict) else str(value)
+    return (
+        ", ".join(f"{key} {_number(part)}" for key, part in value.items())
+        if isinstance(value, dict)
+        else _number(value)
+    )
+
+
+def _number(value: Any) -> str:
+    """A figure to five digits: more say nothing to a reader, and `observed` has them."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _unread(check: Check, recipe: Recipe, reason: str) -> CheckResult:
     """A check that could not be made counts as failed."""
-    return CheckResult(check.name, False, blocks(check, recipe), f"{check.says}: can't be checked. {reason}")
+    message = f"{check.says}. It can't be checked: {reason}{_consequence(check, recipe)}"
+    return CheckResult(check.name, False, blocks(check, recipe), message)

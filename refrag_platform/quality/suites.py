@@ -15,7 +15,8 @@ from typing import Any
 class Check:
     """One expectation over one column (or pair) of one summary table.
 
-    `expectation` is the name of a class in great_expectations.expectations, `arguments` its arguments.
+    `says` is a rule, which stands beside any outcome: what must be, not what is. `expectation` is the name of a class
+    in great_expectations.expectations, `arguments` its arguments.
     An integrity check always blocks; a quality threshold blocks a `released` recipe and warns for an
     `undertrained` one.
     """
@@ -76,87 +77,94 @@ def above(name: str, table: str, column: str, other: str, says: str, integrity: 
     return Check(name, table, says, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, integrity)
 
 
-FILES = none_of("files_complete", "files", "missing", "Every file of the format is there and not empty")
+FILES = none_of("files_complete", "files", "missing", "Every file of the format must be there and not be empty")
 
 CORPUS = (
     FILES,
-    none_of("token_id_range", "shards", "outside_vocabulary", "Token ids lie in the tokenizer's vocabulary"),
-    same("shard_lengths", "shards", "tokens", "tokens_due", "A shard holds its documents' tokens"),
-    none_of("document_places", "splits", "misplaced", "Documents lie back to back, as the index says"),
-    within("rows", "splits", "documents", "Every split has documents", low=1),
-    none_of("lengths", "splits", "empty", "No document is empty"),
-    none_of("duplicates", "splits", "duplicates", "No text or id occurs twice in a split"),
-    none_of("split_leakage", "splits", "leaked", "No text or id of a split occurs in another split"),
-    same("counts", "splits", "tokens", "tokens_stated", "Tokens per split are those that corpus.json states"),
-    none_of("passages_placed", "splits", "passages_astray", "A passage has its document's split"),
-    none_of("questions_placed", "splits", "questions_astray", "A question has its document's split"),
-    none_of("questions_gold", "splits", "gold_wrong", "Gold indexes name listed passages; there are answers"),
+    none_of("token_id_range", "shards", "outside_vocabulary", "Token ids must lie in the tokenizer's vocabulary"),
+    same("shard_lengths", "shards", "tokens", "tokens_due", "A shard must hold its documents' tokens"),
+    none_of("document_places", "splits", "misplaced", "Documents must lie back to back, as the index says"),
+    within("splits_filled", "splits", "documents", "Every split must have documents", low=1),
+    none_of("documents_filled", "splits", "empty", "No document may be empty"),
+    none_of("duplicates", "splits", "duplicates", "No text or id may occur twice in a split"),
+    none_of("split_leakage", "splits", "leaked", "No text or id of a split may occur in another split"),
+    same("counts", "splits", "tokens", "tokens_stated", "Each split must have the tokens that corpus.json states"),
+    none_of("passages_placed", "splits", "passages_astray", "A passage must have its document's split"),
+    none_of("questions_placed", "splits", "questions_astray", "A question must have its document's split"),
+    none_of("questions_gold", "splits", "gold_wrong", "Gold indexes must name listed passages, answers be there"),
 )
 
 CHUNKS = (
     FILES,
-    same("one_vector_per_chunk", "shards", "vectors", "chunks", "There is one vector per chunk"),
-    none_of("vectors_finite", "shards", "nonfinite", "Chunk vectors are finite"),
-    within("vector_norms", "shards", "norm_min", "No chunk vector is (nearly) zero", low=1e-3),
-    within("vectors_not_collapsed", "shards", "spread", "Chunk vectors differ from one another", low=0.01),
-    none_of("token_id_range", "shards", "outside_vocabulary", "Token ids are padding or in the vocabulary"),
-    none_of("padding", "shards", "padding_wrong", "Padding stands only at a chunk's end"),
-    same("chunk_count", "store", "chunks", "chunks_of_passages", "Chunks are as many as passages count"),
-    none_of("chunk_spans", "store", "spans_wrong", "Passages' chunks follow one another without gaps"),
-    same("counts", "store", "passages", "passages_stated", "The passages are as many as store.json states"),
-    none_of("duplicates", "store", "duplicates", "No passage id occurs twice"),
-    same("encoder_digest", "store", "encoder_digest", "encoder_digest_cpt", "The encoder is the CPT checkpoint's"),
-    same("chunk_size", "store", "chunk_size", "chunk_size_of_recipe", "k is the recipe's"),
-    none_of("retrieval_vectors", "store", "retrieval_faults", "Retrieval vectors are finite and not zero"),
+    same("one_vector_per_chunk", "shards", "vectors", "chunks", "There must be one vector per chunk"),
+    none_of("vectors_finite", "shards", "nonfinite", "Chunk vectors must be finite"),
+    within("vector_norms", "shards", "norm_min", "No chunk vector may be (nearly) zero", low=1e-3),
+    within("vectors_not_collapsed", "shards", "spread", "Chunk vectors must differ from one another", low=0.01),
+    none_of("token_id_range", "shards", "outside_vocabulary", "Token ids must be padding or in the vocabulary"),
+    none_of("padding", "shards", "padding_wrong", "Padding may stand only at a chunk's end"),
+    same("chunk_count", "store", "chunks", "chunks_of_passages", "There must be as many chunks as passages count"),
+    none_of("chunk_spans", "store", "spans_wrong", "Passages' chunks must follow one another without gaps"),
+    same("counts", "store", "passages", "passages_stated", "There must be as many passages as store.json states"),
+    none_of("duplicates", "store", "duplicates", "No passage id may occur twice"),
+    same("encoder_digest", "store", "encoder_digest", "encoder_digest_cpt", "The encoder must be the CPT checkpoint's"),
+    same("chunk_size", "store", "chunk_size", "chunk_size_of_recipe", "k must be the recipe's"),
+    none_of("retrieval_vectors", "store", "retrieval_faults", "Retrieval vectors must be finite and not zero"),
 )
 
 WEIGHTS = (
     FILES,
-    none_of("weights_finite", "weights", "nonfinite", "Weights are finite"),
-    within("weights_filled", "weights", "parameters", "Every weight file holds numbers", low=1),
+    none_of("weights_finite", "weights", "nonfinite", "Weights must be finite"),
+    within("weights_filled", "weights", "parameters", "Every weight file must hold numbers", low=1),
 )
 
 LOSS = (
-    none_of("loss_finite", "training", "loss_faults", "First and last loss are finite numbers"),
-    none_of("steps_taken", "training", "steps_missing", "All steps of the recipe were taken"),
+    none_of("loss_finite", "training", "loss_faults", "The training's losses must be finite numbers"),
+    none_of("steps_taken", "training", "steps_missing", "The training must have taken all of its steps"),
 )
 
 CHECKPOINT = (
     *WEIGHTS,
-    same("parameter_counts", "parameters", "found", "stated", "There are as many parameters as stated"),
+    same("parameter_counts", "parameters", "found", "stated", "There must be as many parameters as stated"),
     *LOSS,
-    above("loss_fell", "training", "first_loss", "last_loss", "The loss fell", integrity=False),
-    none_of("vectors_finite", "vectors", "nonfinite", "Chunk vectors of the corpus are finite"),
-    within("vectors_not_collapsed", "vectors", "spread", "Chunk vectors differ from one another", low=0.01),
-    same("encoder_digest", "vectors", "encoder_digest", "encoder_digest_stated", "The encoder is the one named"),
+    above("loss_falls", "training", "before", "after", "Training must lower the loss", integrity=False),
+    none_of("vectors_finite", "vectors", "nonfinite", "Chunk vectors of the corpus must be finite"),
+    within("vectors_not_collapsed", "vectors", "spread", "Chunk vectors must differ from one another", low=0.01),
+    same("encoder_digest", "vectors", "encoder_digest", "encoder_digest_stated", "The encoder must be the one named"),
 )
 
 POLICY = (
     *WEIGHTS,
     *LOSS,
-    none_of("scores_finite", "scores", "nonfinite", "Scores of chunk vectors are finite"),
-    within("scores_differ", "scores", "spread", "Scores differ between chunks", low=1e-6, integrity=False),
-    same("budget_kept", "scores", "kept", "budget", "As many chunks are kept as the budget allows"),
-    same("vectors_fit", "budget", "vector_dim", "vector_dim_of_encoder", "It reads the encoder's vectors"),
-    same("budget_of_recipe", "budget", "share_kept", "share_of_recipe", "The budget is the recipe's"),
+    none_of("scores_finite", "scores", "nonfinite", "Scores of chunk vectors must be finite"),
+    within("scores_differ", "scores", "spread", "Scores must differ between chunks", low=1e-6, integrity=False),
+    same("budget_kept", "scores", "kept", "budget", "As many chunks must be kept as the budget allows"),
+    same("vectors_fit", "budget", "vector_dim", "vector_dim_of_encoder", "It must read vectors of the encoder's size"),
+    same("budget_of_recipe", "budget", "share_kept", "share_of_recipe", "The budget must be the recipe's"),
 )
 
 EVALUATION = (
     FILES,
-    none_of("perplexity_complete", "perplexity_systems", "missing", "Every system has its perplexity row"),
-    none_of("perplexity_finite", "perplexity", "nonfinite", "Log-perplexities are finite and positive"),
-    none_of("rag_complete", "rag_systems", "missing", "Every system has its RAG rows"),
-    within("rag_scores", "rag", "exact_match", "Exact match is a share", 0, 1),
-    within("rag_f1", "rag", "f1", "F1 is a share", 0, 1),
-    within("decoder_tokens", "rag", "decoder_tokens", "Every system read tokens", low=1),
-    above("refrag_beats_none", "gain", "none", "refrag", "REFRAG is better than no context", integrity=False),
+    none_of("perplexity_complete", "perplexity_systems", "missing", "Every system must have its perplexity row"),
+    none_of("perplexity_finite", "perplexity", "nonfinite", "Log-perplexities must be finite and positive"),
+    none_of("rag_complete", "rag_systems", "missing", "Every system must have its RAG rows"),
+    within("rag_scores", "rag", "exact_match", "Exact match must be a share, 0 to 1", 0, 1),
+    within("rag_f1", "rag", "f1", "F1 must be a share, 0 to 1", 0, 1),
+    within("decoder_tokens", "rag", "decoder_tokens", "Every system must have read tokens", low=1),
     above(
-        "refrag_beats_shuffled", "gain", "shuffled", "refrag", "True chunks beat another document's", integrity=False
+        "refrag_beats_none", "gain", "none", "refrag", "A context's vectors must lower the decoder's log-perplexity",
+        integrity=False,
     ),
-    above("answers_beat_none", "rag_gain", "refrag", "none", "REFRAG answers better than no context", integrity=False),
-)
+    above(
+        "refrag_beats_shuffled", "gain", "shuffled", "refrag", "A context's own vectors must lower it further than "
+        "another document's", integrity=False,
+    ),
+    above(
+        "answers_beat_none", "rag_gain", "refrag", "none", "F1 must be higher with passages than without",
+        integrity=False,
+    ),
+)  # fmt: skip
 
-PACKAGE = (FILES, none_of("inputs_packed", "holds", "differs", "What was packed is what the pipeline made"))
+PACKAGE = (FILES, none_of("inputs_packed", "holds", "differs", "What is packed must be what the pipeline made"))
 
 SUITES: dict[str, tuple[Check, ...]] = {
     "corpus": CORPUS,

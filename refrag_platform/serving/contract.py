@@ -81,7 +81,7 @@ class Citation:
 @dataclass(frozen=True)
 class Usage:
     """What an answer cost. `prompt_positions` is what the decoder read, `plain_prompt_tokens` what it would
-    have read without compression; `compression_rate` is the ratio of the two over the passages alone.
+    have read without compression; `compression_rate` is the second over the first.
     `positions_reused` of the prompt's came from an earlier prompt that began alike."""
 
     prompt_positions: int

@@ -29,7 +29,7 @@ from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
 from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
-from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_length
+from refrag_platform.model.segments import Chunks, Prompt, compression_rate, plain_tokens, prompt_length
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
@@ -185,15 +185,16 @@ class Engine:
             )
             for passage, part in zip(passages, chunks, strict=True)
         ]
+        positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
         usage = Usage(
-            prompt_positions=prompt_length(prompt),
+            prompt_positions=positions,
             positions_reused=0,
-            plain_prompt_tokens=len(plain_tokens(prompt)),
+            plain_prompt_tokens=plain,
             completion_tokens=0,
             chunks=sum(citation.chunks for citation in citations),
             chunks_expanded=sum(citation.chunks_expanded for citation in citations),
             share_kept=share,
-            compression_rate=round(len(plain_tokens(chunks)) / max(prompt_length(chunks), 1), 4) if chunks else 1.0,
+            compression_rate=compression_rate(plain, positions),
             time_to_first_token_ms=None,
         )
         given = prompt_input(self.bundle.model, prompt)

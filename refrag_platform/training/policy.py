@@ -62,6 +62,9 @@ FITTED, ENCODED_AT_ONCE = 128, 2048
 class PolicyTask(Task):
     """Learns which chunks are worth their tokens."""
 
+    # Its loss is of choices that it draws itself, and at first of another kind.
+    comparable = False
+
     def __init__(
         self,
         model: RefragModel,

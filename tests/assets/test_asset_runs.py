@@ -8,7 +8,7 @@ import pytest
 from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, DagsterRunStatus
 
 from assets.materialize import materialize_all
-from assets.metadata import DOCS_URL, Published, docs_link, side_by_side
+from assets.metadata import DOCS_URL, Published, docs_links, side_by_side
 from assets.samples import FILE_NAME, SAMPLES, samples, write_samples
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
@@ -93,6 +93,13 @@ def test_metadata_holds_numbers_picture_tables_paths_and_lineage(made: Project, 
     }
 
 
+def test_metadata_begin_with_the_result_and_end_with_the_settings(made: Project, instance: DagsterInstance) -> None:
+    names = list(metadata(instance, "reconstruction") or {})
+    results = ("loss_curve", "samples", "last_loss", "nested.share")
+    assert max(map(names.index, results)) < min(map(names.index, ("cached", "made", "path", "hash", "lineage")))
+    assert names[-1] == "settings"
+
+
 def test_each_check_leads_to_its_data_docs(
     made: Project, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,10 +109,12 @@ def test_each_check_leads_to_its_data_docs(
         record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
         assert record.event and record.event.dagster_event
         shown = record.event.dagster_event.asset_check_evaluation_data.metadata
-        assert shown["data_docs"].value == str(page)
+        assert shown["data_docs"].value == f"http://127.0.0.1:3002/data/{MODEL}/corpus/checks/index.html"
+        assert shown["data_docs_file"].value == str(page)
     assert page.is_file()
-    monkeypatch.setenv(DOCS_URL, "http://127.0.0.1:3002/")
-    assert docs_link(made, page.parent.parent).value == f"http://127.0.0.1:3002/data/{MODEL}/corpus/checks/index.html"
+    monkeypatch.setenv(DOCS_URL, "https://docs.example/refrag/")
+    link = docs_links(made, page.parent.parent)["data_docs"].value
+    assert link == f"https://docs.example/refrag/data/{MODEL}/corpus/checks/index.html"
 
 
 def test_models_stand_side_by_side(made: Project, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +177,7 @@ def test_a_planted_fault_turns_its_check_red_and_stops_what_is_downstream(
     plant_stage(planted, "reconstruction", NO_BETTER)
     assert materialize_all(MODEL, FIRST_TWO)
     assert check_outcomes(instance, "corpus")["split_leakage"] == (True, "ERROR")
-    assert check_outcomes(instance, "reconstruction")["loss_fell"] == (False, "WARN")
+    assert check_outcomes(instance, "reconstruction")["loss_falls"] == (False, "WARN")
 
 
 def test_a_fault_in_a_recorded_artifact_stops_what_is_downstream(made_copy: Project, instance: DagsterInstance) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from assets.docs_server import server
-from assets.metadata import DOCS_URL, docs_link
+from assets.docs_server import HOST, PORT, server
+from assets.metadata import DOCS_URL, docs_links
 from refrag_platform.project import Project
+from tests.conftest import ROOT
 
 
 @pytest.fixture
@@ -40,12 +41,21 @@ def get(url: str) -> str:
 def test_the_link_of_a_check_opens_its_data_docs(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, folder = Project(tmp_path), tmp_path / "models" / "tiny" / "cpt"
     monkeypatch.delenv(DOCS_URL, raising=False)
-    assert docs_link(project, folder).value == str(folder / "checks" / "index.html")
     monkeypatch.setenv(DOCS_URL, f"{address}/")
-    link = docs_link(project, folder).value
+    link, file = (value.value for value in docs_links(project, folder).values())
     assert isinstance(link, str) and get(link) == "docs of models/tiny/cpt"
+    assert isinstance(file, str) and Path(file).read_text() == get(link)
     assert "docs of work/tiny/chunks/failed" in get(f"{address}/work/tiny/chunks/failed/checks/index.html")
     assert get(address).count("<li>") == 3
+
+
+def test_a_link_recorded_without_a_server_leads_to_the_one_that_make_ui_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(DOCS_URL, raising=False)
+    link = docs_links(Project(tmp_path), tmp_path / "models" / "tiny" / "cpt")["data_docs"].value
+    assert link == f"http://{HOST}:{PORT}/models/tiny/cpt/checks/index.html"
+    assert f"DOCS_PORT ?= {PORT}" in (ROOT / "Makefile").read_text().splitlines()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import made_from_current, run_stage
 from refrag_platform.versioning.manifest import Manifest
+from refrag_platform.versioning.origin import origin
 
 MODEL = "tiny"
 STARTED = ("reconstruction", "cpt", "policy")
@@ -68,6 +69,9 @@ def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
         assert [source.path for source in manifest.sources if "release" in source.path] == [
             f"models/{MODEL}/release/manifest.json"
         ]
+        # Settings of a training that didn't take place would contradict the figures of the one that did.
+        assert set(manifest.settings[stage]) == {"continue_from", "precision"}
+        assert origin(manifest) == f"900 steps; taken as it is from models/{MODEL}/release"
         assert run_stage(project, stage, MODEL).cached
     write_release(project, seed=2)
     for stage in STARTED:

@@ -116,6 +116,7 @@ def test_rows_hold_every_system_and_nulls_beyond_the_output(
         ("refrag", True, 0.25),
         ("refrag_shuffled", True, 0.0),
         ("refrag_zero", True, 0.0),
+        ("refrag_none", True, None),
     ]
     assert all(row["k"] == 4 and row["windows"] == 7 for row in rows)
     assert all(row["P16"] > 0 and row["P32"] > 0 and row["P128"] is row["P512"] is None for row in rows)

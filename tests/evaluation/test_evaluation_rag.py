@@ -264,6 +264,9 @@ def test_plain_and_pruned_read_as_many_tokens_as_refrag_at_each_share(
         assert tokens["plain", share] == tokens["pruned", share] == tokens["refrag", share]
     compression = {row["system"]: row["compression"] for row in found.rows}
     assert compression["full"] == 1.0 < compression["refrag"]
+    full = next(row["decoder_tokens"] for row in found.rows if row["system"] == "full")
+    for row in found.rows:
+        assert row["compression"] == pytest.approx(full / row["decoder_tokens"], abs=1e-4)
     assert {(row["over"], row["share_kept"]) for row in found.differences} == {
         (system, share) for system in ("full", "plain", "pruned") for share in (0.0, 0.25)
     }

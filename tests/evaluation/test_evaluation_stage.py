@@ -204,7 +204,7 @@ def test_the_command_scores_any_documents(
     )  # fmt: skip
     result = json.loads((tmp_path / "out.json").read_text())
     assert {row["system"] for row in result["rows"]} == {
-        "full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero",
+        "full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero", "refrag_none",
     }  # fmt: skip
     assert [row["share_kept"] for row in result["rows"] if row["system"] == "refrag"] == [0.5]
     assert all(row["windows"] == 4 for row in result["rows"])

@@ -10,6 +10,7 @@ from refrag_platform.model.segments import (
     Chunks,
     Text,
     chunk_tokens,
+    compression_rate,
     lay_out,
     plain_tokens,
     prompt_length,
@@ -56,6 +57,16 @@ def test_vectors_are_those_of_the_compressed_chunks_in_order() -> None:
     layout = lay_out([[passage]], 2)
     assert layout.vectors is not None
     assert layout.vectors.tolist() == [[0.0, 1.0], [4.0, 5.0]]
+
+
+def test_compression_counts_the_whole_prompt_in_tokens_and_positions() -> None:
+    question, passage = Text([5] * 10), Chunks(chunk_tokens(list(range(30)), 8))  # the last chunk has six tokens
+    prompt = [passage, question]
+    assert compression_rate(len(plain_tokens(prompt)), prompt_length(prompt)) == round(40 / (4 + 10), 4)
+    # Of long passages alone it is the paper's effective rate, k / (1 - p + k p).
+    kept = Chunks(chunk_tokens(list(range(8 * 100)), 8), flags(*[1, 0, 0, 0] * 25))
+    assert compression_rate(len(plain_tokens([kept])), prompt_length([kept])) == round(8 / (0.75 + 8 * 0.25), 4)
+    assert compression_rate(10, prompt_length([question])) == 1.0
 
 
 def test_window_layout_agrees_with_lay_out() -> None:

@@ -133,6 +133,7 @@ def write_chunks(recipe: Recipe, out: Path, inputs: dict[str, Path]) -> None:
 
 def write_evaluation(recipe: Recipe, out: Path) -> None:
     losses = {"full": 2.0, "none": 4.0, "truncated": 3.5, "refrag": 3.0, "refrag_shuffled": 4.1, "refrag_zero": 4.0}
+    losses["refrag_none"] = 4.0
     perplexity = [
         {"system": system, "tuned": False, "k": 4, "share_kept": None, "windows": 16}
         | {f"P{count}": loss if count <= recipe.evaluation.output_tokens else None for count in (16, 32, 128, 512)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,8 @@ FAULTS: list[tuple[str, str, Plant]] = [
     ("corpus", "shard_lengths", cut_in_half("train/tokens-00000.bin")),
     ("corpus", "shard_lengths", removed("train/tokens-00001.bin")),
     ("corpus", "document_places", in_rows("documents.parquet", set_row(1, start=0))),
-    ("corpus", "rows", in_rows("documents.parquet", lambda rows: rows.__delitem__(slice(8, 12)))),
-    ("corpus", "lengths", in_rows("documents.parquet", set_row(3, characters=0))),
+    ("corpus", "splits_filled", in_rows("documents.parquet", lambda rows: rows.__delitem__(slice(8, 12)))),
+    ("corpus", "documents_filled", in_rows("documents.parquet", set_row(3, characters=0))),
     ("corpus", "duplicates", in_rows("documents.parquet", set_row(1, sha256="hash of train-0"))),
     ("corpus", "split_leakage", in_rows("documents.parquet", set_row(9, sha256="hash of train-0"))),
     ("corpus", "split_leakage", in_rows("documents.parquet", set_row(9, id="train-0"))),
@@ -138,9 +139,11 @@ FAULTS: list[tuple[str, str, Plant]] = [
     ("cpt", "vectors_not_collapsed", in_tensors("encoder.safetensors", collapse)),
     ("cpt", "encoder_digest", in_tensors("encoder.safetensors", lambda t: t["encoder.pool.bias"].fill_(1.0))),
     ("cpt", "loss_finite", in_json("training.json", lambda values: values.update(last_loss=float("nan")))),
-    ("cpt", "loss_fell", in_json("training.json", lambda values: values.update(last_loss=4.5))),
+    ("cpt", "loss_falls", in_json("training.json", lambda values: values.update(last_loss=4.5))),
+    ("cpt", "loss_falls", in_json("training.json", lambda values: values.update(loss_before=3.0, loss_after=3.0))),
+    ("cpt", "loss_finite", in_json("training.json", lambda values: values.update(loss_after=float("inf")))),
     ("cpt", "steps_taken", in_json("training.json", lambda values: values.update(steps=3))),
-    ("reconstruction", "loss_fell", in_json("training.json", lambda values: values.update(last_loss=4.5))),
+    ("reconstruction", "loss_falls", in_json("training.json", lambda values: values.update(last_loss=4.5))),
     ("finetuned", "files_complete", removed("policy.safetensors")),
     ("policy", "scores_finite", in_tensors("policy.safetensors", lambda t: t["head.1.bias"].fill_(torch.nan))),
     ("policy", "scores_differ", in_tensors("policy.safetensors", lambda t: t["head.1.weight"].zero_())),
@@ -152,6 +155,8 @@ FAULTS: list[tuple[str, str, Plant]] = [
     ("evaluation", "rag_complete", in_json("rag.json", lambda values: values["rows"].pop())),
     ("evaluation", "rag_f1", in_json("rag.json", give("full", f1=1.5))),
     ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("refrag", P16=4.0))),
+    ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("refrag_none", P32=3.0))),
+    ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("none", tuned=True, P16=2.9))),
     ("evaluation", "refrag_beats_shuffled", in_json("perplexity.json", give("refrag_shuffled", P16=2.9))),
     ("evaluation", "answers_beat_none", in_json("rag.json", give("refrag", f1=0.2))),
     ("package", "inputs_packed", in_json("package.json", lambda lock: lock["inputs"].update(finetuned="other.dir"))),
@@ -181,7 +186,7 @@ def test_a_planted_fault_fails_its_check_and_blocks_a_release(
 
 
 QUALITY = [
-    ("cpt", "loss_fell", in_json("training.json", lambda values: values.update(last_loss=4.5))),
+    ("cpt", "loss_falls", in_json("training.json", lambda values: values.update(last_loss=4.5))),
     ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("refrag", P16=4.0))),
 ]
 
@@ -193,6 +198,36 @@ def test_a_quality_threshold_only_warns_for_an_undertrained_recipe(
     failed = [result for result in examine(stage, plant).values() if not result.passed]
     assert [result.name for result in failed] == [check]
     assert not failed[0].blocking
+
+
+def test_a_harder_last_batch_is_no_fault_where_the_same_batches_have_a_lower_loss(examine: Examine) -> None:
+    figures = {"first_loss": 0.6, "last_loss": 0.9, "loss_before": 0.7, "loss_after": 0.65}
+    assert examine("finetuned", in_json("training.json", lambda values: values.update(figures)))["loss_falls"].passed
+
+
+def test_a_decoder_that_training_made_worse_at_text_is_not_held_against_the_context(examine: Examine) -> None:
+    """The untrained decoder without a context tells what training did to it, not what vectors do for it."""
+    results = examine("evaluation", in_json("perplexity.json", give("none", P16=2.0, P32=2.0)))
+    assert results["refrag_beats_none"].passed
+
+
+def test_a_failure_says_whether_the_run_goes_on(examine: Examine) -> None:
+    fails = in_json("training.json", lambda values: values.update(last_loss=4.5))
+    result = examine("cpt", fails)["loss_falls"]
+    assert result.message == (
+        "Training must lower the loss. Found cpt: before 4, after 4.5, but before must be above after. "
+        "The run goes on; it would end here if the recipe's maturity were released"
+    )
+
+
+def test_a_failure_that_ends_the_run_does_not_say_that_it_goes_on(examine: Examine) -> None:
+    fails = in_json("training.json", lambda values: values.update(last_loss=4.5))
+    assert "goes on" not in examine("cpt", fails, maturity="released")["loss_falls"].message
+
+
+def test_what_is_expected_is_a_rule_which_is_true_of_a_failure_too() -> None:
+    rules = {check.says for suite in SUITES.values() for check in suite}
+    assert [rule for rule in rules if not re.search(r"\b(must|may)\b", rule)] == []
 
 
 def test_a_message_names_the_row_the_value_and_what_is_allowed(examine: Examine) -> None:

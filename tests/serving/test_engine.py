@@ -10,7 +10,7 @@ import pytest
 from refrag_platform.model.generate import generate
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import rag_prompt, stop_ids
-from refrag_platform.model.segments import Prompt, prompt_length
+from refrag_platform.model.segments import Prompt, plain_tokens, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
 from refrag_platform.serving.engine import Engine
 from tests.processes import wait_for
@@ -49,14 +49,14 @@ def test_an_answer_is_the_decoded_tokens_of_the_prompt(engine: Engine) -> None:
 
 
 def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
-    k = engine.bundle.model.chunk_size
     generation = engine.start(QUESTION, [LONG], Sampling(1), 0.25)
     usage, citation = generation.usage, generation.citations[0]
     assert usage.prompt_positions == prompt_length(prompt_of(engine, [LONG]))
     assert usage.chunks == citation.chunks
     assert usage.chunks_expanded == citation.chunks_expanded == round(0.25 * usage.chunks)
-    # Effective rate of the paper: k / (1 - p + k p), up to the last partial chunk.
-    assert usage.compression_rate == pytest.approx(k / (0.75 + k * 0.25), rel=0.05)
+    # Of the whole prompt, as evaluations count it.
+    assert usage.plain_prompt_tokens == len(plain_tokens(prompt_of(engine, [LONG])))
+    assert usage.compression_rate == round(usage.plain_prompt_tokens / usage.prompt_positions, 4)
     assert usage.time_to_first_token_ms is None
     list(generation)
     assert generation.usage.time_to_first_token_ms is not None

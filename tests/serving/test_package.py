@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -178,8 +179,13 @@ def test_ask_answers_from_a_shell(built: Built, monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(app, ["ask", QUESTION, "--model", "tiny", "--passages", "2", "--share-kept", "0"])
     assert result.exit_code == 0, result.output
     assert "[1] Peru (peru-0" in result.stderr
-    assert "0 of 22 chunks expanded, compression" in result.stderr
+    said = re.search(
+        r"0 of 22 chunks expanded, compression ([\d.]+)x: (\d+) positions instead of (\d+) tokens", result.stderr
+    )
+    assert said is not None
+    assert float(said[1]) == round(int(said[3]) / int(said[2]), 2)
     assert result.stdout.strip()
+    assert "loading tiny ..." in result.stderr.splitlines()
 
 
 @pytest.mark.slow

@@ -61,7 +61,19 @@ def test_runs_that_continue_each_other_give_the_curve_of_one_long_run(
             train(cpt_task(fresh(recipe), corpus, wanted, 0), wanted, parts, "part", stop_after=5)
     last = train(cpt_task(fresh(recipe), corpus, wanted, 0), wanted, parts, "part")
     assert curve(parts) == curve(whole)
-    assert last["last_loss"] == one["last_loss"] and last["first_loss"] == one["first_loss"]
+    for figure in ("first_loss", "last_loss", "loss_before", "loss_after"):
+        assert last[figure] == one[figure]
+
+
+def test_the_loss_before_and_after_is_of_the_same_batches(recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
+    """What is learnt lowers it, and where nothing is learnt it stays, whatever batches the log began and ended with."""
+    wanted = settings(recipe)
+    taught = train(cpt_task(fresh(recipe), corpus, wanted, 0), wanted, tmp_path / "taught", "taught")
+    assert taught["loss_after"] < taught["loss_before"]
+    idle = settings(recipe, encoder_learning_rate=0.0, projection_learning_rate=0.0, decoder_learning_rate=0.0)
+    stayed = train(cpt_task(fresh(recipe), corpus, idle, 0), idle, tmp_path / "idle", "idle")
+    assert stayed["loss_after"] == stayed["loss_before"] == taught["loss_before"]
+    assert stayed["first_loss"] != stayed["last_loss"]
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(recipe: Recipe, corpus: Path, tmp_path: Path) -> None:

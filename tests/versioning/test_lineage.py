@@ -26,6 +26,15 @@ def lineage(project: Project, *arguments: str) -> str:
     return result.stdout
 
 
+def test_no_line_of_settings_or_figures_is_longer_than_a_screen(planted_project: Project) -> None:
+    hashes = make_all(planted_project)
+    printed = lineage(planted_project)
+    assert f"models/{MODEL}/finetuned {hashes['finetuned']}" in printed
+    assert f"steps {planted_project.recipe(MODEL).finetuned.steps}, batch_size" in printed
+    paths = [line for line in printed.splitlines() if ".dir" in line or "commit" in line]
+    assert max(len(line) for line in printed.splitlines() if line not in paths) <= 120
+
+
 def test_the_chain_of_the_fine_tuned_model_ends_at_the_source_files(planted_project: Project) -> None:
     hashes = make_all(planted_project)
     chain = json.loads(lineage(planted_project, "--json"))

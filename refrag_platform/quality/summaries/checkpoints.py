@@ -57,9 +57,14 @@ def parameters(artifact: Artifact) -> list[Row]:
 
 
 def training(artifact: Artifact) -> list[Row]:
-    """The one row of what training.json states about the run."""
+    """The one row of what training.json states about the run.
+
+    before, after: the loss of the same batches before and after the training; of a release, which states none, what
+    the log of its training began and ended with.
+    """
     values = artifact.read_json(TRAINING_FILE)
     first, last = (wanted(values, key, TRAINING_FILE) for key in ("first_loss", "last_loss"))
+    before, after = values.get("loss_before", first), values.get("loss_after", last)
     settings = getattr(artifact.recipe, artifact.stage)
     stated = wanted(values, "steps", TRAINING_FILE)
     # The release was trained as its own recipe said.
@@ -67,9 +72,9 @@ def training(artifact: Artifact) -> list[Row]:
     return [
         {
             "row": artifact.stage,
-            "first_loss": first,
-            "last_loss": last,
-            "loss_faults": sum(not is_finite(loss) for loss in (first, last)),
+            "before": before,
+            "after": after,
+            "loss_faults": sum(not is_finite(loss) for loss in (first, last, before, after)),
             "steps_missing": asked - stated,
         }
     ]

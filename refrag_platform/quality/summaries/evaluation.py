@@ -6,7 +6,7 @@ from typing import Any
 
 from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, wanted
 
-PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero")
+PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero", "refrag_none")
 RAG_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_wrong")
 PREFIXES = (16, 32, 128, 512)
 
@@ -36,12 +36,22 @@ def perplexity_systems(artifact: Artifact) -> list[Row]:
 
 
 def gain(artifact: Artifact) -> list[Row]:
-    """One row per prefix length: lowest log-perplexity of no context and of another document's chunks; REFRAG's."""
+    """One row per prefix length: lowest log-perplexity of no context and of another document's chunks; REFRAG's.
+
+    No context is the model's own decoder without one, and a control that was tuned without. The untrained decoder is
+    neither: what training did to a decoder is not what a context does for it.
+    """
     reports = _rows(artifact, "perplexity.json")
     return [
         {
             "row": column,
-            "none": min(_figures(reports, column, system="none"), default=None),
+            "none": min(
+                [
+                    *_figures(reports, column, system="refrag_none"),
+                    *_figures(reports, column, system="none", tuned=True),
+                ],
+                default=None,
+            ),
             "shuffled": min(_figures(reports, column, system="refrag_shuffled"), default=None),
             "refrag": min(_figures(reports, column, system="refrag"), default=None),
         }

@@ -18,6 +18,8 @@ from refrag_platform.training.core.metrics import MACHINE
 from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"
+# What a training states of itself. The last two, of the same batches before and after it, only where it took them.
+FIGURES = ("steps", "first_loss", "last_loss", "loss_before", "loss_after")
 
 
 def load_model(context: StageContext, stage: str) -> RefragModel:
@@ -45,7 +47,7 @@ def take_over(context: StageContext, folder: Path) -> dict[str, Any]:
     # What went into this artifact is sealed into it later.
     shutil.copytree(folder, context.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(INPUTS_FILE))
     figures = json.loads((context.out / TRAINING_FILE).read_text(encoding="utf-8"))
-    return {**{key: figures[key] for key in ("steps", "first_loss", "last_loss")}, **figures.get("last", {})}
+    return {**_stated(figures), **figures.get("last", {})}
 
 
 def parameter_counts(modules: dict[str, nn.Module]) -> dict[str, int]:
@@ -59,16 +61,14 @@ def write_training(context: StageContext, summary: dict[str, Any], parameters: d
     Returns the figures, as the stage's metrics.
     """
     last = {key: value for key, value in summary["last"].items() if key not in MACHINE}
-    figures = {
-        "steps": summary["steps"],
-        "first_loss": summary["first_loss"],
-        "last_loss": summary["last_loss"],
-        "last": last,
-        "parameters": parameters,
-    }
+    figures = {**_stated(summary), "last": last, "parameters": parameters}
     if not is_main():
         return {}
     (context.out / TRAINING_FILE).write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (log := context.work / "metrics.jsonl").is_file():  # What is taken over was trained elsewhere.
         shutil.copy(log, context.beside / "metrics.jsonl")
-    return {**{key: figures[key] for key in ("steps", "first_loss", "last_loss")}, **last}
+    return {**_stated(figures), **last}
+
+
+def _stated(figures: dict[str, Any]) -> dict[str, Any]:
+    return {key: figures[key] for key in FIGURES if key in figures}

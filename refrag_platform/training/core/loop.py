@@ -24,6 +24,7 @@ from refrag_platform.errors import RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
+from refrag_platform.training.core.comparison import loss_of_some_batches
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import prefetch
 from refrag_platform.training.core.ranks import make_accelerator, prepare, world_size
@@ -49,6 +50,8 @@ class Task(nn.Module, ABC):
     updates_per_batch = 1
     # The figure whose first and last values a run is judged by.
     judged_by = "loss"
+    # Whether the same batches have a lower loss after training that went well (core/comparison.py).
+    comparable = True
     # Whether batches come in so few shapes that on a GPU each is worth a compilation.
     few_shapes = False
 
@@ -151,6 +154,12 @@ def train(
     log = MetricsLog(work / "metrics.jsonl", step, facts.get("pending", []), accelerator)
     started_at, loss_value = step, facts.get("last_loss")
 
+    def compared() -> float | None:
+        with fast_kernels(*modules, on_gpu=on_gpu):
+            return loss_of_some_batches(task, module, accelerator, settings.steps, micro_size)
+
+    loss_before = facts.get("loss_before") if step else compared()
+
     def batches() -> Iterator[list[Batch]]:
         for number in range(started_at, settings.steps):
             size = task.samples(number, micro_size)
@@ -158,7 +167,7 @@ def train(
             yield [_pinned(batch) for batch in made] if on_gpu else made
 
     def save() -> None:
-        kept = {"first_loss": first_loss, "last_loss": loss_value, "pending": log.pending()}
+        kept = {"first_loss": first_loss, "last_loss": loss_value, "loss_before": loss_before, "pending": log.pending()}
         checkpoint.save(accelerator, checkpoints, step, kept, settings.keep_checkpoints)
 
     with (
@@ -197,7 +206,9 @@ def train(
             if step % settings.save_every == 0 and step < settings.steps:
                 save()
     accelerator.wait_for_everyone()
-    return {"steps": step, "first_loss": first_loss, "last_loss": loss_value, "last": log.last}
+    summary = {"steps": step, "first_loss": first_loss, "last_loss": loss_value, "last": log.last}
+    # A checkpoint of before there was such a figure has none.
+    return summary if loss_before is None else summary | {"loss_before": loss_before, "loss_after": compared()}
 
 
 def _step(

@@ -1,0 +1,77 @@
+"""What `make install` shows: a line for each part, the whole in a log, and of a failure its end and where it lies."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+SCRIPT = ROOT / "scripts" / "quietly.py"
+
+
+def quietly(log: Path, shell: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(log), "Installing things", "sh", "-c", shell]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_command_that_succeeds_says_one_line_and_logs_the_rest(tmp_path: Path) -> None:
+    log = tmp_path / "new" / "install.log"
+    for word in ("first", "second"):
+        result = quietly(log, f"seq 1000; echo {word} >&2")
+        assert result.returncode == 0 and result.stdout == ""
+        assert [line.split(" in ")[0] for line in result.stderr.splitlines()] == [
+            "Installing things ...",
+            "Installing things: done",
+        ]
+    lines = log.read_text().splitlines()
+    assert lines.count("1000") == 2 and "first" in lines and lines[-1] == "second"
+
+
+def test_a_command_that_fails_shows_the_log_s_end_where_it_is_and_its_status(tmp_path: Path) -> None:
+    log = tmp_path / "install.log"
+    result = quietly(log, "seq 1000; echo 'no such package' >&2; exit 3")
+    assert result.returncode == 3
+    shown = result.stderr.splitlines()
+    assert any(line.startswith("Installing things: failed with status 3") for line in shown)
+    assert shown[-2:] == ["no such package", f"The whole log: {log}"]
+    assert "990" in shown and "500" not in shown
+    assert quietly(log, "kill -9 $$").returncode == 128 + 9
+
+
+def test_on_a_terminal_one_line_moves(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        str(tmp_path / "log"),
+        "Installing",
+        "sh",
+        "-c",
+        "echo Collecting x; sleep 2",
+    ]
+    subprocess.run(command, stderr=theirs, timeout=60, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "s  Collecting x" in shown
+    assert shown.count("\n") == 1 and "Installing: done" in shown
+
+
+def test_a_part_of_make_install_that_fails_ends_it_with_the_reason(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-weights.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "scripts")
+    command = ["make", "install", f"PYTHON={sys.executable}", "TORCH=./no-such-wheel.whl"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode != 0
+    said = result.stdout + result.stderr
+    assert "Installing torch (1 of 3): failed" in said and "no-such-wheel.whl" in said
+    assert "The whole log: .venv/install.log" in said and "(2 of 3)" not in said
+    assert not (tmp_path / ".venv" / ".installed").exists()
+    assert "no-such-wheel.whl" in (tmp_path / ".venv" / "install.log").read_text()

@@ -1,0 +1,92 @@
+"""What a user is told: the version, what to do where there is nothing yet, the demo's result in a line."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+from refrag_platform.demo import print_report
+from refrag_platform.evaluation.report import beside_full
+from refrag_platform.project import Project
+from tests.conftest import ROOT
+
+REFRAG = {
+    "system": "refrag", "passages": 20, "exact_match": 0.925, "f1": 0.946, "decoder_tokens": 236.0, "ttft_ms": 434.0,
+}  # fmt: skip
+FULL = REFRAG | {"system": "full", "exact_match": 0.8, "decoder_tokens": 942.4, "ttft_ms": 1763.2}
+LINE = (
+    "REFRAG: exact match 92.5%, 236 decoder positions, first token after 434 ms. "
+    "Full context: exact match 80.0%, 942 tokens, first token after 1,763 ms. "
+    "(40 held-out questions over 20 passages each)"
+)
+
+
+def test_the_version_is_the_package_s() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert result.exit_code == 0 and result.stdout == f"refrag-platform {version}\n"
+
+
+@pytest.mark.parametrize(("arguments", "command"), [([], "promote MODEL"), (["tiny"], "promote tiny")])
+def test_no_release_yet_is_said_with_what_to_do(
+    repository: Project, monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: str
+) -> None:
+    monkeypatch.setenv("REFRAG_ROOT", str(repository.root))
+    result = CliRunner().invoke(app, ["release", "ls", *arguments])
+    assert result.exit_code == 0 and result.stdout == ""
+    assert f"`refrag release {command}`" in result.stderr
+
+
+def test_the_result_beside_full_context_is_one_line() -> None:
+    few = [row | {"passages": 1, "exact_match": 0.1} for row in (REFRAG, FULL)]
+    assert beside_full([REFRAG, FULL, *few], 40) == LINE
+
+
+def test_without_full_context_or_times_nothing_is_made_up() -> None:
+    assert beside_full([REFRAG]) is None
+    assert beside_full([REFRAG, FULL | {"passages": 10}]) is None
+    untimed = beside_full([row | {"ttft_ms": None} for row in (REFRAG, FULL)])
+    assert untimed is not None and "first token" not in untimed
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    made = {
+        "artifacts": [
+            {
+                "name": "finetuned", "path": "models/tiny/finetuned/content", "hash": "0123456789abcdef.dir",
+                "checks_passed": 9, "checks_failed": 1, "warnings": ["loss_falls: Training must lower the loss."],
+            }
+        ],
+        "perplexity": [], "rag": [REFRAG, FULL], "seconds": 3.0,
+        "training": {"cpt": "1,200 steps; taken as it is from models/tiny/release", "finetuned": "16 steps"},
+        "summary": LINE,
+    }  # fmt: skip
+    return made | changes
+
+
+SERVED: dict[str, Any] = {
+    "question": "Which?", "answer": "This.", "citations": [], "ttft_ms": 600.0,
+    "refrag": {
+        "chunks": 70, "chunks_expanded": 7, "prompt_positions": 155, "plain_prompt_tokens": 565,
+        "compression_rate": 3.6452,
+    },
+}  # fmt: skip
+
+
+def test_the_demo_ends_with_its_result_and_says_how_the_model_was_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report("tiny", report(), SERVED)
+    printed = capsys.readouterr().out
+    assert printed.rstrip().splitlines()[-1] == LINE
+    assert "cpt: 1,200 steps; taken as it is from models/tiny/release" in printed
+    assert "undertrained" not in printed
+    assert "compression 3.65x: 155 positions instead of 565 tokens" in " ".join(printed.split())
+    assert "models/tiny/finetuned/checks/index.html" in printed
+
+
+def test_the_demo_without_full_context_ends_with_what_comes_next(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report("tiny", report(summary=None), SERVED)
+    assert "refrag run all --model tiny" in capsys.readouterr().out
