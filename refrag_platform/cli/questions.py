@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -41,6 +41,14 @@ def rank(
             "Asked over passages without the answer, a model learns to make one up.",
         ),
     ] = False,
+    split: Annotated[
+        Literal["train", "validation", "test", "all"] | None,
+        typer.Option(
+            "--split",
+            help="Take these passages of a pool whose rows name a split, as a corpus' do. Default: train with "
+            "--found-only, so that what is learned from shows no held-out page; else all.",
+        ),
+    ] = None,
     limit: Limit = None,
 ) -> None:
     """Give each question the nearest passages of a pool, best first, as a retriever finds them.
@@ -55,7 +63,8 @@ def rank(
 
     _refuse_existing(out)
     asked = read_questions(questions, limit)
-    passages = [passage for path in pool for passage in read_passages(path)]
+    wanted = split or ("train" if found_only else "all")
+    passages = [passage for path in pool for passage in read_passages(path, None if wanted == "all" else wanted)]
     found = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
     write_questions(out, [question for question in found if question.gold or not found_only])
     first = sum(0 in question.gold for question in found)

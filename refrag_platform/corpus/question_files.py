@@ -217,21 +217,30 @@ def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) ->
             )
 
 
-def read_passages(path: Path) -> list[Passage]:
+def read_passages(path: Path, split: str | None = None) -> list[Passage]:
     """Every passage of a file once, (title, text): rows of title and text, or questions with passages.
 
     A corpus' passages.parquet is read as well.
 
+    Args:
+        split: leave out the rows that name another one in `split`, as a corpus' passages do. Whatever is learned from
+            is read with `train`, so that no training sees a page that is held out.
+
     Raises:
         RefragError: the file is missing or has no passages, or a row is wrong.
     """
-    found: dict[Passage, None] = {}
+    passages: dict[Passage, None] = {}
+    left_out = 0
     for where, row in _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_rows(path):
+        if split is not None and row.get("split") not in (None, split):
+            left_out += 1
+            continue
         for passage in passage_texts(row.get("passages", [row]), where, "passages"):
-            found[passage] = None
-    if not found:
-        raise RefragError(f"{path} has no passages; give a .jsonl or .parquet file of rows title, text")
-    return list(found)
+            passages[passage] = None
+    if not passages:
+        why = f" of the split {split!r} ({left_out} of others)" if left_out else ""
+        raise RefragError(f"{path} has no passages{why}; give a .jsonl or .parquet file of rows title, text")
+    return list(passages)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -240,7 +249,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     try:
         with path.open("rb") as stream:
-            yield from _rows(path, read_parquet_rows(stream, ("text", "title")))
+            yield from _rows(path, read_parquet_rows(stream, ("text", "title", "split")))
     except (OSError, pyarrow.ArrowException) as error:
         said = str(error).splitlines()[0]
         raise RefragError(f"{path} can't be read as passages ({said}); give a .parquet file of title, text") from None

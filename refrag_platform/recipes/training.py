@@ -275,7 +275,8 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
     output_tokens: int = Field(64, ge=1, description="tokens that continue it")
     distractors: list[str] = Field(
         default_factory=list,
-        description="files of further passages (rows title, text) to stand beside those that hold the answer",
+        description="files of further passages (rows title, text) to stand beside those that hold the answer; "
+        "rows that name another `split` than train are left out",
     )
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
-from refrag_platform.training.usable import LeftOut, usable
+from refrag_platform.training.usable import LeftOut, refuse_held_out, usable
 
 SENTENCES = 3
 # Tries for each distractor wanted: in a small file every stranger may be the gold passage.
@@ -87,10 +87,11 @@ class Examples:
         files += _paths(root, settings.questions)
         self.left_out = LeftOut("finetuned")
         found = [one for file in files for one in read_questions(file) if one.kind == "answer"]
+        refuse_held_out(found, corpus)
         self._total = len(found)
         asked = [self._asked(one) for one in usable(found, self.left_out)]
         for file in _paths(root, settings.distractors):
-            self._number(read_passages(file))
+            self._number(read_passages(file, split="train"))
         # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
         self._pool = len(self.passages)
         summaries = [one for file in _paths(root, settings.summaries) for one in read_summaries(file)]

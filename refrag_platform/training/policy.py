@@ -54,6 +54,7 @@ from refrag_platform.training.episodes import (
     window_episode,
 )
 from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_answers
+from refrag_platform.training.usable import refuse_held_out
 
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED, ENCODED_AT_ONCE = 128, 2048
@@ -232,6 +233,7 @@ def policy_task(
         if own.is_file() and own.stat().st_size:
             files.insert(0, own)
         asked = [question for file in files for question in read_questions(file)]
+        refuse_held_out(asked, corpus)
         questions = QuestionEpisodes(
             model.tokenizer,
             asked,

@@ -1,12 +1,14 @@
-"""What of legal rows can't be trained on: left out, counted and said before training begins."""
+"""What of legal rows is not trained on: left out and counted, or refused, before training begins."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from refrag_platform.corpus.question_files import Question
+from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
 
 
@@ -37,3 +39,29 @@ def usable(questions: Sequence[Question], left_out: LeftOut) -> list[Question]:
     if kept_out := len(questions) - len(kept):
         left_out.reasons["without passages"] += kept_out
     return kept
+
+
+def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
+    """Refuse questions that show a passage of the corpus' validation or test documents: it would be trained on.
+
+    Args: corpus: its content folder.
+
+    Raises:
+        RefragError: a question lists one; the message names its row and the number of such questions.
+    """
+    path = corpus / "passages.parquet"
+    if not questions or not path.is_file():
+        return
+    import pyarrow.parquet as parquet
+
+    rows = parquet.read_table(path, columns=["title", "text", "split"]).to_pylist()
+    seen = {(row["title"], row["text"]) for row in rows if row["split"] == "train"}
+    held_out = {(row["title"], row["text"]) for row in rows if row["split"] != "train"} - seen
+    shown = [question for question in questions if not held_out.isdisjoint(question.passages)]
+    if shown:
+        title = next(title for title, text in shown[0].passages if (title, text) in held_out)
+        raise RefragError(
+            f"{shown[0].where}: its passage {title!r} is held out by this corpus, as are passages of "
+            f"{len(shown) - 1:,} more questions; rank them over the training split (`refrag questions rank --split "
+            "train`), or leave these rows out"
+        )

@@ -63,6 +63,34 @@ def test_questions_whose_gold_is_not_found_can_be_left_out(tmp_path: Path) -> No
     assert [question.id for question in read_questions(tmp_path / "out.jsonl")] == ["q"]
 
 
+def test_what_is_learned_from_is_ranked_over_the_training_split_alone(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    planted = {"title": "Trains", "text": "Trains run every hour, says a page that is held out.", "split": "test"}
+    train = {"title": "Trains", "text": "Trains run every hour.", "split": "train"}
+    parquet.write_table(pa.Table.from_pylist([planted, train]), tmp_path / "passages.parquet")
+    write_questions(tmp_path / "asked.jsonl", [ASKED])
+
+    def texts(*options: str) -> set[str]:
+        rank = ["questions", "rank", "--questions", str(tmp_path / "asked.jsonl"), "--retriever", "hash"]
+        rank += ["--pool", str(tmp_path / "passages.parquet"), "--out", str(tmp_path / "out.jsonl"), *options]
+        run = CliRunner().invoke(app, rank)
+        assert run.exit_code == 0, run.output
+        rows = read_questions(tmp_path / "out.jsonl")
+        (tmp_path / "out.jsonl").unlink()
+        # Beside the question's own passages, which are ranked as well.
+        return {text for row in rows for _, text in row.passages} - {text for _, text in ASKED.passages}
+
+    assert texts("--split", "train") == {train["text"]}
+    # To be judged by, a question may meet every page.
+    assert texts() == {train["text"], planted["text"]}
+    assert texts("--split", "test") == {planted["text"]}
+    assert read_passages(tmp_path / "passages.parquet", split="train") == [("Trains", train["text"])]
+    with pytest.raises(RefragError, match=r"no passages of the split 'validation' \(2 of others\)"):
+        read_passages(tmp_path / "passages.parquet", split="validation")
+
+
 def test_a_corpus_passages_are_a_pool(evaluation_project: Project, tmp_path: Path) -> None:
     content = evaluation_project.content("corpus", "tiny")
     pool = read_passages(content / "passages.parquet")

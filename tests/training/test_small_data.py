@@ -173,3 +173,28 @@ def test_documents_over_the_decoders_positions_are_left_out(model: RefragModel, 
     FinetunedTask(model, None, settings, examples)
     assert {examples.draw(step, 0).answer for step in range(16)} == {"Both."}
     assert examples.left_out.reasons.total() == 1
+
+
+def test_a_held_out_page_is_found_nowhere_in_training(model: RefragModel, recipe: Recipe, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    corpus = write(tmp_path / "corpus", [row(0), row(1)])
+    pages = [
+        {"title": "Oman", "text": "A planted page.", "split": "test"},
+        {"title": "Peru", "text": "A page to learn from.", "split": "train"},
+    ]
+    parquet.write_table(pa.Table.from_pylist(pages), corpus / "passages.parquet")
+    settings = rag(recipe, distractors=[str(corpus / "passages.parquet")], no_answer_share=0.0)
+    examples = Examples(corpus, settings, 0)
+    assert ("Peru", "A page to learn from.") in examples.passages
+    assert not [text for _, text in examples.passages if "planted" in text]
+
+    ranked = tmp_path / "ranked.jsonl"
+    shown = [{"title": "Oman", "text": "A planted page."}, *GOLD]
+    ranked.write_text(json.dumps(row(2, answers=["Muscat"], passages=shown, gold=[1])) + "\n")
+    refused = r"ranked\.jsonl, row 1: its passage 'Oman' is held out by this corpus.*--split train"
+    with pytest.raises(RefragError, match=refused):
+        Examples(corpus, rag(recipe, questions=[str(ranked)]), 0)
+    with pytest.raises(RefragError, match=refused):
+        policy_task(model, corpus, asked_policy(recipe, questions=[str(ranked)]), 0, tmp_path)
