@@ -111,6 +111,7 @@ class Engine:
 
         Raises:
             BadRequest: this engine has no store.
+            QueryTooLong: the query has more words than full-text search takes.
         """
         if count == 0:
             return []
@@ -127,6 +128,17 @@ class Engine:
     def slots_in_use(self) -> int:
         """Choices of answers that are being written now."""
         return self._scheduler.slots_in_use
+
+    def memory(self) -> str:
+        """What keys and values take, for a log."""
+        runner, settings = self._scheduler.runner, self.settings
+        size = settings.slots * self.max_positions * runner.kv_bytes_per_position / 2**30
+        # Memory of a CPU is taken as positions are first used, and kept.
+        taken = "at once" if runner.device.type == "cuda" else "as they are first used"
+        return (
+            f"keys and values of {settings.slots} slots of {self.max_positions:,} positions take {size:.2f} GiB, "
+            f"{taken}; those of prompts' beginnings up to {settings.prefix_cache_mb / 1024:.2f} GiB"
+        )
 
     def close(self) -> None:
         """End the decoder's thread; answers that are being written fail."""

@@ -34,8 +34,21 @@ class RequireKey:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-                return await error_response(error)(scope, receive, send)
+                return await error_response(error, scope)(scope, receive, send)
         await self.app(scope, receive, send)
+
+
+class OnlyHealth:
+    """Leaves health to the server it stands in; whatever else is asked for is the site's."""
+
+    PATHS = frozenset({"/healthz", "/livez", "/readyz"})
+
+    def __init__(self, app: ASGIApp, site: ASGIApp) -> None:
+        self.app, self.site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mine = scope["type"] == "http" and scope["path"] not in self.PATHS
+        await (self.site if mine else self.app)(scope, receive, send)
 
 
 class LimitBody:
@@ -50,7 +63,7 @@ class LimitBody:
             return await self.app(scope, receive, send)
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self.most:
-            return await error_response(self._error(int(declared)))(scope, receive, send)
+            return await error_response(self._error(int(declared)), scope)(scope, receive, send)
         seen = 0
 
         async def counted() -> Message:
