@@ -225,7 +225,11 @@ class Engine:
             )
         if not passages:
             return []
-        chunks = [self._chunks(passage) for passage in self._told(passages, share, question)]
+        chunks = [self._chunks(passage) for passage in passages]
+        # One position each at the least: what can't fit is not encoded.
+        self._check_positions(chunks, "the passages take")
+        told = self._told(passages, share, question)
+        chunks = [replace(part, relevance=one.relevance) for part, one in zip(chunks, told, strict=True)]
         with self._reading:
             asked = content_ids(self.bundle.model.tokenizer, question)
         return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
@@ -257,15 +261,19 @@ class Engine:
     def _token_text(self, token_id: int) -> str:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
 
-    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+    def _check_positions(self, prompt: Prompt, what: str) -> int:
         positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
         if positions > limit:
             raise BadRequest(
-                f"the prompt takes {positions} decoder positions, the limit of {self.name} is {limit}; "
+                f"{what} {positions} decoder positions, the limit of {self.name} is {limit}; "
                 "send fewer or shorter passages or messages, or a lower share_kept",
                 code="context_length_exceeded",
                 param="messages",
             )
+        return positions
+
+    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+        positions = self._check_positions(prompt, "the prompt takes")
         if positions + sampling.max_tokens > self.max_positions:
             raise BadRequest(
                 f"the prompt takes {positions} decoder positions and max_tokens asks for {sampling.max_tokens} more, "

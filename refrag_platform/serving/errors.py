@@ -90,11 +90,24 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, str(error), code="query_too_long", param="messages")
         case RequestValidationError():
             return _validation_error(error)
+        case HTTPException(status_code=400, __cause__=ValueError() | RecursionError() as cause):
+            return ApiError(400, f"the body is not valid JSON: {_unread(cause)}", code="invalid_json")
         case HTTPException():
             headers = dict(error.headers or {})
             return ApiError(error.status_code, error.detail, code=CODES.get(error.status_code), headers=headers)
         case _:
             return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
+
+
+def _unread(error: ValueError | RecursionError) -> str:
+    """Why a body that may be JSON by its rules was not read."""
+    match error:
+        case UnicodeDecodeError():
+            return f"it is not {error.encoding.upper()}"
+        case RecursionError():
+            return "it is nested too deep"
+        case _:
+            return "a number has too many digits"
 
 
 def _validation_error(error: RequestValidationError) -> ApiError:

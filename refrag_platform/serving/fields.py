@@ -5,20 +5,20 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    Tag,
-    WithJsonSchema,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from refrag_platform.limits import MOST_CHARACTERS, MOST_NAME_CHARACTERS
 
@@ -58,32 +58,41 @@ Text = Annotated[str, Field(max_length=MOST_CHARACTERS), BeforeValidator(whole_t
 Name = Annotated[str, Field(max_length=MOST_NAME_CHARACTERS), BeforeValidator(whole_text)]
 
 
-def only(*neutral: Any) -> Any:
-    """A field that isn't honoured: it takes the values that ask for nothing, and null."""
+@dataclass(frozen=True)
+class Only:
+    """Of a field that isn't honoured: it takes the values that ask for nothing, and null."""
 
-    def check(value: Any) -> Any:
-        if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+    neutral: tuple[Any, ...]
+
+    def check(self, value: Any) -> Any:
+        """The value, if it asks for nothing."""
+        if value is None or any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.neutral
+        ):
             return value
-        allowed = " or ".join(shown(one) for one in neutral)
-        raise fault(
-            "unsupported_value",
-            f"{shown(value)} is not honoured here; leave the field out" + (f" or send {allowed}" if neutral else ""),
-        )
+        allowed = " or ".join(shown(one) for one in self.neutral)
+        what = f"{shown(value)} is not honoured here; leave the field out"
+        raise fault("unsupported_value", f"{what} or send {allowed}" if allowed else what)
 
-    return Annotated[Any, AfterValidator(check), WithJsonSchema({"enum": [*neutral, None]})]
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [*self.neutral, None]}
 
 
-def text_or_list(text: Any, items: Any) -> Any:
-    """One text, or a list; an error then speaks of the one that was sent."""
-    kinds: dict[type, str] = {str: "text", list: "list"}
-    return Annotated[
-        Annotated[text, Tag("text")] | Annotated[items, Tag("list")],
-        Discriminator(
-            lambda value: kinds.get(type(value)),
-            custom_error_type="invalid_type",
-            custom_error_message="Input should be a string or an array",
-        ),
-    ]
+def only(*neutral: Any) -> Only:
+    """`Annotated[Any, only(0)]`: a field that takes 0 and null."""
+    return Only(neutral)
+
+
+_FORMS: dict[type, str] = {str: "text", list: "list"}
+# Of Annotated[T, Tag("text")] | Annotated[list[T], Tag("list")]: an error speaks of the form that was sent.
+TEXT_OR_LIST = Discriminator(
+    lambda value: _FORMS.get(type(value)),
+    custom_error_type="invalid_type",
+    custom_error_message="Input should be a string or an array",
+)
 
 
 class Body(BaseModel):

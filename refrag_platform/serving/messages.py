@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from refrag_platform.limits import MOST_PARTS
 from refrag_platform.serving.contract import Message
-from refrag_platform.serving.fields import Body, Name, Text, fault, only, shown, text_or_list
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown
 
 # Fields that only some roles have.
 ROLES = {
@@ -52,6 +52,13 @@ class ContentPart(Body):
         return (self.text if self.type == "text" else self.refusal) or ""
 
 
+Content = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[ContentPart], Field(min_length=1, max_length=MOST_PARTS), Tag("list")],
+    TEXT_OR_LIST,
+]
+
+
 class FunctionCall(Body):
     """What an assistant asked a function for."""
 
@@ -71,14 +78,14 @@ class ChatMessage(Body):
     """A message of the conversation. Calls of tools and their results are read as text."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: text_or_list(Text, Annotated[list[ContentPart], Field(min_length=1, max_length=MOST_PARTS)]) | None = None
+    content: Content | None = None
     name: Name | None = Field(None, description="who speaks; written before what a history's message says")
     refusal: Text | None = None
     tool_calls: list[ToolCall] | None = Field(None, max_length=MOST_PARTS)
     tool_call_id: Name | None = None
     function_call: FunctionCall | None = None
-    audio: only() = None  # type: ignore[valid-type]
-    annotations: only([]) = None  # type: ignore[valid-type]
+    audio: Annotated[Any, only()] = None
+    annotations: Annotated[Any, only([])] = None
 
     @model_validator(mode="after")
     def _fields_fit_the_role(self) -> ChatMessage:

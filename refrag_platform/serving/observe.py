@@ -34,14 +34,17 @@ class Metrics:
     """Requests by route, method and status: how many, how long, and how many at once."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self._registry = own = CollectorRegistry()
         labels = ["endpoint", "method", "status"]
-        given = {"namespace": "refrag", "registry": self._registry}
-        self._total = Counter("requests", "Requests that were answered", labels, **given)
+        self._total = Counter("refrag_requests", "Requests that were answered", labels, registry=own)
         self._seconds = Histogram(
-            "request_duration_seconds", "Seconds to a response's last byte", labels, buckets=SECONDS, **given
+            "refrag_request_duration_seconds",
+            "Seconds to a response's last byte",
+            labels,
+            buckets=SECONDS,
+            registry=own,
         )
-        self._at_once = Gauge("requests_in_progress", "Requests that are being answered", ["endpoint"], **given)
+        self._at_once = Gauge("refrag_requests_in_progress", "Requests being answered", ["endpoint"], registry=own)
 
     def begin(self, endpoint: str) -> None:
         """One request more at once."""

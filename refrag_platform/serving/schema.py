@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Tag, WithJsonSchema, model_validator
 
 from refrag_platform.limits import (
     MOST_CHARACTERS,
@@ -20,12 +20,15 @@ from refrag_platform.limits import (
     MOST_TOKENS,
 )
 from refrag_platform.serving.contract import Message, Passage, Sampling
-from refrag_platform.serving.fields import Body, Name, Text, fault, only, shown, text_or_list, whole_text
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown, whole_text
 from refrag_platform.serving.messages import ChatMessage, require_calls_before_results
 
 Title = Annotated[str, Field(max_length=MOST_TITLE_CHARACTERS), BeforeValidator(whole_text)]
 FullText = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), BeforeValidator(whole_text)]
 Stop = Annotated[str, Field(max_length=MOST_STOP_CHARACTERS), BeforeValidator(whole_text)]
+Stops = Annotated[
+    Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MOST_STOPS), Tag("list")], TEXT_OR_LIST
+]
 NOT_HONOURED = "not honoured: only values that ask for nothing are accepted"
 
 
@@ -40,7 +43,7 @@ class StreamOptions(Body):
     """OpenAI's options of a stream."""
 
     include_usage: bool | None = Field(None, description="a last chunk, without choices, bears the usage")
-    include_obfuscation: only(False) = None  # type: ignore[valid-type]
+    include_obfuscation: Annotated[Any, only(False)] = None
 
 
 def _no_bias(value: dict[str, float] | None) -> dict[str, float] | None:
@@ -71,7 +74,7 @@ class ChatRequest(Body):
     temperature: float | None = Field(None, ge=0, le=2, description="default 0: the likeliest token each time")
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: text_or_list(Stop, Annotated[list[Stop], Field(max_length=MOST_STOPS)]) | None = None
+    stop: Stops | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="choices, which share the prompt's prefill")
     logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="likeliest tokens in each place; needs logprobs")
@@ -102,24 +105,24 @@ class ChatRequest(Body):
     tools: list[Any] | None = Field(
         None, description="not honoured, the model calls no tools: [], or any with tool_choice none"
     )
-    tool_choice: only("none", "auto") = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    functions: only([]) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    function_call: only("none", "auto") = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    response_format: only({"type": "text"}) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
+    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
+    functions: Annotated[Any, only([])] = Field(None, description=NOT_HONOURED)
+    function_call: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
+    response_format: Annotated[Any, only({"type": "text"})] = Field(None, description=NOT_HONOURED)
     logit_bias: Annotated[dict[str, float] | None, AfterValidator(_no_bias), WithJsonSchema({"enum": [{}, None]})] = (
         Field(None, description=NOT_HONOURED)
     )
-    presence_penalty: only(0) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    frequency_penalty: only(0) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    best_of: only(1) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    audio: only() = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    modalities: only(["text"], []) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    prediction: only() = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    web_search_options: only() = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    store: only(False) = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    service_tier: only("auto", "default") = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    reasoning_effort: only("none") = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
-    verbosity: only("medium") = Field(None, description=NOT_HONOURED)  # type: ignore[valid-type]
+    presence_penalty: Annotated[Any, only(0)] = Field(None, description=NOT_HONOURED)
+    frequency_penalty: Annotated[Any, only(0)] = Field(None, description=NOT_HONOURED)
+    best_of: Annotated[Any, only(1)] = Field(None, description=NOT_HONOURED)
+    audio: Annotated[Any, only()] = Field(None, description=NOT_HONOURED)
+    modalities: Annotated[Any, only(["text"], [])] = Field(None, description=NOT_HONOURED)
+    prediction: Annotated[Any, only()] = Field(None, description=NOT_HONOURED)
+    web_search_options: Annotated[Any, only()] = Field(None, description=NOT_HONOURED)
+    store: Annotated[Any, only(False)] = Field(None, description=NOT_HONOURED)
+    service_tier: Annotated[Any, only("auto", "default")] = Field(None, description=NOT_HONOURED)
+    reasoning_effort: Annotated[Any, only("none")] = Field(None, description=NOT_HONOURED)
+    verbosity: Annotated[Any, only("medium")] = Field(None, description=NOT_HONOURED)
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:

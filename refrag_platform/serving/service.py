@@ -87,4 +87,4 @@ class RefragService:
 
 
 # Inside BentoML's own timeout, outside all of its routes.
-RefragService.add_asgi_middleware(OnlyHealth, site=app)
+RefragService.add_asgi_middleware(OnlyHealth, site=app)  # type: ignore[attr-defined]
