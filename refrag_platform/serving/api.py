@@ -30,7 +30,7 @@ from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.guard import LimitBody, RequireKey
 from refrag_platform.serving.observe import Metrics, Observe
 from refrag_platform.serving.pages import add_pages
-from refrag_platform.serving.responses import STREAM, ChatCompletion, Found, ModelCard, ModelList, documented
+from refrag_platform.serving.responses import STREAM, STREAMED, ChatCompletion, Found, ModelCard, ModelList, documented
 from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
         app.add_middleware(RequireKey, key=settings.api_key)
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
-    chat = documented(ChatCompletion, 400, 401, 404, 413, 429, 500, 503, 504, content=STREAM)
+    chat = documented(ChatCompletion, 400, 401, 404, 413, 429, 500, 503, 504, content=STREAM, description=STREAMED)
     _add(app, "POST", "/v1/chat/completions", chat_completions, chat)
     _add(app, "POST", "/v1/retrieve", retrieve, documented(Found, 400, 401, 413, 429, 500, 503, 504))
     _add(app, "GET", "/v1/models", list_models, documented(ModelList, 401))

@@ -134,13 +134,14 @@ class Found(_Response):
     data: list[FoundPassage]
 
 
-STREAM = {
+STREAMED = (
+    "The answer. With stream: true OpenAI's chat.completion.chunk events, each `data: JSON`, then `data: [DONE]`; the "
+    "one that ends the last choice bears `refrag`, and a failure is an event with `error`."
+)
+# `itemSchema` is that of one event (OpenAPI 3.2).
+STREAM: dict[str, Any] = {
     "text/event-stream": {
-        "schema": {
-            "type": "string",
-            "description": "with stream: true, OpenAI's chat.completion.chunk events as `data: JSON`, then "
-            "`data: [DONE]`; the chunk that ends the last choice bears `refrag`, and a failure is an event `error`",
-        }
+        "itemSchema": {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
     }
 }
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
