@@ -149,6 +149,7 @@ _ERRORS: dict[int, dict[str, Any]] = {
     400: {"description": "The request is wrong; `param` names the field."},
     401: {"description": "The key is missing or wrong."},
     404: {"description": "There is no such model or URL."},
+    408: {"description": "The body did not come in time."},
     413: {"description": "The body has more bytes than REFRAG_MAX_BODY."},
     429: {"description": "Too many requests wait already.", "headers": _RETRY},
     500: {"description": "The server failed; its log says why, by the request's id."},

@@ -166,5 +166,7 @@ def test_a_query_has_a_limit_of_different_words(url: str) -> None:
     assert post(url, "/v1/retrieve", query=" ".join([*words, *words])).status_code == 200
     error = post(url, "/v1/retrieve", query="_".join([*words, "more"])).json()["error"]
     assert error["param"] == "query" and "2,049 different words, full-text search takes 2,048" in error["message"]
+    blank = post(url, "/v1/retrieve", query=" \n")
+    assert (blank.status_code, blank.json()["error"]["param"]) == (400, "query")
     error = post(url, "/v1/retrieve", query="x " * 2_000_000).json()["error"]
     assert error["param"] == "query" and "at most 262144 characters, not 4,000,000" in error["message"]

@@ -155,7 +155,8 @@ def test_half_an_emoji_is_refused_wherever_it_stands(client: TestClient, field: 
         ("GET", "/v1", 404), ("GET", "/v1/nothing", 404), ("GET", "/v1/models/%ff%00", 404), ("PUT", CHAT, 405),
         ("GET", "/schema.json", 404), ("GET", "/docs.json", 404), ("GET", "/static_content/index.css", 404),
         ("GET", "/../../etc/passwd", 404), ("GET", "/v1/models/" + "x" * 5000, 404), ("POST", "/v1/embeddings", 404),
-        ("DELETE", "/v1/models/tiny", 405), ("POST", "/metrics", 405), ("OPTIONS", CHAT, 405),
+        ("DELETE", "/v1/models/tiny", 405), ("POST", f"{CHAT}/", 404),
+        ("POST", "/metrics", 405), ("OPTIONS", CHAT, 405),
     ],
 )  # fmt: skip
 def test_paths_that_are_not_there(client: TestClient, method: str, path: str, status: int) -> None:
