@@ -13,5 +13,9 @@ class ArtifactError(RefragError):
     """An artifact is missing, half-written, damaged or made by something else than what is asked for."""
 
 
+class QueryTooLong(RefragError):
+    """A query of more words than full-text search may be asked for."""
+
+
 class CheckFailed(RefragError):
     """A blocking quality check failed on a freshly made artifact, which was therefore not published."""

@@ -156,6 +156,7 @@ STAGES: dict[str, Stage] = {
                 "refrag_platform/serving",
                 "refrag_platform/decoding",
                 "refrag_platform/store",
+                "refrag_platform/limits.py",
                 *MODEL_CODE,
                 "bentofile.yaml",
             ),

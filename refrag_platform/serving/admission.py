@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from starlette.requests import Request
 
+from refrag_platform.serving.contract import ClientGone
 from refrag_platform.serving.errors import ApiError
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Requests that are answered or wait hold a thread each, which mostly sleeps.
 MOST_THREADS = 256
-
-
-class ClientGone(Exception):
-    """The client closed its connection before it was answered."""
 
 
 class Admission:

@@ -17,10 +17,23 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """The bodies of one answer with `choices` choices; `logprobs`: whether their field is filled."""
+    """The bodies of one answer with `choices` choices.
 
-    def __init__(self, model: str, generation: Generation, choices: int, logprobs: bool) -> None:
+    logprobs: whether their field is filled. usage: whether a stream ends with one. request_id: of the request.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        generation: Generation,
+        choices: int = 1,
+        *,
+        logprobs: bool = False,
+        usage: bool = False,
+        request_id: str | None = None,
+    ) -> None:
         self._generation, self._choices, self._logprobs = generation, choices, logprobs
+        self._usage, self._request_id = usage, request_id
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
@@ -41,10 +54,13 @@ class Answer:
             }
             for number in range(self._choices)
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, **self._tail()}
+        return {**self._head, "object": "chat.completion", "choices": choices, **self._usage_field(), **self._tail()}
 
     async def events(self, first: Delta | None, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
-        """Server-sent chat.completion.chunk events; the last one bears usage and the `refrag` field."""
+        """Server-sent chat.completion.chunk events; the last choice's last one bears the `refrag` field.
+
+        Usage comes in a chunk of its own after it, if it was asked for, as in OpenAI's API.
+        """
         for number in range(self._choices):
             yield self._event(number, {"role": "assistant", "content": ""})
         left = self._choices
@@ -56,6 +72,8 @@ class Answer:
                 left -= 1
                 yield self._event(delta.choice, {}, (), delta.finish_reason, None if left else self._tail())
             delta = await anext(deltas, None)
+        if self._usage:
+            yield self._data({"choices": [], **self._usage_field()})
         yield "data: [DONE]\n\n"
 
     def _event(
@@ -68,8 +86,11 @@ class Answer:
     ) -> str:
         tokens = self._logprobs_body(logprobs) if logprobs else None
         body = {"index": choice, "delta": delta, "finish_reason": reason, "logprobs": tokens}
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [body], **(tail or {})}
-        return f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+        return self._data({"choices": [body], **(tail or {})})
+
+    def _data(self, fields: dict[str, Any]) -> str:
+        """An event. In ASCII: a client may take U+2028, U+2029 or U+0085 for the end of a line."""
+        return f"data: {json.dumps({**self._head, 'object': 'chat.completion.chunk', **fields})}\n\n"
 
     def _logprobs_body(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if not self._logprobs:
@@ -84,15 +105,18 @@ class Answer:
         return {"content": content, "refusal": None}
 
     def _tail(self) -> dict[str, Any]:
-        return {
-            "usage": usage_body(self._generation.usage),
-            "refrag": refrag_body(self._generation.usage, self._generation.citations),
-        }
+        read = refrag_body(self._generation.usage, self._generation.citations)
+        return {"refrag": {**read, "request_id": self._request_id}}
+
+    def _usage_field(self) -> dict[str, Any]:
+        return {"usage": usage_body(self._generation.usage)}
 
 
 def _token_body(text: str, logprob: float) -> dict[str, Any]:
     # Part of a character has no text of its own, and its bytes are not to be had from a tokenizer of any kind.
-    return {"token": text, "logprob": logprob, "bytes": None if REPLACEMENT in text else list(text.encode())}
+    spelled = None if REPLACEMENT in text else list(text.encode())
+    # JSON has no infinity; OpenAI's API writes this for tokens that can't come.
+    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": spelled}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The HTTP API in OpenAI's shape: chat completions (streamed or not), models, retrieval.
+"""The HTTP API in OpenAI's shape: chat completions (streamed or not), models, retrieval; pages and metrics beside it.
 
-`create_app` makes the application that the BentoML service mounts under /v1. The engine is put into
-`app.state.engine` once it is loaded; until then every route that needs it answers 503.
+`create_app` makes all that the service answers but its health. The engine is put into `app.state.engine` once it is
+loaded; until then every route that needs it answers 503.
 """
 
 from __future__ import annotations
@@ -9,23 +9,28 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from refrag_platform.errors import RefragError
-from refrag_platform.serving.admission import Admission, ClientGone, Ticket
+from refrag_platform.errors import QueryTooLong, RefragError
+from refrag_platform.serving.admission import Admission, Ticket
 from refrag_platform.serving.answers import Answer
-from refrag_platform.serving.contract import BadRequest
-from refrag_platform.serving.errors import ApiError, error_response
+from refrag_platform.serving.contract import BadRequest, ClientGone
+from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response, request_id
+from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.guard import LimitBody, RequireKey
+from refrag_platform.serving.observe import Metrics, Observe
+from refrag_platform.serving.pages import add_pages
+from refrag_platform.serving.responses import STREAM, STREAMED, ChatCompletion, Found, ModelCard, ModelList, documented
 from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
 
 if TYPE_CHECKING:
@@ -65,7 +70,7 @@ class ApiSettings:
                 value = float(given) if given else default
             except ValueError:
                 value = 0.0
-            if value <= 0:
+            if not (value > 0 and math.isfinite(value)):
                 raise RefragError(f"{name} is {given!r}; it must be a number above 0")
             return value
 
@@ -78,12 +83,17 @@ class ApiSettings:
 
 
 def create_app(model: str, settings: ApiSettings | None = None, tag: str | None = None) -> FastAPI:
-    """The application for one model, by its name; `tag` is a further name that requests may use.
-
-    Routes have no /v1 in front: mount it there.
-    """
+    """The application for one model, by its name; `tag` is a further name that requests may use."""
     settings = settings or ApiSettings()
-    app = FastAPI(title="refrag-platform", docs_url="/docs", redoc_url=None)
+    app = FastAPI(
+        title="refrag-platform",
+        description="A decoder that reads retrieved passages as chunk vectors (REFRAG, arXiv 2509.01092).",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        # Else a path with a slash too many is sent on to wherever the client says this host is.
+        redirect_slashes=False,
+    )
     app.state.engine = None
     app.state.failure = None
     app.state.names = {model, tag} - {None}
@@ -92,16 +102,27 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     app.state.admission = Admission(settings.max_waiting, settings.deadline)
     # Look-ups have a queue of their own: they don't wait for an answer to end.
     app.state.look_ups = Admission(settings.max_waiting, settings.deadline)
+    metrics = Metrics()
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
     if settings.api_key:
         app.add_middleware(RequireKey, key=settings.api_key)
+    app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
-    app.add_api_route("/chat/completions", chat_completions, methods=["POST"], response_model=None)
-    app.add_api_route("/models", list_models, methods=["GET"])
-    app.add_api_route("/models/{model:path}", show_model, methods=["GET"])
-    app.add_api_route("/retrieve", retrieve, methods=["POST"])
+    chat = documented(ChatCompletion, 400, 401, 404, 408, 413, 429, 500, 503, 504, content=STREAM, description=STREAMED)
+    _add(app, "POST", "/v1/chat/completions", chat_completions, chat)
+    _add(app, "POST", "/v1/retrieve", retrieve, documented(Found, 400, 401, 408, 413, 429, 500, 503, 504))
+    _add(app, "GET", "/v1/models", list_models, documented(ModelList, 401))
+    _add(app, "GET", "/v1/models/{model:path}", show_model, documented(ModelCard, 401, 404))
+    app.add_api_route("/metrics", metrics.page, include_in_schema=False)
+    add_pages(app, settings.api_key is not None)
     return app
+
+
+def _add(
+    app: FastAPI, method: str, path: str, route: Callable[..., Any], responses: dict[int | str, dict[str, Any]]
+) -> None:
+    app.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
 
 
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
@@ -113,42 +134,50 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     try:
         generation = await ticket.run(_start, engine, body)
         deltas = ticket.iterate(generation)
-        answer = Answer(body.model, generation, body.n or 1, bool(body.logprobs))
+        name = request_id(request.scope)
+        answer = Answer(
+            body.model,
+            generation,
+            body.n or 1,
+            logprobs=bool(body.logprobs),
+            usage=bool(body.stream_options and body.stream_options.include_usage),
+            request_id=name,
+        )
         if body.stream:
             # The first one comes before the status line, so that a failure until then has a status of its own.
             first = await anext(deltas, None)
-            return _EventStream(_reported(answer.events(first, deltas)), ticket)
+            return _EventStream(_reported(answer.events(first, deltas), name), ticket)
         whole = [delta async for delta in deltas]
         ticket.leave()
-        return JSONResponse(answer.whole(whole))
+        return Json(answer.whole(whole))
     except BaseException:
         ticket.leave()
         raise
 
 
-async def list_models(request: Request) -> dict[str, Any]:
+async def list_models(request: Request) -> Response:
     """The one model that is served."""
-    return {"object": "list", "data": [_model_card(request)]}
+    return Json({"object": "list", "data": [_model_card(request)]})
 
 
-async def show_model(request: Request, model: str) -> dict[str, Any]:
+async def show_model(request: Request, model: str) -> Response:
     """The model by its name or tag."""
     _check_model(request, model)
-    return _model_card(request)
+    return Json(_model_card(request))
 
 
-async def retrieve(request: Request, body: RetrieveRequest) -> dict[str, Any]:
+async def retrieve(request: Request, body: RetrieveRequest) -> Response:
     """The passages that fit a query best, best first."""
     engine = _engine(request)
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        passages = await ticket.run(engine.retrieve, body.query, body.k)
-    return {
-        "object": "list",
-        "data": [
-            {"id": passage.id, "title": passage.title, "text": passage.text, "score": passage.score}
-            for passage in passages
-        ],
-    }
+        try:
+            passages = await ticket.run(engine.retrieve, body.query, body.k)
+        except QueryTooLong as error:
+            raise BadRequest(str(error), code="query_too_long", param="query") from None
+    found = [
+        {"id": passage.id, "title": passage.title, "text": passage.text, "score": passage.score} for passage in passages
+    ]
+    return Json({"object": "list", "data": found})
 
 
 class _EventStream(StreamingResponse):
@@ -170,7 +199,7 @@ class _EventStream(StreamingResponse):
             self._ticket.leave()
 
 
-async def _reported(events: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _reported(events: AsyncIterator[str], name: str | None) -> AsyncIterator[str]:
     """The events; of a failure the client learns by one, because the status line is gone."""
     try:
         async for event in events:
@@ -178,13 +207,13 @@ async def _reported(events: AsyncIterator[str]) -> AsyncIterator[str]:
     except Exception as error:
         known = as_api_error(error)
         if known.status == 500:
-            logger.exception("a streamed answer failed")
-        yield f"data: {json.dumps(known.body())}\n\n"
+            logger.exception("a streamed answer failed, request %s", name)
+        yield f"data: {json.dumps(known.body(name))}\n\n"
 
 
 def _start(engine: Engine, body: ChatRequest) -> Generation:
     """Retrieval and prompt; runs on a thread."""
-    messages = [message.message() for message in body.messages]
+    messages = body.conversation()
     count = body.to_retrieve(engine.settings.passages if engine.store else 0)
     passages = [*body.given(), *engine.retrieve(messages[-1].content, count)]
     return engine.start(messages, passages, body.sampling(engine.settings.max_new_tokens), body.share_kept)
@@ -211,7 +240,7 @@ def _check_model(request: Request, name: str) -> None:
     if name not in state.names:
         raise ApiError(
             404,
-            f"no model {name!r} here; this server serves {state.model!r}",
+            f"no model {name[:MOST_SHOWN]!r} here; this server serves {state.model!r}",
             code="model_not_found",
             param="model",
         )
@@ -223,43 +252,10 @@ def _model_card(request: Request) -> dict[str, Any]:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's shape, those of the framework included."""
+    """Every error leaves in OpenAI's shape, those of the framework included; the others reach `Observe`."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        known = as_api_error(error)
-        if known.status == 500 and isinstance(error, RefragError):
-            # Others are logged by the framework.
-            logger.error("%s failed", request.url.path, exc_info=error)
-        return error_response(known)
+        return error_response(as_api_error(error), request.scope)
 
-    for kind in (ApiError, ClientGone, RefragError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, ClientGone, BadRequest, QueryTooLong, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)
-
-
-def as_api_error(error: Exception) -> ApiError:
-    match error:
-        case ApiError():
-            return error
-        case ClientGone():
-            return ApiError(499, "the client closed the connection")
-        case BadRequest():
-            return ApiError(400, str(error), code=error.code, param=error.param)
-        case RequestValidationError():
-            return _validation_error(error)
-        case HTTPException():
-            codes = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
-            headers = dict(error.headers or {})
-            return ApiError(error.status_code, error.detail, code=codes.get(error.status_code), headers=headers)
-        case _:
-            return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
-
-
-def _validation_error(error: RequestValidationError) -> ApiError:
-    faults = [
-        (".".join(str(part) for part in fault["loc"] if part != "body") or "body", fault["msg"])
-        for fault in error.errors()
-    ]
-    if any(fault["type"] == "json_invalid" for fault in error.errors()):
-        return ApiError(400, f"the body is not valid JSON: {faults[0][1]}", code="invalid_json")
-    message = "; ".join(f"{where}: {what}" for where, what in faults)
-    return ApiError(422, message, code="invalid_value", param=faults[0][0])

@@ -128,7 +128,8 @@ def _events(
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False) as client:
             name = model or _first_model(_checked(client.get("/v1/models")))
-            body = {"model": name, "messages": [{"role": "user", "content": question}], "stream": True, **extra}
+            asked = {"stream": True, "stream_options": {"include_usage": True}}
+            body = {"model": name, "messages": [{"role": "user", "content": question}], **asked, **extra}
             with client.stream("POST", "/v1/chat/completions", json=body) as response:
                 for line in _checked(response).iter_lines():
                     if line.startswith("data: ") and line != "data: [DONE]":

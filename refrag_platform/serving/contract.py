@@ -20,6 +20,10 @@ class BadRequest(RefragError):
         self.code, self.param = code, param
 
 
+class ClientGone(Exception):
+    """The client closed its connection before it was answered."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One message of a conversation."""

@@ -114,6 +114,7 @@ class Engine:
 
         Raises:
             BadRequest: this engine has no store.
+            QueryTooLong: the query has more words than full-text search takes.
         """
         if count == 0:
             return []
@@ -130,6 +131,17 @@ class Engine:
     def slots_in_use(self) -> int:
         """Choices of answers that are being written now."""
         return self._scheduler.slots_in_use
+
+    def memory(self) -> str:
+        """What keys and values take, for a log."""
+        runner, settings = self._scheduler.runner, self.settings
+        size = settings.slots * self.max_positions * runner.kv_bytes_per_position / 2**30
+        # Memory of a CPU is taken as positions are first used, and kept.
+        taken = "at once" if runner.device.type == "cuda" else "as they are first used"
+        return (
+            f"keys and values of {settings.slots} slots of {self.max_positions:,} positions take {size:.2f} GiB, "
+            f"{taken}; those of prompts' beginnings up to {settings.prefix_cache_mb / 1024:.2f} GiB"
+        )
 
     def close(self) -> None:
         """End the decoder's thread; answers that are being written fail."""
@@ -217,7 +229,11 @@ class Engine:
             )
         if not passages:
             return []
-        chunks = [self._chunks(passage) for passage in self._told(passages, share, question)]
+        chunks = [self._chunks(passage) for passage in passages]
+        # One position each at the least: what can't fit is not encoded.
+        self._check_positions(chunks, "the passages take")
+        told = self._told(passages, share, question)
+        chunks = [replace(part, relevance=one.relevance) for part, one in zip(chunks, told, strict=True)]
         with self._reading:
             asked = content_ids(self.bundle.model.tokenizer, question)
         return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
@@ -249,15 +265,19 @@ class Engine:
     def _token_text(self, token_id: int) -> str:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
 
-    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+    def _check_positions(self, prompt: Prompt, what: str) -> int:
         positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
         if positions > limit:
             raise BadRequest(
-                f"the prompt takes {positions} decoder positions, the limit of {self.name} is {limit}; "
+                f"{what} {positions} decoder positions, the limit of {self.name} is {limit}; "
                 "send fewer or shorter passages or messages, or a lower share_kept",
                 code="context_length_exceeded",
                 param="messages",
             )
+        return positions
+
+    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
+        positions = self._check_positions(prompt, "the prompt takes")
         if positions + sampling.max_tokens > self.max_positions:
             raise BadRequest(
                 f"the prompt takes {positions} decoder positions and max_tokens asks for {sampling.max_tokens} more, "

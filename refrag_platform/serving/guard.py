@@ -5,6 +5,7 @@ Both answer before a body is parsed, in the OpenAI error shape.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 
 from starlette.datastructures import Headers
@@ -34,12 +35,30 @@ class RequireKey:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-                return await error_response(error)(scope, receive, send)
+                return await error_response(error, scope)(scope, receive, send)
         await self.app(scope, receive, send)
 
 
+class OnlyHealth:
+    """Leaves health to the server it stands in; whatever else is asked for is the site's."""
+
+    PATHS = frozenset({"/healthz", "/livez", "/readyz"})
+
+    def __init__(self, app: ASGIApp, site: ASGIApp) -> None:
+        self.app, self.site = app, site
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        mine = scope["type"] == "http" and scope["path"] not in self.PATHS
+        await (self.site if mine else self.app)(scope, receive, send)
+
+
+# A body that is not sent holds a connection.
+SECONDS_TO_SEND = 60.0
+
+
 class LimitBody:
-    """413 for a body above `most` bytes, whether its length is declared or only found out while reading."""
+    """413 for a body above `most` bytes, whether its length is declared or only found out while reading; 408 for one
+    that doesn't come."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
@@ -50,13 +69,19 @@ class LimitBody:
             return await self.app(scope, receive, send)
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self.most:
-            return await error_response(self._error(int(declared)))(scope, receive, send)
-        seen = 0
+            return await error_response(self._error(int(declared)), scope)(scope, receive, send)
+        seen, whole = 0, False
+        ends = asyncio.get_running_loop().time() + SECONDS_TO_SEND
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            try:
+                async with asyncio.timeout_at(None if whole else ends):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {SECONDS_TO_SEND:g} s") from None
             if message["type"] == "http.request":
+                whole = not message.get("more_body", False)
                 seen += len(message.get("body", b""))
                 if seen > self.most:
                     # The framework lets an HTTPException from reading a body pass; others become a 400.

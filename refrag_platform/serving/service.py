@@ -1,4 +1,6 @@
-"""The BentoML service: the OpenAI-shaped API under /v1, BentoML's own /healthz, /livez, /readyz and /metrics.
+"""The BentoML service: BentoML's own /healthz, /livez and /readyz; all else is the application's (`api`).
+
+BentoML's stock page loads a third party's tag manager, and neither it nor BentoML's metrics ask for a key.
 
     bentoml build --arg model_tag=refrag-tiny:0123456789abcdef     (`refrag run package` does it)
     bentoml serve refrag-tiny:... --host 127.0.0.1
@@ -20,6 +22,7 @@ from bentoml.models import BentoModel
 from pydantic import BaseModel, ConfigDict
 
 from refrag_platform.serving.api import ApiSettings, create_app
+from refrag_platform.serving.guard import OnlyHealth
 from refrag_platform.serving.package import load_packaged, packaged_model
 
 logger = logging.getLogger("refrag.serving")
@@ -38,6 +41,18 @@ class Arguments(BaseModel):
     gpus: int | None = None
 
 
+def _log_to_stderr() -> None:
+    """What this package says is shown from INFO on: BentoML shows its own loggers' alone."""
+    ours = logging.getLogger("refrag")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
+
+
+_log_to_stderr()
 arguments = bentoml.use_arguments(Arguments)
 model_tag = packaged_model(arguments.model_tag)
 # A Bento built without --arg must serve the model it was built with, not a newer one.
@@ -52,10 +67,12 @@ app = create_app(model_tag.removeprefix("refrag-").split(":")[0], settings, mode
     name="refrag",
     workers=1,
     resources={"gpu": gpus} if gpus else {},
-    # Above the application's own limits, whose answers have OpenAI's shape and a Retry-After.
-    traffic={"timeout": settings.deadline + 30, "max_concurrency": 2 * settings.max_waiting + 32},
+    # Above the application's own limit, whose answers have OpenAI's shape and a Retry-After.
+    traffic={"timeout": settings.deadline + 30},
+    # The application has its own: by route, and with the request's id.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
 )
-@bentoml.asgi_app(app, path="/v1")
 class RefragService:
     """A decoder that reads retrieved passages as chunk vectors (REFRAG, arXiv 2509.01092)."""
 
@@ -67,8 +84,9 @@ class RefragService:
 
     def _load(self, folder: Path) -> None:
         try:
-            app.state.engine = load_packaged(folder)
-            logger.info("%s is ready on %s", model_tag, app.state.engine.bundle.model.device)
+            engine = load_packaged(folder)
+            logger.info("%s is ready on %s; %s", model_tag, engine.bundle.model.device, engine.memory())
+            app.state.engine = engine
         except Exception as error:
             app.state.failure = str(error)
             logger.exception("%s can't be loaded", model_tag)
@@ -78,3 +96,7 @@ class RefragService:
 
     def __is_alive__(self) -> bool:
         return app.state.failure is None and (app.state.engine is None or app.state.engine.alive)
+
+
+# Inside BentoML's own timeout, outside all of its routes.
+RefragService.add_asgi_middleware(OnlyHealth, site=app)  # type: ignore[attr-defined]

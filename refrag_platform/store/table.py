@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
+from refrag_platform.store.query import search_words
 from refrag_platform.store.relevance import relevance
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.versioning.digest import folder_digest
@@ -99,9 +100,14 @@ class ChunkStore:
         return cls(description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance")))
 
     def search(self, query: str, k: int) -> list[Hit]:
-        """The k best passages: vector search and full-text search, fused by reciprocal rank, best first."""
+        """The k best passages: vector search and full-text search, fused by reciprocal rank, best first.
+
+        Raises:
+            QueryTooLong: the query has more different words than full-text search may be asked for.
+        """
         if k < 1:
             raise RefragError(f"the number of passages is {k}; it must be at least 1")
+        words = search_words(query)
         wanted = k * CANDIDATES_PER_HIT
         vector = self.retriever.encode([query])[0]
         near: Any = self._passages.search(vector, vector_column_name="retrieval_vector")
@@ -109,9 +115,9 @@ class ChunkStore:
         if self.description.passages >= INDEX_FROM_PASSAGES:
             near = near.refine_factor(10)
         lists = [near.select(["id", "_distance"]).limit(wanted).to_list()] if vector.any() else []
-        if query.strip():
-            words = self._passages.search(query, query_type="fts", fts_columns=["title", "text"])
-            lists.append(words.select(["id", "_score"]).limit(wanted).to_list())
+        if words:
+            found: Any = self._passages.search(words, query_type="fts", fts_columns=["title", "text"])
+            lists.append(found.select(["id", "_score"]).limit(wanted).to_list())
         ranked = fuse([[row["id"] for row in rows] for rows in lists])[:k]
         return self._hits(ranked, vector)
 

@@ -15,8 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import uvicorn
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
@@ -97,8 +95,7 @@ def server(engine: Engine) -> Server:
         app.state.engine = engine if loaded else None
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
-            outer = Starlette(routes=[Mount("/v1", app)])
-            running = uvicorn.Server(uvicorn.Config(outer, log_level="warning", lifespan="off"))
+            running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
             thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
             thread.start()
             while not running.started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from refrag_platform.project import Project
-from refrag_platform.serving import api
+from refrag_platform.serving import api, guard
 from refrag_platform.serving import engine as engine_module
 from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
@@ -60,14 +61,15 @@ def test_the_openai_client_gets_an_answer_over_retrieved_passages(client: openai
 def test_a_stream_says_the_same_as_a_whole_answer(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "max_tokens": 24, "temperature": 1, "seed": 3}
     whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True))
+    *chunks, end = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == whole.choices[0].message.content
     assert len(chunks) > 3
     last = chunks[-1]
     assert last.choices[0].finish_reason == whole.choices[0].finish_reason
-    assert last.usage is not None and whole.usage is not None
-    assert last.usage.total_tokens == whole.usage.total_tokens
+    assert not end.choices and end.usage is not None and whole.usage is not None
+    assert end.usage.total_tokens == whole.usage.total_tokens
+    assert not any(chunk.usage for chunk in chunks)
     assert last.model_extra["refrag"]["citations"] == whole.model_extra["refrag"]["citations"]
 
 
@@ -124,15 +126,15 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("body", "status", "param", "says"),
     [
-        ({"temperature": 3}, 422, "temperature", "less than or equal to 2"),
-        ({"messages": []}, 422, "messages", "at least 1"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, 422, "body", "must be the user's question"),
-        ({"messages": [{"role": "user", "content": " "}]}, 422, "body", "is empty"),
-        ({"passages": [{"title": "no text"}]}, 422, "passages.0.text", "required"),
-        ({"share_kept": 1.5}, 422, "share_kept", "less than or equal to 1"),
-        ({"n": 0}, 422, "n", "greater than or equal to 1"),
+        ({"temperature": 3}, 400, "temperature", "less than or equal to 2"),
+        ({"messages": []}, 400, "messages", "at least 1"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, 400, "messages.0.role", "must be the user's question"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "messages.0.content", "is empty"),
+        ({"passages": [{"title": "no text"}]}, 400, "passages.0.text", "required"),
+        ({"share_kept": 1.5}, 400, "share_kept", "less than or equal to 1"),
+        ({"n": 0}, 400, "n", "greater than or equal to 1"),
         ({"n": 9}, 400, "n", "writes at most 8 choices"),
-        ({"top_logprobs": 2}, 422, "body", "needs logprobs"),
+        ({"top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
         ({"max_tokens": 2048}, 400, "max_tokens", "holds 2048 in all"),
         ({"passages": [{"text": "word " * 2000}], "share_kept": 1}, 400, "messages", "the limit of tiny is 1024"),
         ({"model": "gpt"}, 404, "model", "no model 'gpt' here; this server serves 'tiny'"),
@@ -155,7 +157,7 @@ def test_broken_json_and_unknown_routes_have_the_same_shape(url: str) -> None:
 def test_the_openai_client_raises_its_own_errors(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="gpt", messages=ASKED)
-    with pytest.raises(openai.UnprocessableEntityError):
+    with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="tiny", messages=ASKED, temperature=9)
 
 
@@ -180,6 +182,20 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(server: Server) -> No
         unsized = httpx.post(f"{url}/v1/chat/completions", content=iter([body[:500], body[500:]]))
         assert "the limit is 1,000" in error_of(unsized, 413)["message"]
         assert post(url).is_success
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SECONDS_TO_SEND", 0.2)
+    with server() as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
+            head = (
+                "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+            )
+            connection.sendall(head.encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+        # An answer may take longer than a body.
+        assert post(url, max_tokens=200, retrieve=0).is_success
 
 
 def test_a_model_that_is_not_loaded_yet_answers_503(server: Server) -> None:
@@ -250,7 +266,7 @@ def test_a_client_that_does_not_read_is_left_after_the_deadline(
             await asyncio.Future()
 
     headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": "/chat/completions", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
     asyncio.run(asyncio.wait_for(app(scope, receive, send), timeout=20))
     assert sent == ["http.response.start", "http.response.body"]
     wait_for(lambda: engine.slots_in_use == 0, 20)
@@ -304,7 +320,8 @@ def test_choices_are_told_apart_streamed_or_not(client: openai.OpenAI) -> None:
     for chunk in chunks:
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert streamed == texts
-    assert [chunk.usage is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert not any(chunk.usage for chunk in chunks)
+    assert ["refrag" in (chunk.model_extra or {}) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert sum(chunk.choices[0].finish_reason is not None for chunk in chunks) == 3
 
 

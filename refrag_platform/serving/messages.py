@@ -1,0 +1,159 @@
+"""The messages of a request as OpenAI's API takes them, and as the decoder reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag, model_validator
+
+from refrag_platform.limits import MOST_PARTS
+from refrag_platform.serving.contract import Message
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown
+
+# Fields that only some roles have.
+ROLES = {
+    "refusal": ("assistant",),
+    "tool_calls": ("assistant",),
+    "function_call": ("assistant",),
+    "audio": ("assistant",),
+    "annotations": ("assistant",),
+    "tool_call_id": ("tool",),
+}
+
+
+class ContentPart(Body):
+    """One part of a message's content; only text is understood."""
+
+    type: Literal["text", "refusal"]
+    text: Text | None = None
+    refusal: Text | None = Field(None, description="the text of a part of type refusal, in the assistant's messages")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_is_known(cls, given: Any) -> Any:
+        kind = given.get("type") if isinstance(given, dict) else "text"
+        if isinstance(kind, str) and kind not in ("text", "refusal"):
+            raise fault("unsupported_value", f"a part of type {shown(kind)} is not understood, only text is", "type")
+        return given
+
+    @model_validator(mode="after")
+    def _text_is_there(self) -> ContentPart:
+        if (self.text if self.type == "text" else self.refusal) is None:
+            raise fault("missing_required_parameter", f"a part of type {self.type} needs it", self.type)
+        if (self.refusal if self.type == "text" else self.text) is not None:
+            other = "refusal" if self.type == "text" else "text"
+            raise fault("invalid_value", f"a part of type {self.type} has no {other}", other)
+        return self
+
+    def words(self) -> str:
+        """What it says."""
+        return (self.text if self.type == "text" else self.refusal) or ""
+
+
+Content = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[ContentPart], Field(min_length=1, max_length=MOST_PARTS), Tag("list")],
+    TEXT_OR_LIST,
+]
+
+
+class FunctionCall(Body):
+    """What an assistant asked a function for."""
+
+    name: Name
+    arguments: Text = Field(description="JSON, as the model wrote it")
+
+
+class ToolCall(Body):
+    """A call of a tool by the assistant."""
+
+    id: Name
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatMessage(Body):
+    """A message of the conversation. Calls of tools and their results are read as text."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    name: Name | None = Field(None, description="who speaks; written before what a history's message says")
+    refusal: Text | None = None
+    tool_calls: list[ToolCall] | None = Field(None, max_length=MOST_PARTS)
+    tool_call_id: Name | None = None
+    function_call: FunctionCall | None = None
+    audio: Annotated[Any, only()] = None
+    annotations: Annotated[Any, only([])] = None
+
+    @model_validator(mode="after")
+    def _fields_fit_the_role(self) -> ChatMessage:
+        for name, roles in ROLES.items():
+            if getattr(self, name) and self.role not in roles:
+                raise fault("invalid_value", f"a message of role {self.role} has no {name}", name)
+        said = self.content is not None or self.refusal is not None
+        if not (said or self.tool_calls or self.function_call):
+            raise fault("missing_required_parameter", f"a message of role {self.role} needs content", "content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise fault("missing_required_parameter", "a message of role tool needs the id of its call", "tool_call_id")
+        if self.role == "function" and self.name is None:
+            raise fault("missing_required_parameter", "a message of role function needs the function's name", "name")
+        if isinstance(self.content, list) and self.role != "assistant":
+            for place, part in enumerate(self.content):
+                if part.type == "refusal":
+                    where = f"content.{place}.type"
+                    raise fault("invalid_value", f"a message of role {self.role} has no refusal", where)
+        return self
+
+    def words(self) -> str:
+        """What it says: parts are joined, a refusal is as good as content."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.words() for part in content)
+        return text + (self.refusal or "")
+
+    def characters(self) -> int:
+        """Characters of all that the decoder would read."""
+        calls = self.calls()
+        return len(self.words()) + sum(len(call.name) + len(call.arguments) for call in calls) + len(self.name or "")
+
+    def calls(self) -> list[FunctionCall]:
+        """The calls of functions in it, of the older form too."""
+        calls = [call.function for call in self.tool_calls or []]
+        return [*calls, self.function_call] if self.function_call else calls
+
+    def message(self, last: bool = False) -> Message:
+        """The engine's form; `developer` is the newer name of `system`.
+
+        Calls and results are written as models of ChatML with tools are used to them, so that nothing is lost.
+        """
+        text = self.words()
+        match self.role:
+            case "system" | "developer":
+                return Message("system", text)
+            case "tool" | "function":
+                return Message("user", f"<tool_response>\n{text}\n</tool_response>")
+            case role:
+                calls = [
+                    f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n</tool_call>'
+                    for call in self.calls()
+                ]
+                said = f"{self.name}: {text}" if self.name and text and not last else text
+                return Message(role, "\n".join([*([said] if said or not calls else []), *calls]))
+
+
+def require_calls_before_results(messages: Sequence[ChatMessage]) -> None:
+    """Every result of a tool belongs to a call before it.
+
+    Raises:
+        PydanticCustomError: one doesn't.
+    """
+    known: set[str] = set()
+    for place, message in enumerate(messages):
+        known |= {call.id for call in message.tool_calls or []}
+        if message.role == "tool" and message.tool_call_id not in known:
+            raise fault(
+                "invalid_value",
+                f"{shown(message.tool_call_id)} is the id of no call before it in the conversation",
+                f"messages.{place}.tool_call_id",
+            )

@@ -1,0 +1,164 @@
+"""Bodies of responses, as /openapi.json describes them. The answers themselves are written by `answers`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from refrag_platform.serving.contract import Citation, Usage
+
+
+class _Response(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class ErrorDetail(_Response):
+    """What was wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(_Response):
+    """Body of every error."""
+
+    error: ErrorDetail
+    request_id: str | None
+
+
+class TokenBody(_Response):
+    """A token and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class DrawnTokenBody(TokenBody):
+    """A token that was drawn, with the likeliest ones in its place."""
+
+    top_logprobs: list[TokenBody]
+
+
+class LogprobsBody(_Response):
+    """Log-probabilities of a choice's tokens."""
+
+    content: list[DrawnTokenBody]
+    refusal: None
+
+
+class AnswerMessage(_Response):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class Choice(_Response):
+    """One of the answers that were asked for."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: LogprobsBody | None
+
+
+class CachedTokens(_Response):
+    """Of the prompt."""
+
+    cached_tokens: int
+
+
+class UsageBody(_Response):
+    """OpenAI's usage: prompt tokens are the positions that the decoder read."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+@dataclass(frozen=True)
+class RefragBody(Usage):
+    """What was read, how far it was compressed, how soon the first token came."""
+
+    citations: list[Citation]
+    request_id: str | None
+
+
+class ChatCompletion(_Response):
+    """An answer that is not streamed."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: UsageBody
+    refrag: RefragBody
+
+
+class ModelCard(_Response):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(_Response):
+    """The models that are served."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class FoundPassage(_Response):
+    """A passage of the store."""
+
+    id: str
+    title: str
+    text: str
+    score: float | None
+
+
+class Found(_Response):
+    """The passages that fit a query best, best first."""
+
+    object: Literal["list"]
+    data: list[FoundPassage]
+
+
+STREAMED = (
+    "The answer. With stream: true OpenAI's chat.completion.chunk events, each `data: JSON`, then `data: [DONE]`; the "
+    "one that ends the last choice bears `refrag`, and a failure is an event with `error`."
+)
+# `itemSchema` is that of one event (OpenAPI 3.2).
+STREAM: dict[str, Any] = {
+    "text/event-stream": {
+        "itemSchema": {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    }
+}
+_RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
+_ERRORS: dict[int, dict[str, Any]] = {
+    400: {"description": "The request is wrong; `param` names the field."},
+    401: {"description": "The key is missing or wrong."},
+    404: {"description": "There is no such model or URL."},
+    408: {"description": "The body did not come in time."},
+    413: {"description": "The body has more bytes than REFRAG_MAX_BODY."},
+    429: {"description": "Too many requests wait already.", "headers": _RETRY},
+    500: {"description": "The server failed; its log says why, by the request's id."},
+    503: {"description": "The model is being loaded, or has failed.", "headers": _RETRY},
+    504: {"description": "Not answered within REFRAG_DEADLINE.", "headers": _RETRY},
+}
+
+
+def documented(ok: type[BaseModel], *errors: int, **more: Any) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route for OpenAPI."""
+    told: dict[int | str, dict[str, Any]] = {200: {"model": ok, **more}}
+    return told | {status: {"model": ErrorBody, **_ERRORS[status]} for status in errors}
