@@ -205,6 +205,15 @@ def test_a_harder_last_batch_is_no_fault_where_the_same_batches_have_a_lower_los
     assert examine("finetuned", in_json("training.json", lambda values: values.update(figures)))["loss_falls"].passed
 
 
+def test_chunks_kept_as_tokens_do_not_hide_vectors_that_carry_nothing(examine: Examine) -> None:
+    def plant(values: Row) -> None:
+        (own,) = of_systems(values, "refrag")
+        values["rows"].append(own | {"share_kept": 0.25})
+        own.update(P16=4.0)
+
+    assert not examine("evaluation", in_json("perplexity.json", plant))["refrag_beats_none"].passed
+
+
 def test_a_decoder_that_training_made_worse_at_text_is_not_held_against_the_context(examine: Examine) -> None:
     """The untrained decoder without a context tells what training did to it, not what vectors do for it."""
     results = examine("evaluation", in_json("perplexity.json", give("none", P16=2.0, P32=2.0)))

@@ -39,9 +39,11 @@ def gain(artifact: Artifact) -> list[Row]:
     """One row per prefix length: lowest log-perplexity of no context and of another document's chunks; REFRAG's.
 
     No context is the model's own decoder without one, and a control that was tuned without. The untrained decoder is
-    neither: what training did to a decoder is not what a context does for it.
+    neither: what training did to a decoder is not what a context does for it. REFRAG's is that of vectors alone:
+    chunks kept as tokens would help whatever the vectors carry.
     """
     reports = _rows(artifact, "perplexity.json")
+    vectors = [row for row in reports if not row.get("share_kept")]
     return [
         {
             "row": column,
@@ -53,7 +55,7 @@ def gain(artifact: Artifact) -> list[Row]:
                 default=None,
             ),
             "shuffled": min(_figures(reports, column, system="refrag_shuffled"), default=None),
-            "refrag": min(_figures(reports, column, system="refrag"), default=None),
+            "refrag": min(_figures(vectors, column, system="refrag"), default=None),
         }
         for column in prefixes(artifact)
     ]
