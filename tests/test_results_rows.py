@@ -91,3 +91,24 @@ def rows(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     result = CliRunner().invoke(command(monkeypatch), list(arguments))
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def test_every_result_file_is_named_by_a_page() -> None:
+    docs = ROOT / "docs"
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in [*docs.glob("*.md"), *docs.glob("log/*.md")])
+    assert [file.name for file in sorted((docs / "results").iterdir()) if file.name not in pages] == []
+
+
+def test_every_experiment_has_a_verdict_in_the_index() -> None:
+    log = ROOT / "docs" / "log"
+    index = (log / "README.md").read_text(encoding="utf-8")
+    pages = sorted((page.name for page in log.glob("20*.md")), reverse=True)
+    assert [page for page in pages if f"]({page}) | " not in index] == []
+    assert [line[3:13] for line in index.splitlines() if line.startswith("| [")] == [page[:10] for page in pages]
+
+
+def test_links_of_pages_lead_somewhere() -> None:
+    docs = ROOT / "docs"
+    for page in [ROOT / "README.md", *docs.glob("*.md"), *docs.glob("log/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
