@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refrag_platform.corpus.names import name_text
+from refrag_platform.evaluation.systems import EXPLAINED, ORDERS, SYSTEMS, TABLE_SYSTEMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from refrag_platform.corpus.question_files import Question, Retriever
-    from refrag_platform.evaluation.readings import System
     from refrag_platform.evaluation.scoring import PlainSystem
+    from refrag_platform.evaluation.systems import Order, System
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
     from refrag_platform.recipes import Recipe
@@ -47,6 +48,8 @@ RecipeFile = Annotated[
 Relevance = Annotated[
     bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
 ]
+# REFRAG beside its baselines: what `--systems` is by default.
+TABLE = "table"
 Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
 
 
@@ -163,16 +166,24 @@ def rag(
         str,
         typer.Option(
             "--systems",
-            help="Systems of evaluation/readings.py, or `all`: with plain (as many of the first tokens as REFRAG "
-            "reads), pruned (the tokens of most self-information) and untuned (the decoder before any training).",
+            help=f"Some of those below with commas between; `{TABLE}`: {', '.join(TABLE_SYSTEMS)}, without those that "
+            f"can't be had (no recipe known); or `all`. {'; '.join(f'{name}: {EXPLAINED[name]}' for name in SYSTEMS)}.",
         ),
-    ] = "full,none,truncated,refrag,refrag_wrong",
+    ] = TABLE,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help="In which all systems read the passages. nearest: by the retriever of the recipe, as the policy is "
+            "told (as listed where no recipe is known); listed: as the file lists them; shuffled: at random.",
+        ),
+    ] = "nearest",
     retriever: Annotated[
         str,
         typer.Option(
             "--retriever",
-            help="listed: in the order listed, gold passages among them; strong: the first, whether gold or not; "
-            "weak: random ones of the first 200 in random order, the gold ones among them.",
+            help="Which passages are taken. listed: the first, gold ones among them; strong: the first, whether gold "
+            "or not; weak: random ones of the first 200, listed at random, the gold ones among them.",
         ),
     ] = "listed",
     distractors: Annotated[
@@ -194,16 +205,16 @@ def rag(
 ) -> None:
     """Exact match, F1, decoder tokens and time to first token on questions with passages.
 
-    Systems: all passages as text, no passages, the last tokens of the passages (as many positions as
-    REFRAG takes), REFRAG, and REFRAG with the passages of another question. Passages are taken in the
-    order listed; where a row names its `gold` passages, these are among them.
+    REFRAG beside baselines that read the same passages in the same order, cut to as many decoder tokens.
+    Each row says which decoder read it: a tuned control where one was trained for that (a folder of that
+    name under --controls), else the model's own. Where a question names its `gold` passages, these are read.
     """
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_json, write_reports
 
-    counts, further, chosen = _counts(passages), parse_shares(shares), _systems(systems)
+    counts, further, chosen, ordered = _counts(passages), parse_shares(shares), _systems(systems), _order(order)
     asked = _questions_of(questions, limit)
     rows = [retrieved(question, _retriever(retriever)) for _, question in asked]
     if distractors:
@@ -211,7 +222,20 @@ def rag(
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
     bundle = _load(model)
     share = bundle.share_kept if share_kept is None else share_kept
-    told = relevance_or_refuse(model, bundle, bundle.policy, recipe) if relevance else None
+    needed = ordered == "nearest" or "sentences" in chosen
+    near = _nearness(model, bundle, recipe, told=relevance, needed=needed)
+    untuned, left_out = None, dict[str, str]()
+    if systems == TABLE:
+        if near is None:
+            left_out["sentences"] = (
+                f"it needs the retriever of {model}'s recipe, which isn't known; name it by --recipe"
+            )
+        untuned, why = _untuned_or_why(model, bundle, recipe)
+        if untuned is None:
+            left_out["untuned"] = why
+        chosen = [system for system in chosen if system not in left_out]
+    elif "untuned" in chosen:
+        untuned = _untuned_or_refuse(model, bundle, recipe)
     found = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -220,9 +244,11 @@ def rag(
         share_kept=share,
         shares=further,
         systems=chosen,
-        controls=_control_folders(controls),
-        untuned=_untuned_or_refuse(model, bundle, recipe) if "untuned" in chosen else None,
-        relevance=told,
+        controls=_question_controls(controls),
+        untuned=untuned,
+        relevance=near,
+        told=relevance,
+        order=ordered,
         sets=[file for file, _ in asked] if len(questions) > 1 else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -239,7 +265,9 @@ def rag(
         **found.skipped,
         "retriever": retriever,
         "distractors": name_text(distractors) if distractors else None,
-        "relevance": told is not None,
+        "order": found.order,
+        "left_out": left_out,
+        "relevance": relevance and bundle.policy is not None and bundle.policy.reads_relevance,
         "plain_decoder": "controls" if controls else "the model's own",
         "device": str(bundle.model.device),
         "seed": seed,
@@ -298,6 +326,31 @@ def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTra
     return untuned_decoder(*known, like=bundle.model)
 
 
+def _untuned_or_why(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel | None, str]:
+    """The recipe's decoder before training, or why it can't be asked."""
+    from refrag_platform.errors import RefragError
+
+    if not bundle.model.tokenizer.chat_template:
+        return None, "the decoder's tokenizer has no chat template"
+    try:
+        return _untuned_or_refuse(model, bundle, given), ""
+    except RefragError as error:
+        return None, str(error)
+
+
+def _nearness(model: str, bundle: Bundle, given: Path | None, told: bool, needed: bool) -> PassageRelevance | None:
+    """How near the recipe's retriever finds passages, for a policy that is told or whatever else needs it.
+
+    None where nothing does, or where the recipe isn't known and the policy reads no such thing.
+    """
+    from refrag_platform.store.relevance import recipe_relevance
+
+    if told and (near := relevance_or_refuse(model, bundle, bundle.policy, given)):
+        return near
+    known = _known_recipe(model, bundle, given) if needed else None
+    return recipe_relevance(*known, bundle.model.device) if known else None
+
+
 def _known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
     """The recipe that was given, else the model's, with its folder; None where neither is known."""
     from refrag_platform.evaluation.decoders import recipe_of
@@ -330,6 +383,12 @@ def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:
     return control_folders(controls) if controls else {}
 
 
+def _question_controls(controls: Path | None) -> dict[System, Path]:
+    from refrag_platform.evaluation.decoders import question_controls
+
+    return question_controls(controls) if controls else {}
+
+
 def _counts(passages: str) -> list[int]:
     from refrag_platform.errors import RefragError
 
@@ -356,13 +415,22 @@ def parse_shares(shares: str) -> list[float]:
 
 def _systems(systems: str) -> list[System]:
     from refrag_platform.errors import RefragError
-    from refrag_platform.evaluation.readings import SYSTEMS
 
-    named = SYSTEMS if systems == "all" else tuple(part.strip() for part in systems.split(","))
+    groups: dict[str, tuple[str, ...]] = {TABLE: TABLE_SYSTEMS, "all": SYSTEMS}
+    named = groups.get(systems) or tuple(part.strip() for part in systems.split(","))
     unknown = [name for name in named if name not in SYSTEMS]
     if unknown:
-        raise RefragError(f"--systems names {unknown[0]!r}; allowed are {', '.join(SYSTEMS)}, or all")
+        raise RefragError(f"--systems names {unknown[0]!r}; allowed are {', '.join(SYSTEMS)}, or table, or all")
     return [system for system in SYSTEMS if system in named]
+
+
+def _order(order: str) -> Order:
+    from refrag_platform.errors import RefragError
+
+    for known in ORDERS:
+        if order == known:
+            return known
+    raise RefragError(f"--order is {order!r}; allowed are {', '.join(ORDERS)}")
 
 
 def _retriever(retriever: str) -> Retriever:

@@ -12,7 +12,7 @@ from refrag_platform.corpus.documents import Document
 from refrag_platform.corpus.tokens import Tokens
 
 # Where a passage may end, best first: after a sentence or line, after a clause; failing these, after a word.
-_SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])|\n+""")
+SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])|\n+""")
 _CLAUSE_END = re.compile(r"[;:,]\s+|\s+[-–—]+\s+")
 # A boundary is taken only if the passage is then at least this full; else a worse kind is.
 _FULL_ENOUGH = 0.4
@@ -49,7 +49,7 @@ class _Cutter:
         self._text, self._ends, self._limit = text, ends, limit
         self._boundaries = [
             np.fromiter((match.end() for match in pattern.finditer(text)), dtype=np.int64)
-            for pattern in (_SENTENCE_END, _CLAUSE_END)
+            for pattern in (SENTENCE_END, _CLAUSE_END)
         ]
 
     def spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -1,23 +1,29 @@
 """The plain decoders that REFRAG is held against: the untrained base, and controls tuned on the same tokens.
 
 A controls folder holds model folders (docs/architecture.md) named full, none and truncated, each trained by
-`cpt` on the same documents with that kind of context; fewer are allowed.
+`cpt` on the same documents with that kind of context; fewer are allowed. For questions there may be one of any kind of
+plain text (`CONTROL_KINDS`), fine-tuned on the same questions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
+from refrag_platform.evaluation.systems import CONTROL_KINDS, System
 from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from refrag_platform.weights import load_decoder
+
+K = TypeVar("K", bound=str)
 
 
 def control_folders(controls: Path) -> dict[PlainSystem, Path]:
@@ -26,15 +32,28 @@ def control_folders(controls: Path) -> dict[PlainSystem, Path]:
     Raises:
         ArtifactError: the folder is missing or holds none.
     """
-    found: dict[PlainSystem, Path] = {}
-    for system in PLAIN_SYSTEMS:
+    return _model_folders(controls, PLAIN_SYSTEMS)
+
+
+def question_controls(controls: Path) -> dict[System, Path]:
+    """The tuned controls in a folder that answer questions, by the system whose prompts they were trained for.
+
+    Raises:
+        ArtifactError: the folder is missing or holds none.
+    """
+    return _model_folders(controls, CONTROL_KINDS)
+
+
+def _model_folders(controls: Path, kinds: Sequence[K]) -> dict[K, Path]:
+    found: dict[K, Path] = {}
+    for system in kinds:
         for folder in (controls / system, controls / system / "content", controls / system / "model"):
             if folder.is_dir() and (folder / "model.json").is_file():
                 read_settings(folder)
                 found[system] = folder
     if not found:
         raise ArtifactError(
-            f"{controls} holds no tuned controls; it must have model folders named {', '.join(PLAIN_SYSTEMS)}, "
+            f"{controls} holds no tuned controls; it must have model folders named {', '.join(kinds)}, "
             "each with a model.json"
         )
     return found

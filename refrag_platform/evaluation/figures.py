@@ -22,6 +22,13 @@ COLORS = {
     "truncated": "#b98a2f",
     "plain": "#6d5ba5",
     "pruned": "#b0588d",
+    "untuned": "#1c1c1c",
+    "first": "#8a5a2b",
+    "sentences": "#c0392b",
+    "kept": "#3b8a8a",
+    "kept+zero": "#b5b5b5",
+    "kept+other": "#7f8c9b",
+    "rule": "#6fa8dc",
     "refrag": "#2b5a9c",
     "refrag_shuffled": "#7f8c9b",
     "refrag_zero": "#b5b5b5",
@@ -73,7 +80,8 @@ def _against(axes: Axes, result: Mapping[str, Any], column: str, across_label: s
     for row in result["rows"]:
         if row.get(column) is not None and row["f1"] is not None:
             share = row.get("share_kept") or row.get("tokens_of") or 0.0
-            name = (row["system"], system_name(row), share, row.get("tuned", True) and not share)
+            untuned = row["decoder"] == "untuned" if "decoder" in row else not row.get("tuned", True)
+            name = (row["system"], system_name(row), share, not untuned and not share)
             lines[name].append((row[column], row["f1"], row["passages"]))
     shares = sorted({share for _, _, share, _ in lines})
     for (system, label, share, solid), points in lines.items():

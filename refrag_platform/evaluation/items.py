@@ -78,10 +78,12 @@ def windows_digest(windows: Windows) -> str:
     return _digest(f"{tokens.shape} {windows.context_tokens}".encode(), tokens.tobytes())
 
 
-def questions_digest(questions: Sequence[Question], passages: int, max_new_tokens: int) -> str:
-    """One hash over the questions, their answers, the passages that are read, and the longest answer."""
+def questions_digest(questions: Sequence[Question], passages: int, max_new_tokens: int, order: str = "listed") -> str:
+    """One hash over the questions, their answers, the passages that are read, their order, and the longest answer."""
     asked = [[one.id, one.question, one.answers, one.take(passages)] for one in questions]
-    return _digest(json.dumps([asked, passages, max_new_tokens]).encode())
+    # As it was when there was no other order than the listed one.
+    read = [asked, passages, max_new_tokens, *([order] if order != "listed" else [])]
+    return _digest(json.dumps(read).encode())
 
 
 def _digest(*parts: bytes) -> str:

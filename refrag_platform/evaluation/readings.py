@@ -1,63 +1,45 @@
-"""What each system lets the decoder read of a question and its passages.
-
-| system | reads |
-| --- | --- |
-| full | all passages as text |
-| none | the question alone |
-| truncated | the last tokens of the passages |
-| plain | the first tokens of the passages: the best ones whole, and the beginning of the next |
-| pruned | the tokens of most self-information of all passages |
-| refrag | chunk vectors, a share p of the chunks kept as tokens |
-| refrag_wrong | the same of another question's passages |
-| untuned | all passages as text, by the decoder before any training here, asked in its own chat template |
-
-truncated, plain and pruned have as many tokens as REFRAG's passages take positions.
-"""
+"""The prompts of each system (evaluation/systems.py) for a question and its passages, and who reads them."""
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+from torch import nn
 
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.pruning import pruned
+from refrag_platform.evaluation.sentences import nearest_sentences
+from refrag_platform.evaluation.systems import Order, Reading, System, control_of
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import INSTRUCTIONS, as_turns, content_ids, passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Chunks, Prompt, Text, plain_tokens, prompt_length, unchunk
+from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, plain_tokens, prompt_length, unchunk
 from refrag_platform.model.selection import expand, with_vectors
 from refrag_platform.store.relevance import PassageRelevance
-
-System = Literal["full", "none", "truncated", "plain", "pruned", "refrag", "refrag_wrong", "untuned"]
-SYSTEMS: tuple[System, ...] = get_args(System)
-DEFAULT_SYSTEMS: tuple[System, ...] = ("full", "none", "truncated", "refrag", "refrag_wrong")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A system at a number of passages; `at`: the share p that fixes how many tokens it reads, where one does."""
-
-    system: System
-    passages: int
-    at: float | None = None
 
 
 @dataclass(frozen=True)
 class Readers:
     """Who answers: the model; for plain text the tuned controls where there are any; the untuned decoder.
 
-    relevance: what the policy is told of the passages, if it reads that.
+    relevance: how near a retriever finds the passages; `sentences` and the order `nearest` need it.
+    told: whether a policy that reads relevance is told. order: in which the passages are read.
     """
 
     model: RefragModel
     policy: PolicyNetwork | None
-    controls: Mapping[str, RefragModel]
+    controls: Mapping[System, RefragModel]
     untuned: RefragModel | None = None
     relevance: PassageRelevance | None = None
+    told: bool = True
+    order: Order = "listed"
+    seed: int = 0
 
     def of(self, system: System) -> RefragModel:
         """The reader of a system's prompts."""
@@ -65,11 +47,22 @@ class Readers:
             if self.untuned is None:
                 raise RefragError("the system `untuned` needs the recipe's decoder, and the recipe isn't known")
             return self.untuned
-        # Whoever reads whole passages can read some of them.
-        return self.controls.get({"plain": "full", "pruned": "full"}.get(system, system), self.model)
+        if system == "kept+zero":
+            return self._zeros
+        control = control_of(system, self.controls)
+        return self.model if control is None else self.controls[control]
+
+    @cached_property
+    def _zeros(self) -> RefragModel:
+        """The model whose decoder reads zeros wherever there is a vector."""
+        silent = copy.deepcopy(self.model.projection)
+        # Without a residual connection the last layer decides, with one the gain.
+        for parameter in (silent.outer.weight, silent.outer.bias, silent.gain):
+            nn.init.zeros_(parameter)
+        return RefragModel(self.model.encoder, silent, self.model.decoder, self.model.tokenizer).eval()
 
     def learn_relevance(self, questions: Sequence[Question], wanted: Sequence[Reading]) -> None:
-        """Embed together what the policy will be told of these questions' passages."""
+        """Embed together what will be asked for of these questions' passages."""
         if self.relevance:
             most = max((reading.passages for reading in wanted), default=0)
             asked = [question for question in questions if question.question]
@@ -78,19 +71,38 @@ class Readers:
                 [passage for question in asked for passage in question.take(most)],
             )
 
+    def arranged(self, question: Question, passages: Sequence[Passage]) -> list[Passage]:
+        """Passages in the order in which they are read for this question; a summary's stay as they are listed.
 
-def readings(systems: Sequence[System], passages: Sequence[int], shares: Sequence[float]) -> list[Reading]:
-    """All that is asked for: one row each. The first share is the one that refrag_wrong is read at."""
-    found = [Reading("none", 0)] if "none" in systems else []
-    for count in passages:
-        for system in systems:
-            if system in {"full", "untuned"}:
-                found.append(Reading(system, count))
-            elif system == "refrag_wrong":
-                found.append(Reading(system, count, shares[0]))
-            elif system != "none":
-                found += [Reading(system, count, share) for share in shares]
-    return found
+        Raises:
+            RefragError: the order is `nearest`, and there is no retriever.
+        """
+        if self.order == "shuffled":
+            return random.Random(f"order {self.seed} {question.id}").sample(passages, len(passages))
+        if self.order == "listed" or not question.question:
+            return list(passages)
+        if self.relevance is None:
+            raise RefragError("the order `nearest` needs a retriever, and there is none; read passages as `listed`")
+        near = self.relevance.of(question.question, passages)
+        return [passages[number] for number in sorted(range(len(passages)), key=lambda number: -near[number])]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """A question's passages, in the order in which they are read: as they are, and cut into chunks with vectors."""
+
+    passages: list[Passage]
+    chunks: list[Chunks]
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """The tokens of each passage."""
+        return [unchunk(chunks.token_ids) for chunks in self.chunks]
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """The tokens of all passages."""
+        return [token for text in self.texts for token in text]
 
 
 def prompts(
@@ -100,46 +112,110 @@ def prompts(
     wanted: Sequence[Reading],
     generator: torch.Generator,
 ) -> Iterator[tuple[Reading, Prompt, int]]:
-    """The prompt of each reading, with its length in tokens if the passages were whole; none of refrag_wrong without
-    `wrong`."""
+    """The prompt of each reading, with its length in tokens if the passages were whole.
+
+    Without `wrong` there is none of the systems that read another question's passages or vectors.
+    """
     model = readers.model
     most = max((reading.passages for reading in wanted), default=0)
-    own, other = _encoded(readers, question, question.take(most)), None
-    if wrong and any(reading.system == "refrag_wrong" for reading in wanted):
-        other = _encoded(readers, question, wrong.take(most))
+    own = _encoded(readers, question, question.take(most))
+    strange: dict[Passage, Chunks] = {}
+    if wrong and any(reading.system in {"refrag_wrong", "kept+other"} for reading in wanted):
+        strange = _encoded(readers, question, wrong.take(most))
     asked = content_ids(model.tokenizer, question.question)
+
+    def context(of: Question, encoded: Mapping[Passage, Chunks], count: int) -> _Context:
+        passages = readers.arranged(question, of.take(count))
+        return _Context(passages, [encoded[passage] for passage in passages])
+
+    def expanded(chunks: Sequence[Chunks], share: float) -> list[Chunks]:
+        return expand(model, chunks, share, readers.policy, generator, asked)
+
+    contexts: dict[int, _Context] = {}
     kept: dict[tuple[int, float], list[Chunks]] = {}
     for reading in wanted:
-        passages = [own[passage] for passage in question.take(reading.passages)]
-        texts = [unchunk(chunks.token_ids) for chunks in passages]
-        tokens = [token for text in texts for token in text]
-        full = _prompt(model, question, [Text(tokens)])
-        share, read = reading.at, full
-        if share is not None and reading.system != "refrag_wrong":
-            place = (reading.passages, share)
-            if place not in kept:
-                kept[place] = expand(model, passages, share, readers.policy, generator, asked)
-            positions = prompt_length(kept[place])
-        if reading.system == "untuned":
-            read = _template_prompt(readers.of("untuned"), question, question.take(reading.passages))
-        elif reading.system == "refrag":
-            read = _prompt(model, question, kept[place])
-        elif reading.system == "refrag_wrong":
-            if other is None or wrong is None or share is None:
+        count, share, system = reading.passages, reading.at, reading.system
+        if count not in contexts:
+            contexts[count] = context(question, own, count)
+        given = contexts[count]
+        whole = prompt_length(_prompt(model, question, [Text(given.tokens)]))
+        if system == "untuned":
+            yield reading, _template_prompt(readers.of(system), question, given.passages), whole
+            continue
+        if system == "refrag_wrong":
+            if wrong is not None and share is not None:
+                read = _prompt(model, question, expanded(context(wrong, strange, count).chunks, share))
+                # Another question's passages are as long as they are.
+                yield reading, read, len(plain_tokens(read))
+            continue
+        refrag: list[Chunks] = []
+        if share is not None:
+            if (count, share) not in kept:
+                kept[count, share] = expanded(given.chunks, share)
+            refrag = kept[count, share]
+        if system == "kept+other":
+            vectors = [part.vectors for part in (strange[passage] for passage in wrong.take(count))] if wrong else []
+            if not any(len(part) for part in vectors if part is not None):
                 continue
-            strange = [other[passage] for passage in wrong.take(reading.passages)]
-            read = _prompt(model, question, expand(model, strange, share, readers.policy, generator, asked))
-        elif reading.system == "truncated":
-            read = _prompt(model, question, [Text(tokens[-positions:] if positions else [])])
-        elif reading.system == "plain":
-            read = _prompt(model, question, [Text(tokens[:positions])])
-        elif reading.system == "pruned":
-            read = _prompt(model, question, [Text(pruned(readers.of("pruned"), texts, positions))])
-        elif reading.system == "none":
-            read = _prompt(model, question, [])
-        # Another question's passages are as long as they are.
-        whole = len(plain_tokens(read)) if reading.system == "refrag_wrong" else prompt_length(full)
-        yield reading, read, whole
+            refrag = _with_others(refrag, [part for part in vectors if part is not None])
+        yield reading, _prompt(model, question, _passages(readers, question, system, given, refrag)), whole
+
+
+def _passages(
+    readers: Readers, question: Question, system: System, given: _Context, refrag: list[Chunks]
+) -> Sequence[Chunks | Text]:
+    """What a system lets the decoder read in the place of the passages; `refrag`: what REFRAG reads there."""
+    budget = prompt_length(refrag)
+    match system:
+        case "none":
+            return []
+        case "full":
+            return [Text(given.tokens)]
+        case "first":
+            return [Text(given.texts[0])] if given.texts else []
+        case "truncated":
+            return [Text(given.tokens[-budget:] if budget else [])]
+        case "plain":
+            return [Text(given.tokens[:budget])]
+        case "pruned":
+            return [Text(pruned(readers.of(system), given.texts, budget))]
+        case "sentences":
+            return [Text(_sentences(readers, question, given.passages, budget))]
+        case "kept":
+            return [Text([token for part in refrag for token in unchunk(part.token_ids[part.keep])])]
+        case "rule":
+            return _first_kept(given.chunks, budget)
+        case _:
+            return refrag
+
+
+def _sentences(readers: Readers, question: Question, passages: Sequence[Passage], budget: int) -> list[int]:
+    if readers.relevance is None:
+        raise RefragError("the system `sentences` needs a retriever, and there is none")
+    return nearest_sentences(readers.model.tokenizer, readers.relevance, question.question, passages, budget)
+
+
+def _first_kept(passages: Sequence[Chunks], budget: int) -> list[Chunks]:
+    """The passages with chunks kept from the first one's start on, as many as take no more than `budget` positions."""
+    room = budget - sum(len(part.token_ids) for part in passages)
+    found = []
+    for part in passages:
+        # A chunk kept takes its tokens' positions in the place of its vector's.
+        cost = ((part.token_ids != PAD).sum(1) - 1).cumsum(0)
+        found.append(part.kept(cost <= room))
+        if not bool(found[-1].keep.all()):
+            room = -1
+        elif len(cost):
+            room -= int(cost[-1])
+    return found
+
+
+def _with_others(passages: Sequence[Chunks], vectors: Sequence[torch.Tensor]) -> list[Chunks]:
+    """The passages with other vectors: those given, one after another, and from the first again where they end."""
+    others = torch.cat(list(vectors))
+    counts = [len(part.token_ids) for part in passages]
+    drawn = others[torch.arange(sum(counts), device=others.device) % len(others)].split(counts)
+    return [replace(part, vectors=own) for part, own in zip(passages, drawn, strict=True)]
 
 
 def other_question(questions: Sequence[Question], number: int) -> Question | None:
@@ -158,7 +234,7 @@ def _encoded(readers: Readers, question: Question, passages: Sequence[Passage]) 
     """Each passage cut into chunks with their vectors, none of them kept as tokens."""
     model = readers.model
     cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
-    if readers.relevance and question.question:
+    if readers.relevance and readers.told and question.question:
         cut = readers.relevance.tell(question.question, passages, cut)
     return dict(zip(passages, with_vectors(model, cut), strict=True))
 

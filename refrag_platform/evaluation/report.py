@@ -7,12 +7,18 @@ from functools import partial
 from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.systems import EXPLAINED, SYSTEMS, VECTOR_SYSTEMS
 
 # Rows whose names don't tell.
 CONTROLS = (
     "REFRAG's own decoder reads another document's vectors in refrag_shuffled, zeros in refrag_zero, no context in "
     "refrag_none."
 )
+ORDERS_SAID = {
+    "nearest": "All systems read the passages in the same order: nearest to the question first, by the retriever.",
+    "listed": "All systems read the passages in the same order: as the question's file lists them.",
+    "shuffled": "All systems read the passages in the same order: at random.",
+}
 COLUMNS = [prefix_name(tokens) for tokens in PREFIXES]
 
 
@@ -68,8 +74,11 @@ def rag_report(result: Mapping[str, Any]) -> str:
         "Greedy answers, SQuAD's normalization, best of several references. Decoder tokens: mean positions of "
         "the prompt. Compression: the full prompt's tokens over these, question and template counted. First token: "
         "median, chunk vectors made ahead.",
+        *_read(result),
         *_rag_tables(result),
     ]
+    if result.get("left_out"):
+        text.append("Left out: " + "; ".join(f"{name}: {why}" for name, why in result["left_out"].items()) + ".")
     if result.get("references_skipped"):
         text.append(
             f"Skipped: {result['references_skipped']:,} references of which normalization leaves nothing, and "
@@ -78,6 +87,21 @@ def rag_report(result: Mapping[str, Any]) -> str:
     for name, own in (result.get("parts") or {}).items():
         text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
     return "\n\n".join(text) + "\n"
+
+
+def _read(result: Mapping[str, Any]) -> list[str]:
+    """What the systems of the rows read, and in which order; nothing of files that don't say who read them."""
+    rows = result["rows"]
+    if not all("decoder" in row for row in rows):
+        return []
+    order = next((row["order"] for row in rows if row["order"]), None)
+    named = [name for name in SYSTEMS if any(row["system"] == name for row in rows)]
+    return [
+        *([ORDERS_SAID[order]] if order else []),
+        "In brackets stands which decoder read a row's text: tuned, a control trained for just that; tuned for full, "
+        "one trained for whole passages; own decoder, the model's, trained for REFRAG. It reads all that has vectors.",
+        "\n".join(f"- {name}: {EXPLAINED[name]}" for name in named),
+    ]
 
 
 def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | None:
@@ -125,7 +149,7 @@ def _rag_tables(result: Mapping[str, Any]) -> list[str]:
     if result.get("differences"):
         gains = [
             [
-                system_name({"system": row["over"], "tuned": row["tuned"]}),
+                system_name({**row, "system": row["over"], "share_kept": None}),
                 str(row["passages"]),
                 f"{row['share_kept']:g}",
                 *(gain(row[name]) for name in ("exact_match", "f1", "rouge_l")),
@@ -144,12 +168,19 @@ def _cell(key: str, digits: int, row: Mapping[str, Any]) -> str:
 
 
 def system_name(row: Mapping[str, Any]) -> str:
-    """`none (tuned)`, `refrag, p = 0.1`: a row's system as tables and legends show it."""
-    share, as_many = row.get("share_kept"), row.get("tokens_of")
-    if row["system"].startswith("refrag"):
-        return row["system"] + (f", p = {share:g}" if share else "")
-    name = row["system"] + (" (tuned)" if row.get("tuned") else "")
-    return name if as_many is None else f"{name}, tokens of p = {as_many:g}"
+    """`none (tuned)`, `refrag, p = 0.1`: a row's system as tables and legends show it.
+
+    Rows without `decoder`, of log-perplexities and of older files, say only whether a control was tuned.
+    """
+    name, share, as_many = row["system"], row.get("share_kept"), row.get("tokens_of")
+    if name.startswith("refrag"):
+        return name + (f", p = {share:g}" if share else "")
+    reader = row.get("decoder") or ("tuned" if row.get("tuned") else None)
+    said = name if name in VECTOR_SYSTEMS or reader in {None, name} else f"{name} ({reader})"
+    if as_many is None:
+        return said
+    # These take p itself from REFRAG, the others its number of tokens alone.
+    return f"{said}, {'' if name in {*VECTOR_SYSTEMS, 'kept'} else 'tokens of '}p = {as_many:g}"
 
 
 def _gap(recovered: Mapping[str, float | None], intervals: Mapping[str, Sequence[float] | None]) -> str:

@@ -23,7 +23,7 @@ from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
-from refrag_platform.store.relevance import relevance_for
+from refrag_platform.store.relevance import recipe_relevance
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import InputRecord
 
@@ -56,9 +56,8 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         batch_size=settings.batch_size,
         seed=recipe.seed,
     )
-    relevance = relevance_for(bundle.policy, recipe, base, bundle.model.device)
-    if relevance:
-        relevance.take_stored(context.inputs["chunks"])
+    relevance = recipe_relevance(recipe, base, bundle.model.device)
+    relevance.take_stored(context.inputs["chunks"])
     rag = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -74,10 +73,17 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items)
     untimed = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in rag.rows]
     write_json(context.out / "perplexity.json", perplexity)
-    write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals, **rag.skipped})
+    write_json(
+        context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals, "order": rag.order, **rag.skipped}
+    )
     write_json(context.out / FILE_NAME, items.model_dump())
     write_json(context.beside / "answers.json", rag.answers)
-    write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows, **rag.skipped})
+    write_reports(
+        context.beside,
+        f"Evaluation of {recipe.name}",
+        perplexity,
+        {"rows": rag.rows, "order": rag.order, **rag.skipped},
+    )
     return _metrics(perplexity, rag.rows)
 
 

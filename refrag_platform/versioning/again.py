@@ -15,7 +15,7 @@ from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.recipes import Recipe
-from refrag_platform.store.relevance import relevance_for
+from refrag_platform.store.relevance import recipe_relevance
 from refrag_platform.weights import tokenizer_digest
 
 
@@ -51,7 +51,7 @@ def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe, base: P
         passages=max(settings.passages),
         share_kept=bundle.share_kept,
         max_new_tokens=settings.max_new_tokens,
-        relevance=relevance_for(bundle.policy, recipe, base, bundle.model.device),
+        relevance=recipe_relevance(recipe, base, bundle.model.device),
         seed=recipe.seed,
     )
     return Items(windows=window_items(nll, windows), questions=answers)

@@ -163,7 +163,9 @@ def _evaluation(project: Project, manifest: Manifest, cache: _LazyCache) -> Iter
         path = content / name
         text = (path.read_bytes() if path.is_file() else None) if in_place else cache.get().read(manifest.hash, name)
         for row in json.loads(text or b"{}").get("rows", []):
-            label = " ".join(f"{key}={row[key]}" for key in ROW_NAMES[1:] if row.get(key) is not None)
+            # Of answers `tuned` once said another thing of the same row; `decoder` says it now, as a figure does.
+            told = [key for key in ROW_NAMES[1:] if key != "tuned" or name != "rag.json"]
+            label = " ".join(f"{key}={row[key]}" for key in told if row.get(key) is not None)
             for key, value in row.items():
                 if key not in ROW_NAMES and value is not None:
                     yield f"{Path(name).stem} {row['system']} {label} {key}", value
