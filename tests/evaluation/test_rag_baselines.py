@@ -7,19 +7,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.decoders import control_folders, question_controls
+from refrag_platform.evaluation.figures import COLORS
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.readings import Readers, prompts
-from refrag_platform.evaluation.systems import SYSTEMS, VECTOR_SYSTEMS, Order, Reading, System, decoder_of, readings
+from refrag_platform.evaluation.systems import (
+    EXPLAINED,
+    SYSTEMS,
+    VECTOR_SYSTEMS,
+    Order,
+    Reading,
+    System,
+    decoder_of,
+    readings,
+)
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, lay_out, plain_tokens, prompt_length
 from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
+from tests.conftest import ROOT
 
 CUT: tuple[System, ...] = ("truncated", "plain", "sentences", "pruned", "kept+zero", "kept+other")
 SHARES = (0.0, 0.25, 0.5)
@@ -174,6 +187,15 @@ def test_a_row_is_tuned_only_where_a_control_was_trained_for_it(
     for system in ("none", "truncated", *VECTOR_SYSTEMS):
         assert decoder_of(system, controls) == named.get(system, "own decoder")
     assert decoder_of("untuned", controls) == "untuned"
+
+
+def test_every_system_is_explained_where_a_reader_looks() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for system in SYSTEMS:
+        assert f"| `{system}` | {EXPLAINED[system]} |" in page
+    told = CliRunner().invoke(app, ["evaluate", "rag", "--help"], env={"COLUMNS": "200"})
+    assert told.exit_code == 0 and all(system in told.output for system in SYSTEMS)
+    assert set(SYSTEMS) <= set(COLORS), "each has a line of its own in the picture"
 
 
 def test_rows_and_differences_name_the_decoder_that_read(
