@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refrag_platform.corpus.names import name_text
-from refrag_platform.evaluation.systems import EXPLAINED, ORDERS, SYSTEMS, TABLE_SYSTEMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from refrag_platform.corpus.question_files import Question, Retriever
     from refrag_platform.evaluation.scoring import PlainSystem
-    from refrag_platform.evaluation.systems import Order, System
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
     from refrag_platform.recipes import Recipe
@@ -35,7 +30,10 @@ Report = Annotated[
 ]
 Controls = Annotated[
     Path | None,
-    typer.Option("--controls", help="Folder of tuned controls: model folders named full, none, truncated."),
+    typer.Option(
+        "--controls",
+        help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain.",
+    ),
 ]
 RecipeFile = Annotated[
     Path | None,
@@ -48,13 +46,12 @@ RecipeFile = Annotated[
 Relevance = Annotated[
     bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
 ]
-# REFRAG beside its baselines: what `--systems` is by default.
-TABLE = "table"
 Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    from refrag_platform.cli.rag import rag
     from refrag_platform.cli.retrieval import retrieval
     from refrag_platform.cli.selection import selection
 
@@ -139,167 +136,6 @@ def perplexity(
     typer.echo(perplexity_report(result))
 
 
-def rag(
-    model: Model,
-    questions: Annotated[
-        list[Path],
-        typer.Option(
-            "--questions",
-            help=".jsonl rows id, question, answers, passages [{title, text}]; or conversations (input, targets, "
-            "contexts), or summaries (document, summaries). May be repeated: all questions are judged together, "
-            "then each file's.",
-        ),
-    ],
-    json: Json,
-    passages: Annotated[str, typer.Option("--passages", help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="This many questions of each file, spread evenly over it.")
-    ] = None,
-    share_kept: Annotated[
-        float | None,
-        typer.Option(
-            "--share-kept", min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."
-        ),
-    ] = None,
-    shares: Annotated[
-        str, typer.Option("--shares", help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")
-    ] = "",
-    systems: Annotated[
-        str,
-        typer.Option(
-            "--systems",
-            help=f"Some of those below with commas between; `{TABLE}`: {', '.join(TABLE_SYSTEMS)}, without those that "
-            f"can't be had (no recipe known); or `all`. {'; '.join(f'{name}: {EXPLAINED[name]}' for name in SYSTEMS)}.",
-        ),
-    ] = TABLE,
-    order: Annotated[
-        str,
-        typer.Option(
-            "--order",
-            help="In which all systems read the passages. nearest: by the retriever of the recipe, as the policy is "
-            "told (as listed where no recipe is known); listed: as the file lists them; shuffled: at random.",
-        ),
-    ] = "nearest",
-    retriever: Annotated[
-        str,
-        typer.Option(
-            "--retriever",
-            help="Which passages are taken. listed: the first, gold ones among them; strong: the first, whether gold "
-            "or not; weak: random ones of the first 200, listed at random, the gold ones among them.",
-        ),
-    ] = "listed",
-    distractors: Annotated[
-        Path | None,
-        typer.Option(
-            "--distractors",
-            help="File of passages (title, text); questions with fewer than --passages get random ones of it.",
-        ),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Questions at once; above 1 no time to first token is measured.")
-    ] = 1,
-    controls: Controls = None,
-    recipe: RecipeFile = None,
-    relevance: Relevance = True,
-    seed: Seed = 0,
-    report: Report = None,
-) -> None:
-    """Exact match, F1, decoder tokens and time to first token on questions with passages.
-
-    REFRAG beside baselines that read the same passages in the same order, cut to as many decoder tokens.
-    Each row says which decoder read it: a tuned control where one was trained for that (a folder of that
-    name under --controls), else the model's own. Where a question names its `gold` passages, these are read.
-    """
-    from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
-    from refrag_platform.evaluation.rag import evaluate_rag
-    from refrag_platform.evaluation.report import rag_report
-    from refrag_platform.evaluation.stage import write_json, write_reports
-
-    counts, further, chosen, ordered = _counts(passages), parse_shares(shares), _systems(systems), _order(order)
-    asked = _questions_of(questions, limit)
-    rows = [retrieved(question, _retriever(retriever)) for _, question in asked]
-    if distractors:
-        pool = read_passages(distractors)
-        rows = [with_distractors(question, pool, max(counts)) for question in rows]
-    bundle = _load(model)
-    share = bundle.share_kept if share_kept is None else share_kept
-    needed = ordered == "nearest" or "sentences" in chosen
-    near = _nearness(model, bundle, recipe, told=relevance, needed=needed)
-    untuned, left_out = None, dict[str, str]()
-    if systems == TABLE:
-        if near is None:
-            left_out["sentences"] = (
-                f"it needs the retriever of {model}'s recipe, which isn't known; name it by --recipe"
-            )
-        untuned, why = _untuned_or_why(model, bundle, recipe)
-        if untuned is None:
-            left_out["untuned"] = why
-        chosen = [system for system in chosen if system not in left_out]
-    elif "untuned" in chosen:
-        untuned = _untuned_or_refuse(model, bundle, recipe)
-    found = evaluate_rag(
-        bundle.model,
-        bundle.policy,
-        rows,
-        passages=counts,
-        share_kept=share,
-        shares=further,
-        systems=chosen,
-        controls=_question_controls(controls),
-        untuned=untuned,
-        relevance=near,
-        told=relevance,
-        order=ordered,
-        sets=[file for file, _ in asked] if len(questions) > 1 else None,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-    )
-    result: dict[str, Any] = {
-        "rows": found.rows,
-        "intervals": found.intervals,
-        "differences": found.differences,
-        "parts": found.parts,
-        "answers": found.answers,
-        "model": model,
-        "questions": ", ".join(map(name_text, questions)),
-        **found.skipped,
-        "retriever": retriever,
-        "distractors": name_text(distractors) if distractors else None,
-        "order": found.order,
-        "left_out": left_out,
-        "relevance": relevance and bundle.policy is not None and bundle.policy.reads_relevance,
-        "plain_decoder": "controls" if controls else "the model's own",
-        "device": str(bundle.model.device),
-        "seed": seed,
-    }
-    json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(json, result)
-    if report:
-        write_reports(report, f"Questions answered by {model}", rag=result)
-    typer.echo(rag_report(result))
-
-
-def _questions_of(files: Sequence[Path], limit: int | None) -> list[tuple[str, Question]]:
-    """The questions of each file, with its name."""
-    from refrag_platform.corpus.question_files import read_questions
-    from refrag_platform.errors import RefragError
-
-    known: dict[Path, Path] = {}
-    for file in files:
-        if (other := known.setdefault(file.resolve(), file)) is not file:
-            raise RefragError(f"--questions names {other} twice (again as {file}); name each file once")
-    found = [(name_text(file), question) for file in files for question in read_questions(file, limit)]
-    if len(files) == 1:
-        return found
-    # A question that names no document is one of its own, whatever it is called in another file.
-    return [
-        (file, replace(question, document=f"{file}: {question.id}") if question.document == question.id else question)
-        for file, question in found
-    ]
-
-
 def _load(model: str) -> Bundle:
     from refrag_platform.model.loading import load_bundle
 
@@ -310,50 +146,14 @@ def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrained
     """The recipe's decoder before training, and its source; the model's own where the recipe is not known."""
     from refrag_platform.evaluation.decoders import untuned_decoder
 
-    known = _known_recipe(model, bundle, given)
+    known = known_recipe(model, bundle, given)
     if known is None:
         return bundle.model.decoder, "the model's own, for want of its recipe"
     recipe, base = known
     return untuned_decoder(recipe, base, like=bundle.model), recipe.decoder.source
 
 
-def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTrainedModel:
-    """The recipe's decoder before training; never another one, under whose name the figures would stand."""
-    from refrag_platform.errors import RefragError
-    from refrag_platform.evaluation.decoders import untuned_decoder
-
-    known = _known_recipe(model, bundle, given)
-    if known is None:
-        raise RefragError(f"the system `untuned` needs the recipe of {model}, which isn't known; name it by --recipe")
-    return untuned_decoder(*known, like=bundle.model)
-
-
-def _untuned_or_why(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel | None, str]:
-    """The recipe's decoder before training, or why it can't be asked."""
-    from refrag_platform.errors import RefragError
-
-    if not bundle.model.tokenizer.chat_template:
-        return None, "the decoder's tokenizer has no chat template"
-    try:
-        return _untuned_or_refuse(model, bundle, given), ""
-    except RefragError as error:
-        return None, str(error)
-
-
-def _nearness(model: str, bundle: Bundle, given: Path | None, told: bool, needed: bool) -> PassageRelevance | None:
-    """How near the recipe's retriever finds passages, for a policy that is told or whatever else needs it.
-
-    None where nothing does, or where the recipe isn't known and the policy reads no such thing.
-    """
-    from refrag_platform.store.relevance import recipe_relevance
-
-    if told and (near := relevance_or_refuse(model, bundle, bundle.policy, given)):
-        return near
-    known = _known_recipe(model, bundle, given) if needed else None
-    return recipe_relevance(*known, bundle.model.device) if known else None
-
-
-def _known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
+def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
     """The recipe that was given, else the model's, with its folder; None where neither is known."""
     from refrag_platform.evaluation.decoders import recipe_of
     from refrag_platform.recipes import read_recipe
@@ -370,7 +170,7 @@ def relevance_or_refuse(
 
     if policy is None or not policy.reads_relevance:
         return None
-    known = _known_recipe(model, bundle, given)
+    known = known_recipe(model, bundle, given)
     if known is None:
         raise RefragError(
             f"the policy of {model} is told how near a retriever finds each passage, and the recipe that names the "
@@ -385,24 +185,6 @@ def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:
     return control_folders(controls) if controls else {}
 
 
-def _question_controls(controls: Path | None) -> dict[System, Path]:
-    from refrag_platform.evaluation.decoders import question_controls
-
-    return question_controls(controls) if controls else {}
-
-
-def _counts(passages: str) -> list[int]:
-    from refrag_platform.errors import RefragError
-
-    try:
-        counts = sorted({int(part) for part in passages.split(",")})
-    except ValueError:
-        counts = []
-    if not counts or counts[0] < 1:
-        raise RefragError(f"--passages is {passages!r}; give numbers of at least 1, e.g. 1,5,10")
-    return counts
-
-
 def parse_shares(shares: str) -> list[float]:
     from refrag_platform.errors import RefragError
 
@@ -413,33 +195,3 @@ def parse_shares(shares: str) -> list[float]:
     if not all(0 <= share <= 1 for share in found):
         raise RefragError(f"--shares is {shares!r}; give shares from 0 to 1, e.g. 0,0.1,0.25")
     return found
-
-
-def _systems(systems: str) -> list[System]:
-    from refrag_platform.errors import RefragError
-
-    groups: dict[str, tuple[str, ...]] = {TABLE: TABLE_SYSTEMS, "all": SYSTEMS}
-    named = groups.get(systems) or tuple(part.strip() for part in systems.split(","))
-    unknown = [name for name in named if name not in SYSTEMS]
-    if unknown:
-        raise RefragError(f"--systems names {unknown[0]!r}; allowed are {', '.join(SYSTEMS)}, or table, or all")
-    return [system for system in SYSTEMS if system in named]
-
-
-def _order(order: str) -> Order:
-    from refrag_platform.errors import RefragError
-
-    for known in ORDERS:
-        if order == known:
-            return known
-    raise RefragError(f"--order is {order!r}; allowed are {', '.join(ORDERS)}")
-
-
-def _retriever(retriever: str) -> Retriever:
-    from refrag_platform.corpus.question_files import RETRIEVERS
-    from refrag_platform.errors import RefragError
-
-    for known in RETRIEVERS:
-        if retriever == known:
-            return known
-    raise RefragError(f"--retriever is {retriever!r}; allowed are {', '.join(RETRIEVERS)}")

@@ -20,8 +20,9 @@ from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import generate_batch
 from refrag_platform.evaluation.pruning import pruned, self_information
 from refrag_platform.evaluation.rag import evaluate_rag
-from refrag_platform.evaluation.readings import Readers, Reading, System, prompts
+from refrag_platform.evaluation.readings import Readers, prompts
 from refrag_platform.evaluation.report import rag_report
+from refrag_platform.evaluation.systems import Reading, System
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -315,7 +316,7 @@ def test_the_untuned_decoder_is_asked_in_its_own_template(model: RefragModel, qu
         model, None, questions[:2], passages=[1], share_kept=0.0, systems=["untuned"], untuned=untuned, max_new_tokens=2
     )
     (row,) = found.rows
-    assert (row["system"], row["tuned"]) == ("full", False)
+    assert (row["system"], row["tuned"], row["decoder"]) == ("untuned", False, "untuned")
     with pytest.raises(RefragError, match="untuned"):
         evaluate_rag(model, None, questions[:2], passages=[1], share_kept=0.0, systems=["untuned"])
 

@@ -19,6 +19,7 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
+from refrag_platform.evaluation.systems import EXPLAINED, TABLE_SYSTEMS
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.stages import StageContext
@@ -251,15 +252,47 @@ def test_the_command_answers_any_questions_with_a_model_folder(
         for n in range(3)
     ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run(
-        "rag", "--model", str(tmp_path / "saved"), "--questions", "questions.jsonl", "--passages", "1,5",
-        "--limit", "2", "--max-new-tokens", "2", "--json", "deep/out.json",
-    )  # fmt: skip
+    asked = ["rag", "--model", str(tmp_path / "saved"), "--questions", "questions.jsonl", "--passages", "1,5"]
+    said = run(*asked, "--limit", "2", "--max-new-tokens", "2", "--json", "deep/out.json")
     result = json.loads((tmp_path / "deep" / "out.json").read_text())
     assert result["questions_used"] == 2
     assert [(row["system"], row["share_kept"]) for row in result["rows"] if row["passages"] == 5] == [
-        ("full", None), ("truncated", None), ("refrag", 0.0), ("refrag_wrong", 0.0),
+        ("full", None), ("first", None), ("plain", None), ("kept", None), ("kept+zero", None), ("kept+other", None),
+        ("rule", None), ("refrag", 0.0),
     ]  # fmt: skip
+    # Of a model folder alone no recipe is known, and so no retriever.
+    assert set(result["left_out"]) == {"sentences", "untuned"} and result["order"] == "listed"
+    assert "Left out: sentences: " in said and "as the question's file lists them" in said
+    for more, fault in (
+        (["--systems", "sentences,refrag"], "`sentences` needs a retriever"),
+        (["--order", "best"], "--order is 'best'; allowed are nearest, listed, shuffled"),
+        (["--systems", "frist"], "--systems names 'frist'"),
+    ):
+        refused = CliRunner().invoke(app, ["evaluate", *asked, *more, "--json", "no.json"])
+        assert refused.exit_code == 2 and fault in " ".join(refused.output.split())
+        assert not (tmp_path / "no.json").exists()
+
+
+def test_a_known_recipe_brings_every_system_and_the_order_of_its_retriever(
+    evaluation_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(evaluation_project.root)
+    questions = evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl"
+    said = run(
+        "rag", "--model", "tiny", "--questions", str(questions), "--passages", "3", "--limit", "3",
+        "--max-new-tokens", "2", "--batch-size", "4", "--json", str(tmp_path / "out.json"),
+        "--report", str(tmp_path / "report"),
+    )  # fmt: skip
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert {row["system"] for row in result["rows"]} == set(TABLE_SYSTEMS) and result["left_out"] == {}
+    assert {row["order"] for row in result["rows"] if row["passages"]} == {result["order"]} == {"nearest"}
+    assert {row["over"] for row in result["differences"]} == set(TABLE_SYSTEMS) - {"refrag"}
+    for name in TABLE_SYSTEMS:
+        assert f"- {name}: {EXPLAINED[name]}" in said
+    assert "nearest to the question first" in said and (tmp_path / "report" / "rag.png").is_file()
+    for row in ("| full (own decoder) | 3 |", "| untuned | 3 |", "| kept (own decoder), p = 0.25 | 3 |",
+                "| plain (own decoder), tokens of p = 0.25 | 3 |", "| rule, p = 0.25 | 3 |"):  # fmt: skip
+        assert row in said
 
 
 def test_files_of_questions_are_judged_together_and_each_alone(

@@ -17,3 +17,4 @@ def test_digests_name_the_items(windows: Windows) -> None:
     assert questions_digest([asked], 1, 8) == questions_digest([further], 1, 8), "the passage that differs is not read"
     assert questions_digest([asked], 2, 8) != questions_digest([further], 2, 8)
     assert questions_digest([asked], 1, 8) != questions_digest([asked], 1, 9)
+    assert questions_digest([asked], 2, 8) != questions_digest([asked], 2, 8, "nearest")
