@@ -1,11 +1,13 @@
 """Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
 
+`--write docs/results.md` writes its tables: what stands between <!-- rows results/FILE --> and <!-- end -->.
 A file of choices (scripts/choices.py), scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,8 @@ TRAINING = (
 SCORES = ("P16", "P32", "P128", "P512")
 # Chunks of the samples that `gpu_run.py reconstruct` recovers.
 RECONSTRUCTED = (1, 8, 32)
+# A document's table with the file it comes from.
+MARKED = re.compile(r"<!-- rows (?P<file>\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def number(value: float | None, form: str = ",.4g") -> str:
@@ -185,16 +189,33 @@ def _gains(result: dict[str, Any], over: str) -> dict[tuple[int, float | None], 
     return {_place(row, "share_kept"): gain(row["f1"]) for row in own}
 
 
+def written(document: Path) -> str:
+    """The document with the tables of its marked files, whose paths are relative to it."""
+
+    def rows(marked: re.Match[str]) -> str:
+        result = json.loads((document.parent / marked["file"]).read_text(encoding="utf-8"))
+        lines = rows_of(result)[0].splitlines()
+        first = next(place for place, line in enumerate(lines) if line.startswith("|"))
+        return f"<!-- rows {marked['file']} -->\n" + "\n".join(lines[first:]).strip() + "\n<!-- end -->"
+
+    return MARKED.sub(rows, document.read_text(encoding="utf-8"))
+
+
 def main(
-    files: Annotated[list[Path], typer.Argument(help="Result files: .json of a command, .jsonl of a training.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Result files: .json of a command, .jsonl of a training.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw the file here (.png).")] = None,
     over: Annotated[
         str | None,
         typer.Option("--over", help="Of answers, a row a setting alone: the gain in F1 over this system, e.g. plain."),
     ] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="Write this document's marked tables instead.")] = None,
 ) -> None:
     """Print the Markdown rows of result files."""
-    for path in files:
+    if write:
+        write.write_text(written(write), encoding="utf-8")
+    for path in files or []:
         text = path.read_text(encoding="utf-8")
         result: dict[str, Any] = {"rows": []}
         if path.suffix == ".jsonl":
