@@ -58,11 +58,11 @@ def ask(
     from refrag_platform.serving.engine import Engine
 
     engine = Engine.load(Project.find(), model)
-    found = engine.retrieve(question, engine.settings.passages if passages is None else passages)
+    count = engine.settings.passages if passages is None else passages
     sampling = Sampling(max_tokens or engine.settings.max_new_tokens, temperature)
-    generation = engine.start([Message("user", question)], found, sampling, share_kept)
+    generation = engine.ask([Message("user", question)], count, (), sampling, share_kept)
     _stream(generation)
-    _report(refrag_body(generation.usage, generation.citations))
+    _report(refrag_body(generation.usage, generation.sources))
 
 
 def serve(
@@ -109,16 +109,29 @@ def _stream(pieces: Iterable[str]) -> None:
 def _report(refrag: dict[str, Any]) -> None:
     """Citations and cost, on stderr: stdout holds the answer alone."""
     for number, citation in enumerate(refrag["citations"], start=1):
-        score = "" if citation["score"] is None else f", score {citation['score']:.3f}"
-        typer.echo(
-            f"[{number}] {citation['title'] or 'untitled'} ({citation['id']}{score}, "
-            f"{citation['chunks_expanded']} of {citation['chunks']} chunks expanded): {citation['text'][:100]!r}",
-            err=True,
-        )
+        typer.echo(f"[{number}] {_passage(citation)}", err=True)
+    if not refrag["answered"]:
+        near = "nothing was found" if refrag["similarity"] is None else f"similarity {refrag['similarity']:.3f}"
+        least = refrag["least_similarity"]
+        typer.echo(f"not answered: {near}, serving.least_similarity is {least:g}; found, and not read:", err=True)
+    elif refrag["retrieved"]:
+        typer.echo("also read, as vectors alone:", err=True)
+    for passage in refrag["retrieved"]:
+        typer.echo(f"  - {_passage(passage)}", err=True)
+    if not refrag["answered"]:
+        return
     first = refrag["time_to_first_token_ms"]
     typer.echo(
         f"{refrag['chunks_expanded']} of {refrag['chunks']} chunks expanded, compression "
         f"{refrag['compression_rate']:.2f}x: {refrag['prompt_positions']} positions instead of "
         f"{refrag['plain_prompt_tokens']} tokens, first token after {'-' if first is None else f'{first:.0f}'} ms",
         err=True,
+    )
+
+
+def _passage(cited: dict[str, Any]) -> str:
+    similarity = "" if cited["score"] is None else f", similarity {cited['score']:.3f}"
+    return (
+        f"{cited['title'] or 'untitled'} ({cited['id']}{similarity}, "
+        f"{cited['chunks_expanded']} of {cited['chunks']} chunks expanded): {cited['text'][:100]!r}"
     )

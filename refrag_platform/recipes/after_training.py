@@ -54,6 +54,14 @@ class ServingRecipe(Section):
     """What the packaged service does when a request does not say."""
 
     passages: int = Field(8, ge=1, description="passages retrieved for a question")
+    least_similarity: float | None = Field(
+        0.66,
+        ge=-1,
+        le=1,
+        description="cosine similarity, by the store's retriever, that the nearest retrieved passage must have to the "
+        "question, or the answer is that the documents do not say; null: answer in any case. Each retriever has a "
+        "scale of its own: 0.66 was measured with MiniLM (`refrag evaluate retrieval`)",
+    )
     max_new_tokens: int = Field(128, ge=1)
     max_prompt_positions: int = Field(4096, ge=64, description="longest prompt, in decoder positions")
     max_positions: int = Field(

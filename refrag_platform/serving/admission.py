@@ -16,7 +16,7 @@ from refrag_platform.serving.errors import ApiError
 
 if TYPE_CHECKING:
     from refrag_platform.serving.contract import Delta
-    from refrag_platform.serving.generation import Generation
+    from refrag_platform.serving.generation import Generation, Refusal
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Ticket:
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
         self.ends = asyncio.get_running_loop().time() + admission.deadline  # in the loop's time
-        self._generation: Generation | None = None
+        self._generation: Generation | Refusal | None = None
         self._left = False
         self._begun = time.monotonic()
 
@@ -87,7 +87,7 @@ class Ticket:
         """
         return await self.until_deadline(self._admission.submit(lambda: work(*arguments, **named)))
 
-    async def iterate(self, generation: Generation) -> AsyncIterator[Delta]:
+    async def iterate(self, generation: Generation | Refusal) -> AsyncIterator[Delta]:
         """What is new in an answer, as it comes."""
         self._generation = generation
         deltas = generation.deltas()

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from refrag_platform.serving.contract import Citation, Delta, TokenLogprob, Usage
+from refrag_platform.serving.contract import Delta, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import REPLACEMENT
 
 if TYPE_CHECKING:
-    from refrag_platform.serving.generation import Generation
+    from refrag_platform.serving.generation import Generation, Refusal
 
 
 class Answer:
@@ -25,7 +25,7 @@ class Answer:
     def __init__(
         self,
         model: str,
-        generation: Generation,
+        generation: Generation | Refusal,
         choices: int = 1,
         *,
         logprobs: bool = False,
@@ -105,7 +105,7 @@ class Answer:
         return {"content": content, "refusal": None}
 
     def _tail(self) -> dict[str, Any]:
-        read = refrag_body(self._generation.usage, self._generation.citations)
+        read = refrag_body(self._generation.usage, self._generation.sources)
         return {"refrag": {**read, "request_id": self._request_id}}
 
     def _usage_field(self) -> dict[str, Any]:
@@ -129,6 +129,6 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def refrag_body(usage: Usage, citations: list[Citation]) -> dict[str, Any]:
+def refrag_body(usage: Usage, sources: Sources) -> dict[str, Any]:
     """The `refrag` field: what was read, how far it was compressed, how soon the first token came."""
-    return {"citations": [asdict(citation) for citation in citations], **asdict(usage)}
+    return {**asdict(sources), **asdict(usage)}

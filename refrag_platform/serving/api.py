@@ -35,7 +35,7 @@ from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
 
 if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine
-    from refrag_platform.serving.generation import Generation
+    from refrag_platform.serving.generation import Generation, Refusal
 
 logger = logging.getLogger("refrag.serving")
 LOOK_UPS = 4  # at once
@@ -209,12 +209,11 @@ async def _reported(events: AsyncIterator[str], name: str | None) -> AsyncIterat
         yield f"data: {json.dumps(known.body(name))}\n\n"
 
 
-def _start(engine: Engine, body: ChatRequest) -> Generation:
+def _start(engine: Engine, body: ChatRequest) -> Generation | Refusal:
     """Retrieval and prompt; runs on a thread."""
-    messages = body.conversation()
     count = body.to_retrieve(engine.settings.passages if engine.store else 0)
-    passages = [*body.given(), *engine.retrieve(messages[-1].content, count)]
-    return engine.start(messages, passages, body.sampling(engine.settings.max_new_tokens), body.share_kept)
+    sampling = body.sampling(engine.settings.max_new_tokens)
+    return engine.ask(body.conversation(), count, body.given(), sampling, body.share_kept)
 
 
 def _engine(request: Request) -> Engine:

@@ -36,7 +36,7 @@ class Message:
 class Passage:
     """A passage to read. The store's bring token_ids [n, k] and vectors [n, dim]; others are encoded.
 
-    relevance: how near the retriever finds it to the question that brought it.
+    score: its cosine similarity to the question that brought it (store/ranking.py); None of what a client sent.
     """
 
     id: str
@@ -45,7 +45,6 @@ class Passage:
     score: float | None = None
     token_ids: Tensor | None = None
     vectors: Tensor | None = None
-    relevance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Citation:
-    """A passage of the prompt, as the answer names it."""
+    """A passage, as the answer names it. score: its cosine similarity to the question, -1 to 1, if it was looked up."""
 
     id: str
     title: str
@@ -80,6 +79,23 @@ class Citation:
     text: str
     chunks: int
     chunks_expanded: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an answer rests on.
+
+    citations: the passages that the policy kept chunks of; all that were read, where it kept none at all (p = 0).
+    retrieved: the others: they were read as vectors alone, or not at all, if there is no answer.
+    answered: False where the store was asked and what it found is too far from the question.
+    similarity: the nearest passage's score; None where nothing was looked up. least_similarity: what an answer needs.
+    """
+
+    citations: list[Citation]
+    retrieved: list[Citation]
+    answered: bool = True
+    similarity: float | None = None
+    least_similarity: float | None = None
 
 
 @dataclass(frozen=True)

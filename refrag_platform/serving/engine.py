@@ -1,9 +1,9 @@
 """Answers questions with one model: retrieval, policy, prompt, generation.
 
     engine = Engine.load(project, "tiny")
-    generation = engine.start([Message("user", question)], engine.retrieve(question, 4))
-    print(*generation, sep="")
-    generation.citations, generation.usage
+    answer = engine.ask([Message("user", question)], 4)
+    print(*answer, sep="")
+    answer.sources, answer.usage
 
 It knows nothing of HTTP; `refrag ask QUESTION` uses it as it is. Any number of threads may ask at once: each builds
 its own prompt, and their answers are written together, token by token (`decoding.scheduler`).
@@ -31,8 +31,9 @@ from refrag_platform.model.segments import Chunks, Prompt, plain_tokens, prompt_
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
-from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Usage
-from refrag_platform.serving.generation import Generation
+from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Sources, Usage
+from refrag_platform.serving.generation import Generation, Refusal
+from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
@@ -106,8 +107,10 @@ class Engine:
         )
         return cls(name, bundle, store, settings)
 
-    def retrieve(self, query: str, count: int) -> list[Passage]:
+    def retrieve(self, query: str, count: int, before: str = "") -> list[Passage]:
         """The `count` passages of the store that fit the query best, best first.
+
+        Args: before: what was said before it.
 
         Raises:
             BadRequest: this engine has no store.
@@ -117,7 +120,7 @@ class Engine:
             return []
         if self.store is None:
             raise BadRequest(f"{self.name} is served without a chunk store; send `passages`", param="retrieve")
-        return [_passage(hit) for hit in self.store.search(query, count)]
+        return [_passage(hit) for hit in self.store.search(query, count, before)]
 
     @property
     def alive(self) -> bool:
@@ -143,6 +146,55 @@ class Engine:
     def close(self) -> None:
         """End the decoder's thread; answers that are being written fail."""
         self._scheduler.close()
+
+    def ask(
+        self,
+        messages: Sequence[Message],
+        count: int,
+        sent: Sequence[Passage] = (),
+        sampling: Sampling | None = None,
+        share_kept: float | None = None,
+    ) -> Generation | Refusal:
+        """Look passages up and answer over them; refuse where none is near enough to the question.
+
+        Args:
+            messages: the conversation; the last one is the question, and what the user said before is searched with it.
+            count: passages to look up.
+            sent: passages to read before them. Who sends some has chosen them, and is answered in any case.
+
+        Raises:
+            BadRequest, QueryTooLong: as `retrieve` and `start`.
+        """
+        found = self.retrieve(messages[-1].content, count, said_before(messages))
+        similarity = max((passage.score for passage in found if passage.score is not None), default=None)
+        least = self.settings.least_similarity if count and not sent else None
+        if least is not None and (similarity is None or similarity < least):
+            return self._refuse(found, similarity, least, sampling, share_kept)
+        generation = self.start(messages, [*sent, *found], sampling, share_kept)
+        generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
+        return generation
+
+    def _refuse(
+        self,
+        found: Sequence[Passage],
+        similarity: float | None,
+        least: float,
+        sampling: Sampling | None,
+        share_kept: float | None,
+    ) -> Refusal:
+        retrieved = [_cited(passage, self._chunks(passage)) for passage in found]
+        usage = Usage(
+            prompt_positions=0,
+            positions_reused=0,
+            plain_prompt_tokens=0,
+            completion_tokens=0,
+            chunks=sum(one.chunks for one in retrieved),
+            chunks_expanded=0,
+            share_kept=self.bundle.share_kept if share_kept is None else share_kept,
+            compression_rate=1.0,
+            time_to_first_token_ms=None,
+        )
+        return Refusal(Sources([], retrieved, False, similarity, least), usage, sampling.n if sampling else 1)
 
     @torch.inference_mode()
     def start(
@@ -178,29 +230,19 @@ class Engine:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
-        chunks = self._expand(passages, share, messages[-1].content)
+        chunks = self._expand(passages, share, texts_to_ask(messages[-1].content, said_before(messages))[-1])
         history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
         with self._reading:
             prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
         self._check_length(prompt, sampling)
-        citations = [
-            Citation(
-                id=passage.id,
-                title=passage.title,
-                score=passage.score,
-                text=_snippet(passage.text),
-                chunks=len(part.keep),
-                chunks_expanded=int(part.keep.sum()),
-            )
-            for passage, part in zip(passages, chunks, strict=True)
-        ]
+        read = [_cited(passage, part) for passage, part in zip(passages, chunks, strict=True)]
         usage = Usage(
             prompt_positions=prompt_length(prompt),
             positions_reused=0,
             plain_prompt_tokens=len(plain_tokens(prompt)),
             completion_tokens=0,
-            chunks=sum(citation.chunks for citation in citations),
-            chunks_expanded=sum(citation.chunks_expanded for citation in citations),
+            chunks=sum(one.chunks for one in read),
+            chunks_expanded=sum(one.chunks_expanded for one in read),
             share_kept=share,
             compression_rate=round(len(plain_tokens(chunks)) / max(prompt_length(chunks), 1), 4) if chunks else 1.0,
             time_to_first_token_ms=None,
@@ -211,7 +253,7 @@ class Engine:
             self._decode,
             self._token_text,
             sampling,
-            citations,
+            _sources(read),
             usage,
             begun,
         )
@@ -229,7 +271,7 @@ class Engine:
         # One position each at the least: what can't fit is not encoded.
         self._check_positions(chunks, "the passages take")
         told = self._told(passages, share, question)
-        chunks = [replace(part, relevance=one.relevance) for part, one in zip(chunks, told, strict=True)]
+        chunks = [replace(part, relevance=one.score) for part, one in zip(chunks, told, strict=True)]
         with self._reading:
             asked = content_ids(self.bundle.model.tokenizer, question)
         return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
@@ -239,21 +281,20 @@ class Engine:
         policy = self.bundle.policy
         if policy is None or not policy.reads_relevance or share in (0, 1) or self.store is None:
             return passages
-        if all(passage.relevance is not None for passage in passages):
+        if all(passage.score is not None for passage in passages):
             return passages
         texts = [(passage.title, passage.text) for passage in passages]
         # Not kept from one request to the next: what is sent has no end.
         found = PassageRelevance(self.store.retriever).of(question, texts)
-        return [replace(passage, relevance=value) for passage, value in zip(passages, found, strict=True)]
+        return [replace(passage, score=value) for passage, value in zip(passages, found, strict=True)]
 
     def _chunks(self, passage: Passage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
         if passage.token_ids is not None and passage.vectors is not None:
-            return Chunks(passage.token_ids, vectors=passage.vectors, relevance=passage.relevance)
+            return Chunks(passage.token_ids, vectors=passage.vectors)
         model = self.bundle.model
         with self._reading:
-            cut = passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
-        return replace(cut, relevance=passage.relevance)
+            return passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._writer.decode(token_ids, skip_special_tokens=True))
@@ -289,7 +330,30 @@ class Engine:
 
 def _passage(hit: Hit) -> Passage:
     token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
-    return Passage(hit.id, hit.title, hit.text, float(hit.score), token_ids, vectors, hit.relevance)
+    return Passage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors)
+
+
+def said_before(messages: Sequence[Message]) -> str:
+    """What the user said before the last message; the assistant's answers would lead a search to their own subject."""
+    return " ".join(message.content for message in messages[:-1] if message.role == "user")
+
+
+def _cited(passage: Passage, chunks: Chunks) -> Citation:
+    return Citation(
+        id=passage.id,
+        title=passage.title,
+        score=passage.score,
+        text=_snippet(passage.text),
+        chunks=len(chunks.keep),
+        chunks_expanded=int(chunks.keep.sum()),
+    )
+
+
+def _sources(read: list[Citation]) -> Sources:
+    """Which of the passages that were read are cited; where no chunk was kept, nobody chose among them."""
+    if not any(one.chunks_expanded for one in read):
+        return Sources(read, [])
+    return Sources([one for one in read if one.chunks_expanded], [one for one in read if not one.chunks_expanded])
 
 
 def _snippet(text: str) -> str:

@@ -9,8 +9,11 @@ from typing import Literal
 
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.stream import Stream
-from refrag_platform.serving.contract import Citation, Delta, Sampling, TokenLogprob, Usage
+from refrag_platform.serving.contract import Citation, Delta, Sampling, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import Detokenizer, StopStrings
+
+# In the words by which evaluation knows that an answer says there is none.
+NOTHING_FOUND = "The documents here do not say anything about this."
 
 
 class Generation:
@@ -26,11 +29,11 @@ class Generation:
         decode: Callable[[list[int]], str],
         token_text: Callable[[int], str],
         sampling: Sampling,
-        citations: list[Citation],
+        sources: Sources,
         usage: Usage,
         begun: float,
     ) -> None:
-        self.citations, self.usage = citations, usage
+        self.sources, self.usage = sources, usage
         self.finish_reason: Literal["stop", "length"] | None = None  # of the choice that ended last
         self._submit, self._token_text, self._begun = submit, token_text, begun
         self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
@@ -39,6 +42,10 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         return (delta.text for delta in self.deltas() if delta.text)
+
+    @property
+    def citations(self) -> list[Citation]:
+        return self.sources.citations
 
     def close(self) -> None:
         """Say no more and free what the answer holds; harmless when all has been said."""
@@ -89,6 +96,29 @@ class Generation:
             return ()
         top = tuple((self._token_text(one), logprob) for one, logprob in token.top)
         return (TokenLogprob(self._token_text(token.id), token.logprob, top),)
+
+
+class Refusal:
+    """In place of a generation, where the store holds nothing about the question: one sentence, no decoder asked."""
+
+    finish_reason: Literal["stop"] = "stop"
+
+    def __init__(self, sources: Sources, usage: Usage, choices: int) -> None:
+        self.sources, self.usage, self._choices = sources, usage, choices
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([NOTHING_FOUND])
+
+    @property
+    def citations(self) -> list[Citation]:
+        return self.sources.citations
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def deltas(self) -> Iterator[Delta]:
+        """The sentence, as each choice's text."""
+        return (Delta(choice, NOTHING_FOUND, finish_reason="stop") for choice in range(self._choices))
 
 
 class _ChoiceText:

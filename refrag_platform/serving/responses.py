@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from refrag_platform.serving.contract import Citation, Usage
+from refrag_platform.serving.contract import Sources, Usage
 
 
 class _Response(BaseModel):
@@ -83,11 +83,10 @@ class UsageBody(_Response):
 
 
 @dataclass(frozen=True)
-class RefragBody(Usage):
+class RefragBody(Sources, Usage):
     """What was read, how far it was compressed, how soon the first token came."""
 
-    citations: list[Citation]
-    request_id: str | None
+    request_id: str | None = None
 
 
 class ChatCompletion(_Response):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.query import search_words
-from refrag_platform.store.relevance import relevance
+from refrag_platform.store.ranking import rank, texts_to_ask, ways_to_ask
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.versioning.digest import folder_digest
 
@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 # Below this a scan of all vectors is exact and takes some milliseconds; above it an index pays.
 INDEX_FROM_PASSAGES = 100_000
 ROWS_PER_BATCH = 16_384
-# Ranks fused per result wanted, and the constant that keeps one list's first place from deciding alone
-# (Cormack, Clarke and Buettcher, 2009).
+# Ranked per result wanted, of each search.
 CANDIDATES_PER_HIT = 4
-RANK_CONSTANT = 60
 PASSAGE_COLUMNS = ["id", "document_id", "title", "text", "chunk_start", "chunk_count"]
 
 
@@ -44,17 +42,16 @@ PASSAGE_COLUMNS = ["id", "document_id", "title", "text", "chunk_start", "chunk_c
 class Hit:
     """A retrieved passage with its chunks: token_ids [n, k] int32, -1 = padding; vectors [n, dim] float16.
 
-    relevance: how near it is to the query that found it by retrieval vectors alone (store/relevance.py).
+    score: its cosine similarity to the query that found it, -1 to 1 (store/ranking.py); None without a query.
     """
 
     id: str
     document_id: str
     title: str
     text: str
-    score: float
+    score: float | None
     token_ids: NDArray[np.int32]
     vectors: NDArray[np.float16]
-    relevance: float | None = None
 
 
 class ChunkStore:
@@ -99,60 +96,69 @@ class ChunkStore:
             )
         return cls(description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance")))
 
-    def search(self, query: str, k: int) -> list[Hit]:
-        """The k best passages: vector search and full-text search, fused by reciprocal rank, best first.
+    def search(self, query: str, k: int, before: str = "") -> list[Hit]:
+        """The k best passages by vector search and full-text search together, best first.
+
+        Args:
+            before: what was said before the query, without which it may not be understood.
 
         Raises:
             QueryTooLong: the query has more different words than full-text search may be asked for.
         """
         if k < 1:
             raise RefragError(f"the number of passages is {k}; it must be at least 1")
-        words = search_words(query)
-        wanted = k * CANDIDATES_PER_HIT
-        vector = self.retriever.encode([query])[0]
+        texts = texts_to_ask(query, before)
+        most = k * CANDIDATES_PER_HIT
+        found: dict[str, NDArray[np.float32]] = {}
+        ways = ways_to_ask(list(self.retriever.encode(texts)), [self._by_words(text, most, found) for text in texts])
+        for way in ways:
+            self._by_vector(way.vector, most, found)
+        return self._hits([(one.id, one.similarity) for one in rank(ways, found)[:k]])
+
+    def _by_words(self, text: str, most: int, found: dict[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Passages with words of a text, each with its share of the best BM25 score; `found` gets their vectors."""
+        words = search_words(text)
+        if not words:
+            return {}
+        search: Any = self._passages.search(words, query_type="fts", fts_columns=["title", "text"])
+        rows = search.select(["id", "retrieval_vector", "_score"]).limit(most).to_list()
+        found.update((row["id"], np.asarray(row["retrieval_vector"], np.float32)) for row in rows)
+        best = max((row["_score"] for row in rows), default=0.0)
+        return {row["id"]: row["_score"] / best for row in rows} if best > 0 else {}
+
+    def _by_vector(self, vector: NDArray[np.float32], most: int, found: dict[str, NDArray[np.float32]]) -> None:
+        """The passages whose retrieval vectors are nearest, into `found`."""
+        if not vector.any():
+            return
         near: Any = self._passages.search(vector, vector_column_name="retrieval_vector")
         near = near.distance_type("cosine")
         if self.description.passages >= INDEX_FROM_PASSAGES:
             near = near.refine_factor(10)
-        lists = [near.select(["id", "_distance"]).limit(wanted).to_list()] if vector.any() else []
-        if words:
-            found: Any = self._passages.search(words, query_type="fts", fts_columns=["title", "text"])
-            lists.append(found.select(["id", "_score"]).limit(wanted).to_list())
-        ranked = fuse([[row["id"] for row in rows] for rows in lists])[:k]
-        return self._hits(ranked, vector)
+        for row in near.select(["id", "retrieval_vector", "_distance"]).limit(most).to_list():
+            found[row["id"]] = np.asarray(row["retrieval_vector"], np.float32)
 
     def passage(self, passage_id: str) -> Hit:
-        """The passage with this id, score 1.
+        """The passage with this id, without a score.
 
         Raises:
             RefragError: the store has none.
         """
-        hits = self._hits([(passage_id, 1.0)])
+        hits = self._hits([(passage_id, None)])
         if not hits:
             raise RefragError(f"the store has no passage {passage_id!r}")
         return hits[0]
 
-    def _hits(self, ranked: Sequence[tuple[str, float]], query: NDArray[np.float32] | None = None) -> list[Hit]:
+    def _hits(self, ranked: Sequence[tuple[str, float | None]]) -> list[Hit]:
         """Passages by id, in the order given, with their chunks; one take from each table."""
         if not ranked:
             return []
         names = ", ".join("'" + name.replace("'", "''") + "'" for name, _ in ranked)
-        columns = PASSAGE_COLUMNS if query is None else [*PASSAGE_COLUMNS, "retrieval_vector"]
-        found = self._passages.search().where(f"id IN ({names})").select(columns).limit(len(ranked)).to_list()
-        rows = {row["id"]: row for row in found}
+        wanted = self._passages.search().where(f"id IN ({names})").select(PASSAGE_COLUMNS).limit(len(ranked))
+        rows = {row["id"]: row for row in wanted.to_list()}
         present = [(rows[name], score) for name, score in ranked if name in rows]
         chunks = self._take([(row["chunk_start"], row["chunk_count"]) for row, _ in present])
         return [
-            Hit(
-                row["id"],
-                row["document_id"],
-                row["title"],
-                row["text"],
-                score,
-                token_ids,
-                vectors,
-                None if query is None else relevance(query, np.asarray(row["retrieval_vector"], np.float32)),
-            )
+            Hit(row["id"], row["document_id"], row["title"], row["text"], score, token_ids, vectors)
             for (row, score), (token_ids, vectors) in zip(present, chunks, strict=True)
         ]
 
@@ -174,15 +180,6 @@ class ChunkStore:
         place = {number: row for row, number in enumerate(numbers)}
         slices = [slice(place[start], place[start] + count) if count else slice(0) for start, count in ranges]
         return [(token_ids[where], vectors[where]) for where in slices]
-
-
-def fuse(lists: Sequence[Sequence[str]]) -> list[tuple[str, float]]:
-    """Reciprocal rank fusion: score = sum over lists of 1 / (60 + rank), best first, ties by name."""
-    scores: dict[str, float] = {}
-    for names in lists:
-        for rank, name in enumerate(names, start=1):
-            scores[name] = scores.get(name, 0.0) + 1.0 / (RANK_CONSTANT + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _matrix(column: Any, width: int) -> NDArray[Any]:

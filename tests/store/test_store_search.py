@@ -15,7 +15,6 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store import ChunkStore, table
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
-from refrag_platform.store.table import fuse
 from refrag_platform.versioning.digest import folder_digest
 from tests.store.conftest import ODD_ID, PASSAGES, Made, text_of
 
@@ -147,16 +146,31 @@ def test_a_large_store_searches_by_a_vector_index(
     assert store.search("capital Town417", 3)[0].id == "c417/0"
 
 
-def test_fusion_adds_reciprocal_ranks_and_breaks_ties_by_name() -> None:
-    fused = fuse([["b", "a"], ["a", "c"]])
-    assert fused == [("a", 1 / 62 + 1 / 61), ("b", 1 / 61), ("c", 1 / 62)]
-    assert [name for name, _ in fuse([["y"], ["x"]])] == ["x", "y"]
-
-
-def test_a_hit_s_relevance_is_what_embedding_it_now_gives(store: ChunkStore) -> None:
+def test_a_score_is_the_cosine_that_embedding_it_now_gives(store: ChunkStore) -> None:
     question = "Where do trains run?"
     hits = store.search(question, 3)
     assert hits
     expected = PassageRelevance(store.retriever).of(question, [(hit.title, hit.text) for hit in hits])
-    assert [hit.relevance for hit in hits] == expected
-    assert store.passage(hits[0].id).relevance is None
+    assert [hit.score for hit in hits] == expected
+    assert store.passage(hits[0].id).score is None
+
+
+def test_a_follow_up_is_searched_with_what_was_said_before(store: ChunkStore) -> None:
+    before = "Which town is the capital of Country12?"
+    alone, together = store.search("And of Country340?", 3), store.search("And of Country340?", 3, before)
+    assert together[0].id == "c340/0"
+    assert "c12/0" in [hit.id for hit in together] and "c12/0" not in [hit.id for hit in alone]
+
+
+def test_another_subject_is_found_whatever_was_said_before(store: ChunkStore) -> None:
+    before = "Which town is the capital of Country12? How many people speak Language3?"
+    assert store.search("Country340 has the capital Town340", 1, before)[0].id == "c340/0"
+
+
+def test_what_was_said_before_is_read_to_a_limit(store: ChunkStore) -> None:
+    before = "Town77 " * 1000 + "Town12 " * 100
+    found = [hit.id for hit in store.search("And of Country340?", 8, before)]
+    assert "c12/0" in found and "c77/0" not in found
+    # A question as long as that speaks for itself.
+    long = "Country340 " * 60
+    assert [hit.id for hit in store.search(long, 8, before)] == [hit.id for hit in store.search(long, 8)]
