@@ -13,12 +13,14 @@ import openai
 import pytest
 import torch
 
+from refrag_platform.evaluation.metrics import is_refusal
 from refrag_platform.project import Project
 from refrag_platform.serving import api
 from refrag_platform.serving import engine as engine_module
 from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.generation import NOTHING_FOUND
 from tests.processes import wait_for
 from tests.serving.conftest import SHARE_KEPT, Server
 
@@ -53,6 +55,7 @@ def test_the_openai_client_gets_an_answer_over_retrieved_passages(client: openai
         "chunks": expected.citations[0].chunks, "chunks_expanded": expected.citations[0].chunks_expanded,
     }  # fmt: skip
     assert refrag["chunks_expanded"] == round(SHARE_KEPT * refrag["chunks"])
+    assert refrag["answered"] and refrag["similarity"] == refrag["citations"][0]["score"] >= refrag["least_similarity"]
     assert refrag["compression_rate"] > 1
     assert refrag["time_to_first_token_ms"] > 0
 
@@ -87,7 +90,8 @@ def test_passages_of_the_request_are_read_and_cited(client: openai.OpenAI, strea
     [({"retrieve": 2}, 2), ({"retrieve": 0}, 0), ({"passages": GIVEN, "retrieve": 1}, 3), ({"passages": []}, 0)],
 )
 def test_a_request_says_what_is_read(url: str, extra: dict[str, Any], cited: int) -> None:
-    assert len(post(url, **extra).json()["refrag"]["citations"]) == cited
+    refrag = post(url, **extra).json()["refrag"]
+    assert len(refrag["citations"] + refrag["retrieved"]) == cited
 
 
 def test_a_conversation_with_parts_and_a_system_message_is_understood(client: openai.OpenAI) -> None:
@@ -113,6 +117,47 @@ def test_passages_are_retrieved_without_an_answer(url: str) -> None:
     found = httpx.post(f"{url}/v1/retrieve", json={"query": "Himalayas", "k": 2}).json()["data"]
     assert [found[0]["title"], len(found)] == ["Nepal", 2]
     assert set(found[0]) == {"id", "title", "text", "score"}
+    assert all(-1 <= passage["score"] <= 1 for passage in found)
+
+
+OFF_TOPIC = [{"role": "user", "content": "Who wrote Hamlet?"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_question_that_the_store_holds_nothing_about_is_refused(client: openai.OpenAI, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": OFF_TOPIC, "n": 2, "logprobs": True, "max_tokens": 4}
+    if stream:
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        texts = ["", ""]
+        for chunk in chunks:
+            texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason]
+        refrag = chunks[-1].model_extra["refrag"]
+    else:
+        answer = client.chat.completions.create(**asked)
+        assert answer.usage is not None and answer.usage.total_tokens == 0
+        texts = [choice.message.content or "" for choice in answer.choices]
+        reasons = [choice.finish_reason for choice in answer.choices]
+        refrag = answer.model_extra["refrag"]
+    assert (texts, reasons) == ([NOTHING_FOUND] * 2, ["stop"] * 2)
+    assert is_refusal(NOTHING_FOUND)
+    assert (refrag["answered"], refrag["similarity"], refrag["least_similarity"]) == (False, 0.0, 0.1)
+    assert (refrag["citations"], refrag["chunks_expanded"]) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "extra", [{"passages": GIVEN}, {"passages": GIVEN, "retrieve": 2}, {"retrieve": 0}, {"passages": []}]
+)
+def test_who_sends_passages_or_wants_none_is_answered_in_any_case(url: str, extra: dict[str, Any]) -> None:
+    refrag = post(url, messages=OFF_TOPIC, **extra).json()["refrag"]
+    assert (refrag["answered"], refrag["least_similarity"]) == (True, None)
+
+
+def test_a_follow_up_is_looked_up_with_what_was_asked_before(url: str) -> None:
+    last = {"role": "user", "content": "And where is that?"}
+    before = [{"role": "user", "content": "Which currency does Malta use?"}, {"role": "assistant", "content": "Chad."}]
+    assert post(url, messages=[last]).json()["refrag"]["answered"] is False
+    assert post(url, messages=[*before, last], share_kept=1).json()["refrag"]["citations"][0]["title"] == "Malta"
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:

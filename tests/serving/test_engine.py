@@ -13,6 +13,7 @@ from refrag_platform.model.prompts import rag_prompt, stop_ids
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.generation import NOTHING_FOUND
 from tests.processes import wait_for
 
 QUESTION = [Message("user", "What is the capital of Peru?")]
@@ -183,6 +184,44 @@ def test_choices_have_their_own_text_and_end(engine: Engine) -> None:
     assert sorted(delta.choice for delta in deltas if delta.finish_reason) == [0, 1, 2]
     with pytest.raises(BadRequest, match="n is 9; tiny writes at most 8 choices"):
         engine.start(QUESTION, sampling=Sampling(1, n=9))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 1.0])
+def test_citations_are_the_passages_of_which_chunks_were_kept(engine: Engine, share: float) -> None:
+    passages = [*engine.retrieve("What is the capital of Peru?", 4), Passage("sent", "", "word " * 40)]
+    sources = engine.start(QUESTION, passages, Sampling(1), share).sources
+    assert {one.id for one in sources.citations + sources.retrieved} == {passage.id for passage in passages}
+    assert all(one.chunks_expanded == 0 for one in sources.retrieved)
+    # Where none is kept nobody chose: all were read alike.
+    assert all(one.chunks_expanded > 0 for one in sources.citations) or (share == 0 and not sources.retrieved)
+
+
+@pytest.mark.parametrize(
+    ("least", "question", "answered"),
+    [
+        (0.1, "What is the capital of Peru?", True),
+        (0.9, "What is the capital of Peru?", False),
+        (0.1, "Who wrote Hamlet?", False),
+        (0.1, "?!", False),
+        (None, "Who wrote Hamlet?", True),
+    ],
+)
+def test_the_recipe_says_how_near_a_passage_must_be(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, least: float | None, question: str, answered: bool
+) -> None:
+    monkeypatch.setattr(engine, "settings", engine.settings.model_copy(update={"least_similarity": least}))
+    answer = engine.ask([Message("user", question)], 2, sampling=Sampling(2))
+    assert answer.sources.answered == answered == ("".join(answer) != NOTHING_FOUND)
+    assert answer.sources.least_similarity == least
+    assert answer.usage.completion_tokens == (2 if answered else 0)
+    if question == QUESTION[0].content:
+        assert answer.sources.similarity == engine.retrieve(question, 1)[0].score
+        assert (len(answer.sources.retrieved) == 2) == (not answered)
+
+
+def test_nothing_is_looked_up_where_nothing_is_wanted(engine: Engine) -> None:
+    answer = engine.ask([Message("user", "Who wrote Hamlet?")], 0, sampling=Sampling(1))
+    assert (answer.sources.answered, answer.sources.similarity) == (True, None)
 
 
 def test_earlier_turns_are_part_of_the_prompt(engine: Engine) -> None:

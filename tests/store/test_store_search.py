@@ -156,7 +156,7 @@ def test_a_score_is_the_cosine_that_embedding_it_now_gives(store: ChunkStore) ->
 
 
 def test_a_follow_up_is_searched_with_what_was_said_before(store: ChunkStore) -> None:
-    before = "Which town is the capital of Country12?"
+    before = "Has Country12 the capital Town12?"
     alone, together = store.search("And of Country340?", 3), store.search("And of Country340?", 3, before)
     assert together[0].id == "c340/0"
     assert "c12/0" in [hit.id for hit in together] and "c12/0" not in [hit.id for hit in alone]
