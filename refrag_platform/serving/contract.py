@@ -37,6 +37,7 @@ class Passage:
     """A passage to read. The store's bring token_ids [n, k] and vectors [n, dim]; others are encoded.
 
     score: its cosine similarity to the question that brought it (store/ranking.py); None of what a client sent.
+    follows: what was said before the question makes it nearer.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Passage:
     score: float | None = None
     token_ids: Tensor | None = None
     vectors: Tensor | None = None
+    follows: bool = False
 
 
 @dataclass(frozen=True)

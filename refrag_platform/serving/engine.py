@@ -157,6 +157,9 @@ class Engine:
     ) -> Generation | Refusal:
         """Look passages up and answer over them; refuse where none is near enough to the question.
 
+        Where the nearest passage is nearer to the question together with what the user said before, policy and decoder
+        read the two together: of "And of Nepal?" alone, after an answer, a small decoder makes little.
+
         Args:
             messages: the conversation; the last one is the question, and what the user said before is searched with it.
             count: passages to look up.
@@ -165,11 +168,15 @@ class Engine:
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
         """
-        found = self.retrieve(messages[-1].content, count, said_before(messages))
-        similarity = max((passage.score for passage in found if passage.score is not None), default=None)
+        question, before = messages[-1].content, said_before(messages)
+        found = self.retrieve(question, count, before)
+        nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
+        similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
             return self._refuse(found, similarity, least, sampling, share_kept)
+        if nearest and nearest.follows:
+            messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(messages, [*sent, *found], sampling, share_kept)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
         return generation
@@ -230,7 +237,7 @@ class Engine:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
-        chunks = self._expand(passages, share, texts_to_ask(messages[-1].content, said_before(messages))[-1])
+        chunks = self._expand(passages, share, messages[-1].content)
         history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
         with self._reading:
             prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
@@ -330,12 +337,12 @@ class Engine:
 
 def _passage(hit: Hit) -> Passage:
     token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
-    return Passage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors)
+    return Passage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
 
 
 def said_before(messages: Sequence[Message]) -> str:
     """What the user said before the last message; the assistant's answers would lead a search to their own subject."""
-    return " ".join(message.content for message in messages[:-1] if message.role == "user")
+    return "\n".join(message.content for message in messages[:-1] if message.role == "user")
 
 
 def _cited(passage: Passage, chunks: Chunks) -> Citation:

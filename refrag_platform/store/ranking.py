@@ -44,10 +44,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A passage found: its id, and its similarity."""
+    """A passage found: its id, its similarity, and whether what was said before the question makes it nearer."""
 
     id: str
-    similarity: float
+    similarity: float | None
+    follows: bool
 
 
 def texts_to_ask(question: str, before: str = "") -> list[str]:
@@ -58,15 +59,14 @@ def texts_to_ask(question: str, before: str = "") -> list[str]:
     before = _end(before.strip())
     if not before or not question.strip() or len(question) > MOST_CHARACTERS_BEFORE:
         return [question]
-    return [question, f"{before} {question}"]
+    return [question, f"{before}\n{question}"]
 
 
 def _end(text: str) -> str:
     """The last words of a text."""
     if len(text) <= MOST_CHARACTERS_BEFORE:
         return text
-    cut = text[-MOST_CHARACTERS_BEFORE:]
-    return cut.split(maxsplit=1)[-1] if " " in cut else cut
+    return text[-MOST_CHARACTERS_BEFORE:].split(maxsplit=1)[-1]
 
 
 def ways_to_ask(vectors: Sequence[Vector], words: Sequence[Mapping[str, float]]) -> list[Asked]:
@@ -89,6 +89,7 @@ def rank(ways: Sequence[Asked], passages: Mapping[str, Vector]) -> list[Ranked]:
             similarity + WORDS_BONUS * way.words.get(name, 0.0)
             for way, similarity in zip(ways, similarities, strict=True)
         )
-        found.append((-value, Ranked(name, round(max(similarities), DECIMALS))))
+        follows = similarities[-1] - ways[-1].allowance > similarities[0]
+        found.append((-value, Ranked(name, round(max(similarities), DECIMALS), follows)))
     found.sort(key=lambda item: (item[0], item[1].id))
     return [one for _, one in found]

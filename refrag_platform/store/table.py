@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.query import search_words
-from refrag_platform.store.ranking import rank, texts_to_ask, ways_to_ask
+from refrag_platform.store.ranking import Ranked, rank, texts_to_ask, ways_to_ask
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.versioning.digest import folder_digest
 
@@ -43,6 +43,7 @@ class Hit:
     """A retrieved passage with its chunks: token_ids [n, k] int32, -1 = padding; vectors [n, dim] float16.
 
     score: its cosine similarity to the query that found it, -1 to 1 (store/ranking.py); None without a query.
+    follows: what was said before the query makes it nearer.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Hit:
     score: float | None
     token_ids: NDArray[np.int32]
     vectors: NDArray[np.float16]
+    follows: bool = False
 
 
 class ChunkStore:
@@ -113,7 +115,7 @@ class ChunkStore:
         ways = ways_to_ask(list(self.retriever.encode(texts)), [self._by_words(text, most, found) for text in texts])
         for way in ways:
             self._by_vector(way.vector, most, found)
-        return self._hits([(one.id, one.similarity) for one in rank(ways, found)[:k]])
+        return self._hits(rank(ways, found)[:k])
 
     def _by_words(self, text: str, most: int, found: dict[str, NDArray[np.float32]]) -> dict[str, float]:
         """Passages with words of a text, each with its share of the best BM25 score; `found` gets their vectors."""
@@ -143,23 +145,32 @@ class ChunkStore:
         Raises:
             RefragError: the store has none.
         """
-        hits = self._hits([(passage_id, None)])
+        hits = self._hits([Ranked(passage_id, None, False)])
         if not hits:
             raise RefragError(f"the store has no passage {passage_id!r}")
         return hits[0]
 
-    def _hits(self, ranked: Sequence[tuple[str, float | None]]) -> list[Hit]:
+    def _hits(self, ranked: Sequence[Ranked]) -> list[Hit]:
         """Passages by id, in the order given, with their chunks; one take from each table."""
         if not ranked:
             return []
-        names = ", ".join("'" + name.replace("'", "''") + "'" for name, _ in ranked)
+        names = ", ".join("'" + one.id.replace("'", "''") + "'" for one in ranked)
         wanted = self._passages.search().where(f"id IN ({names})").select(PASSAGE_COLUMNS).limit(len(ranked))
         rows = {row["id"]: row for row in wanted.to_list()}
-        present = [(rows[name], score) for name, score in ranked if name in rows]
+        present = [(rows[one.id], one) for one in ranked if one.id in rows]
         chunks = self._take([(row["chunk_start"], row["chunk_count"]) for row, _ in present])
         return [
-            Hit(row["id"], row["document_id"], row["title"], row["text"], score, token_ids, vectors)
-            for (row, score), (token_ids, vectors) in zip(present, chunks, strict=True)
+            Hit(
+                row["id"],
+                row["document_id"],
+                row["title"],
+                row["text"],
+                one.similarity,
+                token_ids,
+                vectors,
+                one.follows,
+            )
+            for (row, one), (token_ids, vectors) in zip(present, chunks, strict=True)
         ]
 
     def _take(self, ranges: list[tuple[int, int]]) -> list[tuple[NDArray[np.int32], NDArray[np.float16]]]:
