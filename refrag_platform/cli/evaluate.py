@@ -50,12 +50,14 @@ Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chanc
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
+    from refrag_platform.cli.retrieval import retrieval
     from refrag_platform.cli.selection import selection
 
     family = typer.Typer(no_args_is_help=True, help="Log-perplexity and question answering against controls.")
     family.command("perplexity")(perplexity)
     family.command("rag")(rag)
     family.command("selection")(selection)
+    family.command("retrieval")(retrieval)
     app.add_typer(family, name="evaluate")
 
 

@@ -83,6 +83,12 @@ def read_factbook(recipe: CorpusRecipe, limit: int | None) -> list[Document]:
     return [_document(country) for country in found if country.code in chosen]
 
 
+def read_factbook_facts() -> Iterator[tuple[str, str, list[Found]]]:
+    """(document, country, facts) of every country."""
+    for country in countries():
+        yield _id(country), country.name, _facts(country, _profile(country))
+
+
 def choose_part(found: list[Country], recipe: CorpusRecipe, limit: int) -> list[Country]:
     """`limit` countries in the shares of the splits, spread over the regions, fully described ones first.
 

@@ -2,7 +2,7 @@
 
 A question may come with what was said before it ("What is the capital of Oman?", then "And of Nepal?"). It is asked
 twice then: by itself, in case the subject has changed, and together with that. A passage counts as the better of the
-two finds it. docs/results.md has what was measured.
+two finds it. docs/operations.md has what was measured.
 """
 
 from __future__ import annotations

@@ -1,0 +1,70 @@
+"""`refrag evaluate retrieval`: whether the right passage is found, and questions without one are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def retrieval(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`; its store is searched.")],
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--questions",
+            help="A question file instead of the corpus' own questions; again for more. `gold` names passages of the "
+            "store, `history` earlier turns, `answerable: false` what the store holds nothing about.",
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each kind, at most.")] = 200,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the questions drawn.")] = 0,
+) -> None:
+    """How often search finds the right passage, alone and in conversations, and what is refused.
+
+    Search is that of the service, no model reads the passages. Without --questions the Factbook's countries are asked
+    about, those in the corpus and those that are not. Use it to choose the recipe's serving.least_similarity.
+    """
+    from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.evaluation.retrieval import factbook_cases, file_cases, look_up, retrieval_report
+    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.project import Project
+    from refrag_platform.store.table import ChunkStore
+
+    project = Project.find()
+    recipe = project.recipe(model)
+    base = project.recipe_path(model).parent
+    store = ChunkStore.open(project.content("chunks", model), base=base)
+    if questions:
+        cases = [case for path in questions for case in file_cases(read_questions(path, limit), path.stem)]
+    else:
+        cases = factbook_cases(project.content("corpus", model), limit, seed)
+    report = retrieval_report(look_up(store, cases), recipe.serving.least_similarity)
+    if json:
+        write_json(json, report)
+    _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title="The right passage among the first 1 / 4 / 8, and what is answered, in percent")
+    for name in ("question", "asked", "alone", "together", "answered", "other half"):
+        table.add_column(name, justify="left" if name == "question" else "right", no_wrap=name != "question")
+    for row in report["rows"]:
+        hits = [
+            "–" if row[key] is None else " / ".join(f"{value:.0f}" for value in row[key].values())
+            for key in ("alone", "together")
+        ]
+        shares = ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("answered", "answered_other_half")]
+        table.add_row(row["kind"], str(row["questions"]), *hits, *shares)
+    console.print(table)
+    least, best = report["least_similarity"], report["best"]
+    console.print("alone: by the last message; together: with what was asked before, as served")
+    console.print(f"answered: serving.least_similarity is {'null, so all are' if least is None else least}")
+    if best is not None:
+        console.print(f"other half: {best}, the best for half of the subjects, on the questions about the others")

@@ -1,0 +1,220 @@
+"""Whether a store's search finds the right passage, in conversations too, and tells what the store holds nothing about.
+
+The questions are a corpus' own, from the Factbook, put alone, after another question ("And of Nepal?", "How many
+people live in it?") and after a change of subject; and questions about countries that are not in the store. Or those
+of a file.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refrag_platform.corpus.facts import FIELDS, with_article
+from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.errors import RefragError
+from refrag_platform.progress import Progress
+
+if TYPE_CHECKING:
+    from refrag_platform.store.table import ChunkStore
+
+CUTS = (1, 4, 8)
+ELLIPSES = ("And of {x}?", "What about {x}?", "And {x}?", "How about {x}?")
+THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to look up.
+
+    before: what the user said before it. gold: passages that hold the answer; empty where the store has none.
+    group: what it is about; halves are split by it.
+    """
+
+    kind: str
+    question: str
+    before: str
+    gold: frozenset[Passage]
+    group: str
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A case looked up: the gold passage's rank (0 = not found) without and with what was said before; similarity."""
+
+    case: Case
+    alone: int
+    together: int
+    similarity: float
+
+
+def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[Case]:
+    """At most `limit` cases of each kind from a corpus' questions, and about the Factbook's other countries.
+
+    Raises:
+        RefragError: the corpus has no questions of the Factbook's.
+    """
+    chance = random.Random(seed)
+    known = [
+        one
+        for split in ("train", "validation", "test")
+        if (path := content / "questions" / f"{split}.jsonl").is_file() and path.stat().st_size
+        for one in read_questions(path)
+        if "/swapped" not in one.id and one.id.startswith("factbook/") and one.gold
+    ]
+    by_field: dict[str, list[Question]] = defaultdict(list)
+    by_document: dict[str, list[Question]] = defaultdict(list)
+    for one in known:
+        by_field[_field(one)].append(one)
+        by_document[one.document].append(one)
+    if len(by_document) < 2:
+        raise RefragError(f"{content} has questions about fewer than two countries of the Factbook; give --questions")
+    wordings = {field.name: field.wordings for field in FIELDS}
+    cases: list[Case] = []
+    chance.shuffle(known)
+    for one in known[:limit]:
+        gold = frozenset(one.passages[number] for number in one.gold)
+        country = with_article(next(iter(gold))[0].split(" - ")[0])
+
+        def case(kind: str, question: str, before: Sequence[str], gold: frozenset[Passage], group: str) -> None:
+            cases.append(Case(kind, question, "\n".join(before), gold, group))
+
+        alike = [other.question for other in by_field[_field(one)] if other.document != one.document]
+        others = [other.question for other in by_document[one.document] if other is not one]
+        apart = [other.question for other in known if other.document != one.document and _field(other) != _field(one)]
+        ellipsis = chance.choice(ELLIPSES).format(x=country)
+        case("alone", one.question, [], gold, one.document)
+        if alike:
+            case("another country", ellipsis, [chance.choice(alike)], gold, one.document)
+        if others:
+            asked = chance.choice(wordings[_field(one)]).format(x="it", year="2023")
+            case("the same country", asked, [chance.choice(others)], gold, one.document)
+        if len(apart) >= 3:
+            case("another subject", one.question, chance.sample(apart, 1), gold, one.document)
+            case("another subject, third turn", one.question, chance.sample(apart, 3), gold, one.document)
+    for group, field, question, country in _absent(by_document, chance)[:limit]:
+        nothing: frozenset[Passage] = frozenset()
+        case("not in the store", question, [], nothing, group)
+        if by_field[field]:
+            asked = chance.choice(ELLIPSES).format(x=with_article(country))
+            case("not in the store, follow-up", asked, [chance.choice(by_field[field]).question], nothing, group)
+    return cases
+
+
+def _absent(present: Iterable[str], chance: random.Random) -> list[tuple[str, str, str, str]]:
+    """(document, field, question, country) of facts about countries that a corpus lacks."""
+    from refrag_platform.corpus.factbook import read_factbook_facts
+
+    found = [
+        (document, fact.field, fact.question, country)
+        for document, country, facts in read_factbook_facts()
+        if document not in set(present)
+        for fact in facts
+    ]
+    chance.shuffle(found)
+    return found
+
+
+def _field(question: Question) -> str:
+    return question.id.rsplit("/", 1)[-1]
+
+
+def file_cases(questions: Sequence[Question], kind: str) -> list[Case]:
+    """The cases of a question file; gold passages must be the store's own. `answerable: false`: it has none."""
+    cases = []
+    for one in questions:
+        gold = frozenset() if one.answerable is False else frozenset(one.passages[number] for number in one.gold)
+        before = "\n".join(text for role, text in one.history if role == "user")
+        name = f"{kind}, {'not in the store' if one.answerable is False else 'in the store'}"
+        cases.append(Case(name, one.question, before, gold, one.document))
+    return cases
+
+
+def look_up(store: ChunkStore, cases: Sequence[Case]) -> list[Looked]:
+    """Every case, looked up as served."""
+    looked = []
+    with Progress("look up", len(cases), "questions") as progress:
+        for case in cases:
+            hits = store.search(case.question, max(CUTS), case.before)
+            together = _rank(case, [(hit.title, hit.text) for hit in hits])
+            alone = together
+            if case.before:
+                alone = _rank(case, [(hit.title, hit.text) for hit in store.search(case.question, max(CUTS))])
+            looked.append(Looked(case, alone, together, max((hit.score or 0.0 for hit in hits), default=0.0)))
+            progress.update(1, "questions")
+    return looked
+
+
+def _rank(case: Case, found: Sequence[Passage]) -> int:
+    return next((rank for rank, passage in enumerate(found, 1) if passage in case.gold), 0)
+
+
+def retrieval_report(looked: Sequence[Looked], least: float | None) -> dict[str, Any]:
+    """Rates by kind of question, in percent.
+
+    Returns: {rows: [{kind, questions, alone: {1, 4, 8}, together: {1, 4, 8}, answered, answered_other_half}], best,
+    least_similarity}; alone, together: shares whose right passage is among the first, with the last message alone and
+    with what was said before. answered: share that `least` lets pass. best: the least similarity that one half of the
+    countries chooses (the mean over kinds of answered where there is an answer and refused where there is none);
+    answered_other_half: what that lets pass of the other half. None where there is no choice to make.
+    """
+    kinds: dict[str, list[Looked]] = defaultdict(list)
+    for one in looked:
+        kinds[one.case.kind].append(one)
+    chosen = best_threshold([one for one in looked if _half(one) == 0])
+    rows = []
+    for kind, members in kinds.items():
+        answerable = bool(members[0].case.gold)
+        rows.append(
+            {
+                "kind": kind,
+                "questions": len(members),
+                "alone": _hits([one.alone for one in members]) if answerable else None,
+                "together": _hits([one.together for one in members]) if answerable else None,
+                "answered": None if least is None else _answered(members, least),
+                "answered_other_half": None
+                if chosen is None
+                else _answered([one for one in members if _half(one) == 1], chosen),
+            }
+        )
+    return {"rows": rows, "best": chosen, "least_similarity": least}
+
+
+def best_threshold(looked: Sequence[Looked]) -> float | None:
+    """The least similarity with the best balance of answered and refused, each the mean over kinds."""
+    kinds: dict[str, list[Looked]] = defaultdict(list)
+    for one in looked:
+        kinds[one.case.kind].append(one)
+    there = [members for members in kinds.values() if members[0].case.gold]
+    missing = [members for members in kinds.values() if not members[0].case.gold]
+    if not there or not missing:
+        return None
+
+    def balance(least: float) -> float:
+        answered, wrongly = (np.mean([_answered(members, least) for members in half]) for half in (there, missing))
+        return float(answered - wrongly)
+
+    return max(THRESHOLDS, key=balance)
+
+
+def _half(one: Looked) -> int:
+    return zlib.crc32(one.case.group.encode()) & 1
+
+
+def _hits(ranks: Sequence[int]) -> dict[str, float]:
+    return {str(cut): _percent(sum(0 < rank <= cut for rank in ranks), len(ranks)) for cut in CUTS}
+
+
+def _answered(looked: Sequence[Looked], least: float) -> float:
+    return _percent(sum(one.similarity >= least for one in looked), len(looked))
+
+
+def _percent(count: int, of: int) -> float:
+    return round(100 * count / of, 1) if of else 0.0
