@@ -105,6 +105,7 @@ def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[Case]:
         if by_field[field]:
             asked = chance.choice(ELLIPSES).format(x=with_article(country))
             case("not in the store, follow-up", asked, [chance.choice(by_field[field]).question], nothing, group)
+        case("not in the store, another subject", question, [chance.choice(known).question], nothing, group)
     return cases
 
 

@@ -30,7 +30,7 @@ from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.guard import LimitBody, RequireKey
 from refrag_platform.serving.observe import Metrics, Observe
 from refrag_platform.serving.pages import add_pages
-from refrag_platform.serving.responses import STREAM, ChatCompletion, Found, ModelCard, ModelList, documented
+from refrag_platform.serving.responses import STREAM, STREAMED, ChatCompletion, Found, ModelCard, ModelList, documented
 from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        # Else a path with a slash too many is sent on to wherever the client says this host is.
+        redirect_slashes=False,
     )
     app.state.engine = None
     app.state.failure = None
@@ -107,9 +109,9 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
         app.add_middleware(RequireKey, key=settings.api_key)
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
-    chat = documented(ChatCompletion, 400, 401, 404, 413, 429, 500, 503, 504, content=STREAM)
+    chat = documented(ChatCompletion, 400, 401, 404, 408, 413, 429, 500, 503, 504, content=STREAM, description=STREAMED)
     _add(app, "POST", "/v1/chat/completions", chat_completions, chat)
-    _add(app, "POST", "/v1/retrieve", retrieve, documented(Found, 400, 401, 413, 429, 500, 503, 504))
+    _add(app, "POST", "/v1/retrieve", retrieve, documented(Found, 400, 401, 408, 413, 429, 500, 503, 504))
     _add(app, "GET", "/v1/models", list_models, documented(ModelList, 401))
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(ModelCard, 401, 404))
     app.add_api_route("/metrics", metrics.page, include_in_schema=False)

@@ -26,7 +26,7 @@ TYPES = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+CODES = {404: "unknown_url", 405: "method_not_allowed", 408: "request_timeout", 413: "request_too_large"}
 # Of our own kinds of faults and pydantic's; others are `invalid_value`.
 FAULT_CODES = {
     "missing": "missing_required_parameter",
@@ -85,7 +85,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ClientGone():
             return ApiError(499, "the client closed the connection")
         case BadRequest():
-            return ApiError(400, str(error), code=error.code, param=error.param)
+            return ApiError(400, str(error), code=error.code or "invalid_value", param=error.param)
         case QueryTooLong():
             return ApiError(400, str(error), code="query_too_long", param="messages")
         case RequestValidationError():
@@ -94,7 +94,8 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(400, f"the body is not valid JSON: {_unread(cause)}", code="invalid_json")
         case HTTPException():
             headers = dict(error.headers or {})
-            return ApiError(error.status_code, error.detail, code=CODES.get(error.status_code), headers=headers)
+            detail = "there is nothing at this URL; see /docs" if error.status_code == 404 else error.detail
+            return ApiError(error.status_code, detail, code=CODES.get(error.status_code), headers=headers)
         case _:
             return ApiError(500, "the server failed at this request; its log says why", code="internal_error")
 

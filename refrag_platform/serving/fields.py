@@ -58,7 +58,8 @@ Text = Annotated[str, Field(max_length=MOST_CHARACTERS), BeforeValidator(whole_t
 Name = Annotated[str, Field(max_length=MOST_NAME_CHARACTERS), BeforeValidator(whole_text)]
 
 
-@dataclass(frozen=True)
+# Not equal to one another: `typing` would take Annotated[Any, only(0)] for Annotated[Any, only(False)].
+@dataclass(frozen=True, eq=False)
 class Only:
     """Of a field that isn't honoured: it takes the values that ask for nothing, and null."""
 

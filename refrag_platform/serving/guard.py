@@ -5,6 +5,7 @@ Both answer before a body is parsed, in the OpenAI error shape.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 
 from starlette.datastructures import Headers
@@ -51,8 +52,13 @@ class OnlyHealth:
         await (self.site if mine else self.app)(scope, receive, send)
 
 
+# A body that is not sent holds a connection.
+SECONDS_TO_SEND = 60.0
+
+
 class LimitBody:
-    """413 for a body above `most` bytes, whether its length is declared or only found out while reading."""
+    """413 for a body above `most` bytes, whether its length is declared or only found out while reading; 408 for one
+    that doesn't come."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
@@ -64,12 +70,18 @@ class LimitBody:
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > self.most:
             return await error_response(self._error(int(declared)), scope)(scope, receive, send)
-        seen = 0
+        seen, whole = 0, False
+        ends = asyncio.get_running_loop().time() + SECONDS_TO_SEND
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            try:
+                async with asyncio.timeout_at(None if whole else ends):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not come within {SECONDS_TO_SEND:g} s") from None
             if message["type"] == "http.request":
+                whole = not message.get("more_body", False)
                 seen += len(message.get("body", b""))
                 if seen > self.most:
                     # The framework lets an HTTPException from reading a body pass; others become a 400.

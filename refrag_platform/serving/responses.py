@@ -133,13 +133,14 @@ class Found(_Response):
     data: list[FoundPassage]
 
 
-STREAM = {
+STREAMED = (
+    "The answer. With stream: true OpenAI's chat.completion.chunk events, each `data: JSON`, then `data: [DONE]`; the "
+    "one that ends the last choice bears `refrag`, and a failure is an event with `error`."
+)
+# `itemSchema` is that of one event (OpenAPI 3.2).
+STREAM: dict[str, Any] = {
     "text/event-stream": {
-        "schema": {
-            "type": "string",
-            "description": "with stream: true, OpenAI's chat.completion.chunk events as `data: JSON`, then "
-            "`data: [DONE]`; the chunk that ends the last choice bears `refrag`, and a failure is an event `error`",
-        }
+        "itemSchema": {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
     }
 }
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
@@ -147,6 +148,7 @@ _ERRORS: dict[int, dict[str, Any]] = {
     400: {"description": "The request is wrong; `param` names the field."},
     401: {"description": "The key is missing or wrong."},
     404: {"description": "There is no such model or URL."},
+    408: {"description": "The body did not come in time."},
     413: {"description": "The body has more bytes than REFRAG_MAX_BODY."},
     429: {"description": "Too many requests wait already.", "headers": _RETRY},
     500: {"description": "The server failed; its log says why, by the request's id."},

@@ -192,10 +192,18 @@ class ChatRequest(Body):
         return 0 if self.passages is not None else default
 
 
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise fault("invalid_value", "it is empty; it must say what to look for")
+    return value
+
+
 class RetrieveRequest(Body):
     """Body of POST /v1/retrieve."""
 
     also_called: ClassVar[Mapping[str, str]] = {"n": "k", "top_k": "k", "retrieve": "k", "question": "query"}
 
-    query: FullText = Field(description=f"at most {MOST_QUERY_WORDS:,} different words")
+    query: Annotated[FullText, AfterValidator(_not_blank)] = Field(
+        description=f"at most {MOST_QUERY_WORDS:,} different words"
+    )
     k: int = Field(8, ge=1, le=MOST_PASSAGES, description="passages to find")

@@ -41,6 +41,18 @@ class Arguments(BaseModel):
     gpus: int | None = None
 
 
+def _log_to_stderr() -> None:
+    """What this package says is shown from INFO on: BentoML shows its own loggers' alone."""
+    ours = logging.getLogger("refrag")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
+
+
+_log_to_stderr()
 arguments = bentoml.use_arguments(Arguments)
 model_tag = packaged_model(arguments.model_tag)
 # A Bento built without --arg must serve the model it was built with, not a newer one.

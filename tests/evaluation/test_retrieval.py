@@ -92,7 +92,7 @@ def test_questions_of_the_factbook_are_put_in_conversations(tmp_path: Path) -> N
     kinds = {case.kind: case for case in cases}
     assert set(kinds) == {
         "alone", "another country", "the same country", "another subject", "another subject, third turn",
-        "not in the store", "not in the store, follow-up",
+        "not in the store", "not in the store, follow-up", "not in the store, another subject",
     }  # fmt: skip
     assert not kinds["alone"].before and kinds["another subject, third turn"].before.count("\n") == 2
     present = {case.group for case in cases if case.gold}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from refrag_platform.evaluation.metrics import is_refusal
 from refrag_platform.project import Project
-from refrag_platform.serving import api
+from refrag_platform.serving import api, guard
 from refrag_platform.serving import engine as engine_module
 from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
@@ -226,6 +227,20 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(server: Server) -> No
         unsized = httpx.post(f"{url}/v1/chat/completions", content=iter([body[:500], body[500:]]))
         assert "the limit is 1,000" in error_of(unsized, 413)["message"]
         assert post(url).is_success
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SECONDS_TO_SEND", 0.2)
+    with server() as url:
+        address = httpx.URL(url)
+        with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
+            head = (
+                "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+            )
+            connection.sendall(head.encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 408")
+        # An answer may take longer than a body.
+        assert post(url, max_tokens=200, retrieve=0).is_success
 
 
 def test_a_model_that_is_not_loaded_yet_answers_503(server: Server) -> None:

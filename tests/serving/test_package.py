@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,13 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     with bento.running(project, "tiny", tmp_path / "serve.log") as url:
         for path in ("/healthz", "/livez", "/readyz"):
             assert httpx.get(url + path).status_code == 200
+        # What BentoML serves by itself is closed, or ours, and asks for the key.
+        for path in ("/", "/metrics", "/docs.json", "/schema.json", "/static_content/index.css", "/livez/", "/v1/x"):
+            assert httpx.get(url + path).status_code == 401
+        keyed = httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"})
+        assert "googletagmanager" not in keyed.get("/").text and "refrag-platform" in keyed.get("/").text
+        assert [keyed.get(path).status_code for path in ("/docs.json", "/schema.json", "/v1/x")] == [404] * 3
+        assert keyed.get("/docs").status_code == keyed.get("/openapi.json").status_code == 200
         asked: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
         official = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
         whole = official.chat.completions.create(model=tags.model_tag, **asked)
@@ -211,6 +219,12 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
         assert (shell.exit_code, shell.stdout.strip()) == (0, text.strip())
         with pytest.raises(RefragError, match="answered 401"):
             list(client.ask(url, QUESTION, "tiny", "wrong"))
+        figures = keyed.get("/metrics").text
+        assert 'refrag_requests_total{endpoint="/v1/chat/completions",method="POST",status="200"}' in figures
+        assert "docs.json" not in figures
+    log = (tmp_path / "serve.log").read_text()
+    assert "keys and values of 8 slots of 2,048 positions take" in log
+    assert re.search(r"POST /v1/chat/completions: 200 after \d+ ms, request req-[0-9a-f]{32}", log)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
 

@@ -1,0 +1,80 @@
+"""Requests made from /openapi.json, right ones and broken ones: no 5xx, and only answers that it describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from refrag_platform.serving.api import create_app
+from refrag_platform.serving.engine import Engine
+
+CHECKS: Any = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+# Nothing in the last two can be wrong.
+TRIED = [
+    ("POST", "/v1/chat/completions", RIGHT, 40),
+    ("POST", "/v1/chat/completions", WRONG, 40),
+    ("POST", "/v1/retrieve", RIGHT, 20),
+    ("POST", "/v1/retrieve", WRONG, 20),
+    ("GET", "/v1/models", RIGHT, 2),
+    ("GET", "/v1/models/{model}", RIGHT, 5),
+]
+
+
+@pytest.fixture(scope="module")
+def description(engine: Engine) -> Any:
+    app = create_app("tiny", tag="refrag-tiny:0123")
+    app.state.engine = engine
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+def test_every_route_is_tried(description: Any) -> None:
+    described = {(operation.ok().method.upper(), operation.ok().path) for operation in description.get_all_operations()}
+    assert described == {(method, path) for method, path, *_ in TRIED}
+
+
+@pytest.mark.parametrize(("method", "path", "mode", "examples"), TRIED)
+def test_requests_of_any_kind_have_an_answer_that_is_described(
+    description: Any, method: str, path: str, mode: GenerationMode, examples: int
+) -> None:
+    operation = description[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def answered(case: schemathesis.Case) -> None:
+        if mode is RIGHT and isinstance(case.body, dict) and "model" in case.body:
+            # Else most would end at the name of the model, or at what fields must have in common.
+            case.body |= {"model": "tiny", "max_completion_tokens": 3}
+            if len(seen) % 2:
+                case.body |= {"messages": [{"role": "user", "content": "Capital of Peru?"}], "logprobs": True}
+                case.body |= {"tool_choice": "none", "stream": True, "n": 2}
+        seen.append(case.call_and_validate(checks=CHECKS).status_code)
+
+    seen: list[int] = []
+    answered()
+    assert seen and max(seen) < 500
+    assert 200 in seen or mode is WRONG or "{" in path
