@@ -174,6 +174,8 @@ class Engine:
         similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
+            # What can't be asked here is an error whatever the store holds.
+            self.start(messages, (), sampling, share_kept)
             return self._refuse(found, similarity, least, sampling, share_kept)
         if nearest and nearest.follows:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]

@@ -219,6 +219,16 @@ def test_the_recipe_says_how_near_a_passage_must_be(
         assert (len(answer.sources.retrieved) == 2) == (not answered)
 
 
+def test_what_can_not_be_asked_is_an_error_whatever_the_store_holds(engine: Engine) -> None:
+    for text, sampling, says in (
+        ("Who wrote Hamlet? " * 400, Sampling(1), "the limit of tiny is 1024"),
+        ("Who wrote Hamlet?", Sampling(2048), "tiny holds 2048 in all"),
+        ("Who wrote Hamlet?", Sampling(1, n=9), "at most 8 choices"),
+    ):
+        with pytest.raises(BadRequest, match=says):
+            engine.ask([Message("user", text)], 2, sampling=sampling)
+
+
 def test_nothing_is_looked_up_where_nothing_is_wanted(engine: Engine) -> None:
     answer = engine.ask([Message("user", "Who wrote Hamlet?")], 0, sampling=Sampling(1))
     assert (answer.sources.answered, answer.sources.similarity) == (True, None)
