@@ -157,7 +157,7 @@ def print_report(model: str, report: dict[str, Any], served: dict[str, Any]) -> 
         ],
     )
     _print_answer(console, served)
-    console.print("\nHow the model was trained (docs/results.md has what longer runs reach):")
+    console.print("\nHow the model was trained (docs/log has what longer runs reach):")
     for name, how in report["training"].items():
         console.print(f"  {name}: {how}", markup=False, soft_wrap=True)
     console.print(f"\nDone in {report['seconds']:.0f} s. The report is in reports/demo.json. Next:")
