@@ -61,7 +61,7 @@ lint: install  ## ruff and mypy
 # pip says a thousand lines, and waits minutes between two of them.
 INSTALL_LOG := .venv/install.log
 QUIETLY := $(PYTHON) scripts/quietly.py $(INSTALL_LOG)
-PIP := $(BIN)/pip --no-color install --progress-bar off
+PIP := $(BIN)/python -m pip --no-color install --progress-bar off
 
 install: .venv/.installed
 

@@ -174,6 +174,12 @@ def _print_answer(console: Console, served: dict[str, Any]) -> None:
     console.print(f"[bold]Answer[/]   {escape(answer)}")
     for number, citation in enumerate(served["citations"], 1):
         console.print(f"  [{number}] {citation['title'] or 'untitled'} ({citation['id']})", markup=False)
+    if not facts.get("answered", True):
+        console.print(
+            f"Not answered: the nearest passage has similarity {_figure(facts['similarity'], 3)}, and "
+            f"serving.least_similarity is {facts['least_similarity']:g}"
+        )
+        return
     console.print(f"{cost(facts)}, first token after {served['ttft_ms'] or 0:.0f} ms over HTTP")
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TypeVar
-
-T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -82,11 +79,3 @@ def waiting(text: str) -> Iterator[None]:
 def say(text: str) -> None:
     """A line for whoever watches the run."""
     print(text, file=sys.stderr, flush=True)
-
-
-def track(items: Iterable[T], description: str, total: int, unit: str = "it") -> Iterator[T]:
-    """Yield `items` and show how many have passed."""
-    with Progress(description, total, unit) as progress:
-        for item in items:
-            yield item
-            progress.update()

@@ -10,6 +10,7 @@ but Python: it runs before anything is installed.
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +23,13 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def quietly(log: Path, words: str, command: Sequence[str]) -> int:
-    """Run `command`; returns its exit status. The log is appended to."""
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Run `command`; returns its exit status. The log is appended to; where none can be written all is shown."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.open("ab").close()
+    except OSError as error:
+        _write(f"{log} can't be written ({error.strerror}); here is all that is said:\n")
+        return subprocess.run(command, check=False).returncode
     terminal, begun = sys.stderr.isatty(), time.monotonic()
     said = begun
     if not terminal:
@@ -31,7 +37,13 @@ def quietly(log: Path, words: str, command: Sequence[str]) -> int:
     with log.open("ab") as stream:
         stream.write(f"\n$ {' '.join(command)}\n".encode())
         stream.flush()
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            _write(f"{words}: {command[0]} can't be run ({error.strerror}); after a move of the folder remove .venv\n")
+            return 127
+        # Whoever stops this stops the command.
+        signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
         try:
             while process.poll() is None:
                 time.sleep(SECONDS_BETWEEN_LOOKS)

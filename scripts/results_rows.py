@@ -213,6 +213,8 @@ def main(
     write: Annotated[Path | None, typer.Option("--write", help="Write this document's marked tables instead.")] = None,
 ) -> None:
     """Print the Markdown rows of result files."""
+    if not files and not write:
+        raise typer.BadParameter("name result files, or a document: --write docs/results.md")
     if write:
         write.write_text(written(write), encoding="utf-8")
     for path in files or []:

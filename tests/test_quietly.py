@@ -7,6 +7,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -75,3 +76,31 @@ def test_a_part_of_make_install_that_fails_ends_it_with_the_reason(tmp_path: Pat
     assert "The whole log: .venv/install.log" in said and "(2 of 3)" not in said
     assert not (tmp_path / ".venv" / ".installed").exists()
     assert "no-such-wheel.whl" in (tmp_path / ".venv" / "install.log").read_text()
+
+
+def test_what_cannot_be_run_or_logged_is_said(tmp_path: Path) -> None:
+    gone = [
+        sys.executable,
+        str(SCRIPT),
+        str(tmp_path / "log"),
+        "Installing things",
+        str(tmp_path / "gone" / "pip"),
+        "x",
+    ]
+    result = subprocess.run(gone, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 127 and "can't be run (No such file or directory)" in result.stderr
+    (tmp_path / "file").write_text("")
+    result = quietly(tmp_path / "file" / "log", "echo all of it; exit 3")
+    assert result.returncode == 3 and "can't be written" in result.stderr and "all of it" in result.stdout
+
+
+def test_who_stops_it_stops_the_command(tmp_path: Path) -> None:
+    log, told = tmp_path / "log", tmp_path / "told"
+    shell = f"trap 'echo > {told}; exit 1' TERM; echo ready; while true; do sleep 0.1; done"
+    command = [sys.executable, str(SCRIPT), str(log), "Installing things", "sh", "-c", shell]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 30
+        while (not log.is_file() or "\nready" not in log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 1 and told.exists()

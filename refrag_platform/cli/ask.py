@@ -121,6 +121,11 @@ def _stream(pieces: Iterable[str], until_the_first: str) -> None:
 
 def _report(refrag: dict[str, Any]) -> None:
     """Citations and cost, on stderr: stdout holds the answer alone."""
+    if not {"citations", "answered", "retrieved"} <= refrag.keys():
+        typer.echo(
+            "this server does not say which passages it read: it is another program, or an older release", err=True
+        )
+        return
     for number, citation in enumerate(refrag["citations"], start=1):
         typer.echo(f"[{number}] {_passage(citation)}", err=True)
     if not refrag["answered"]:

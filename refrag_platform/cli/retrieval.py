@@ -43,7 +43,8 @@ def retrieval(
         cases = factbook_cases(project.content("corpus", model), limit, seed)
     report = retrieval_report(look_up(store, cases), recipe.serving.least_similarity)
     if json:
-        write_json(json, report)
+        asked = {"model": model, "questions": [str(path) for path in questions or []], "limit": limit, "seed": seed}
+        write_json(json, asked | report)
     _print(report)
 
 
@@ -67,4 +68,5 @@ def _print(report: dict[str, Any]) -> None:
     console.print("alone: by the last message; together: with what was asked before, as served")
     console.print(f"answered: serving.least_similarity is {'null, so all are' if least is None else least}")
     if best is not None:
-        console.print(f"other half: {best}, the best for half of the subjects, on the questions about the others")
+        console.print(f"suggested serving.least_similarity: {best}, chosen on half of the subjects")
+        console.print("other half: what that answers of the questions about the others")

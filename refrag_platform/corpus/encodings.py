@@ -23,11 +23,11 @@ _FIRST_BYTES = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"7z\xbc\xaf'\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a RAR archive"),
-    (b"PAR1", "Parquet, whose files end in .parquet"),
     (b"SQLite format 3\x00", "an SQLite database"),
     (b"\x89PNG\r\n", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
-    (b"GIF8", "a GIF picture"),
+    (b"GIF87a", "a GIF picture"),
+    (b"GIF89a", "a GIF picture"),
     (b"\x7fELF", "a program"),
 )
 # Bytes looked at for what an encoding without a mark leaves.
@@ -44,6 +44,9 @@ def not_text(head: bytes) -> str | None:
     start = head.removeprefix(codecs.BOM_UTF8).lstrip()
     if start.startswith(b"BZh") and start[4:10] == b"1AY&SY":
         return "bzip2"
+    # Four letters may begin a text as well.
+    if start.startswith(b"PAR1") and any(byte < 9 or 13 < byte < 32 for byte in start[4:64]):
+        return "Parquet, whose files end in .parquet"
     return next((name for first, name in _FIRST_BYTES if start.startswith(first)), None)
 
 

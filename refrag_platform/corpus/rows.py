@@ -5,6 +5,7 @@ Memory is that of the longest row, or of a few hundred of Parquet's.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tempfile
@@ -59,7 +60,7 @@ def read_json_rows(stream: BufferedReader[Any]) -> Iterator[Row | Fault]:
         for number, line in enumerate(_lines(stream, codec), start=1):
             if isinstance(line, int):
                 yield Fault(number, "bad_json", f"longer than the {LONGEST_ROW:,} bytes of a row")
-            elif line.strip():
+            elif (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
                 yield _row(number, line)
     except UnicodeDecodeError as error:
         yield Fault(None, "broken_utf8", f"broken {error.encoding.upper()} ({error.reason}) after row {number}")

@@ -34,8 +34,8 @@ THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
 class Case:
     """One question to look up.
 
-    before: what the user said before it. gold: passages that hold the answer; empty where the store has none.
-    group: what it is about; halves are split by it.
+    before: what the user said before it. gold: passages that hold the answer, as far as they are known. group: what it
+    is about; halves are split by it. answerable: whether the store holds an answer.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Case:
     before: str
     gold: frozenset[Passage]
     group: str
+    answerable: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[Case]:
         country = with_article(next(iter(gold))[0].split(" - ")[0])
 
         def case(kind: str, question: str, before: Sequence[str], gold: frozenset[Passage], group: str) -> None:
-            cases.append(Case(kind, question, "\n".join(before), gold, group))
+            cases.append(Case(kind, question, "\n".join(before), gold, group, bool(gold)))
 
         alike = [other.question for other in by_field[_field(one)] if other.document != one.document]
         others = [other.question for other in by_document[one.document] if other is not one]
@@ -134,7 +135,7 @@ def file_cases(questions: Sequence[Question], kind: str) -> list[Case]:
         gold = frozenset() if one.answerable is False else frozenset(one.passages[number] for number in one.gold)
         before = "\n".join(text for role, text in one.history if role == "user")
         name = f"{kind}, {'not in the store' if one.answerable is False else 'in the store'}"
-        cases.append(Case(name, one.question, before, gold, one.document))
+        cases.append(Case(name, one.question, before, gold, one.document, one.answerable is not False))
     return cases
 
 
@@ -149,7 +150,7 @@ def look_up(store: ChunkStore, cases: Sequence[Case]) -> list[Looked]:
             if case.before:
                 alone = _rank(case, [(hit.title, hit.text) for hit in store.search(case.question, max(CUTS))])
             looked.append(Looked(case, alone, together, max((hit.score or 0.0 for hit in hits), default=0.0)))
-            progress.update(1, "questions")
+            progress.update()
     return looked
 
 
@@ -161,10 +162,10 @@ def retrieval_report(looked: Sequence[Looked], least: float | None) -> dict[str,
     """Rates by kind of question, in percent.
 
     Returns: {rows: [{kind, questions, alone: {1, 4, 8}, together: {1, 4, 8}, answered, answered_other_half}], best,
-    least_similarity}; alone, together: shares whose right passage is among the first, with the last message alone and
-    with what was said before. answered: share that `least` lets pass. best: the least similarity that one half of the
-    countries chooses (the mean over kinds of answered where there is an answer and refused where there is none);
-    answered_other_half: what that lets pass of the other half. None where there is no choice to make.
+    least_similarity}; alone, together: of those whose gold is known, shares with the right passage among the first, by
+    the last message alone and with what was said before. answered: share that `least` lets pass. best: the least
+    similarity that one half of the subjects chooses (the mean over kinds of answered where there is an answer and refused
+    where there is none); answered_other_half: what that lets pass of the other half. None where there is no choice.
     """
     kinds: dict[str, list[Looked]] = defaultdict(list)
     for one in looked:
@@ -172,17 +173,17 @@ def retrieval_report(looked: Sequence[Looked], least: float | None) -> dict[str,
     chosen = best_threshold([one for one in looked if _half(one) == 0])
     rows = []
     for kind, members in kinds.items():
-        answerable = bool(members[0].case.gold)
+        judged = [one for one in members if one.case.gold]
         rows.append(
             {
                 "kind": kind,
                 "questions": len(members),
-                "alone": _hits([one.alone for one in members]) if answerable else None,
-                "together": _hits([one.together for one in members]) if answerable else None,
+                "alone": _hits([one.alone for one in judged]) if judged else None,
+                "together": _hits([one.together for one in judged]) if judged else None,
                 "answered": None if least is None else _answered(members, least),
                 "answered_other_half": None
-                if chosen is None
-                else _answered([one for one in members if _half(one) == 1], chosen),
+                if chosen is None or not (others := [one for one in members if _half(one) == 1])
+                else _answered(others, chosen),
             }
         )
     return {"rows": rows, "best": chosen, "least_similarity": least}
@@ -193,8 +194,8 @@ def best_threshold(looked: Sequence[Looked]) -> float | None:
     kinds: dict[str, list[Looked]] = defaultdict(list)
     for one in looked:
         kinds[one.case.kind].append(one)
-    there = [members for members in kinds.values() if members[0].case.gold]
-    missing = [members for members in kinds.values() if not members[0].case.gold]
+    there = [members for members in kinds.values() if members[0].case.answerable]
+    missing = [members for members in kinds.values() if not members[0].case.answerable]
     if not there or not missing:
         return None
 
@@ -218,4 +219,4 @@ def _answered(looked: Sequence[Looked], least: float) -> float:
 
 
 def _percent(count: int, of: int) -> float:
-    return round(100 * count / of, 1) if of else 0.0
+    return round(100 * count / of, 1)

@@ -91,7 +91,12 @@ CORPUS = (
     same("counts", "splits", "tokens", "tokens_stated", "Each split must have the tokens that corpus.json states"),
     none_of("passages_placed", "splits", "passages_astray", "A passage must have its document's split"),
     none_of("questions_placed", "splits", "questions_astray", "A question must have its document's split"),
-    none_of("questions_gold", "splits", "gold_wrong", "Gold indexes must name listed passages, answers be there"),
+    none_of(
+        "questions_gold",
+        "splits",
+        "gold_wrong",
+        "A question must have answers, and gold that names listed passages",
+    ),
 )
 
 CHUNKS = (

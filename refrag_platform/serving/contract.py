@@ -26,10 +26,14 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation."""
+    """One message of a conversation.
+
+    is_result: a tool's result, which the decoder reads as the user's, and nobody asked.
+    """
 
     role: Literal["system", "user", "assistant"]
     content: str
+    is_result: bool = False
 
 
 @dataclass(frozen=True)

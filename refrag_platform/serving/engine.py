@@ -171,7 +171,9 @@ class Engine:
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
         """
-        question, before = messages[-1].content, said_before(messages)
+        if count or sent:
+            self._check_share(self.bundle.share_kept if share_kept is None else share_kept)
+        question, before = asked_last(messages)
         found = self.retrieve(question, count, before)
         nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
@@ -180,7 +182,7 @@ class Engine:
             # What can't be asked here is an error whatever the store holds.
             self.start(messages, (), sampling, share_kept)
             return self._refuse(found, similarity, least, sampling, share_kept)
-        if nearest and nearest.follows:
+        if nearest and nearest.follows and not messages[-1].is_result:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(messages, [*sent, *found], sampling, share_kept)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
@@ -242,6 +244,8 @@ class Engine:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
+        if passages:
+            self._check_share(share)
         chunks = self._expand(passages, share, messages[-1].content)
         history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
         with self._reading:
@@ -273,11 +277,6 @@ class Engine:
 
     def _expand(self, passages: Sequence[Passage], share: float, question: str) -> list[Chunks]:
         """The passages as chunks, the share that the policy scores highest kept as tokens (appendix A.1)."""
-        if self.bundle.policy is None and passages and share not in (0, 1):
-            raise BadRequest(
-                f"share_kept is {share}, but {self.name} has no policy to choose with; use 0 or 1",
-                param="share_kept",
-            )
         if not passages:
             return []
         chunks = [self._chunks(passage) for passage in passages]
@@ -315,6 +314,13 @@ class Engine:
     def _token_text(self, token_id: int) -> str:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
 
+    def _check_share(self, share: float) -> None:
+        if self.bundle.policy is None and share not in (0, 1):
+            raise BadRequest(
+                f"share_kept is {share}, but {self.name} has no policy to choose with; use 0 or 1",
+                param="share_kept",
+            )
+
     def _check_positions(self, prompt: Prompt, what: str) -> int:
         positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
         if positions > limit:
@@ -346,9 +352,15 @@ def _passage(hit: Hit) -> Passage:
     return Passage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
 
 
-def said_before(messages: Sequence[Message]) -> str:
-    """What the user said before the last message; the assistant's answers would lead a search to their own subject."""
-    return "\n".join(message.content for message in messages[:-1] if message.role == "user")
+def asked_last(messages: Sequence[Message]) -> tuple[str, str]:
+    """What the user asked last, and said before it.
+
+    The assistant's answers would lead a search to their own subject, and a tool's results are no question.
+    """
+    said = [message.content for message in messages if message.role == "user" and not message.is_result]
+    if not messages[-1].is_result or not said:
+        said = [*said[:-1], messages[-1].content]
+    return said[-1], "\n".join(said[:-1])
 
 
 def _cited(passage: Passage, chunks: Chunks) -> Citation:

@@ -132,7 +132,7 @@ class ChatMessage(Body):
             case "system" | "developer":
                 return Message("system", text)
             case "tool" | "function":
-                return Message("user", f"<tool_response>\n{text}\n</tool_response>")
+                return Message("user", f"<tool_response>\n{text}\n</tool_response>", is_result=True)
             case role:
                 calls = [
                     f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}\n</tool_call>'

@@ -89,7 +89,8 @@ def rank(ways: Sequence[Asked], passages: Mapping[str, Vector]) -> list[Ranked]:
             similarity + WORDS_BONUS * way.words.get(name, 0.0)
             for way, similarity in zip(ways, similarities, strict=True)
         )
-        follows = similarities[-1] - ways[-1].allowance > similarities[0]
+        # Without the allowance: taken off again, it would leave the difference of a rounding.
+        follows = relevance(ways[-1].vector, vector) > relevance(ways[0].vector, vector)
         found.append((-value, Ranked(name, round(max(similarities), DECIMALS), follows)))
     found.sort(key=lambda item: (item[0], item[1].id))
     return [one for _, one in found]

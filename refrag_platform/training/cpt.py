@@ -272,7 +272,8 @@ def cpt_task(
     read = {"full": settings.context_tokens, "none": 0}.get(system, chunks + kept * (k - 1))
     require_positions(
         model.decoder,
-        1 + read + o,
+        # Nothing follows the last token, so its position is not needed.
+        read + o,
         f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.output_tokens ({o})",
     )
     if system == "truncated" and settings.packed and o < settings.context_tokens // k:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
 
@@ -52,16 +52,27 @@ def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
     path = corpus / "passages.parquet"
     if not questions or not path.is_file():
         return
-    import pyarrow.parquet as parquet
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise RefragError(
+            f"{path} says which passages are held out; to read it, install pyarrow (pip install pyarrow)"
+        ) from None
 
-    rows = parquet.read_table(path, columns=["title", "text", "split"]).to_pylist()
-    seen = {(row["title"], row["text"]) for row in rows if row["split"] == "train"}
-    held_out = {(row["title"], row["text"]) for row in rows if row["split"] != "train"} - seen
+    listed = {passage for question in questions for passage in question.passages}
+    splits: dict[Passage, set[str]] = {}
+    with parquet.ParquetFile(path) as table:
+        for batch in table.iter_batches(columns=["title", "text", "split"]):
+            for title, text, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if (title, text) in listed:
+                    splits.setdefault((title, text), set()).add(split)
+    # A page that stands in the training split as well is no secret.
+    held_out = {passage for passage, names in splits.items() if "train" not in names}
     shown = [question for question in questions if not held_out.isdisjoint(question.passages)]
     if shown:
         title = next(title for title, text in shown[0].passages if (title, text) in held_out)
+        more = f", as are passages of {len(shown) - 1:,} more questions" if len(shown) > 1 else ""
         raise RefragError(
-            f"{shown[0].where}: its passage {title!r} is held out by this corpus, as are passages of "
-            f"{len(shown) - 1:,} more questions; rank them over the training split (`refrag questions rank --split "
-            "train`), or leave these rows out"
+            f"{shown[0].where}: its passage {title!r} is held out by this corpus{more}; rank the questions over the "
+            "training split (`refrag questions rank --split train`), or leave these rows out"
         )

@@ -185,10 +185,10 @@ def require_hashable(project: Project, stage: str, model: str) -> None:
     """
     if stage != "corpus":
         return
-    for base, _, names in os.walk(project.source_dir(model)):
-        for name in names:
+    for base, folders, names in os.walk(project.source_dir(model)):
+        for name in (*folders, *names):
             path = Path(base) / name
-            said = no_file(path) or (None if is_unicode(name) else "its name is not UTF-8")
+            said = (no_file(path) if name in names else None) or (None if is_unicode(name) else "its name is not UTF-8")
             if said:
                 raise RefragError(
                     f"DVC can't hash {name_text(path.relative_to(project.root))} ({said}): remove or rename it, or "

@@ -30,7 +30,7 @@ GOLD = frozenset({("Peru", "Lima")})
 
 
 def looked(kind: str, group: str, ranks: tuple[int, int], similarity: float, there: bool = True) -> Looked:
-    return Looked(Case(kind, "?", "", GOLD if there else frozenset(), group), *ranks, similarity)
+    return Looked(Case(kind, "?", "", GOLD if there else frozenset(), group, there), *ranks, similarity)
 
 
 # Of either half, by the hash of the group.
@@ -57,6 +57,17 @@ def test_without_a_threshold_or_a_choice_there_is_none() -> None:
     report = retrieval_report(FOUND[:4], None)
     assert report["best"] is None and best_threshold(FOUND[-2:]) is None
     assert report["rows"][0]["answered"] is None
+
+
+def test_a_question_whose_gold_is_unknown_is_there_all_the_same() -> None:
+    unknown = [Looked(Case("in", "?", "", frozenset(), group), 0, 0, 0.7) for group in "abcdefgh"]
+    report = retrieval_report([*unknown, *FOUND], 0.5)
+    there, missing = report["rows"]
+    assert there["questions"] == 24 and there["alone"] == {"1": 50.0, "4": 50.0, "8": 50.0}
+    assert (there["answered"], missing["answered"]) == (100.0, 0.0) and 0.4 < report["best"] <= 0.7
+    # Without any gold there is nothing to rank, and still something to answer.
+    alone, _ = retrieval_report([*unknown, *FOUND[-8:]], 0.5)["rows"]
+    assert alone["alone"] is None and alone["answered"] == 100.0
 
 
 def test_a_store_is_searched_as_served(made: Made) -> None:

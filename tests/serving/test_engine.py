@@ -12,7 +12,7 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import rag_prompt, stop_ids
 from refrag_platform.model.segments import Prompt, plain_tokens, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
-from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.engine import Engine, asked_last
 from refrag_platform.serving.generation import NOTHING_FOUND
 from tests.processes import wait_for
 
@@ -253,3 +253,12 @@ def test_a_policy_that_is_told_relevance_has_the_store_s(engine: Engine, monkeyp
     assert [bool(part.keep.any()) for part in stored] == [True, False, False]
     monkeypatch.setattr(engine, "store", None)
     assert [part.relevance for part in engine._expand(sent, 0.25, question)] == [None] * 3
+
+
+def test_a_tools_result_is_no_question() -> None:
+    asked = [Message("user", "Peru?"), Message("assistant", "I look it up."), Message("user", "And Oman?")]
+    result = Message("user", "<tool_response>\n42\n</tool_response>", is_result=True)
+    assert asked_last(asked) == ("And Oman?", "Peru?")
+    assert asked_last([*asked, result]) == ("And Oman?", "Peru?")
+    assert asked_last([*asked, result, Message("user", "So?")]) == ("So?", "Peru?\nAnd Oman?")
+    assert asked_last([result]) == (result.content, "")

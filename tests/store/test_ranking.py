@@ -78,3 +78,11 @@ def test_of_what_was_said_before_the_last_words_are_read_whole() -> None:
 
 def test_text_without_spaces_is_cut_too() -> None:
     assert len(texts_to_ask("?", "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 5000)[1]) == MOST_CHARACTERS_BEFORE + 2
+
+
+def test_the_same_question_again_is_no_follow_up() -> None:
+    for angle in np.linspace(0.1, 1.5, 200):
+        vector = unit(float(np.cos(angle)), float(np.sin(angle)))
+        ways = ways_to_ask([vector, vector], [{}, {}])
+        (found,) = rank(ways, {"a": unit(1.0, 0.0)})
+        assert not found.follows

@@ -205,6 +205,8 @@ def train(
                 )
             if step % settings.save_every == 0 and step < settings.steps:
                 save()
+        # What comes after the last step may be stopped as well, and costs no step then.
+        save()
     accelerator.wait_for_everyone()
     summary = {"steps": step, "first_loss": first_loss, "last_loss": loss_value, "last": log.last}
     # A checkpoint of before there was such a figure has none.
