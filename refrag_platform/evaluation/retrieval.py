@@ -164,7 +164,7 @@ def retrieval_report(looked: Sequence[Looked], least: float | None) -> dict[str,
     Returns: {rows: [{kind, questions, alone: {1, 4, 8}, together: {1, 4, 8}, answered, answered_other_half}], best,
     least_similarity}; alone, together: of those whose gold is known, shares with the right passage among the first, by
     the last message alone and with what was said before. answered: share that `least` lets pass. best: the least
-    similarity that one half of the subjects chooses (the mean over kinds of answered where there is an answer and refused
+    similarity that one half of the subjects chooses (the mean over kinds of answered where there is an answer, refused
     where there is none); answered_other_half: what that lets pass of the other half. None where there is no choice.
     """
     kinds: dict[str, list[Looked]] = defaultdict(list)
