@@ -18,7 +18,7 @@ from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document, plain_document
 from refrag_platform.corpus.encodings import encoding_of, likely, not_text, unmarked
 from refrag_platform.corpus.listing import why_not
-from refrag_platform.corpus.rows import Fault, keys_said, read_json_rows, read_parquet_rows
+from refrag_platform.corpus.rows import Fault, Row, keys_said, read_json_rows, read_parquet_rows
 from refrag_platform.corpus.text import NOT_UNICODE, is_noise, is_unicode, is_visible, normalize
 from refrag_platform.recipes import SourceRecipe
 
@@ -166,21 +166,17 @@ def _parts(head: bytes, stream: BufferedReader[Any], codec: str) -> Iterator[str
 
 
 def _read_jsonl(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
-    rows = 0
-    for row in read_json_rows(stream):
-        rows += 1
-        if isinstance(row, Fault):
-            bad.report(row.kind, name, row.message, row.row)
-        else:
-            yield from row_document(row.values, name, row.number, recipe, bad)
-    if not rows:
-        bad.report("empty_file", name, "no rows in it")
+    return _documents(read_json_rows(stream), name, recipe, bad)
 
 
 def _read_parquet(stream: BufferedReader[Any], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
-    rows = 0
     columns = (recipe.text_column, recipe.title_column)
-    for row in read_parquet_rows(stream, columns, "corpus.sources.text_column"):
+    return _documents(read_parquet_rows(stream, columns, "corpus.sources.text_column"), name, recipe, bad)
+
+
+def _documents(read: Iterator[Row | Fault], name: str, recipe: SourceRecipe, bad: BadInput) -> Iterator[Document]:
+    rows = 0
+    for row in read:
         rows += 1
         if isinstance(row, Fault):
             bad.report(row.kind, name, row.message, row.row)
