@@ -4,7 +4,8 @@ python scripts/release_tables.py run --base /tmp/base --runs /tmp/runs --data /t
 
 It ranks the pools, tunes a control on full contexts, and lets the release and that control answer everything that
 docs/log/2026-11-28-release-tables.md asks. Several jobs run at a time. Stopped and started again, it goes on: a job
-whose file is there is done. OUT/N-steps/results has the files without the answers' texts, for docs/results/ and scripts/results_rows.py.
+whose file is there is done. OUT/N-steps/results has the files without the answers' texts, for docs/results/ and
+scripts/results_rows.py.
 
 DATA holds nq-oracle-dev, squadshifts-train, squadshifts-dev, distractors-2wiki, scitldr-train, scitldr-dev and
 mtrag-un-dev.jsonl; of a Factbook corpus, made with `corpus.swapped_copies: 0`, factbook-train.jsonl and
