@@ -29,11 +29,9 @@ from assets.released import NAME as RELEASED
 from assets.released import Promotion
 from assets.settings import RetrainingSettings, retraining_settings
 from refrag_platform.corpus.sources import sources_digest
-from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.project import Project
-from refrag_platform.runner import made_from_current
+from refrag_platform.errors import RefragError
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.manifest import Manifest
+from refrag_platform.versioning.freshness import is_current
 
 SETTINGS = retraining_settings(find_project())
 SECONDS_BETWEEN_LOOKS = 120
@@ -93,7 +91,7 @@ def source_documents(context: SensorEvaluationContext) -> SensorResult:
             continue
         if not known:
             # Switched on: what the corpus in place was made from is no change.
-            known = {"run": digest if _taken_in(project, model) else "", "runs": 0}
+            known = {"run": digest if is_current(project, "corpus", model) else "", "runs": 0}
         if digest != known["run"] and digest == known.get("seen"):
             known |= {"run": digest, "runs": known["runs"] + 1}
             # Numbered: sources that go back to what they were are a change like any other.
@@ -101,11 +99,3 @@ def source_documents(context: SensorEvaluationContext) -> SensorResult:
             requests.append(RunRequest(key, partition_key=model, run_config=run_config(retraining_settings(project))))
         cursor[model] = {**known, "seen": digest}
     return SensorResult(run_requests=requests, cursor=json.dumps(cursor, sort_keys=True))
-
-
-def _taken_in(project: Project, model: str) -> bool:
-    """Whether the corpus in place is what a run now would make."""
-    try:
-        return made_from_current(project, Manifest.read(project.stage_dir("corpus", model)))
-    except ArtifactError:
-        return False

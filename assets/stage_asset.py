@@ -1,7 +1,7 @@
 """The one mechanism of all assets: cached, or run through Pipes; checked; recorded in DVC; reported.
 
-DVC knows which bytes are current, `refrag run` makes them, Dagster decides when. No DVC lock is held
-while a stage runs.
+The manifest says whether an artifact is current, `refrag run` makes it, DVC keeps it, Dagster decides when.
+No DVC lock is held while a stage runs.
 """
 
 # No `from __future__ import annotations`: Dagster looks at the annotations of an asset's parameters.
@@ -28,6 +28,7 @@ from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.digest import code_digest
+from refrag_platform.versioning.freshness import is_current
 
 OWNERS = ["team:refrag"]
 # One for all: the UI folds groups, and folded ones would hide the order of the graph.
@@ -62,7 +63,7 @@ def stage_asset(
         check_specs=check_specs(name),
         metadata={"command": f"refrag run {name} --model MODEL"},
         pool=pool,
-        code_version=code_digest(root, stage.code),
+        code_version=code_digest(root, stage.code(root)),
     )
 
     def materialize(context: AssetExecutionContext, stage_process: StageProcess) -> Iterator[Any]:
@@ -79,18 +80,19 @@ def _materialize(
     context: AssetExecutionContext, stage_process: StageProcess, name: str, describe: Callable[[Published], Metadata]
 ) -> Iterator[AssetCheckResult | MaterializeResult[Any]]:
     project, model = find_project(), context.partition_key
-    cached = dvc.is_current(project, name, model)
-    if cached:
-        print(f"{name} of {model}: cached, {dvc.recorded_hash(project, name, model)}", flush=True)
-    else:
+    # Asked first: what DVC can't record is not made either.
+    recorded, cached = dvc.is_recorded(project, name, model), is_current(project, name, model)
+    if not cached:
         yield from _run(context, stage_process, project, name, model)
     published = Published.read(project, name, model)
+    if cached:
+        print(f"{name} of {model}: cached, {published.manifest.hash}", flush=True)
     results = run_checks(project, published.manifest)
     if failures := blocking_failures(results):
         yield from results
         reason = f"{name} of {model} fails blocking checks:\n" + "\n".join(failures)
         raise Failure(reason, allow_retries=False)
-    if not cached:
+    if not (cached and recorded):
         dvc.record(project, name, model)
     yield MaterializeResult(
         metadata=shown(published, cached, describe(published)),

@@ -6,8 +6,6 @@ Run: `refrag run cpt --model tiny`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,13 +15,12 @@ from typing import Any
 from refrag_platform import publication
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
-from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, settings_of, stage_function
+from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, stage_function
 from refrag_platform.versioning import manifest as manifests
 from refrag_platform.versioning import reports
-from refrag_platform.versioning.digest import code_digest, folder_digest
+from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.freshness import dependencies, input_records, standing
 from refrag_platform.versioning.manifest import InputRecord, Manifest
-from refrag_platform.versioning.outside import outside_digest, outside_files
 
 
 @dataclass(frozen=True)
@@ -33,91 +30,6 @@ class StageResult:
     manifest: Manifest
     path: Path
     cached: bool
-
-
-def recorded_inputs(project: Project, stage: Stage, model: str) -> dict[str, InputRecord]:
-    """Path and hash of every input artifact, as their manifests say; the bytes are not read.
-
-    Raises:
-        ArtifactError: an input has not been made.
-    """
-    records = {}
-    for name in stage.inputs:
-        folder = project.stage_dir(name, model)
-        if not (folder / manifests.FILE_NAME).is_file():
-            raise ArtifactError(
-                f"{stage.name} needs the {STAGES[name].title} of {model}, which is not at {folder}; "
-                f"make it with `refrag run {name} --model {model}`"
-            )
-        path = (folder / "content").relative_to(project.root).as_posix()
-        records[name] = InputRecord(path=path, hash=Manifest.read(folder).hash)
-    return records
-
-
-def input_records(project: Project, stage: Stage, model: str) -> dict[str, InputRecord]:
-    """Path and hash of every input artifact, after their bytes were found to be the manifests'.
-
-    Raises:
-        ArtifactError: an input has not been made, or is damaged.
-    """
-    for name in stage.inputs:
-        folder, work = project.stage_dir(name, model), project.work_dir(name, model)
-        if not folder.exists():
-            # Where the stage is running, its own runner does this.
-            with suppress(RefragError), publication.only_runner(work):
-                publication.recover(folder, work)
-    records = recorded_inputs(project, stage, model)
-    for name, record in records.items():
-        content = project.root / record.path
-        found = folder_digest(content)
-        if found != record.hash:
-            raise ArtifactError(
-                f"{content} has hash {found}, its manifest says {record.hash}: the files were changed; "
-                f"restore them with `dvc checkout {name}@{model}` or make them again with "
-                f"`refrag run {name} --model {model}`"
-            )
-    return records
-
-
-def fingerprint(
-    project: Project, stage: Stage, recipe: Recipe, inputs: dict[str, InputRecord], outside: list[InputRecord]
-) -> str:
-    """One hash over all that decides an artifact's bytes; equal fingerprints need no second run.
-
-    Args:
-        outside: what `versioning.outside.outside_files` finds for the stage.
-    """
-    facts = {
-        "stage": stage.name,
-        "inputs": {name: record.hash for name, record in inputs.items()},
-        "settings": settings_of(stage, recipe),
-        "seed": recipe.seed,
-        "sources": outside_digest(project, stage.name, recipe, outside),
-        "code": code_digest(project.root, stage.code),
-    }
-    return hashlib.md5(json.dumps(facts, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-
-
-def made_from_current(project: Project, manifest: Manifest) -> bool:
-    """Whether a run of the stage now would start from the same inputs, settings, seed and code.
-
-    Raises:
-        ArtifactError: an input has not been made.
-    """
-    stage, recipe = STAGES[manifest.stage], project.recipe(manifest.model)
-    inputs = recorded_inputs(project, stage, manifest.model)
-    outside = outside_files(project, stage.name, recipe)
-    return fingerprint(project, stage, recipe, inputs, outside) == manifest.fingerprint
-
-
-def published(project: Project, stage: str, model: str) -> Manifest | None:
-    """The manifest of the artifact in place; None when there is none or its bytes are not the manifest's."""
-    folder = project.stage_dir(stage, model)
-    try:
-        manifest = Manifest.read(folder)
-    except ArtifactError:
-        return None
-    return manifest if folder_digest(folder / "content") == manifest.hash else None
 
 
 def run_stage(project: Project, name: str, model: str, *, force: bool = False) -> StageResult:
@@ -137,19 +49,20 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
 
     with publication.only_runner(work):
         publication.recover(folder, work)
-        inputs, outside = input_records(project, stage, model), outside_files(project, name, recipe)
-        wanted = fingerprint(project, stage, recipe, inputs, outside)
-        current = published(project, name, model)
-        if current is not None and current.fingerprint == wanted and not force:
-            publication.settle(work, wanted)
-            reports.export(project, current)
-            return StageResult(current, folder, cached=True)
-        making, state = publication.prepare(work, wanted)
+        _recover_inputs(project, stage, model)
+        now = dependencies(project, name, model)
+        _verify(project, model, now.inputs)
+        place = standing(project, name, model, now)
+        if place.state == "current" and place.manifest is not None and not force:
+            publication.settle(work, now.fingerprint)
+            reports.export(project, place.manifest)
+            return StageResult(place.manifest, folder, cached=True)
+        making, state = publication.prepare(work, now.fingerprint)
         context = StageContext(
             project=project,
             recipe=recipe,
             stage=name,
-            inputs={put: project.root / record.path for put, record in inputs.items()},
+            inputs={put: project.root / record.path for put, record in now.inputs.items()},
             out=making / "content",
             work=state,
             beside=making,
@@ -157,19 +70,19 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         started, clock = manifests.now(), time.monotonic()
         fetch_base(project, name, recipe, state / RELEASED)
         metrics = _call(stage, context)
-        context.sources += [record for record in outside if record not in context.sources]
-        hashes = {put: record.hash for put, record in inputs.items()}
+        context.sources += [record for record in now.sources if record not in context.sources]
+        hashes = {put: record.hash for put, record in now.inputs.items()}
         publication.seal(context.out, hashes, [record.hash for record in context.sources])
         manifest = Manifest(
             stage=name,
             model=model,
             hash=folder_digest(context.out),
-            fingerprint=wanted,
-            inputs=inputs,
+            fingerprint=now.fingerprint,
+            inputs=now.inputs,
             sources=context.sources,
-            settings=settings_of(stage, recipe),
-            seed=recipe.seed,
-            code=code_digest(project.root, stage.code),
+            settings=now.settings,
+            seed=now.seed,
+            code=now.code,
             commit=manifests.git_commit(project.root),
             started=started,
             finished=manifests.now(),
@@ -178,13 +91,40 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
             libraries=manifests.libraries(),
             metrics=metrics,
         )
-        if recorded_inputs(project, stage, model) != inputs:
+        if input_records(project, name, model) != now.inputs:
             raise ArtifactError(f"an input of {name} was replaced while it ran; run it again")
         _check(manifest, context, work)
         manifest.write(making)
         publication.publish(folder, work)
         reports.export(project, manifest)
         return StageResult(manifest, folder, cached=False)
+
+
+def _recover_inputs(project: Project, stage: Stage, model: str) -> None:
+    """Put inputs into place whose publication was killed."""
+    for name in stage.inputs:
+        folder, work = project.stage_dir(name, model), project.work_dir(name, model)
+        if not folder.exists():
+            # Where the stage is running, its own runner does this.
+            with suppress(RefragError), publication.only_runner(work):
+                publication.recover(folder, work)
+
+
+def _verify(project: Project, model: str, inputs: dict[str, InputRecord]) -> None:
+    """Hold the bytes of the inputs against their manifests.
+
+    Raises:
+        ArtifactError: one is damaged.
+    """
+    for name, record in inputs.items():
+        content = project.root / record.path
+        found = folder_digest(content)
+        if found != record.hash:
+            raise ArtifactError(
+                f"{content} has hash {found}, its manifest says {record.hash}: the files were changed; "
+                f"restore them with `dvc checkout {name}@{model}` or make them again with "
+                f"`refrag run {name} --model {model}`"
+            )
 
 
 def _call(stage: Stage, context: StageContext) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.imports import code_files
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.versioning.manifest import InputRecord
@@ -21,52 +22,27 @@ SHIPPED = "release"
 OF_TAKEN = ("continue_from", "precision")
 # In a stage's state/: the released checkpoint that it continues from.
 RELEASED = "released"
-MODEL_CODE = ("refrag_platform/model", "refrag_platform/weights.py")
-TRAINING_CODE = (*MODEL_CODE, "refrag_platform/corpus/shards.py", "refrag_platform/training/core")
-# What takes over the release, where a stage's `continue_from` says so.
-RELEASE_CODE = (
-    "refrag_platform/compact/coding.py",
-    "refrag_platform/compact/quantization.py",
-    "refrag_platform/compact/release.py",
-    "refrag_platform/compact/start.py",
-)
-RELEVANCE_CODE = (
-    "refrag_platform/store/content.py",
-    "refrag_platform/store/relevance.py",
-    "refrag_platform/store/retriever.py",
-)
-# Question files and all that reads them.
-QUESTION_CODE = (
-    "refrag_platform/corpus/encodings.py",
-    "refrag_platform/corpus/names.py",
-    "refrag_platform/corpus/question_fields.py",
-    "refrag_platform/corpus/question_files.py",
-    "refrag_platform/corpus/rows.py",
-    "refrag_platform/corpus/text.py",
-)
-# Evaluation shares the head's blockwise loss with training and reads corpora as the corpus stage does.
-EVALUATION_CODE = (
-    *MODEL_CODE,
-    "refrag_platform/corpus",
-    "refrag_platform/training/core/losses.py",
-    "refrag_platform/training/core/groups.py",
-    "refrag_platform/training/core/packed.py",
-    "refrag_platform/training/core/speed.py",
-    *RELEVANCE_CODE,
-    "refrag_platform/evaluation",
-)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage is made from. `code` and `sections` are what dvc.yaml lists as deps and params."""
+    """What a stage is made from.
+
+    `function`: module:name. `inputs`: earlier stages, whose artifacts it reads. `sections`: of the recipe.
+    `further`: files that run without being imported, in a program that the function starts, and what that reads.
+    """
 
     name: str
     title: str
     function: str
     inputs: tuple[str, ...]
     sections: tuple[str, ...]
-    code: tuple[str, ...]
+    further: tuple[str, ...] = ()
+
+    def code(self, root: Path) -> tuple[str, ...]:
+        """The files that the stage runs, relative to the checkout `root`, sorted."""
+        module, _ = self.function.split(":")
+        return code_files(root, f"{module.replace('.', '/')}.py", *self.further)
 
 
 STAGES: dict[str, Stage] = {
@@ -78,7 +54,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.corpus.build:build_corpus",
             (),
             ("decoder", "encoder", "corpus"),
-            ("refrag_platform/corpus", "refrag_platform/weights.py"),
         ),
         Stage(
             "reconstruction",
@@ -86,7 +61,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.reconstruction:train_reconstruction",
             ("corpus",),
             ("decoder", "encoder", "projection", "reconstruction"),
-            (*TRAINING_CODE, *RELEASE_CODE, "refrag_platform/training/reconstruction.py"),
         ),
         Stage(
             "cpt",
@@ -94,7 +68,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.cpt:train_cpt",
             ("corpus", "reconstruction"),
             ("cpt",),
-            (*TRAINING_CODE, *RELEASE_CODE, "refrag_platform/training/cpt.py"),
         ),
         Stage(
             "chunks",
@@ -102,7 +75,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.store.build:build_chunks",
             ("corpus", "cpt"),
             ("chunks",),
-            (*MODEL_CODE, "refrag_platform/store"),
         ),
         Stage(
             "policy",
@@ -110,16 +82,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.policy:train_policy",
             ("corpus", "cpt"),
             ("policy",),
-            (
-                *TRAINING_CODE,
-                *RELEASE_CODE,
-                *QUESTION_CODE,
-                *RELEVANCE_CODE,
-                "refrag_platform/training/episodes.py",
-                "refrag_platform/training/evidence.py",
-                "refrag_platform/training/policy.py",
-                "refrag_platform/training/usable.py",
-            ),
         ),
         Stage(
             "finetuned",
@@ -127,16 +89,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.training.finetuned:train_finetuned",
             ("corpus", "cpt", "policy"),
             ("finetuned", "policy"),
-            (
-                *TRAINING_CODE,
-                "refrag_platform/corpus/swapping.py",
-                *QUESTION_CODE,
-                *RELEVANCE_CODE,
-                "refrag_platform/training/examples.py",
-                "refrag_platform/training/finetuned.py",
-                "refrag_platform/training/passage_table.py",
-                "refrag_platform/training/usable.py",
-            ),
         ),
         Stage(
             "evaluation",
@@ -144,7 +96,6 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.evaluation.stage:evaluate_stage",
             ("corpus", "chunks", "finetuned"),
             ("policy", "evaluation"),
-            EVALUATION_CODE,
         ),
         Stage(
             "package",
@@ -152,14 +103,7 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.serving.package:build_package",
             ("chunks", "finetuned", "evaluation"),
             ("policy", "serving"),
-            (
-                "refrag_platform/serving",
-                "refrag_platform/decoding",
-                "refrag_platform/store",
-                "refrag_platform/limits.py",
-                *MODEL_CODE,
-                "bentofile.yaml",
-            ),
+            further=("bentofile.yaml", "refrag_platform/serving/service.py"),
         ),
     )
 }

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from refrag_platform import runner, stages
+from refrag_platform import runner
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
 from refrag_platform.publication import recover
-from refrag_platform.runner import published, run_stage
+from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.versioning.digest import folder_digest
+from refrag_platform.versioning.freshness import published
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from tests.versioning.planted import MODEL, plant
 from tests.versioning.planted import planted as plants
@@ -158,7 +159,8 @@ def test_a_change_of_what_it_is_made_from_makes_it_again(planted: Project, chang
         text = (planted.root / "params.yaml").read_text()
         (planted.root / "params.yaml").write_text(text.replace("corpus: {}", "corpus: {passage_tokens: 32}"))
     elif change == "code":
-        (planted.root / "refrag_platform" / "corpus" / "further.py").write_text("")
+        with (planted.root / "refrag_platform" / "corpus" / "build.py").open("a") as module:
+            module.write("# changed\n")
     elif change == "source":
         change_source(planted, "new")
     else:
@@ -285,8 +287,6 @@ def test_an_unknown_stage_is_refused_with_the_names_there_are(project: Project) 
 def test_the_registry_lists_inputs_before_what_is_made_from_them() -> None:
     names = list(STAGES)
     assert all(names.index(put) < names.index(stage.name) for stage in STAGES.values() for put in stage.inputs)
-    root = Path(stages.__file__).resolve().parent.parent
-    assert [path for stage in STAGES.values() for path in stage.code if not (root / path).exists()] == []
 
 
 def test_an_artifacts_hash_stands_for_its_chain_even_where_the_same_bytes_come_out(

@@ -1,4 +1,4 @@
-"""`refrag run`: make one artifact, or all of them, without Dagster."""
+"""`refrag run`: make one artifact, or all of them, without Dagster. `refrag pipeline`: dvc.yaml of the stages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
     app.command("run")(run)
+    app.command("pipeline")(write_stages)
 
 
 def run(
@@ -34,3 +35,14 @@ def run(
         result = run_stage(project, name, model, force=force)
         state = "cached" if result.cached else f"made in {result.manifest.seconds:.1f} s"
         typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")
+
+
+def write_stages() -> None:
+    """Write the stages of dvc.yaml from the registry, each with the files that it runs; the rest of the file stays.
+
+    Run it after you changed refrag_platform/stages.py or what a stage imports; a test holds the file against both.
+    """
+    from refrag_platform.project import Project
+    from refrag_platform.versioning.pipeline import write_pipeline
+
+    typer.echo(f"dvc.yaml: {'written' if write_pipeline(Project.find()) else 'is up to date'}")

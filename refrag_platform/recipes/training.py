@@ -248,7 +248,7 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
     train_encoder: bool = Field(
         False,
         description="train the encoder, not the projection alone; refused as long as the chunk store and the policy "
-        "come before fine-tuning, whose encoder must be theirs: put both after it in stages.py and dvc.yaml first",
+        "come before fine-tuning, whose encoder must be theirs: put both after it in stages.py first",
     )
     shares_kept: list[Annotated[Share, Field(ge=0, le=1)]] | None = Field(
         None,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES, StageContext
@@ -43,7 +44,7 @@ def build_package(context: StageContext) -> dict[str, Any]:
     recipe = context.recipe
     settings = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
     model_tag = f"{PREFIX}{recipe.name}:{_version(hashes['finetuned'], hashes['chunks'], settings)}"
-    code = code_digest(context.project.root, STAGES["package"].code)
+    code = code_digest(context.project.root, STAGES["package"].code(context.project.root))
     bento_tag = f"{PREFIX}{recipe.name}:{_version(model_tag, code)}"
     model_made = _save_model(context, model_tag, hashes)
     bento_made = _build_bento(context, model_tag, bento_tag, code)
@@ -171,7 +172,7 @@ def _build_bento(context: StageContext, model_tag: str, tag: str, code: str) -> 
     """`bentoml build` under `tag`; False when it lies there whole already."""
     project = context.project
     folder = bento.store_path(project, "bentos", tag)
-    if _whole_bento(folder, code):
+    if _whole_bento(project, folder, code):
         return False
     shutil.rmtree(folder, ignore_errors=True)
     name, version = tag.split(":")
@@ -182,14 +183,14 @@ def _build_bento(context: StageContext, model_tag: str, tag: str, code: str) -> 
     result = subprocess.run(
         command, env=bento.environment(project), cwd=project.root, capture_output=True, text=True, check=False
     )
-    if result.returncode or not _whole_bento(folder, code):
+    if result.returncode or not _whole_bento(project, folder, code):
         raise RefragError(f"`{' '.join(command[2:])}` failed:\n{(result.stdout + result.stderr)[-4000:]}")
     return True
 
 
-def _whole_bento(folder: Path, code: str) -> bool:
+def _whole_bento(project: Project, folder: Path, code: str) -> bool:
     """Whether a Bento in the store has its description and the very code it is named after."""
-    paths = STAGES["package"].code
+    paths = STAGES["package"].code(project.root)
     source = folder / "src"
     complete = (folder / "bento.yaml").is_file() and all((source / path).exists() for path in paths)
     return complete and code_digest(source, paths) == code

@@ -24,11 +24,11 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import chunk_tokens
 from refrag_platform.progress import Progress, say
 from refrag_platform.recipes import Recipe
-from refrag_platform.runner import published
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.store.reuse import KnownPassages, difference
+from refrag_platform.versioning.freshness import published
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def encoder_folder(recipe: Recipe, inputs: dict[str, Path]) -> Path:
         raise RefragError(
             "finetuned.train_encoder is true, so the store must be made from the fine-tuned encoder, "
             "but this stage has only the CPT checkpoint; set finetuned.train_encoder to false, or list "
-            "`finetuned` among the inputs of `chunks` in refrag_platform/stages.py and dvc.yaml"
+            "`finetuned` among the inputs of `chunks` in refrag_platform/stages.py and run `refrag pipeline`"
         )
     return inputs["finetuned"]
 

@@ -340,7 +340,7 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
     if settings.train_encoder and "finetuned" not in STAGES["chunks"].inputs:
         raise RecipeError(
             "finetuned.train_encoder is true, but in this pipeline the chunk store and the policy come before "
-            "fine-tuning; set it to false, or put both after it in stages.py and dvc.yaml"
+            "fine-tuning; set it to false, or put both after it in stages.py"
         )
     model = load_model(context, "cpt")
     policy = PolicyNetwork.load(context.inputs["policy"])

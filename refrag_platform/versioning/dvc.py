@@ -1,4 +1,4 @@
-"""A thin layer over DVC's own command line: is a stage current, record it, push and pull.
+"""A thin layer over DVC's own command line: record an artifact, is it recorded, push and pull.
 
 DVC runs as a program, not as a library: its command line is its stable interface, it takes half a
 second, and a process of its own keeps DVC's locks and caches out of Dagster's. By hand: `dvc status`,
@@ -26,9 +26,9 @@ from refrag_platform.corpus.text import is_unicode
 from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
-from refrag_platform.runner import made_from_current
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import git
+from refrag_platform.versioning.freshness import standing
 from refrag_platform.versioning.manifest import Manifest
 
 LOCK_FILE = "dvc.lock"
@@ -39,10 +39,8 @@ def target(stage: str, model: str) -> str:
     return f"{stage}@{model}"
 
 
-def is_current(project: Project, stage: str, model: str) -> bool:
-    """Whether dependencies, parameters, code and output are those that dvc.lock names.
-
-    The manifest must be in place and belong to that output too: later stages read it.
+def is_recorded(project: Project, stage: str, model: str) -> bool:
+    """Whether dvc.lock names the artifact in place, and what it is made from as that is now.
 
     Raises:
         RefragError: no Git or DVC repository here, a source that DVC can't hash, or DVC fails.
@@ -50,8 +48,7 @@ def is_current(project: Project, stage: str, model: str) -> bool:
     ensure_repo(project)
     require_hashable(project, stage, model)
     try:
-        manifest = Manifest.read(project.stage_dir(stage, model))
-        if manifest.hash != recorded_hash(project, stage, model) or not made_from_current(project, manifest):
+        if Manifest.read(project.stage_dir(stage, model)).hash != recorded_hash(project, stage, model):
             return False
     except ArtifactError:
         return False
@@ -65,11 +62,11 @@ def record(project: Project, stage: str, model: str) -> str:
     for DVC's lock.
 
     Raises:
-        ArtifactError: there is no artifact, or what it is made from changed since it was made.
+        ArtifactError: there is no artifact, its bytes are not its manifest's, or what it is made from changed since.
         RefragError: no Git or DVC repository here, params.yaml does not name the model, or DVC fails.
     """
     manifest = Manifest.read(project.stage_dir(stage, model))
-    if not made_from_current(project, manifest):
+    if standing(project, stage, model).state == "stale":
         raise ArtifactError(
             f"inputs, settings or code of {stage} changed since {project.stage_dir(stage, model)} was made, "
             f"so it can't be recorded as made from them; run `refrag run {stage} --model {model}` again"

@@ -15,7 +15,7 @@ from refrag_platform.corpus.names import name_text
 from refrag_platform.errors import ArtifactError
 from refrag_platform.progress import say
 from refrag_platform.versioning import git
-from refrag_platform.versioning.digest import file_digest
+from refrag_platform.versioning.digest import file_digest, folder_digest
 
 FILE_NAME = "manifest.json"
 LIBRARIES = (
@@ -78,6 +78,10 @@ class Manifest(BaseModel):
         partial = folder / f".{FILE_NAME}.partial"
         partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         partial.replace(folder / FILE_NAME)
+
+    def describes(self, folder: Path) -> bool:
+        """Whether the bytes of the content beside it in `folder` are those that it names; all of them are read."""
+        return folder_digest(folder / "content") == self.hash
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

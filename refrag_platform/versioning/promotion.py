@@ -14,10 +14,10 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.project import Project
 from refrag_platform.publication import only_runner
-from refrag_platform.runner import published
 from refrag_platform.stages import STAGES
 from refrag_platform.versioning import tags
 from refrag_platform.versioning.dvc import ensure_repo
+from refrag_platform.versioning.freshness import published
 from refrag_platform.versioning.gate import Decision, decide
 from refrag_platform.versioning.git import Git
 from refrag_platform.versioning.manifest import Manifest

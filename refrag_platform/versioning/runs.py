@@ -94,7 +94,7 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
 
 def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Manifest]) -> str:
     """Git's tree of the run, built in an index of its own."""
-    code = {path for manifest in manifests for path in STAGES[manifest.stage].code}
+    code = {path for manifest in manifests for path in STAGES[manifest.stage].code(project.root)}
     beside = project.recipe_path(model).parent
     # The release may have been packed anew since HEAD: a run that starts from it needs the files that it saw.
     shipped = sorted((beside / SHIPPED).rglob("*")) if (beside / SHIPPED).is_dir() else []

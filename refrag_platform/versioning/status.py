@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
-from refrag_platform.runner import made_from_current
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.dvc import recorded_hash
-from refrag_platform.versioning.manifest import Manifest
-
-State = Literal["current", "stale", "damaged", "missing"]
+from refrag_platform.versioning.freshness import State, standing
 
 
 @dataclass(frozen=True)
 class ArtifactStatus:
     """One artifact.
 
-    `stale`: inputs, settings or code changed, or an input is itself not current. `damaged`: the bytes are
-    not the manifest's. `recorded`: dvc.lock names this very artifact.
+    `state`: as in freshness.py; `stale` as well where an input is itself not current. `recorded`: dvc.lock names this
+    very artifact.
     """
 
     stage: str
@@ -46,16 +40,10 @@ def status(project: Project, model: str) -> list[ArtifactStatus]:
 
 
 def _status(project: Project, stage: str, model: str, fresh: bool) -> ArtifactStatus:
-    folder = project.stage_dir(stage, model)
-    path = folder.relative_to(project.root).as_posix()
-    try:
-        manifest = Manifest.read(folder)
-    except ArtifactError:
-        return ArtifactStatus(stage, model, path, "damaged" if folder.exists() else "missing", None, False)
-    state: State = "stale"
-    if folder_digest(folder / "content") != manifest.hash:
-        state = "damaged"
-    elif fresh and made_from_current(project, manifest):
-        state = "current"
-    recorded = manifest.hash == recorded_hash(project, stage, model)
-    return ArtifactStatus(stage, model, path, state, manifest.hash, recorded)
+    path = project.stage_dir(stage, model).relative_to(project.root).as_posix()
+    place = standing(project, stage, model)
+    if place.manifest is None:
+        return ArtifactStatus(stage, model, path, place.state, None, False)
+    state = "stale" if place.state == "current" and not fresh else place.state
+    recorded = place.manifest.hash == recorded_hash(project, stage, model)
+    return ArtifactStatus(stage, model, path, state, place.manifest.hash, recorded)

@@ -61,7 +61,7 @@ def check_outcomes(instance: DagsterInstance, stage: str) -> dict[str, tuple[boo
 
 def test_a_run_makes_checks_and_records_each_artifact(made: Project, instance: DagsterInstance) -> None:
     for stage in FIRST_TWO:
-        assert dvc.is_current(made, stage, MODEL)
+        assert dvc.is_recorded(made, stage, MODEL)
         outcomes = check_outcomes(instance, stage)
         assert set(outcomes) == {check.name for check in SUITES[stage]}
         assert all(passed for passed, _ in outcomes.values())

@@ -13,8 +13,8 @@ import pytest
 from assets.materialize import materialize_all
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
-from refrag_platform.runner import published
 from refrag_platform.versioning import dvc
+from refrag_platform.versioning.freshness import published
 from tests.assets.conftest import MODEL, plant_stage, planted_project, use
 from tests.versioning.planted import run
 
@@ -67,7 +67,7 @@ def test_a_stage_that_fills_the_disk_says_so_and_leaves_the_last_good_version(
     # What the failed run left makes room by itself.
     plant_stage(project, "corpus", "figures = make(context)\nreturn figures")
     assert materialize_all(MODEL, ["corpus"])
-    assert dvc.is_current(project, "corpus", MODEL)
+    assert dvc.is_recorded(project, "corpus", MODEL)
 
 
 def test_an_artifact_that_the_cache_has_no_room_for_is_not_recorded(on_small_disk: Project) -> None:

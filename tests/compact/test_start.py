@@ -17,7 +17,8 @@ from refrag_platform.errors import ArtifactError, RecipeError, RefragError
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
-from refrag_platform.runner import made_from_current, run_stage
+from refrag_platform.runner import run_stage
+from refrag_platform.versioning.freshness import is_current
 from refrag_platform.versioning.manifest import Manifest
 from refrag_platform.versioning.origin import origin
 
@@ -75,7 +76,7 @@ def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
         assert run_stage(project, stage, MODEL).cached
     write_release(project, seed=2)
     for stage in STARTED:
-        assert not made_from_current(project, Manifest.read(project.stage_dir(stage, MODEL)))
+        assert not is_current(project, stage, MODEL)
 
 
 def test_cpt_trains_on_from_the_release_where_reconstruction_alone_takes_it(project: Project) -> None:

@@ -102,4 +102,4 @@ def test_what_dvc_cannot_hash_is_named_before_it_is_asked(project: Project, text
         odd
     ]
     with pytest.raises(RefragError, match=f"DVC can't hash data/sources/tiny/.*{said}"):
-        dvc.is_current(project, "corpus", "tiny")
+        dvc.is_recorded(project, "corpus", "tiny")

@@ -22,7 +22,7 @@ from refrag_platform.evaluation.retrieval import (
     look_up,
     retrieval_report,
 )
-from refrag_platform.store import ChunkStore
+from refrag_platform.store.table import ChunkStore
 from tests.store.conftest import Made, made, text_of
 
 __all__ = ["made"]

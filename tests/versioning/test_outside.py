@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform import runner, stages
+from refrag_platform import runner
 from refrag_platform.model.refrag import FORMAT, SETTINGS_FILE
 from refrag_platform.project import Project
-from refrag_platform.runner import made_from_current
+from refrag_platform.stages import STAGES
+from refrag_platform.versioning.freshness import is_current
 from refrag_platform.versioning.manifest import Manifest
 from tests.versioning.planted import MODEL, make_all
 
@@ -21,8 +22,7 @@ QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": 
 
 def stale(project: Project) -> set[str]:
     """Stages whose artifact a run now would not start from the same facts; what follows from them left out."""
-    manifests = [Manifest.read(project.stage_dir(stage, MODEL)) for stage in stages.STAGES]
-    return {manifest.stage for manifest in manifests if not made_from_current(project, manifest)}
+    return {stage for stage in STAGES if not is_current(project, stage, MODEL)}
 
 
 def override(project: Project, section: str, values: str) -> None:

@@ -1,8 +1,7 @@
-"""dvc.yaml says what refrag_platform/stages.py says."""
+"""dvc.yaml says what refrag_platform/stages.py and the imports of the stages say."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ import yaml
 
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.digest import code_digest
+from refrag_platform.versioning.pipeline import pipeline_text, write_pipeline
 from tests.conftest import ROOT
-from tests.versioning.imports import covered, imported, reachable
 
 MODEL = "${item.model}"
 PROJECT = Project(ROOT)
@@ -23,73 +21,42 @@ def content(stage: str) -> str:
     return PROJECT.content(stage, MODEL).relative_to(ROOT).as_posix()
 
 
+def modules(dependency: str) -> list[str]:
+    """The files of code that a dependency stands for."""
+    path = ROOT / dependency
+    return [file.relative_to(ROOT).as_posix() for file in path.rglob("*.py")] if path.is_dir() else [dependency]
+
+
+def test_dvc_yaml_is_up_to_date() -> None:
+    assert (ROOT / "dvc.yaml").read_text() == pipeline_text(PROJECT), "run `refrag pipeline`"
+
+
 def test_the_stages_are_those_of_the_registry_in_the_same_order() -> None:
     assert list(PIPELINE["stages"]) == list(STAGES)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_has_the_registrys_inputs_code_settings_and_output(name: str) -> None:
+def test_a_stage_has_the_registrys_inputs_settings_and_output_and_the_code_that_it_runs(name: str) -> None:
     stage, written = STAGES[name], PIPELINE["stages"][name]
-    sources = [f"data/sources/{MODEL}"] if name == "corpus" else []
+    made = [f"data/sources/{MODEL}"] if name == "corpus" else [content(put) for put in stage.inputs]
     settings = {f"models/{MODEL}/recipe.yaml": [*stage.sections, "seed"]}
     assert written["matrix"] == {"model": "${models}"}
     assert written["desc"] == stage.title
     assert written["cmd"] == f"${{run}} {name} --model {MODEL}"
-    assert written["deps"] == [*sources, *(content(name) for name in stage.inputs), *stage.code]
+    assert written["deps"][: len(made)] == made
+    code = [file for dependency in written["deps"][len(made) :] for file in modules(dependency)]
+    assert sorted(code) == list(stage.code(ROOT))
     assert written["params"] == [settings, *(f"overrides.{MODEL}.{section}" for section in stage.sections)]
     assert written["outs"] == [{content(name): {"persist": True}}]
 
 
-# What changes no byte of an artifact: it records, checks, shows and runs. Settings are compared by their values.
-NO_PART = frozenset(
-    {
-        *(f"refrag_platform/{name}" for name in ("bench", "cli", "quality", "recipes", "versioning")),
-        *(f"refrag_platform/{name}.py" for name in ("dials", "errors", "faults", "processes", "progress", "project")),
-        *(f"refrag_platform/{name}.py" for name in ("publication", "quiet", "runner", "stages")),
-        # Refuses a decoder, or lets it be.
-        "refrag_platform/agreement.py",
-        # The text beside a packed release.
-        "refrag_platform/compact/card.py",
-    }
-)
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_change_of_any_module_that_a_stage_may_run_makes_it_again(name: str) -> None:
-    stage = STAGES[name]
-    read = reachable(stage.function.split(":")[0], without=NO_PART)
-    missing = sorted(str(file) for file in read if not covered(file, frozenset(stage.code)))
-    assert not missing, f"add to the code of {name} in stages.py and dvc.yaml"
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_every_code_that_a_stage_names_is_read_by_it(name: str) -> None:
-    stage = STAGES[name]
-    read = reachable(stage.function.split(":")[0], without=NO_PART)
-    named = {path for path in stage.code if path.startswith("refrag_platform")}
-    assert {path for path in named if not any(covered(file, frozenset({path})) for file in read)} == set()
-
-
-@pytest.mark.parametrize(
-    ("stage", "path"),
-    [
-        *((stage, "compact/coding.py") for stage in ("reconstruction", "cpt", "policy")),
-        ("finetuned", "corpus/swapping.py"),
-        ("evaluation", "training/core/packed.py"),
-    ],
-)
-def test_what_a_stage_imports_in_passing_is_its_code_too(project: Project, stage: str, path: str) -> None:
-    before = code_digest(project.root, STAGES[stage].code)
-    with (project.root / "refrag_platform" / path).open("a") as stream:
-        stream.write("# changed\n")
-    assert code_digest(project.root, STAGES[stage].code) != before
-
-
-def test_imports_are_found_wherever_they_stand() -> None:
-    found = imported(Path("refrag_platform/compact/release.py"))
-    assert {Path("refrag_platform/compact/card.py"), Path("refrag_platform/compact/coding.py")} <= found
-    # Of cpt fine-tuning takes the name of a type alone.
-    assert Path("refrag_platform/training/cpt.py") not in imported(Path("refrag_platform/training/finetuned.py"))
+def test_what_else_is_in_dvc_yaml_stays_where_its_stages_are_written(project: Project) -> None:
+    path = project.root / "dvc.yaml"
+    wanted = path.read_text() + "\nartifacts:\n  tiny: {path: models/tiny, type: model}\n"
+    path.write_text(wanted.replace("      - refrag_platform/weights.py\n", "").replace("desc: Bento", "desc: Bread"))
+    assert write_pipeline(project)
+    assert path.read_text() == wanted
+    assert not write_pipeline(project)
 
 
 @pytest.mark.parametrize("model", PROJECT.models())

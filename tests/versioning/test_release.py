@@ -19,7 +19,7 @@ from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.stages import StageContext
-from refrag_platform.versioning import again, dvc, promotion
+from refrag_platform.versioning import again, dvc, freshness, promotion
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.promotion import promote, rollback
 from refrag_platform.versioning.release import released, releases
@@ -292,9 +292,9 @@ def test_a_release_is_restored_without_touching_anything_else(second: Project) -
     before = (git(second, "status", "--porcelain"), (second.root / "dvc.lock").read_bytes(), git(second, "diff"))
     assert restore(second, old) == ["finetuned", "package"]
     for stage in SERVED:
-        made = runner.published(second, stage, MODEL)
+        made = freshness.published(second, stage, MODEL)
         assert made is not None and made.hash == old.hashes[stage]
-    assert runner.published(second, "evaluation", MODEL).hash == new.hashes["evaluation"]  # type: ignore[union-attr]
+    assert freshness.published(second, "evaluation", MODEL).hash == new.hashes["evaluation"]  # type: ignore[union-attr]
     assert (second.work_dir("finetuned", MODEL) / "state").is_dir(), "an interrupted training can still continue"
     assert (
         git(second, "status", "--porcelain"),

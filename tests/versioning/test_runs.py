@@ -10,7 +10,7 @@ from refrag_platform import runner
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning import dvc
+from refrag_platform.versioning import dvc, freshness
 from refrag_platform.versioning.digest import folder_digest
 from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from refrag_platform.versioning.runs import commit_run
@@ -38,7 +38,7 @@ def test_commit_push_fresh_clone_and_pull_restore_every_artifact(recorded: Proje
         assert folder_digest(clone.content(stage, MODEL)) == there.hash
     assert git(clone, "status", "--porcelain") == ""
     assert clone.models() == [MODEL]
-    assert dvc.is_current(clone, "package", MODEL)
+    assert dvc.is_recorded(clone, "package", MODEL)
     assert runner.run_stage(clone, "package", MODEL).cached
 
 
@@ -46,7 +46,7 @@ def test_the_wrappers_push_and_pull_one_model(recorded: Project) -> None:
     dvc.push(recorded, MODEL)
     run(recorded.root, "rm", "-rf", ".dvc/cache", *(str(recorded.content(stage, MODEL)) for stage in STAGES))
     dvc.pull(recorded, MODEL)
-    assert runner.published(recorded, "finetuned", MODEL) is not None
+    assert freshness.published(recorded, "finetuned", MODEL) is not None
     with pytest.raises(ArtifactError, match="records no artifact of smollm2-135m"):
         dvc.push(recorded, "smollm2-135m")
 
