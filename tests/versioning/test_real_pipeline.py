@@ -16,6 +16,7 @@ from refrag_platform.versioning.lineage import find, trace
 from refrag_platform.versioning.manifest import Manifest
 from tests.conftest import copy_project, init_repository
 from tests.versioning.planted import MODEL, run
+from tests.versioning.traced import run_traced
 
 pytestmark = pytest.mark.slow
 TARGETS = [dvc.target(stage, MODEL) for stage in STAGES]
@@ -37,11 +38,24 @@ def hashes(project: Project) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Every stage of the tiny model, made by the runner."""
+def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, list[str]]]:
+    """Every stage of the tiny model, made by the runner; and by stage, the files of the package that ran for it."""
     project = prepare(tmp_path_factory.mktemp("made") / "project")
-    refrag(project, "run", "all", "--model", MODEL)
-    return project
+    return project, {stage: run_traced(project, stage) for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def made(traced: tuple[Project, dict[str, list[str]]]) -> Project:
+    """Every stage of the tiny model, made by the runner."""
+    return traced[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_file_that_runs_for_a_stage_is_its_code(traced: tuple[Project, dict[str, list[str]]], stage: str) -> None:
+    project, ran = traced
+    function = STAGES[stage].function.split(":")[0].replace(".", "/")
+    assert f"{function}.py" in ran[stage] and len(ran[stage]) > 5
+    assert set(ran[stage]) <= set(STAGES[stage].code(project.root))
 
 
 def test_dvc_repro_without_dagster_gives_the_same_hashes(made: Project, tmp_path: Path) -> None:
