@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = "refrag_platform"
-# They change no byte of an artifact: a change of them makes none stale, and what only they import counts as little.
+# They decide no byte of an artifact: neither they nor what only they import make one stale.
 PLUMBING = (
     f"{PACKAGE}/__init__.py",  # the version's number
     f"{PACKAGE}/agreement.py",  # refuses a decoder, or lets it be
@@ -16,8 +16,8 @@ PLUMBING = (
     f"{PACKAGE}/project.py",  # where things lie
     f"{PACKAGE}/publication.py",  # puts an artifact into its place
     f"{PACKAGE}/recipes",  # settings are compared by their values
-    f"{PACKAGE}/stages.py",
-    f"{PACKAGE}/versioning",  # records and compares
+    f"{PACKAGE}/stages.py",  # the registry
+    f"{PACKAGE}/versioning",  # records what there is, and compares
 )
 
 

@@ -50,7 +50,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
     with publication.only_runner(work):
         publication.recover(folder, work)
         _recover_inputs(project, stage, model)
-        now = dependencies(project, name, model)
+        now = dependencies(project, name, recipe)
         _verify(project, model, now.inputs)
         place = standing(project, name, model, now)
         if place.state == "current" and place.manifest is not None and not force:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
 from refrag_platform.stages import STAGES, settings_of
 from refrag_platform.versioning.digest import code_digest
 from refrag_platform.versioning.manifest import FILE_NAME, InputRecord, Manifest
@@ -35,7 +36,7 @@ class Dependencies:
 
 @dataclass(frozen=True)
 class Standing:
-    """An artifact's state, and its manifest, where there is one that can be read.
+    """An artifact's state, and its manifest where there is one that can be read.
 
     `stale`: a run of the stage now would start from other inputs, settings, sources, seed or code. `damaged`: the
     bytes are not the manifest's.
@@ -64,15 +65,14 @@ def input_records(project: Project, stage: str, model: str) -> dict[str, InputRe
     return records
 
 
-def dependencies(project: Project, name: str, model: str) -> Dependencies:
-    """What a run of the stage `name` would start from now.
+def dependencies(project: Project, name: str, recipe: Recipe) -> Dependencies:
+    """What a run of the stage `name` of the recipe's model would start from now.
 
     Raises:
         ArtifactError: an input has not been made.
-        RecipeError: the recipe is missing or wrong.
     """
-    stage, recipe = STAGES[name], project.recipe(model)
-    inputs, sources = input_records(project, name, model), outside_files(project, name, recipe)
+    stage = STAGES[name]
+    inputs, sources = input_records(project, name, recipe.name), outside_files(project, name, recipe)
     settings, code = settings_of(stage, recipe), code_digest(project.root, stage.code(project.root))
     facts = {
         "stage": name,
@@ -87,12 +87,10 @@ def dependencies(project: Project, name: str, model: str) -> Dependencies:
 
 
 def standing(project: Project, stage: str, model: str, now: Dependencies | None = None) -> Standing:
-    """How the artifact in place stands to what it would be made from.
-
-    Whether an input is current itself is not asked: `versioning.status` follows the chain.
+    """The state of the artifact in place; whether its inputs are current themselves, `versioning.status` asks.
 
     Args:
-        now: its dependencies, where they are known; default: they are looked up.
+        now: what a run would start from, where that is known already.
 
     Raises:
         RecipeError: the recipe is missing or wrong.
@@ -105,7 +103,7 @@ def standing(project: Project, stage: str, model: str, now: Dependencies | None 
     if not manifest.describes(folder):
         return Standing("damaged", manifest)
     try:
-        now = now or dependencies(project, stage, model)
+        now = now or dependencies(project, stage, project.recipe(model))
     except ArtifactError:
         return Standing("stale", manifest)
     return Standing("current" if now.fingerprint == manifest.fingerprint else "stale", manifest)
