@@ -52,7 +52,8 @@ EVALUATION_CODE = (
     "refrag_platform/training/core/groups.py",
     "refrag_platform/training/core/packed.py",
     "refrag_platform/training/core/speed.py",
-    *RELEVANCE_CODE,
+    "refrag_platform/store",
+    "refrag_platform/limits.py",
     "refrag_platform/evaluation",
 )
 
@@ -143,7 +144,7 @@ STAGES: dict[str, Stage] = {
             "evaluation",
             "refrag_platform.evaluation.stage:evaluate_stage",
             ("corpus", "chunks", "finetuned"),
-            ("policy", "evaluation"),
+            ("policy", "evaluation", "serving"),
             EVALUATION_CODE,
         ),
         Stage(
