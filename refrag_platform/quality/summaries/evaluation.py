@@ -110,11 +110,11 @@ def retrieval(artifact: Artifact) -> list[Row]:
 def hit_rates(artifact: Artifact) -> list[Row]:
     """One row per cut k: the hit rate at k, and at the cut before it; none where no question is in the store."""
     there = [row for row in _retrieval(artifact)["lookups"] if row["kind"] == "in the store"]
-    rates = [(name, value) for row in there for name, value in row.items() if name.startswith("hit_")]
-    fewer = [0.0, *(value for _, value in rates)]
+    cuts = sorted(int(name[4:]) for row in there for name in row if name.startswith("hit_"))
+    rates = [row[f"hit_{cut}"] for row in there for cut in cuts]
     return [
-        {"row": name, "hit_rate": value, "at_fewer": before}
-        for (name, value), before in zip(rates, fewer, strict=False)
+        {"row": f"hit_{cut}", "hit_rate": rate, "at_fewer": fewer}
+        for cut, rate, fewer in zip(cuts, rates, [0.0, *rates], strict=False)
     ]
 
 
