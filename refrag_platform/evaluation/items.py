@@ -45,8 +45,8 @@ class ItemSet(BaseModel):
         plain = {name: [rounded(value) for value in found] for name, found in values.items()}
         return cls(digest=digest, groups=list(groups), values=plain)
 
-    def judged_by(self, released: ItemSet) -> ItemSet:
-        """The items by which a released version is judged: what its store doesn't hold, it can't find."""
+    def held_by(self, released: ItemSet) -> ItemSet:
+        """The items whose gold passage a released version's store holds; all, where nothing was looked up."""
         held = released.values.get(HELD)
         if held is None:
             return self

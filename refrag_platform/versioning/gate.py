@@ -122,7 +122,7 @@ def _compared(metric: str, tolerance: float, candidate: ItemSet, known: ItemSet,
             f"{metric}: {len(candidate.groups)} values of the candidate and {len(known.groups)} of the released model "
             f"for one held-out set ({known.digest[:12]}); evaluate both again"
         )
-    candidate, known = candidate.judged_by(known), known.judged_by(known)
+    candidate, known = candidate.held_by(known), known.held_by(known)
     new, old = np.array(candidate.values[metric]), np.array(known.values[metric])
     gains = old - new if metric.startswith("P") else new - old
     interval = bootstrap_interval(gains, candidate.groups, np.random.default_rng(SEED), confidence)

@@ -49,6 +49,7 @@ def evaluated(evaluation_project: Project, tmp_path_factory: pytest.TempPathFact
     metrics = evaluate_stage(context(evaluation_project, folder))
     assert metrics["P32_refrag"] > 0
     assert metrics["refrag_decoder_tokens"] < metrics["full_decoder_tokens"]
+    assert 0 < metrics["retrieval_hit_5"] <= 1 and metrics["retrieval_decoder_tokens"] > 0
     return folder
 
 
