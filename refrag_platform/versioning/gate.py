@@ -97,7 +97,9 @@ def _verdict(
     metric: str, tolerance: float, candidate: ItemSet | None, released: Items | None, confidence: float
 ) -> Verdict:
     known = None if released is None else released.of_metric(metric)
-    means: dict[str, Any] = {"candidate": _mean(candidate, metric), "released": _mean(known, metric)}
+    # Each on what its own store holds; where the two are compared, on what the released one's holds.
+    own = {"candidate": candidate, "released": known}
+    means: dict[str, Any] = {name: _mean(found and found.held_by(found), metric) for name, found in own.items()}
     if candidate is None or not candidate.groups:
         note = "is missing from the candidate's evaluation" + _why_missing(metric)
         return Verdict(metric, "missing", tolerance, **means, note=note)

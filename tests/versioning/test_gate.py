@@ -187,5 +187,8 @@ def test_a_version_from_before_questions_were_looked_up_is_named_and_can_be_meas
     assert "retrieval_hit_1 is missing from the released model's evaluation (made before questions were looked up" in (
         decision.reason
     )
+    # Figures are of what the store holds: 150 of 150, not of 200.
+    first = decide(items(retrieval=looked_up(held=range(150))), None, RULES).verdicts
+    assert next(one.candidate for one in first if one.metric == "retrieval_hit_1") == 1.0
     # What the candidate itself lacks is not to be had by measuring the released version again.
     assert not decide(old, items(), RULES).needs_again
