@@ -1,4 +1,5 @@
-"""Evaluation: log-perplexity and RAG answers, REFRAG beside full, no and truncated context, held-out data."""
+"""Evaluation on held-out data: log-perplexity and answers, REFRAG beside full, no and truncated context; what the chunk
+store's search finds, and answers over that."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from refrag_platform.evaluation.report import beside_full
 
 
 def describe(published: Published) -> Metadata:
-    """The answers beside full context's, both reports as tables, sample answers, all models side by side, the gap.
+    """The answers beside full context's, all reports as tables, sample answers, all models side by side, the gap.
 
     Times lie beside the content: the manifest has those at the most passages.
     """
@@ -27,6 +28,7 @@ def describe(published: Published) -> Metadata:
         **({"beside_full_context": MetadataValue.text(line)} if line else {}),
         "perplexity": table(perplexity["rows"]),
         "rag": table(rag["rows"]),
+        **{f"retrieval_{name}": table(rag["retrieval"][name]) for name in ("lookups", "rows") if "retrieval" in rag},
         **answers(published),
         **side_by_side(published),
         "gap_recovered": MetadataValue.json(perplexity.get("gap_recovered") or {}),

@@ -95,7 +95,7 @@ STAGES: dict[str, Stage] = {
             "evaluation",
             "refrag_platform.evaluation.stage:evaluate_stage",
             ("corpus", "chunks", "finetuned"),
-            ("policy", "evaluation"),
+            ("policy", "evaluation", "serving"),
         ),
         Stage(
             "package",

@@ -87,7 +87,9 @@ def promote(
     again: Annotated[
         bool,
         typer.Option(
-            "--again", help="Evaluate the released version on the candidate's held-out set, where that is another."
+            "--again",
+            help="Evaluate the released version on the candidate's held-out set, where that is another or a figure of "
+            "the released version is missing.",
         ),
     ] = False,
     force_reason: Annotated[
@@ -175,7 +177,7 @@ def _figures(release: Release) -> str:
 
 
 def _print(decision: Decision) -> None:
-    line = "{:<12} {:<20} {:>10} {:>10} {:>9} {:>20} {:>10} {:>7}"
+    line = "{:<21} {:<20} {:>10} {:>10} {:>9} {:>20} {:>10} {:>7}"
     typer.secho(
         line.format("figure", "verdict", "candidate", "released", "gain", "interval", "tolerance", "items"), bold=True
     )
@@ -185,7 +187,7 @@ def _print(decision: Decision) -> None:
         text = line.format(verdict.metric, verdict.outcome, *numbers, f"{verdict.tolerance:g}", verdict.items)
         typer.secho(text, fg=typer.colors.GREEN if verdict.passes else typer.colors.RED)
     typer.echo(decision.reason)
-    if any(verdict.outcome == "other set" for verdict in decision.verdicts):
+    if decision.needs_again:
         typer.echo("--again evaluates the released version on the candidate's held-out set and compares then")
 
 

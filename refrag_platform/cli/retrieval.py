@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,8 @@ def retrieval(
         list[Path] | None,
         typer.Option(
             "--questions",
-            help="A question file instead of the corpus' own questions; again for more. `gold` names passages of the "
-            "store, `history` earlier turns, `answerable: false` what the store holds nothing about.",
+            help="A question file instead of the corpus' own questions; again for more. `gold` names passages with "
+            "the store's own title and text, `history` earlier turns, `answerable: false` what it holds nothing about.",
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each kind, at most.")] = 200,
@@ -28,7 +29,7 @@ def retrieval(
     about, those in the corpus and those that are not. Use it to choose the recipe's serving.least_similarity.
     """
     from refrag_platform.corpus.question_files import read_questions
-    from refrag_platform.evaluation.retrieval import factbook_cases, file_cases, look_up, retrieval_report
+    from refrag_platform.evaluation.retrieval import cuts_of, factbook_cases, file_cases, look_up, retrieval_report
     from refrag_platform.evaluation.stage import write_json
     from refrag_platform.project import Project
     from refrag_platform.store.table import ChunkStore
@@ -36,32 +37,36 @@ def retrieval(
     project = Project.find()
     recipe = project.recipe(model)
     base = project.recipe_path(model).parent
-    store = ChunkStore.open(project.content("chunks", model), base=base)
+    content = project.content("chunks", model)
+    store = ChunkStore.open(content, base=base)
     if questions:
-        cases = [case for path in questions for case in file_cases(read_questions(path, limit), path.stem)]
+        cases = [case for path in questions for case in file_cases(read_questions(path, limit), content, path.stem)]
     else:
         cases = factbook_cases(project.content("corpus", model), limit, seed)
-    report = retrieval_report(look_up(store, cases), recipe.serving.least_similarity)
+    looked = [one for one, _ in look_up(store, cases, recipe.serving.passages)]
+    cuts = cuts_of(store)
+    report = retrieval_report(looked, recipe.serving.least_similarity, cuts)
     if json:
         asked = {"model": model, "questions": [str(path) for path in questions or []], "limit": limit, "seed": seed}
         write_json(json, asked | report)
-    _print(report)
+    _print(report, cuts)
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], cuts: Sequence[int]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(title="The right passage among the first 1 / 4 / 8, and what is answered, in percent")
+    first = " / ".join(map(str, cuts))
+    table = Table(title=f"The right passage among the first {first}, and what is answered, in percent")
     for name in ("question", "asked", "alone", "together", "answered", "other half"):
         table.add_column(name, justify="left" if name == "question" else "right", no_wrap=name != "question")
     for row in report["rows"]:
         hits = [
-            "–" if row[key] is None else " / ".join(f"{value:.0f}" for value in row[key].values())
+            "–" if row[key] is None else " / ".join(f"{100 * value:.0f}" for value in row[key].values())
             for key in ("alone", "together")
         ]
-        shares = ["–" if row[key] is None else f"{row[key]:.1f}" for key in ("answered", "answered_other_half")]
+        shares = ["–" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("answered", "answered_other_half")]
         table.add_row(row["kind"], str(row["questions"]), *hits, *shares)
     console.print(table)
     least, best = report["least_similarity"], report["best"]

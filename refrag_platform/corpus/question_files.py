@@ -201,6 +201,19 @@ def held_out_questions(settings: EvaluationRecipe, corpus: Path, base: Path) -> 
     return [retrieved(question, "strong") for question in asked]
 
 
+def looked_up_questions(asked: Sequence[Question], settings: EvaluationRecipe, corpus: Path) -> list[Question]:
+    """What an evaluation looks up in the chunk store: the corpus' test questions, and what else is `asked`, each once.
+
+    A file that the recipe names may ask about documents that the corpus, and so the store, lacks.
+    """
+    own = corpus / "questions" / "test.jsonl"
+    there = own.is_file() and own.stat().st_size
+    found: dict[object, Question] = {}
+    for one in [*(read_questions(own, settings.questions) if there else []), *asked]:
+        found.setdefault((one.question, one.history), one)
+    return list(found.values())
+
+
 def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) -> None:
     """Refuse questions about documents of the corpus that are not held out for tests."""
     import pyarrow.parquet as parquet

@@ -59,9 +59,14 @@ def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
 
 
 def rag_figure(result: Mapping[str, Any], path: Path) -> None:
-    """F1 against decoder tokens, over all and over each file, and against time to first token where it was measured."""
+    """F1 against decoder tokens, and against time to first token where it was measured.
+
+    Over all questions, over each file's, and over those that were looked up in the chunk store.
+    """
     timed = any(row.get("ttft_ms") is not None for row in result["rows"])
-    parts: Mapping[str, Mapping[str, Any]] = result.get("parts") or {}
+    parts: dict[str, Mapping[str, Any]] = dict(result.get("parts") or {})
+    if looked_up := (result.get("retrieval") or {}).get("rows"):
+        parts["over what the store's search finds"] = {"rows": looked_up}
     figure, axes = _figure(1 + len(parts) + timed)
     _against(axes[0], result, "decoder_tokens", "decoder tokens")
     if timed:

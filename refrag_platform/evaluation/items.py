@@ -1,4 +1,4 @@
-"""items.json: REFRAG's figure of every window and question, by which two models are compared pair by pair."""
+"""items.json: REFRAG's figure of every window and question, by which two versions are compared pair by pair."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from refrag_platform.evaluation.metrics import rounded
 from refrag_platform.evaluation.windows import Windows
 
 FILE_NAME = "items.json"
+# 1 of a question that was looked up and whose gold passage the store holds.
+HELD = "retrieval_in_store"
 
 
 class ItemSet(BaseModel):
@@ -43,6 +45,15 @@ class ItemSet(BaseModel):
         plain = {name: [rounded(value) for value in found] for name, found in values.items()}
         return cls(digest=digest, groups=list(groups), values=plain)
 
+    def held_by(self, released: ItemSet) -> ItemSet:
+        """The items whose gold passage a released version's store holds; all, where nothing was looked up."""
+        held = released.values.get(HELD)
+        if held is None:
+            return self
+        places = [place for place, value in enumerate(held) if value]
+        values = {name: [own[place] for place in places] for name, own in self.values.items()}
+        return ItemSet(digest=self.digest, groups=[self.groups[place] for place in places], values=values)
+
 
 class Items(BaseModel):
     """What items.json holds."""
@@ -51,10 +62,16 @@ class Items(BaseModel):
 
     windows: ItemSet = Field(ItemSet(), description="P16 to P512 in nats, every chunk a vector")
     questions: ItemSet = Field(ItemSet(), description="exact_match and f1, at the most passages, as served")
+    retrieval: ItemSet = Field(
+        ItemSet(),
+        description="of the questions that are looked up in the store: retrieval_in_store, retrieval_hit_1 to _20, "
+        "retrieval_answered, retrieval_exact_match and retrieval_f1; 0 where the store lacks the gold passage",
+    )
 
     def of_metric(self, name: str) -> ItemSet | None:
-        """The set that has values of a metric; None when neither has."""
-        return next((found for found in (self.windows, self.questions) if name in found.values), None)
+        """The set that has values of a metric; None when none has."""
+        sets = (self.windows, self.questions, self.retrieval)
+        return next((found for found in sets if name in found.values), None)
 
     @classmethod
     def read(cls, content: Path) -> Items:
@@ -84,6 +101,15 @@ def questions_digest(questions: Sequence[Question], passages: int, max_new_token
     # As it was when there was no other order than the listed one.
     read = [asked, passages, max_new_tokens, *([order] if order != "listed" else [])]
     return _digest(json.dumps(read).encode())
+
+
+def lookups_digest(questions: Sequence[Question], max_new_tokens: int) -> str:
+    """One hash over questions, answers, gold passages and the longest answer: not over what a store finds for them."""
+    asked = [
+        [one.id, one.question, one.history, one.answers, [one.passages[number] for number in one.gold]]
+        for one in questions
+    ]
+    return _digest(json.dumps([asked, max_new_tokens]).encode())
 
 
 def _digest(*parts: bytes) -> str:

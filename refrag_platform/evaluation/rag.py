@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import Answer, answers, warm_up
 from refrag_platform.evaluation.items import ItemSet, questions_digest
@@ -25,7 +25,7 @@ from refrag_platform.evaluation.systems import DEFAULT_SYSTEMS, Order, Reading, 
 from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Prompt, prompt_length
+from refrag_platform.model.segments import Chunks, Prompt, prompt_length
 from refrag_platform.progress import Progress
 from refrag_platform.store.relevance import PassageRelevance
 
@@ -71,6 +71,7 @@ def evaluate_rag(
     told: bool = True,
     order: Order = "nearest",
     sets: Sequence[str] | None = None,
+    stored: Mapping[Question, Mapping[Passage, Chunks]] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 1,
     seed: int = 0,
@@ -88,6 +89,7 @@ def evaluate_rag(
         order: of the passages that are read; without a retriever `nearest` is as they are listed, and rows say so.
         sets: the set that each question is of; figures are given of all together and of each. Wrong passages may be
             another set's.
+        stored: by question, the chunks of its passages as a store has them; other passages are encoded here.
         batch_size: prompts answered at once; above 1 the time to first token is null.
 
     Raises:
@@ -116,6 +118,7 @@ def evaluate_rag(
         told,
         "listed" if order == "nearest" and relevance is None else order,
         seed,
+        stored or {},
     )
     wanted = readings(systems, passages, list(dict.fromkeys([share_kept, *shares])))
     found = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -29,7 +29,8 @@ class Readers:
     """Who answers: the model; for plain text the tuned controls where there are any; the untuned decoder.
 
     relevance: how near a retriever finds the passages; `sentences` and the order `nearest` need it.
-    told: whether a policy that reads relevance is told. order: in which the passages are read.
+    told: whether a policy that reads relevance is told. order: in which the passages are read. stored: by question, the
+    chunks of its passages as a store has them, with vectors and relevance; other passages are encoded here.
     """
 
     model: RefragModel
@@ -40,6 +41,7 @@ class Readers:
     told: bool = True
     order: Order = "listed"
     seed: int = 0
+    stored: Mapping[Question, Mapping[Passage, Chunks]] = field(default_factory=dict)
 
     def of(self, system: System) -> RefragModel:
         """The reader of a system's prompts."""
@@ -232,6 +234,8 @@ def other_question(questions: Sequence[Question], number: int) -> Question | Non
 @torch.inference_mode()
 def _encoded(readers: Readers, question: Question, passages: Sequence[Passage]) -> dict[Passage, Chunks]:
     """Each passage cut into chunks with their vectors, none of them kept as tokens."""
+    if question in readers.stored:
+        return {passage: readers.stored[question][passage] for passage in passages}
     model = readers.model
     cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
     if readers.relevance and readers.told and question.question:

@@ -86,7 +86,32 @@ def rag_report(result: Mapping[str, Any]) -> str:
         )
     for name, own in (result.get("parts") or {}).items():
         text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
+    if found := result.get("retrieval"):
+        text += _retrieval(found)
     return "\n\n".join(text) + "\n"
+
+
+def _retrieval(found: Mapping[str, Any]) -> list[str]:
+    """Hit rates of the chunk store's search, and the answers over what it finds."""
+    least, lookups = found["least_similarity"], found["lookups"]
+    hits = [name for name in next(iter(lookups), {}) if name.startswith("hit_")]
+    rows = [
+        [row["kind"], str(row["questions"]), *(figure(row[name]) for name in hits), figure(row["answered"])]
+        for row in lookups
+    ]
+    refused = (
+        "Nothing is refused" if least is None else f"Answered: the share that least_similarity {least:g} lets pass"
+    )
+    text = [
+        "## Looked up in the chunk store",
+        f"Held-out questions by the search of the service ({found['retriever']}). Hit rate at k: the share of "
+        f"questions with a gold passage among the first k. {refused}.",
+        table(["questions", "number", *(name.replace("hit_", "hit rate at ") for name in hits), "answered"], rows),
+    ]
+    if not found["rows"]:
+        return [*text, "No question's gold passage is in the store, so that none was answered over what search finds."]
+    said = f"Those in the store, answered over the first {found['passages']} passages, as many as the service sends:"
+    return [*text, said, *_rag_tables(found)]
 
 
 def _read(result: Mapping[str, Any]) -> list[str]:

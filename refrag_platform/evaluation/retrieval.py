@@ -1,8 +1,8 @@
 """Whether a store's search finds the right passage, in conversations too, and tells what the store holds nothing about.
 
-The questions are a corpus' own, from the Factbook, put alone, after another question ("And of Nepal?", "How many
-people live in it?") and after a change of subject; and questions about countries that are not in the store. Or those
-of a file.
+The questions of `refrag evaluate retrieval` are a corpus' own, from the Factbook, put alone, after another question
+("And of Nepal?", "How many people live in it?") and after a change of subject; and questions about countries that are
+not in the store. Or those of a file. The evaluation stage looks up its held-out questions (evaluation/served.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,16 @@ import numpy as np
 from refrag_platform.corpus.facts import FIELDS, with_article
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.metrics import rounded
 from refrag_platform.progress import Progress
+from refrag_platform.store.content import stored_passages
 
 if TYPE_CHECKING:
-    from refrag_platform.store.table import ChunkStore
+    from refrag_platform.store.table import ChunkStore, Hit
 
-CUTS = (1, 4, 8)
+# Hit rate at k: the share of questions with a gold passage among the first k.
+CUTS = (1, 5, 10, 20)
+IN_STORE, NOT_IN_STORE, GOLD_UNKNOWN = "in the store", "not in the store", "gold unknown"
 ELLIPSES = ("And of {x}?", "What about {x}?", "And {x}?", "How about {x}?")
 THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
 
@@ -48,7 +52,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Looked:
-    """A case looked up: the gold passage's rank (0 = not found) without and with what was said before; similarity."""
+    """A case looked up: the gold passage's rank (0 = not found) without and with what was said before.
+
+    similarity: that of the nearest passage that the service would send, -1 to 1.
+    """
 
     case: Case
     alone: int
@@ -128,44 +135,59 @@ def _field(question: Question) -> str:
     return question.id.rsplit("/", 1)[-1]
 
 
-def file_cases(questions: Sequence[Question], kind: str) -> list[Case]:
-    """The cases of a question file; gold passages must be the store's own. `answerable: false`: it has none."""
+def file_cases(questions: Sequence[Question], content: Path, kind: str = "") -> list[Case]:
+    """The cases of questions with passages; their kinds say whether the store in `content` holds the answer.
+
+    It doesn't where a question's gold passages are none of the store's own, or `answerable` is false.
+
+    Args: kind: what the questions are called.
+    """
+    stored = stored_passages(content, (one.passages[number] for one in questions for number in one.gold))
     cases = []
     for one in questions:
-        gold = frozenset() if one.answerable is False else frozenset(one.passages[number] for number in one.gold)
+        listed = [one.passages[number] for number in one.gold]
+        gold = frozenset[Passage]() if one.answerable is False else frozenset(stored.intersection(listed))
+        answerable = bool(gold) or (not listed and one.answerable is not False)
+        name = IN_STORE if gold else GOLD_UNKNOWN if answerable else NOT_IN_STORE
         before = "\n".join(text for role, text in one.history if role == "user")
-        name = f"{kind}, {'not in the store' if one.answerable is False else 'in the store'}"
-        cases.append(Case(name, one.question, before, gold, one.document, one.answerable is not False))
+        cases.append(Case(f"{kind}, {name}" if kind else name, one.question, before, gold, one.document, answerable))
     return cases
 
 
-def look_up(store: ChunkStore, cases: Sequence[Case]) -> list[Looked]:
-    """Every case, looked up as served."""
-    looked = []
+def look_up(store: ChunkStore, cases: Sequence[Case], passages: int) -> Iterator[tuple[Looked, list[Hit]]]:
+    """Every case, looked up as served, with the passages that the service would send.
+
+    Args: passages: how many it sends.
+    """
+    most = max(cuts_of(store))
     with Progress("look up", len(cases), "questions") as progress:
         for case in cases:
-            hits = store.search(case.question, max(CUTS), case.before)
-            together = _rank(case, [(hit.title, hit.text) for hit in hits])
-            alone = together
-            if case.before:
-                alone = _rank(case, [(hit.title, hit.text) for hit in store.search(case.question, max(CUTS))])
-            looked.append(Looked(case, alone, together, max((hit.score or 0.0 for hit in hits), default=0.0)))
+            found = store.search(case.question, most, case.before)
+            # A search for more weighs more candidates.
+            sent = found if passages == most else store.search(case.question, passages, case.before)
+            alone = store.search(case.question, most) if case.before else found
+            similarity = max((hit.score or 0.0 for hit in sent), default=0.0)
+            yield Looked(case, _rank(case, alone), _rank(case, found), similarity), sent
             progress.update()
-    return looked
 
 
-def _rank(case: Case, found: Sequence[Passage]) -> int:
-    return next((rank for rank, passage in enumerate(found, 1) if passage in case.gold), 0)
+def cuts_of(store: ChunkStore) -> tuple[int, ...]:
+    """CUTS as far as the store has passages."""
+    return tuple(cut for cut in CUTS if cut <= max(store.description.passages, 1))
 
 
-def retrieval_report(looked: Sequence[Looked], least: float | None) -> dict[str, Any]:
-    """Rates by kind of question, in percent.
+def _rank(case: Case, hits: Sequence[Hit]) -> int:
+    return next((rank for rank, hit in enumerate(hits, 1) if (hit.title, hit.text) in case.gold), 0)
 
-    Returns: {rows: [{kind, questions, alone: {1, 4, 8}, together: {1, 4, 8}, answered, answered_other_half}], best,
-    least_similarity}; alone, together: of those whose gold is known, shares with the right passage among the first, by
-    the last message alone and with what was said before. answered: share that `least` lets pass. best: the least
-    similarity that one half of the subjects chooses (the mean over kinds of answered where there is an answer, refused
-    where there is none); answered_other_half: what that lets pass of the other half. None where there is no choice.
+
+def retrieval_report(looked: Sequence[Looked], least: float | None, cuts: Sequence[int] = CUTS) -> dict[str, Any]:
+    """Rates by kind of question, shares of 1.
+
+    Returns: {rows: [{kind, questions, alone: {1, 5, 10, 20}, together: {1, 5, 10, 20}, answered, answered_other_half}],
+    best, least_similarity}; alone, together: hit rates of those whose gold is known, by the last message alone and with
+    what was said before. answered: share that `least` lets pass. best: the least similarity that one half of the
+    subjects chooses (the mean over kinds of answered where there is an answer, refused where there is none);
+    answered_other_half: what that lets pass of the other half. None where there is no choice.
     """
     kinds: dict[str, list[Looked]] = defaultdict(list)
     for one in looked:
@@ -178,8 +200,8 @@ def retrieval_report(looked: Sequence[Looked], least: float | None) -> dict[str,
             {
                 "kind": kind,
                 "questions": len(members),
-                "alone": _hits([one.alone for one in judged]) if judged else None,
-                "together": _hits([one.together for one in judged]) if judged else None,
+                "alone": _hit_rates([one.alone for one in judged], cuts) if judged else None,
+                "together": _hit_rates([one.together for one in judged], cuts) if judged else None,
                 "answered": None if least is None else _answered(members, least),
                 "answered_other_half": None
                 if chosen is None or not (others := [one for one in members if _half(one) == 1])
@@ -210,13 +232,14 @@ def _half(one: Looked) -> int:
     return zlib.crc32(one.case.group.encode()) & 1
 
 
-def _hits(ranks: Sequence[int]) -> dict[str, float]:
-    return {str(cut): _percent(sum(0 < rank <= cut for rank in ranks), len(ranks)) for cut in CUTS}
+def _hit_rates(ranks: Sequence[int], cuts: Sequence[int]) -> dict[str, float]:
+    return {str(cut): rounded(np.mean([hit(rank, cut) for rank in ranks])) for cut in cuts}
+
+
+def hit(rank: int, cut: int) -> bool:
+    """Whether a gold passage of this rank (0 = not found) is among the first `cut`."""
+    return 0 < rank <= cut
 
 
 def _answered(looked: Sequence[Looked], least: float) -> float:
-    return _percent(sum(one.similarity >= least for one in looked), len(looked))
-
-
-def _percent(count: int, of: int) -> float:
-    return round(100 * count / of, 1)
+    return rounded(np.mean([one.similarity >= least for one in looked]))

@@ -1,5 +1,7 @@
 """The evaluation stage, on the corpus' held-out documents and questions: `refrag run evaluation --model NAME`.
 
+Questions are answered over the passages that they list, and over those that the chunk store's search finds for them.
+
 Content holds figures that a second run gives again; times, tables and pictures lie beside it.
 """
 
@@ -11,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.corpus.names import name_text
-from refrag_platform.corpus.question_files import Question, held_out_questions, question_file
+from refrag_platform.corpus.question_files import Question, held_out_questions, looked_up_questions, question_file
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import perplexity_report, rag_report
+from refrag_platform.evaluation.retrieval import IN_STORE
 from refrag_platform.evaluation.scoring import PlainSystem
+from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.stages import StageContext
@@ -29,10 +33,10 @@ from refrag_platform.versioning.manifest import InputRecord
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
-    """Log-perplexity on the test split against all controls, and answers to the test questions.
+    """Log-perplexity on the test split against all controls, answers to the test questions, and what search finds.
 
     Raises:
-        ArtifactError: the chunk store was made by another encoder than the fine-tuned model's.
+        ArtifactError: the chunk store was made by another encoder than the fine-tuned model's, or by another retriever.
         RefragError: the test split has no document as long as a window, or no questions; or as `held_out_questions`.
     """
     settings, recipe = context.recipe.evaluation, context.recipe
@@ -58,10 +62,11 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     )
     relevance = recipe_relevance(recipe, base, bundle.model.device)
     relevance.take_stored(context.inputs["chunks"])
+    asked = _questions(context, base)
     rag = evaluate_rag(
         bundle.model,
         bundle.policy,
-        _questions(context, base),
+        asked,
         passages=settings.passages,
         share_kept=bundle.share_kept,
         relevance=relevance,
@@ -69,22 +74,25 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,
     )
+    served = evaluate_served(
+        bundle,
+        looked_up_questions(asked, settings, corpus),
+        context.inputs["chunks"],
+        recipe,
+        base,
+        relevance,
+    )
     perplexity |= {"context_tokens": settings.context_tokens, "output_tokens": settings.output_tokens}
-    items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items)
+    items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items, retrieval=served.items)
+    about = {"order": rag.order, **rag.skipped, "retrieval": served.report}
     untimed = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in rag.rows]
     write_json(context.out / "perplexity.json", perplexity)
-    write_json(
-        context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals, "order": rag.order, **rag.skipped}
-    )
+    write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals, **about})
     write_json(context.out / FILE_NAME, items.model_dump())
     write_json(context.beside / "answers.json", rag.answers)
-    write_reports(
-        context.beside,
-        f"Evaluation of {recipe.name}",
-        perplexity,
-        {"rows": rag.rows, "order": rag.order, **rag.skipped},
-    )
-    return _metrics(perplexity, rag.rows)
+    write_json(context.beside / "retrieval_answers.json", served.answers)
+    write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows, **about})
+    return _metrics(perplexity, rag.rows, served.report)
 
 
 def write_reports(
@@ -133,8 +141,8 @@ def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:
     return found
 
 
-def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures that manifests and plots show: P128, or the longest there is, and the answers at most passages."""
+def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]], retrieval: Mapping[str, Any]) -> dict[str, Any]:
+    """What manifests and plots show: P128, or the longest there is, answers at most passages, and what search finds."""
     longest = next(name for name in ("P128", "P32", "P16", "P512") if perplexity["rows"][0][name] is not None)
     metrics: dict[str, Any] = {}
     for row in perplexity["rows"]:
@@ -149,4 +157,10 @@ def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]]) -> dict[s
             metrics |= {
                 f"{row['system']}_{name}": row[name] for name in ("exact_match", "f1", "decoder_tokens", "ttft_ms")
             }
+    for row in retrieval["lookups"]:
+        if row["kind"] == IN_STORE:
+            metrics |= {f"retrieval_{name}": value for name, value in row.items() if name != "kind"}
+    for row in retrieval["rows"]:
+        if row["system"] == "refrag":
+            metrics |= {f"retrieval_{name}": row[name] for name in ("exact_match", "f1", "decoder_tokens")}
     return {name: value for name, value in metrics.items() if value is not None}

@@ -13,6 +13,8 @@ System = Literal[
 SYSTEMS: tuple[System, ...] = get_args(System)
 # What the evaluation stage answers by; its checks ask for these.
 DEFAULT_SYSTEMS: tuple[System, ...] = ("full", "none", "truncated", "refrag", "refrag_wrong")
+# What answers over the passages that the store's search finds.
+RETRIEVAL_SYSTEMS: tuple[System, ...] = ("full", "sentences", "refrag")
 # What a table of questions shows unless told otherwise: REFRAG beside every baseline that a sceptic would ask for.
 TABLE_SYSTEMS: tuple[System, ...] = (
     "full", "none", "untuned", "first", "plain", "sentences", "kept", "kept+zero", "kept+other", "rule", "refrag",

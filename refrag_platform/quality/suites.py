@@ -37,7 +37,9 @@ class Check:
     def allowed(self) -> str:
         """What may stand in the column, in words."""
         if "column_B" in self.arguments:
-            relation = "above" if "Greater" in self.expectation else "equal to"
+            relation = "equal to"
+            if "Greater" in self.expectation:
+                relation = "at least" if self.arguments.get("or_equal") else "above"
             return f"{relation} {self.arguments['column_B']}"
         low, high = self.arguments.get("min_value"), self.arguments.get("max_value")
         if low == high:
@@ -74,6 +76,12 @@ def same(name: str, table: str, column: str, other: str, says: str) -> Check:
 def above(name: str, table: str, column: str, other: str, says: str, integrity: bool = True) -> Check:
     """One column is greater than another in every row."""
     arguments = {"column_A": column, "column_B": other}
+    return Check(name, table, says, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, integrity)
+
+
+def at_least(name: str, table: str, column: str, other: str, says: str, integrity: bool = True) -> Check:
+    """One column is no less than another in every row."""
+    arguments = {"column_A": column, "column_B": other, "or_equal": True}
     return Check(name, table, says, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, integrity)
 
 
@@ -166,6 +174,18 @@ EVALUATION = (
     above(
         "answers_beat_none", "rag_gain", "refrag", "none", "F1 must be higher with passages than without",
         integrity=False,
+    ),
+    within(
+        "retrieval_complete", "retrieval", "missing", "Held-out questions must be looked up in the chunk store, and "
+        "answered by every system over what was found", 0, 0, integrity=False,
+    ),
+    at_least(
+        "hit_rates_rise", "hit_rates", "hit_rate", "at_fewer", "The hit rate among more passages must not be lower",
+        integrity=False,
+    ),
+    at_least(
+        "hit_rate_floor", "hit_rate_floor", "hit_rate", "least_hit_rate", "The chunk store's search must find the gold "
+        "passage of as many questions as evaluation.least_hit_rate asks for", integrity=False,
     ),
 )  # fmt: skip
 

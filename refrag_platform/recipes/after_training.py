@@ -8,7 +8,11 @@ from pydantic import Field
 
 from refrag_platform.recipes.base import Section, Share
 
-GateMetric = Literal["P16", "P32", "P128", "P512", "exact_match", "f1"]
+GateMetric = Literal[
+    "P16", "P32", "P128", "P512", "exact_match", "f1",
+    "retrieval_hit_1", "retrieval_hit_5", "retrieval_hit_10", "retrieval_hit_20",
+    "retrieval_answered", "retrieval_exact_match", "retrieval_f1",
+]  # fmt: skip
 Tolerance = Annotated[float, Field(ge=0)]
 
 
@@ -30,6 +34,13 @@ class EvaluationRecipe(Section):
     )
     max_new_tokens: int = Field(24, ge=1, description="longest answer")
     batch_size: int = Field(8, ge=1)
+    least_hit_rate: Share = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the held-out questions in the chunk store whose gold passage must be among the first 20 "
+        "that its search finds; below, the evaluation's check warns, or blocks a released recipe",
+    )
     controls: str | None = Field(None, description="folder of tuned controls; without it gap_recovered is null")
 
 
@@ -37,10 +48,22 @@ class ReleaseRecipe(Section):
     """What a model must show on the held-out sets before it replaces the released one."""
 
     tolerances: dict[GateMetric, Tolerance] = Field(
-        default={"P32": 0.01, "P128": 0.01, "exact_match": 0.02, "f1": 0.02},
+        default={
+            "P32": 0.01,
+            "P128": 0.01,
+            "exact_match": 0.02,
+            "f1": 0.02,
+            "retrieval_hit_1": 0.02,
+            "retrieval_hit_5": 0.02,
+            "retrieval_answered": 0.02,
+            "retrieval_exact_match": 0.02,
+            "retrieval_f1": 0.02,
+        },
         min_length=1,
-        description="figures of refrag that decide, and by how much each may get worse: P16 to P512 in nats, "
-        "exact_match and f1 as shares of 1; no other figure counts, and all of these must be there",
+        description="figures of refrag that decide, and by how much each may get worse: P16 to P512 in nats, the "
+        "others as shares of 1; no other figure counts, and all of these must be there. exact_match and f1 are over "
+        "the passages that questions list, retrieval_exact_match and retrieval_f1 over those that the store's search "
+        "finds; retrieval_hit_1, _5, _10 and _20 are its hit rates, retrieval_answered what least_similarity lets pass",
     )
     confidence: Share = Field(
         0.95,

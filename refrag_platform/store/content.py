@@ -6,6 +6,7 @@ passages.parquet, chunks-00000.safetensors, ... and store.json; docs/architectur
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ from refrag_platform.errors import ArtifactError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from refrag_platform.corpus.question_files import Passage
 
 FORMAT = 1
 PASSAGES_FILE, DESCRIPTION_FILE = "passages.parquet", "store.json"
@@ -100,3 +103,13 @@ def passage_schema(retriever_dim: int) -> pa.Schema:
             ("retrieval_vector", pa.list_(pa.float32(), retriever_dim)),
         ]
     )
+
+
+def stored_passages(content: Path, wanted: Iterable[Passage]) -> set[Passage]:
+    """Those of the passages (title, text) that a store holds."""
+    import pyarrow.parquet as parquet
+
+    left, found = set(wanted), set()
+    for batch in parquet.ParquetFile(content / PASSAGES_FILE).iter_batches(columns=["title", "text"]):
+        found |= left.intersection(zip(*(batch.column(name).to_pylist() for name in ("title", "text")), strict=True))
+    return found

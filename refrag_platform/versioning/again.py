@@ -1,4 +1,4 @@
-"""A released model on the held-out set of a later one: new documents change the set, so its old figures don't pair."""
+"""A released version on the held-out set of a later one: new documents change it, so that old figures don't pair."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import held_out_questions
+from refrag_platform.corpus.question_files import held_out_questions, looked_up_questions
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.perplexity import window_items
 from refrag_platform.evaluation.rag import answer_items
 from refrag_platform.evaluation.scoring import score_refrag
+from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.recipes import Recipe
@@ -19,10 +20,11 @@ from refrag_platform.store.relevance import recipe_relevance
 from refrag_platform.weights import tokenizer_digest
 
 
-def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
+def measure(folder: Path, chunks: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
     """REFRAG's figures of the model in `folder`, on the windows and questions that `recipe` takes from `corpus`.
 
     Args:
+        chunks: its own store, in which questions are looked up by the settings that `recipe` has for serving.
         candidate: the model folder whose tokenizer made the corpus. base: the recipe's folder.
 
     Raises:
@@ -44,14 +46,18 @@ def measure(folder: Path, candidate: Path, corpus: Path, recipe: Recipe, base: P
         corpus, "test", settings.context_tokens, settings.output_tokens, settings.windows, recipe.seed
     )
     nll = score_refrag(bundle.model, bundle.policy, windows, 0.0, settings.batch_size, seed=recipe.seed)
+    relevance = recipe_relevance(recipe, base, bundle.model.device)
+    asked = held_out_questions(settings, corpus, base)
     answers = answer_items(
         bundle.model,
         bundle.policy,
-        held_out_questions(settings, corpus, base),
+        asked,
         passages=max(settings.passages),
         share_kept=bundle.share_kept,
         max_new_tokens=settings.max_new_tokens,
-        relevance=recipe_relevance(recipe, base, bundle.model.device),
+        relevance=relevance,
         seed=recipe.seed,
     )
-    return Items(windows=window_items(nll, windows), questions=answers)
+    questions = looked_up_questions(asked, settings, corpus)
+    served = evaluate_served(bundle, questions, chunks, recipe, base, relevance)
+    return Items(windows=window_items(nll, windows), questions=answers, retrieval=served.items)

@@ -162,13 +162,18 @@ def _evaluation(project: Project, manifest: Manifest, cache: _LazyCache) -> Iter
     for name in EVALUATION_FILES:
         path = content / name
         text = (path.read_bytes() if path.is_file() else None) if in_place else cache.get().read(manifest.hash, name)
-        for row in json.loads(text or b"{}").get("rows", []):
+        values = json.loads(text or b"{}")
+        found = values.get("retrieval", {})
+        for row in found.get("lookups", []):
+            yield from ((f"retrieval {row['kind']} {key}", value) for key, value in row.items() if key != "kind")
+        parts = [(Path(name).stem, row) for row in values.get("rows", [])]
+        for part, row in [*parts, *(("retrieval", row) for row in found.get("rows", []))]:
             # Of answers `tuned` once said another thing of the same row; `decoder` says it now, as a figure does.
             told = [key for key in ROW_NAMES[1:] if key != "tuned" or name != "rag.json"]
             label = " ".join(f"{key}={row[key]}" for key in told if row.get(key) is not None)
             for key, value in row.items():
                 if key not in ROW_NAMES and value is not None:
-                    yield f"{Path(name).stem} {row['system']} {label} {key}", value
+                    yield f"{part} {row['system']} {label} {key}", value
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

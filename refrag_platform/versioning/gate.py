@@ -2,12 +2,12 @@
 
 A candidate passes a figure when the whole interval of its gain over the released model lies above minus the
 tolerance: it is better, or so surely no worse than that. A tie that the held-out set can't settle is refused.
-Intervals are paired bootstraps that resample documents.
+Intervals are paired bootstraps that resample documents. Of what is looked up in the chunk store, those questions count
+whose gold passage the released version's store holds: new documents are no merit of a search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,6 @@ from refrag_platform.recipes import ReleaseRecipe
 
 Outcome = Literal["better", "within tolerance", "tie beyond tolerance", "worse", "missing", "other set", "first"]
 PASSING: frozenset[Outcome] = frozenset({"better", "within tolerance", "first"})
-HIGHER_IS_BETTER = frozenset({"exact_match", "f1"})
 SEED = 0  # the same values always give the same decision
 
 
@@ -61,6 +60,14 @@ class Decision:
     verdicts: tuple[Verdict, ...]
     confidence: float
 
+    @property
+    def needs_again(self) -> bool:
+        """Whether the released version's figures don't pair with the candidate's, but could be measured again."""
+        return any(
+            verdict.outcome == "other set" or (verdict.outcome == "missing" and verdict.candidate is not None)
+            for verdict in self.verdicts
+        )
+
     def plain(self) -> dict[str, Any]:
         """The decision as JSON values."""
         return asdict(self) | {"verdicts": [asdict(verdict) for verdict in self.verdicts]}
@@ -90,15 +97,17 @@ def _verdict(
     metric: str, tolerance: float, candidate: ItemSet | None, released: Items | None, confidence: float
 ) -> Verdict:
     known = None if released is None else released.of_metric(metric)
-    means: dict[str, Any] = {"candidate": _mean(candidate, metric), "released": _mean(known, metric)}
+    # Each on what its own store holds; where the two are compared, on what the released one's holds.
+    own = {"candidate": candidate, "released": known}
+    means: dict[str, Any] = {name: _mean(found and found.held_by(found), metric) for name, found in own.items()}
     if candidate is None or not candidate.groups:
-        note = "is missing from the candidate's evaluation" + _hint(metric)
+        note = "is missing from the candidate's evaluation" + _why_missing(metric)
         return Verdict(metric, "missing", tolerance, **means, note=note)
     means["items"] = len(candidate.groups)
     if released is None:
         return Verdict(metric, "first", tolerance, **means)
     if known is None:
-        note = "is missing from the released model's evaluation" + _hint(metric)
+        note = "is missing from the released model's evaluation" + _why_missing(metric)
         return Verdict(metric, "missing", tolerance, **means, note=note)
     if known.digest != candidate.digest:
         note = (
@@ -106,21 +115,21 @@ def _verdict(
             f"the released model's {len(known.groups)} items {known.digest[:12]})"
         )
         return Verdict(metric, "other set", tolerance, **means, note=note)
-    return _compared(metric, tolerance, candidate, known, confidence, means)
+    return _compared(metric, tolerance, candidate, known, confidence)
 
 
-def _compared(
-    metric: str, tolerance: float, candidate: ItemSet, known: ItemSet, confidence: float, means: Mapping[str, Any]
-) -> Verdict:
-    new, old = np.array(candidate.values[metric]), np.array(known.values[metric])
-    if len(new) != len(old):
+def _compared(metric: str, tolerance: float, candidate: ItemSet, known: ItemSet, confidence: float) -> Verdict:
+    if len(candidate.groups) != len(known.groups):
         raise ArtifactError(
-            f"{metric}: {len(new)} values of the candidate and {len(old)} of the released model for one held-out set "
-            f"({known.digest[:12]}); evaluate both again"
+            f"{metric}: {len(candidate.groups)} values of the candidate and {len(known.groups)} of the released model "
+            f"for one held-out set ({known.digest[:12]}); evaluate both again"
         )
-    gains = new - old if metric in HIGHER_IS_BETTER else old - new
+    candidate, known = candidate.held_by(known), known.held_by(known)
+    new, old = np.array(candidate.values[metric]), np.array(known.values[metric])
+    gains = old - new if metric.startswith("P") else new - old
     interval = bootstrap_interval(gains, candidate.groups, np.random.default_rng(SEED), confidence)
-    figures = {**means, "gain": rounded(gains.mean())}
+    means = {"candidate": _mean(candidate, metric), "released": _mean(known, metric)}
+    figures: dict[str, Any] = {**means, "gain": rounded(gains.mean()), "items": len(gains)}
     if interval is None:
         note = "can't be judged on a single document or question"
         return Verdict(metric, "tie beyond tolerance", tolerance, **figures, note=note)
@@ -139,6 +148,11 @@ def _mean(found: ItemSet | None, metric: str) -> float | None:
     return rounded(np.mean(found.values[metric])) if found is not None and found.groups else None
 
 
-def _hint(metric: str) -> str:
-    """Perplexities reach no further than the tokens that are predicted."""
+def _why_missing(metric: str) -> str:
+    """Perplexities reach no further than the tokens that are predicted, retrieval figures no further than the store."""
+    if metric.startswith("retrieval_"):
+        return (
+            " (made before questions were looked up in the store, or the store holds no gold passage of any, or fewer "
+            "passages than the figure looks at)"
+        )
     return f" (evaluation.output_tokens must be {metric[1:]} or more)" if metric.startswith("P") else ""

@@ -51,7 +51,7 @@ def promote(
 
     Args:
         evaluate_again: where the held-out set is another than the released version was evaluated on (new
-            documents change it), evaluate that version on the candidate's set instead of refusing.
+            documents change it), or lacks a figure, evaluate that version on the candidate's set instead of refusing.
         judge_only: find out what the gate decides and release nothing.
         force_reason: releases what the gate refuses; the reason is kept in the tag.
 
@@ -121,13 +121,13 @@ def _judge(project: Project, model: str, current: Release | None, evaluate_again
     with contents(project, current, ["evaluation"]) as found:
         known = Items.read(found["evaluation"])
     decision = decide(candidate, known, recipe.release)
-    if evaluate_again and any(verdict.outcome == "other set" for verdict in decision.verdicts):
+    if evaluate_again and decision.needs_again:
         from refrag_platform.versioning.again import measure
 
         own, corpus = project.content("finetuned", model), project.content("corpus", model)
         base = project.recipe_path(model).parent
-        with contents(project, current, ["finetuned"]) as found:
-            again = measure(found["finetuned"], own, corpus, recipe, base)
+        with contents(project, current, ["finetuned", "chunks"]) as found:
+            again = measure(found["finetuned"], found["chunks"], own, corpus, recipe, base)
         decision = decide(candidate, again, recipe.release)
     return decision
 

@@ -49,6 +49,7 @@ def evaluated(evaluation_project: Project, tmp_path_factory: pytest.TempPathFact
     metrics = evaluate_stage(context(evaluation_project, folder))
     assert metrics["P32_refrag"] > 0
     assert metrics["refrag_decoder_tokens"] < metrics["full_decoder_tokens"]
+    assert 0 < metrics["retrieval_hit_5"] <= 1 and metrics["retrieval_decoder_tokens"] > 0
     return folder
 
 
@@ -79,16 +80,16 @@ def test_a_model_that_is_measured_again_has_the_same_figure_of_every_item(
     assert row["system"] == "refrag"
     assert np.mean(found.windows.values["P32"]) == pytest.approx(row["P32"], abs=2e-5)
     made = context(evaluation_project, tmp_path / "run")
-    model = made.inputs["finetuned"]
+    model, chunks = made.inputs["finetuned"], made.inputs["chunks"]
     base = evaluation_project.recipe_path("tiny").parent
-    assert measure(model, model, made.inputs["corpus"], made.recipe, base) == found
+    assert measure(model, chunks, model, made.inputs["corpus"], made.recipe, base) == found
     other = tmp_path / "other" / "tokenizer"
     shutil.copytree(model / "tokenizer", other)
     values = json.loads((other / "tokenizer.json").read_text())
     values["normalizer"] = {"type": "Lowercase"}
     (other / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="another tokenizer"):
-        measure(model, other.parent, made.inputs["corpus"], made.recipe, base)
+        measure(model, chunks, other.parent, made.inputs["corpus"], made.recipe, base)
 
 
 def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
@@ -115,8 +116,11 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
     (asked,) = held_out_questions(settings, made.inputs["corpus"], file.parent)
     assert [text for _, text in asked.take(2)] == ["The well of Oz is deep.", "The well of Id is deep."]
     assert made.sources == outside_files(evaluation_project, "evaluation", made.recipe) != []
-    model = made.inputs["finetuned"]
-    assert measure(model, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
+    model, chunks = made.inputs["finetuned"], made.inputs["chunks"]
+    assert measure(model, chunks, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
+    # The store holds nothing about that well; the corpus' own questions are looked up beside it.
+    lookups = json.loads((made.out / "rag.json").read_text())["retrieval"]["lookups"]
+    assert {row["kind"]: row["questions"] for row in lookups} == {"in the store": 3, "not in the store": 1}
     file.write_text(json.dumps(row | {"document_id": "trained"}))
     with pytest.raises(RefragError, match="q asks about trained, which this corpus has in its split train"):
         held_out_questions(settings, made.inputs["corpus"], file.parent)
@@ -132,6 +136,7 @@ def test_reports_lie_beside_the_content(evaluated: Path) -> None:
     report = (evaluated / "report.md").read_text()
     assert "| refrag, p = 0.25 | 4 |" in report
     assert "first token, ms" in report
+    assert "## Looked up in the chunk store" in report and "| in the store | 3 |" in report
     for name in ("perplexity.png", "rag.png"):
         assert (evaluated / name).read_bytes().startswith(PNG)
     values = json.loads((evaluated / "report.json").read_text())

@@ -44,12 +44,12 @@ def test_rates_are_by_kind_and_the_threshold_lies_between_them() -> None:
     report = retrieval_report(FOUND, 0.5)
     there, missing = report["rows"]
     assert (there["alone"], there["together"]) == (
-        {"1": 50.0, "4": 50.0, "8": 50.0},
-        {"1": 50.0, "4": 100.0, "8": 100.0},
+        {"1": 0.5, "5": 0.5, "10": 0.5, "20": 0.5},
+        {"1": 0.5, "5": 1.0, "10": 1.0, "20": 1.0},
     )
     assert (missing["alone"], missing["together"]) == (None, None)
-    assert (there["answered"], missing["answered"]) == (100.0, 0.0)
-    assert (there["answered_other_half"], missing["answered_other_half"]) == (100.0, 0.0)
+    assert (there["answered"], missing["answered"]) == (1.0, 0.0)
+    assert (there["answered_other_half"], missing["answered_other_half"]) == (1.0, 0.0)
     assert 0.4 < report["best"] <= 0.7
 
 
@@ -63,21 +63,29 @@ def test_a_question_whose_gold_is_unknown_is_there_all_the_same() -> None:
     unknown = [Looked(Case("in", "?", "", frozenset(), group), 0, 0, 0.7) for group in "abcdefgh"]
     report = retrieval_report([*unknown, *FOUND], 0.5)
     there, missing = report["rows"]
-    assert there["questions"] == 24 and there["alone"] == {"1": 50.0, "4": 50.0, "8": 50.0}
-    assert (there["answered"], missing["answered"]) == (100.0, 0.0) and 0.4 < report["best"] <= 0.7
+    assert there["questions"] == 24 and there["alone"] == {"1": 0.5, "5": 0.5, "10": 0.5, "20": 0.5}
+    assert (there["answered"], missing["answered"]) == (1.0, 0.0) and 0.4 < report["best"] <= 0.7
     # Without any gold there is nothing to rank, and still something to answer.
     alone, _ = retrieval_report([*unknown, *FOUND[-8:]], 0.5)["rows"]
-    assert alone["alone"] is None and alone["answered"] == 100.0
+    assert alone["alone"] is None and alone["answered"] == 1.0
 
 
 def test_a_store_is_searched_as_served(made: Made) -> None:
     passage = ("Country340", text_of(340))
     question = Question("1", "And of Country340?", ("Town340",), (passage,), (0,), history=(("user", "Town12?"),))
     absent = Question("2", "Who wrote Hamlet?", (), (passage,), (0,), answerable=False)
-    found = look_up(ChunkStore.open(made.content), file_cases([question, absent], "mine"))
-    assert [(one.case.kind, one.alone, one.together) for one in found] == [
-        ("mine, in the store", 1, 1), ("mine, not in the store", 0, 0)
+    elsewhere = Question("3", "Who wrote Faust?", ("Goethe",), (("Goethe", "He wrote Faust."),), (0,))
+    unknown = Question("4", "And of Country12?", ("Town12",), (passage,))
+    cases = file_cases([question, absent, elsewhere, unknown], made.content, "mine")
+    store = ChunkStore.open(made.content)
+    found, sent = zip(*look_up(store, cases, 3), strict=True)
+    assert [(one.case.kind, one.case.answerable, one.alone, one.together) for one in found] == [
+        ("mine, in the store", True, 1, 1), ("mine, not in the store", False, 0, 0),
+        ("mine, not in the store", False, 0, 0), ("mine, gold unknown", True, 0, 0),
     ]  # fmt: skip
+    served = store.search("And of Country340?", 3, "Town12?")
+    assert [hit.id for hit in sent[0]] == [hit.id for hit in served]
+    assert found[0].similarity == max(hit.score or 0.0 for hit in served)
     assert found[0].similarity > found[1].similarity
     assert found[0].case.before == "Town12?"
 
@@ -133,6 +141,6 @@ def test_the_command_prints_rates_of_a_question_file(
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out.json").read_text())
     assert [row["kind"] for row in report["rows"]] == ["mine, in the store", "mine, not in the store"]
-    assert report["rows"][0]["answered"] == 100.0 and report["rows"][1]["together"] is None
-    assert report["rows"][0]["together"]["1"] == 100.0
+    assert report["rows"][0]["answered"] == 1.0 and report["rows"][1]["together"] is None
+    assert report["rows"][0]["together"]["1"] == 1.0
     assert "serving.least_similarity is 0.1" in result.output

@@ -87,6 +87,10 @@ def give(systems: str, **figures: Any) -> Callable[[Row], None]:
     return lambda values: [row.update(figures) for row in of_systems(values, systems)] and None
 
 
+def looked_up(**rates: float | None) -> Callable[[Row], None]:
+    return lambda values: values["retrieval"]["lookups"][0].update(rates)
+
+
 def collapse(tensors: dict[str, torch.Tensor]) -> None:
     """The encoder says the same of every chunk, and the projection passes it on."""
     for name, tensor in tensors.items():
@@ -159,6 +163,12 @@ FAULTS: list[tuple[str, str, Plant]] = [
     ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("none", tuned=True, P16=2.9))),
     ("evaluation", "refrag_beats_shuffled", in_json("perplexity.json", give("refrag_shuffled", P16=2.9))),
     ("evaluation", "answers_beat_none", in_json("rag.json", give("refrag", f1=0.2))),
+    ("evaluation", "retrieval_complete", in_json("rag.json", lambda values: values.pop("retrieval"))),
+    ("evaluation", "retrieval_complete", in_json("rag.json", lambda values: values["retrieval"]["rows"].pop())),
+    ("evaluation", "retrieval_complete", in_json("rag.json", lambda values: values["retrieval"]["lookups"].pop())),
+    ("evaluation", "hit_rates_rise", in_json("rag.json", looked_up(hit_5=0.4))),
+    ("evaluation", "hit_rate_floor", in_json("rag.json", looked_up(hit_1=0.1, hit_5=0.2, hit_10=0.3, hit_20=0.4))),
+    ("evaluation", "hit_rate_floor", in_json("rag.json", looked_up(hit_20=None))),
     ("package", "inputs_packed", in_json("package.json", lambda lock: lock["inputs"].update(finetuned="other.dir"))),
 ]
 
@@ -188,6 +198,7 @@ def test_a_planted_fault_fails_its_check_and_blocks_a_release(
 QUALITY = [
     ("cpt", "loss_falls", in_json("training.json", lambda values: values.update(last_loss=4.5))),
     ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("refrag", P16=4.0))),
+    ("evaluation", "hit_rate_floor", in_json("rag.json", looked_up(hit_1=0.1, hit_5=0.2, hit_10=0.3, hit_20=0.4))),
 ]
 
 

@@ -27,6 +27,9 @@ def evaluated(context: StageContext) -> dict[str, object]:
         loss = len((context.inputs["corpus"] / "train" / "tokens-00000.bin").read_text()) / 100
         rows = [{"system": "refrag", "tuned": True, "share_kept": 0.25, "P32": loss, "P128": None}]
         (context.out / "perplexity.json").write_text(json.dumps({"rows": rows}))
+        looked_up = {"kind": "in the store", "questions": 3, "hit_1": loss, "answered": None}
+        retrieval = {"lookups": [looked_up], "rows": [{"system": "refrag", "passages": 4, "f1": loss}]}
+        (context.out / "rag.json").write_text(json.dumps({"rows": [], "retrieval": retrieval}))
         metrics["P32_refrag"] = loss
     return metrics
 
@@ -71,8 +74,8 @@ def test_two_runs_differ_in_what_was_changed_and_in_what_followed(two_runs: Proj
     assert (setting.name, setting.a, setting.b) == ("cpt.decoder_learning_rate", 0.25, 0.5)
     assert set(found["data"]) == {SOURCE}
     assert set(found["metrics"]) == {"evaluation.P32_refrag"}
-    (figure,) = found["evaluation"].values()
-    assert figure.name == "perplexity refrag tuned=True share_kept=0.25 P32"
+    figure = found["evaluation"].pop("perplexity refrag tuned=True share_kept=0.25 P32")
+    assert set(found["evaluation"]) == {"retrieval in the store hit_1", "retrieval refrag passages=4 f1"}
     assert figure.a == found["metrics"]["evaluation.P32_refrag"].a, "read from DVC's cache: it is no longer in place"
 
 

@@ -16,10 +16,18 @@ from refrag_platform.versioning.gate import decide
 RULES = ReleaseRecipe()
 DOCUMENTS = [f"book {number // 8}" for number in range(64)]
 QUESTIONS = [f"question {number}" for number in range(200)]
+RETRIEVED = ("retrieval_hit_1", "retrieval_hit_5", "retrieval_answered")
+ANSWERED = ("retrieval_exact_match", "retrieval_f1")
 
 
 def items(
-    nats: float = 3.0, noise: float = 0.0, right: int = 100, digest: str = "w", drop: str | None = None, seed: int = 1
+    nats: float = 3.0,
+    noise: float = 0.0,
+    right: int = 100,
+    digest: str = "w",
+    drop: str | None = None,
+    seed: int = 1,
+    retrieval: ItemSet | None = None,
 ) -> Items:
     """Perplexities around `nats` with noise of its own, and the first `right` questions answered."""
     own = np.random.default_rng(seed).normal(0, noise, 64) if noise else np.zeros(64)
@@ -27,7 +35,18 @@ def items(
     windows = {name: level + own for name in ("P32", "P128") if name != drop}
     answered = [float(number < right) for number in range(200)]
     answers = {name: answered for name in ("exact_match", "f1") if name != drop}
-    return Items(windows=ItemSet.of(digest, DOCUMENTS, windows), questions=ItemSet.of("q", QUESTIONS, answers))
+    return Items(
+        windows=ItemSet.of(digest, DOCUMENTS, windows),
+        questions=ItemSet.of("q", QUESTIONS, answers),
+        retrieval=retrieval or looked_up(),
+    )
+
+
+def looked_up(found: int = 150, right: int = 100, held: range = range(200), places: range = range(200)) -> ItemSet:
+    """The first `found` of 200 questions found and `right` answered, as far as the store holds those `held`."""
+    flags = {"retrieval_in_store": 200} | dict.fromkeys(RETRIEVED, found) | dict.fromkeys(ANSWERED, right)
+    values = {name: [float(n in held and n < many) for n in places] for name, many in flags.items()}
+    return ItemSet.of("r", [QUESTIONS[number] for number in places], values)
 
 
 def outcomes(candidate: Items, released: Items | None, rules: ReleaseRecipe = RULES) -> dict[str, str]:
@@ -35,7 +54,7 @@ def outcomes(candidate: Items, released: Items | None, rules: ReleaseRecipe = RU
 
 
 def test_a_better_candidate_is_promoted_with_its_figures() -> None:
-    decision = decide(items(nats=2.8, right=120), items(), RULES)
+    decision = decide(items(nats=2.8, right=120, retrieval=looked_up(170, 120)), items(), RULES)
     assert decision.promoted
     assert {verdict.outcome for verdict in decision.verdicts} == {"better"}
     found = {verdict.metric: verdict for verdict in decision.verdicts}
@@ -137,3 +156,39 @@ def test_damaged_items_are_named(tmp_path: Path) -> None:
     fewer = Items(windows=ItemSet.of("w", DOCUMENTS[:60], {"P32": [3.0] * 60}))
     with pytest.raises(ArtifactError, match="60 values of the candidate and 64 of the released"):
         decide(fewer, items(), ReleaseRecipe(tolerances={"P32": 0.1}))
+
+
+def test_a_store_that_finds_less_is_refused_though_the_model_is_the_same() -> None:
+    decision = decide(items(retrieval=looked_up(found=100)), items(), RULES)
+    assert not decision.promoted
+    assert decision.reason.startswith("refused: retrieval_hit_1 worse (gain -0.2500")
+    assert all(verdict.passes for verdict in decision.verdicts if verdict.metric not in RETRIEVED)
+    assert decide(items(retrieval=looked_up()), items(), RULES).promoted
+
+
+def test_a_passage_that_the_store_no_longer_holds_counts_as_not_found() -> None:
+    fewer = items(retrieval=looked_up(held=range(50, 200)))
+    assert outcomes(fewer, items())["retrieval_hit_5"] == "worse"
+    assert outcomes(fewer, items())["retrieval_f1"] == "worse"
+
+
+def test_documents_that_the_released_store_lacks_are_no_merit_of_a_search() -> None:
+    old = items(retrieval=looked_up(held=range(120)))
+    verdicts = {one.metric: one for one in decide(items(retrieval=looked_up()), old, RULES).verdicts}
+    assert verdicts["retrieval_hit_1"].outcome == "within tolerance"
+    assert (verdicts["retrieval_hit_1"].items, verdicts["retrieval_hit_1"].gain) == (120, 0.0)
+    assert outcomes(items(retrieval=looked_up(found=90)), old)["retrieval_hit_1"] == "worse"
+
+
+def test_a_version_from_before_questions_were_looked_up_is_named_and_can_be_measured_again() -> None:
+    old = items().model_copy(update={"retrieval": ItemSet()})
+    decision = decide(items(), old, RULES)
+    assert not decision.promoted and decision.needs_again
+    assert "retrieval_hit_1 is missing from the released model's evaluation (made before questions were looked up" in (
+        decision.reason
+    )
+    # Figures are of what the store holds: 150 of 150, not of 200.
+    first = decide(items(retrieval=looked_up(held=range(150))), None, RULES).verdicts
+    assert next(one.candidate for one in first if one.metric == "retrieval_hit_1") == 1.0
+    # What the candidate itself lacks is not to be had by measuring the released version again.
+    assert not decide(old, items(), RULES).needs_again

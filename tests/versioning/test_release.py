@@ -207,15 +207,15 @@ def test_the_released_version_can_be_evaluated_again_on_the_candidates_set(
     candidate(40, held_out(0.2, held_out_set="other"))
     read: list[str] = []
 
-    def measured(folder: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
-        read.append(folder_digest(folder))
+    def measured(folder: Path, chunks: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
+        read.extend((folder_digest(folder), folder_digest(chunks)))
         assert candidate == first.content("finetuned", MODEL) and corpus == first.content("corpus", MODEL)
         assert base == first.recipe_path(MODEL).parent
         return held_out(0.5, held_out_set="other")
 
     monkeypatch.setattr(again, "measure", measured)
     assert "refused: P32 worse" in refrag(first, monkeypatch, "promote", MODEL, "--again", status=1)
-    assert old is not None and read == [old.hashes["finetuned"]]
+    assert old is not None and read == [old.hashes["finetuned"], old.hashes["chunks"]]
 
 
 def test_a_refused_candidate_can_be_forced_with_a_reason_that_is_kept(

@@ -8,6 +8,7 @@ from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_
 
 PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero", "refrag_none")
 RAG_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_wrong")
+RETRIEVAL_SYSTEMS = ("full", "sentences", "refrag")
 PREFIXES = (16, 32, 128, 512)
 
 
@@ -98,6 +99,30 @@ def rag_gain(artifact: Artifact) -> list[Row]:
     ]
 
 
+def retrieval(artifact: Artifact) -> list[Row]:
+    """What must be there of the questions that were looked up in the chunk store: a hit rate, a row per system."""
+    found = {row["system"] for row in _retrieval(artifact)["rows"]}
+    return [{"row": "hit rate", "missing": int(not hit_rates(artifact))}] + [
+        {"row": system, "missing": int(system not in found)} for system in RETRIEVAL_SYSTEMS
+    ]
+
+
+def hit_rates(artifact: Artifact) -> list[Row]:
+    """One row per cut k: the hit rate at k, and at the cut before it; none where no question is in the store."""
+    there = [row for row in _retrieval(artifact)["lookups"] if row["kind"] == "in the store"]
+    cuts = sorted(int(name[4:]) for row in there for name in row if name.startswith("hit_"))
+    rates = [row[f"hit_{cut}"] for row in there for cut in cuts]
+    return [
+        {"row": f"hit_{cut}", "hit_rate": rate, "at_fewer": fewer}
+        for cut, rate, fewer in zip(cuts, rates, [0.0, *rates], strict=False)
+    ]
+
+
+def hit_rate_floor(artifact: Artifact) -> list[Row]:
+    """The hit rate at the largest cut, beside the least that the recipe asks for."""
+    return [row | {"least_hit_rate": artifact.recipe.evaluation.least_hit_rate} for row in hit_rates(artifact)[-1:]]
+
+
 def prefixes(artifact: Artifact) -> list[str]:
     """P16, P32 ... as far as the recipe's windows reach."""
     return [f"P{count}" for count in PREFIXES if count <= artifact.recipe.evaluation.output_tokens]
@@ -105,6 +130,10 @@ def prefixes(artifact: Artifact) -> list[str]:
 
 def _rows(artifact: Artifact, name: str) -> list[dict[str, Any]]:
     return wanted(artifact.read_json(name), "rows", name)
+
+
+def _retrieval(artifact: Artifact) -> dict[str, Any]:
+    return wanted(artifact.read_json("rag.json"), "retrieval", "rag.json")
 
 
 def _figures(rows: list[dict[str, Any]], column: str, **which: Any) -> list[float]:
@@ -121,4 +150,7 @@ TABLES: dict[str, Table] = {
     "rag": rag,
     "rag_systems": rag_systems,
     "rag_gain": rag_gain,
+    "retrieval": retrieval,
+    "hit_rates": hit_rates,
+    "hit_rate_floor": hit_rate_floor,
 }
