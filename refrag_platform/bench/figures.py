@@ -78,17 +78,13 @@ def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
             label = f"{system}, k = {k}" if several else system
             color = SYSTEM_COLORS[system]
             points = [(row["ttft_ms"], row["f1"]) for row in rows]
-            axes.plot(*zip(*points, strict=True), "-", marker="o", color=color, label=label)
+            axes.plot(*zip(*points, strict=True), "-", marker="o", markersize=4, color=color, label=label)
             for row, point in zip(rows, points, strict=True):
                 share = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
                 if share is not None:
                     axes.annotate(f"{share:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=7)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
-        axes.tick_params(axis="x", which="minor", labelsize=7)
         axes.set_xlabel("time to first token from the question's arrival, ms (numbers: p)")
-        axes.set_ylim(bottom=0)
+        axes.set(xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(device, fontsize=9)

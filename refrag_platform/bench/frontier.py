@@ -117,6 +117,7 @@ class Frontier:
         self.readers = Readers(bundle.model, bundle.policy, {}, relevance=relevance, order="nearest")
         with waiting("what can be made ahead of the questions"):
             self.asked = [self._ahead(question) for question in questions]
+            # Also the first look at each context's tokens and sentences, which it keeps.
             self.positions = [
                 [
                     prompt_length(question_prompt(self.model, asked.question, self._read(one, asked)))
@@ -203,8 +204,6 @@ class Frontier:
             for hit in hits
         ]
         context = Context(self.model.tokenizer, passages, near.tell(question.question, passages, cut))
-        # Made at the first look, which is to be here.
-        assert context.tokens is not None
         near.learn([], [(passages[one.passage][0], one.text) for _, own in context.sentences for one in own])
         return context
 
