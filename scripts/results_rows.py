@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.bench.figures import frontier_figure
+from refrag_platform.bench.report import frontier_report
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.report import gain, perplexity_report, rag_report, table
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
@@ -237,6 +239,8 @@ def main(
 def rows_of(result: dict[str, Any]) -> tuple[str, Callable[[Path], None] | None]:
     """A result's rows, and what draws it, by the fields of its first row; selections and answers share some."""
     first = result["rows"][0]
+    if result.get("benchmark") == "frontier":
+        return frontier_report(result), partial(frontier_figure, result)
     if "loop" in first:
         return bench_rows(result), None
     if any(row.get("system") == "random" for row in result["rows"]):

@@ -1,4 +1,4 @@
-"""A benchmark as a picture: time to first token and key-value bytes against the context."""
+"""A benchmark as a picture: time to first token and key-value bytes against the context; F1 against that time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.bench.report import system_label
+from refrag_platform.evaluation.figures import COLORS as SYSTEM_COLORS
 
 COLORS = ["#2b5a9c", "#b98a2f", "#9a3b3b", "#6b4c9a", "#3b8a8a"]
 FIXED = {"full": "#2f6f4e", "cepe": "#7f8c9b", "prefix": "#444444"}
@@ -57,6 +58,38 @@ def throughput_figure(result: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("new tokens per second")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
+    _save(figure, path)
+
+
+def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
+    """F1 over time to first token: a panel a machine, a curve a system, whose points are p."""
+    from matplotlib.figure import Figure
+
+    devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
+    several = len({row["k"] for row in result["rows"]}) > 1
+    figure = Figure(figsize=(6.4 * len(devices), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(devices), squeeze=False, sharey=True)[0]
+    for axes, device in zip(panels, devices, strict=True):
+        curves: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
+        for row in result["rows"]:
+            if row["device"] == device:
+                curves[row["system"], row["k"]].append(row)
+        for (system, k), rows in curves.items():
+            label = f"{system}, k = {k}" if several else system
+            color = SYSTEM_COLORS[system]
+            points = [(row["ttft_ms"], row["f1"]) for row in rows]
+            axes.plot(*zip(*points, strict=True), "-", marker="o", markersize=4, color=color, label=label)
+            for row, point in zip(rows, points, strict=True):
+                share = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
+                if share is not None:
+                    axes.annotate(f"{share:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=7)
+        axes.set_xlabel("time to first token from the question's arrival, ms (numbers: p)")
+        axes.set(xlim=(0, None), ylim=(0, None))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_title(device, fontsize=9)
+    panels[0].set_ylabel("F1")
+    panels[0].legend(frameon=False, fontsize=8)
     _save(figure, path)
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.report import table
+from refrag_platform.evaluation.report import figure, system_name, table
 
+# Of a time to first token from a question's arrival, in order. choice: by policy, or by sentences' nearness.
+# projection: the prompt's tokens and embeddings, and the vectors among them projected.
+PARTS = ("retrieval", "choice", "projection", "prefill")
 BLOCK = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -25,6 +28,8 @@ def system_label(row: Mapping[str, Any]) -> str:
 
 def result_tables(result: Mapping[str, Any]) -> str:
     """Markdown of a benchmark's result: what it was measured on, and its tables."""
+    if result["benchmark"] == "frontier":
+        return frontier_report(result)
     peak, bandwidth = result["peak_flops"] / 1e12, result["bandwidth"] / 1e9
     stated = f" (stated: {result['stated_peak_flops'] / 1e12:,.0f})" if result["stated_peak_flops"] else ""
     facts = (
@@ -158,6 +163,39 @@ def _throughput(result: Mapping[str, Any]) -> list[str]:
     first = result["rows"][0]
     about = f"{first['context']:,} context tokens, {result['new_tokens']} new ones; medians of {first['runs']} runs:"
     return [about, table(head, body)]
+
+
+def frontier_report(result: Mapping[str, Any]) -> str:
+    """Where times were taken, and one table: a row a configuration, its quality, then its times on each machine."""
+    facts = [
+        f"- {machine['device']}: {machine['model']}, k = {machine['k']}, {machine['dtype']}, torch {machine['torch']}; "
+        + ", ".join(f"{count:,} questions of {name}" for name, count in machine["timed"].items())
+        + f", {machine['runs']} x each; {machine['stored_passages']:,} passages. Retrieval: {machine['retrieval']}."
+        for machine in result["machines"]
+    ]
+    rows: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        key = (row["k"], row["passages"], system_name(row))
+        rows.setdefault(key, {})[row["device"]] = row
+    devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
+    sets = list(dict.fromkeys(name for row in result["rows"] for name in row["sets"]))
+    head = ["system", "decoder tokens", "F1", *(PurePath(name).stem.split("-")[0] for name in sets)]
+    for device in devices:
+        head += [f"{device}: first token, ms", "retrieval + choice + projection + prefill"]
+    several = len({k for k, *_ in rows}) > 1
+    body = []
+    for (k, _, name), own in rows.items():
+        row = next(iter(own.values()))
+        figures = [row["f1"], *(row["sets"][one]["f1"] if one in row["sets"] else None for one in sets)]
+        cells = [f"{name}, k = {k}" if several else name, f"{row['decoder_tokens']:,.0f}", *map(figure, figures)]
+        for device in devices:
+            cells += _first_token(own[device]) if device in own else ["–", "–"]
+        body.append(cells)
+    return "\n\n".join(["\n".join(facts), table(head, body)])
+
+
+def _first_token(row: Mapping[str, Any]) -> list[str]:
+    return [_spread(row, "ttft_ms"), " + ".join(_number(row[f"{part}_ms"]) for part in PARTS)]
 
 
 def _spread(row: Mapping[str, Any], name: str) -> str:

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
     family = typer.Typer(no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same.")
     family.callback()(_family)
-    for command in (latency, throughput, train, tables):
+    for command in (latency, throughput, train, frontier, frontier_join, tables):
         family.command()(command)
     app.add_typer(family, name="bench")
 
@@ -148,6 +148,92 @@ def train(
             f"{row['loop']:>20}: {row['positions_per_second']:,} positions/s, "
             f"{row['step_seconds'] * 1000:.1f} ms a step{mfu}, {row['memory_gb']} GB"
         )
+
+
+def frontier(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A model of `refrag recipes ls` (fine-tuned), or a model folder.")
+    ],
+    questions: Annotated[
+        list[Path],
+        typer.Option("--questions", help="Files of questions with passages that the rows were judged on. Repeatable."),
+    ],
+    rows: Annotated[
+        list[Path],
+        typer.Option(
+            "--rows",
+            help="Results of `refrag evaluate rag` on these questions, on whatever machine: what they judged of full, "
+            "first, plain, sentences and refrag is timed. Repeatable, e.g. a file for each p.",
+        ),
+    ],
+    json: Json,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Time this many questions of each file, spread evenly over it.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each question in each configuration.")] = 1,
+    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Questions in each before them.")] = 3,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="Recipe that names the retriever. Default: the model's, where known."),
+    ] = None,
+    stores: Annotated[
+        Path, typer.Option("--stores", help="Folder for the chunk store of all passages; kept, and taken next time.")
+    ] = Path("work/frontier"),
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png or .svg).")] = None,
+) -> None:
+    """Quality and speed of the same configurations: F1 over time to first token from the question's arrival.
+
+    First judge: refrag evaluate rag --systems full,first,plain,sentences,refrag --shares 0.05,0.1,0.25,0.5 ...
+    Then time here what was judged there, on each machine, and put the machines together: refrag bench frontier-join.
+    Timed is what is served: search in a chunk store of all passages (without lancedb: an exact search in memory, and
+    the result says so), choice by the policy or the sentences' nearness, projection, prefill. Chunk vectors and
+    sentence vectors are made ahead.
+    """
+    from refrag_platform.bench.figures import frontier_figure
+    from refrag_platform.bench.frontier import bench_frontier
+    from refrag_platform.bench.judged import read_judged
+    from refrag_platform.bench.report import frontier_report
+    from refrag_platform.cli.evaluate import known_recipe
+    from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.model.loading import load_bundle
+
+    names = [file.name for file in questions]
+    if len(set(names)) < len(names):
+        raise RefragError(f"--questions names two files alike ({', '.join(names)}); give files of different names")
+    judged = read_judged(rows, names)
+    bundle = load_bundle(model)
+    known = known_recipe(model, bundle, recipe)
+    if known is None:
+        raise RefragError(f"the recipe of {model}, which names the retriever, isn't known; name it by --recipe")
+    files = {file.name: read_questions(file) for file in questions}
+    result = bench_frontier(bundle, known, judged, files, limit=limit, runs=runs, warmup=warmup, stores=stores)
+    # Where the quality comes from.
+    result["judged"] = [file.name for file in rows]
+    write_json(json, result)
+    if plot:
+        frontier_figure(result, plot)
+    typer.echo(frontier_report(result))
+
+
+def frontier_join(
+    files: Annotated[list[Path], typer.Argument(help="Results of `refrag bench frontier`.")],
+    json: Json,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw them here (.png or .svg), a panel a machine.")
+    ] = None,
+) -> None:
+    """Put results of `refrag bench frontier` together: machines side by side, models of other k among the curves."""
+    from refrag_platform.bench.figures import frontier_figure
+    from refrag_platform.bench.frontier import joined
+    from refrag_platform.bench.report import frontier_report
+    from refrag_platform.evaluation.stage import write_json
+
+    result = joined(files)
+    write_json(json, result)
+    if plot:
+        frontier_figure(result, plot)
+    typer.echo(frontier_report(result))
 
 
 def tables(

@@ -10,11 +10,12 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.pruning import pruned
-from refrag_platform.evaluation.sentences import nearest_sentences
+from refrag_platform.evaluation.sentences import Sentence, nearest_sentences, split_passage
 from refrag_platform.evaluation.systems import Order, Reading, System, control_of
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import INSTRUCTIONS, as_turns, content_ids, passage_chunks, passage_text, rag_prompt
@@ -90,9 +91,10 @@ class Readers:
 
 
 @dataclass(frozen=True)
-class _Context:
+class Context:
     """A question's passages, in the order in which they are read: as they are, and cut into chunks with vectors."""
 
+    tokenizer: PreTrainedTokenizerFast
     passages: list[Passage]
     chunks: list[Chunks]
 
@@ -105,6 +107,11 @@ class _Context:
     def tokens(self) -> list[int]:
         """The tokens of all passages."""
         return [token for text in self.texts for token in text]
+
+    @cached_property
+    def sentences(self) -> list[tuple[list[int], list[Sentence]]]:
+        """The title's tokens and the sentences of each passage."""
+        return [split_passage(self.tokenizer, number, *passage) for number, passage in enumerate(self.passages)]
 
 
 def prompts(
@@ -126,27 +133,27 @@ def prompts(
         strange = _encoded(readers, question, wrong.take(most))
     asked = content_ids(model.tokenizer, question.question)
 
-    def context(of: Question, encoded: Mapping[Passage, Chunks], count: int) -> _Context:
+    def context(of: Question, encoded: Mapping[Passage, Chunks], count: int) -> Context:
         passages = readers.arranged(question, of.take(count))
-        return _Context(passages, [encoded[passage] for passage in passages])
+        return Context(model.tokenizer, passages, [encoded[passage] for passage in passages])
 
     def expanded(chunks: Sequence[Chunks], share: float) -> list[Chunks]:
         return expand(model, chunks, share, readers.policy, generator, asked)
 
-    contexts: dict[int, _Context] = {}
+    contexts: dict[int, Context] = {}
     kept: dict[tuple[int, float], list[Chunks]] = {}
     for reading in wanted:
         count, share, system = reading.passages, reading.at, reading.system
         if count not in contexts:
             contexts[count] = context(question, own, count)
         given = contexts[count]
-        whole = prompt_length(_prompt(model, question, [Text(given.tokens)]))
+        whole = prompt_length(question_prompt(model, question, [Text(given.tokens)]))
         if system == "untuned":
             yield reading, _template_prompt(readers.of(system), question, given.passages), whole
             continue
         if system == "refrag_wrong":
             if wrong is not None and share is not None:
-                read = _prompt(model, question, expanded(context(wrong, strange, count).chunks, share))
+                read = question_prompt(model, question, expanded(context(wrong, strange, count).chunks, share))
                 # Another question's passages are as long as they are.
                 yield reading, read, len(plain_tokens(read))
             continue
@@ -160,11 +167,11 @@ def prompts(
             if not any(len(part) for part in vectors if part is not None):
                 continue
             refrag = _with_others(refrag, [part for part in vectors if part is not None])
-        yield reading, _prompt(model, question, _passages(readers, question, system, given, refrag)), whole
+        yield reading, question_prompt(model, question, passages_read(readers, question, system, given, refrag)), whole
 
 
-def _passages(
-    readers: Readers, question: Question, system: System, given: _Context, refrag: list[Chunks]
+def passages_read(
+    readers: Readers, question: Question, system: System, given: Context, refrag: list[Chunks]
 ) -> Sequence[Chunks | Text]:
     """What a system lets the decoder read in the place of the passages; `refrag`: what REFRAG reads there."""
     budget = prompt_length(refrag)
@@ -182,7 +189,7 @@ def _passages(
         case "pruned":
             return [Text(pruned(readers.of(system), given.texts, budget))]
         case "sentences":
-            return [Text(_sentences(readers, question, given.passages, budget))]
+            return [Text(_sentences(readers, question, given, budget))]
         case "kept":
             return [Text([token for part in refrag for token in unchunk(part.token_ids[part.keep])])]
         case "rule":
@@ -191,10 +198,10 @@ def _passages(
             return refrag
 
 
-def _sentences(readers: Readers, question: Question, passages: Sequence[Passage], budget: int) -> list[int]:
+def _sentences(readers: Readers, question: Question, given: Context, budget: int) -> list[int]:
     if readers.relevance is None:
         raise RefragError("the system `sentences` needs a retriever, and there is none")
-    return nearest_sentences(readers.model.tokenizer, readers.relevance, question.question, passages, budget)
+    return nearest_sentences(given.sentences, readers.relevance, question.question, given.passages, budget)
 
 
 def _first_kept(passages: Sequence[Chunks], budget: int) -> list[Chunks]:
@@ -243,7 +250,8 @@ def _encoded(readers: Readers, question: Question, passages: Sequence[Passage]) 
     return dict(zip(passages, with_vectors(model, cut), strict=True))
 
 
-def _prompt(model: RefragModel, question: Question, passages: Sequence[Chunks | Text]) -> Prompt:
+def question_prompt(model: RefragModel, question: Question, passages: Sequence[Chunks | Text]) -> Prompt:
+    """The prompt of every decoder that is trained here."""
     return rag_prompt(model.tokenizer, question.question, passages, as_turns(question.history), question.kind)
 
 

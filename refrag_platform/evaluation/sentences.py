@@ -45,7 +45,7 @@ def split_passage(
 
 
 def nearest_sentences(
-    tokenizer: PreTrainedTokenizerFast,
+    split: Sequence[tuple[list[int], list[Sentence]]],
     relevance: PassageRelevance,
     question: str,
     passages: Sequence[Passage],
@@ -56,8 +56,10 @@ def nearest_sentences(
     A sentence is embedded under its passage's title, as passages are, and the title is read once, before the first
     sentence of its passage. The last sentence that is taken is cut where the budget ends. Without a question, as of
     a summary, nothing is near: sentences are taken in the order of the text.
+
+    Args:
+        split: `split_passage` of each passage.
     """
-    split = [split_passage(tokenizer, number, *passage) for number, passage in enumerate(passages)]
     every = [sentence for _, sentences in split for sentence in sentences]
     nearness = [0.0] * len(every)
     if question:

@@ -7,7 +7,7 @@ so a killed run continues with the first part that is not there.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ from refrag_platform.weights import tokenizer_digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from refrag_platform.corpus.question_files import Passage
+
 PASSAGES_PER_PART = 256
 CHUNKS_PER_FILE = 262_144
 
@@ -56,9 +58,16 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
     model.encoder.to(device)
     base = context.project.recipe_path(context.recipe.name).parent
     retriever = load_retriever(context.recipe.chunks.retriever, base, device)
-    total = _passages(passages)
-    description = StoreDescription(
-        model=context.recipe.name,
+    wanted = describe(context.recipe.name, model, retriever, _passages(passages))
+    known = _known_passages(context, wanted)
+    batch_size = context.recipe.chunks.batch_size
+    return write_store(model, retriever, passages, wanted, context.work, context.out, batch_size, known)
+
+
+def describe(name: str, model: RefragModel, retriever: Retriever, passages: int) -> StoreDescription:
+    """What store.json says of a store that is to be made, without its chunk files."""
+    return StoreDescription(
+        model=name,
         encoder_digest=model.encoder_digest(),
         tokenizer_digest=tokenizer_digest(model.tokenizer),
         chunk_size=model.chunk_size,
@@ -66,23 +75,43 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
         retriever=retriever.name,
         retriever_digest=retriever.digest,
         retriever_dim=retriever.dim,
-        passages=total,
+        passages=passages,
         chunks=0,
         files={},
     )
-    known = _known_passages(context, description)
+
+
+def write_store(
+    model: RefragModel,
+    retriever: Retriever,
+    passages: Path,
+    wanted: StoreDescription,
+    work: Path,
+    out: Path,
+    batch_size: int,
+    known: KnownPassages | None = None,
+) -> dict[str, Any]:
+    """Encode the passages of a parquet file (id, document_id, title, text) into a store; returns its figures.
+
+    Args:
+        wanted: `describe`'s. work: folder of finished parts, from which a killed run goes on. out: the content folder.
+        batch_size: chunks encoded at once. known: a store whose passages are taken over where they did not change.
+
+    Raises:
+        RefragError: vectors don't fit float16.
+    """
     encoded = 0
-    with Progress("encode passages", total, "passages") as progress:
+    with Progress("encode passages", wanted.passages, "passages") as progress:
         for number, batch in enumerate(_batches(passages)):
-            part = _part(context.work, number)
+            part = _part(work, number)
             if not part.is_file():
-                rows, new = _rows(model, retriever, batch, context.recipe.chunks.batch_size, known)
+                rows, new = _rows(model, retriever, batch, batch_size, known)
                 encoded += new
                 _save(rows, part)
             progress.update(batch.num_rows, f"{encoded:,} encoded")
-    files, metrics = _assemble(passages, context.work, context.out, retriever.dim)
-    replace(description, chunks=sum(files.values()), files=files).write(context.out)
-    return {"passages": total, "chunks": sum(files.values()), **metrics}
+    files, metrics = _assemble(passages, work, out, retriever.dim)
+    replace(wanted, chunks=sum(files.values()), files=files).write(out)
+    return {"passages": wanted.passages, "chunks": sum(files.values()), **metrics}
 
 
 def encoder_folder(recipe: Recipe, inputs: dict[str, Path]) -> Path:
@@ -178,11 +207,19 @@ def _part(work: Path, number: int) -> Path:
 
 
 def _encode(model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, batch_size: int) -> Arrays:
-    """A part: token_ids [n, k], vectors [n, dim], and per passage chunk_counts and retrieval_vectors."""
-    texts = [
-        passage_text(title, text)
-        for title, text in zip(batch["title"].to_pylist(), batch["text"].to_pylist(), strict=True)
-    ]
+    passages = list(zip(batch["title"].to_pylist(), batch["text"].to_pylist(), strict=True))
+    return encode_passages(model, retriever, passages, batch_size, f"{batch['id'][0]} to {batch['id'][-1]}")
+
+
+def encode_passages(
+    model: RefragModel, retriever: Retriever, passages: Sequence[Passage], batch_size: int, named: str
+) -> Arrays:
+    """A store's arrays: token_ids [n, k], vectors [n, dim], and per passage chunk_counts and retrieval_vectors.
+
+    Raises:
+        RefragError: vectors don't fit float16; it says `named` for the passages.
+    """
+    texts = [passage_text(*passage) for passage in passages]
     ids = [content_ids(model.tokenizer, text) for text in texts]
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
@@ -191,7 +228,7 @@ def _encode(model: RefragModel, retriever: Retriever, batch: pa.RecordBatch, bat
         vectors = torch.cat([model.encoder(rows.to(device)).half().cpu() for rows in token_ids.split(batch_size)])
     if not bool(vectors.isfinite().all()):
         raise RefragError(
-            f"the encoder's vectors of passages {batch['id'][0]} to {batch['id'][-1]} don't fit float16; "
+            f"the encoder's vectors of passages {named} don't fit float16; "
             "train the checkpoint again with a lower encoder_learning_rate"
         )
     return {

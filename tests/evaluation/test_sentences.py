@@ -45,7 +45,8 @@ def test_sentences_end_where_sentences_end(tokenizer: PreTrainedTokenizerFast) -
 
 
 def nearest(tokenizer: PreTrainedTokenizerFast, question: str, tokens: int) -> list[int]:
-    return nearest_sentences(tokenizer, PassageRelevance(HashedWords()), question, PASSAGES, tokens)
+    split = [split_passage(tokenizer, number, *passage) for number, passage in enumerate(PASSAGES)]
+    return nearest_sentences(split, PassageRelevance(HashedWords()), question, PASSAGES, tokens)
 
 
 def test_the_sentence_that_answers_is_read_under_its_title(tokenizer: PreTrainedTokenizerFast) -> None:
