@@ -27,11 +27,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Chunks:
-    """A passage cut into chunks, some of them kept as tokens.
+    """A whole passage cut into chunks, some of them kept as tokens.
 
     token_ids: [n, k], the last row padded with -1. keep: [n] bool, True = expanded to its tokens (default:
-    none). vectors: [n, dim] from the store; None = encoded when needed. relevance: how near a retriever found the
-    passage to the question, None if it isn't known.
+    none). vectors: [n, dim] from the store; None = encoded when needed. All chunks have one, kept or not, and keeping
+    a chunk changes no vector: the encoder read the whole passage. relevance: how near a retriever found the passage to
+    the question, None if it isn't known.
     """
 
     token_ids: Tensor
@@ -51,6 +52,13 @@ class Chunks:
         """The same passage with other chunks expanded."""
         return replace(self, keep=keep)
 
+    def compressed_vectors(self) -> Tensor:
+        """The vectors [m, dim] of the chunks that are not kept, of a passage that has vectors."""
+        assert self.vectors is not None
+        folded = ~self.keep
+        # Mostly all of them, which spares a copy.
+        return self.vectors if bool(folded.all()) else self.vectors[folded.to(self.vectors.device)]
+
 
 Prompt = Sequence[Text | Chunks]
 
@@ -59,17 +67,15 @@ Prompt = Sequence[Text | Chunks]
 class Layout:
     """Where each decoder position's embedding comes from, for a batch of prompts.
 
-    token_ids: [B, N], the token of a position, 0 where there is none. chunk_index: [B, N], the row of
-    `chunk_token_ids` whose vector the position takes, -1 where it takes a token. attention_mask: [B, N] bool.
-    chunk_token_ids: [M, k], the compressed chunks of all prompts. vectors: [M, dim], or None when some
-    chunk came without.
+    token_ids: [B, N], the token of a position, 0 where there is none. chunk_index: [B, N], the number of the chunk
+    whose vector the position takes, among the compressed chunks of all `passages`; -1 where it takes a token.
+    attention_mask: [B, N] bool. passages: those of all prompts that have compressed chunks, in order.
     """
 
     token_ids: Tensor
     chunk_index: Tensor
     attention_mask: Tensor
-    chunk_token_ids: Tensor
-    vectors: Tensor | None
+    passages: list[Chunks]
 
     @property
     def position_ids(self) -> Tensor:
@@ -135,7 +141,8 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
     Raises:
         ValueError: there are no prompts, one is empty, or a passage was cut with another chunk size.
     """
-    rows, chunk_rows, vector_rows = [], [], []
+    rows = []
+    passages: list[Chunks] = []
     compressed = 0
     for number, prompt in enumerate(prompts):
         tokens, index = [], []
@@ -157,9 +164,8 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
                     tokens.append(0)
                     index.append(compressed)
                     compressed += 1
-            folded = ~part.keep
-            chunk_rows.append(part.token_ids[folded])
-            vector_rows.append(None if part.vectors is None else part.vectors[folded.to(part.vectors.device)])
+            if not bool(part.keep.all()):
+                passages.append(part)
         if not tokens:
             raise ValueError(f"prompt {number} is empty")
         rows.append((tokens, index))
@@ -174,10 +180,7 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
         token_ids[number, where] = torch.tensor(tokens)
         chunk_index[number, where] = torch.tensor(index)
         attention_mask[number, where] = True
-    chunk_token_ids = torch.cat(chunk_rows) if chunk_rows else torch.empty(0, chunk_size, dtype=torch.long)
-    given = [vectors for vectors in vector_rows if vectors is not None]
-    complete = bool(given) and len(given) == len(vector_rows)
-    return Layout(token_ids, chunk_index, attention_mask, chunk_token_ids, torch.cat(given) if complete else None)
+    return Layout(token_ids, chunk_index, attention_mask, passages)
 
 
 def window_layout(context: Tensor, keep: Tensor, start_token: int) -> tuple[Tensor, Tensor]:
