@@ -308,10 +308,11 @@ def first_layers(decoder: PreTrainedModel, layers: int) -> PreTrainedModel:
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
-    backbone = AutoModel.from_config(config, attn_implementation=config._attn_implementation).float().eval()
+    with torch.random.fork_rng(devices=[]):
+        backbone = AutoModel.from_config(config, attn_implementation=config._attn_implementation).float().eval()
     tensors = body.state_dict()
     backbone.load_state_dict({name: tensors[name] for name in backbone.state_dict()})
-    return strip_backbone(backbone)
+    return backbone
 
 
 def _positions(backbone: PreTrainedModel) -> int | None:

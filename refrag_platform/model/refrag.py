@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -231,12 +230,12 @@ def _untrained_encoder(
     k, pooling, skip, window = settings.chunk_size, settings.pooling, settings.token_skip, settings.window_chunks
     if settings.layers is not None:
         layers, size = first_layers(decoder, settings.layers), float(embedding_size(decoder))
-        return partial(LayersEncoder, layers, embeddings, size, k, pooling, skip, window)
+        return lambda: LayersEncoder(strip_backbone(layers), embeddings, size, k, pooling, skip, window)
     backbone, encoder_tokenizer = load_encoder(settings, base, recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     table = token_table(backbone, encoder_tokenizer, tokenizer, embeddings.shape[0], generator)
     trained = settings.train_token_table
-    return partial(BertEncoder, strip_backbone(backbone), table, embeddings, k, pooling, skip, trained, window)
+    return lambda: BertEncoder(strip_backbone(backbone), table, embeddings, k, pooling, skip, trained, window)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
