@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.model.segments import PAD
+from refrag_platform.model.segments import PAD, cut_windows
 
 Pooling = Literal["concat", "mean", "cls"]
 # Chunks in one batch of passages.
@@ -133,18 +133,18 @@ class ChunkEncoder(nn.Module):
     def encode_passages(self, passages: Sequence[Tensor], at_once: int = ENCODED_AT_ONCE) -> list[Tensor]:
         """Vectors [L, dim] of each of these passages [L, k]: those of like length in one batch of `at_once` chunks."""
         device = self.decoder_embeddings.device
-        order = sorted(range(len(passages)), key=lambda number: -len(passages[number]))
+        longest_first = sorted(range(len(passages)), key=lambda number: -len(passages[number]))
         vectors: dict[int, Tensor] = {}
-        while order:
-            longest = max(1, len(passages[order[0]]))
-            batch, order = order[: max(1, at_once // longest)], order[max(1, at_once // longest) :]
+        while len(vectors) < len(passages):
+            rest = longest_first[len(vectors) :]
+            batch = rest[: max(1, at_once // max(1, len(passages[rest[0]])))]
             token_ids = pad_sequence([passages[number] for number in batch], batch_first=True, padding_value=PAD)
-            for number, found in zip(batch, self(token_ids.to(device)), strict=True):
-                vectors[number] = found[: len(passages[number])]
+            for number, encoded in zip(batch, self(token_ids.to(device)), strict=True):
+                vectors[number] = encoded[: len(passages[number])]
         return [vectors[number] for number in range(len(passages))]
 
     def pretrained(self) -> list[nn.Parameter]:
-        """The parameters that trains as pretrained ones; the others are new."""
+        """Parameters that were trained before; the others are new."""
         return list(self.backbone.parameters())
 
     def settings(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class ChunkEncoder(nn.Module):
     def empty(settings: dict[str, Any], vocabulary: int, decoder_width: int) -> ChunkEncoder:
         """An encoder of these settings whose tensors are still to be loaded."""
         config = dict(settings["backbone"])
-        config.pop("dtype", None)
+        config.pop("dtype", None)  # Tensors have what they are loaded as.
         backbone = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
         names = ("chunk_size", "pooling", "token_skip")
         # Models that were saved before there was a choice have neither a kind nor a window.
@@ -264,33 +264,6 @@ class LayersEncoder(ChunkEncoder):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"embedding_size": self.embedding_size}
-
-
-def cut_windows(token_ids: Tensor, most: int, padded: bool) -> tuple[Tensor, Tensor | None]:
-    """Cut passages [n, L, k] into windows [m, w, k] of at most `most` chunks each.
-
-    A longer passage is cut into as few windows as can be, all of a length but for the last, which may be some chunks
-    shorter. Its own length decides, not what it is padded to.
-
-    Returns:
-        The windows, and the row [n, L] of each chunk among those of all windows; None: they stand in the same order.
-    """
-    n, chunks, k = token_ids.shape
-    count = max(1, -(-chunks // most))
-    width = most if padded else -(-chunks // count)
-    if count == 1 or most == 1 or (not padded and width * count == chunks):
-        return token_ids.reshape(-1, min(chunks, width), k), None
-    lengths = (token_ids[..., 0] != PAD).sum(1, keepdim=True).clamp(min=1)
-    counts = (lengths + most - 1) // most
-    sizes = (lengths + counts - 1) // counts
-    numbers = torch.arange(chunks, device=token_ids.device)
-    places = numbers // sizes * width + numbers % sizes
-    # Padding goes to a place past the end.
-    places = torch.where(numbers < lengths, places, count * width)
-    windows = token_ids.new_full((n, count * width + 1, k), PAD)
-    windows = windows.scatter(1, places[..., None].expand_as(token_ids), token_ids)[:, :-1]
-    rows = torch.arange(n, device=token_ids.device)[:, None] * count * width
-    return windows.reshape(-1, width, k), rows + places.clamp(max=count * width - 1)
 
 
 def first_layers(decoder: PreTrainedModel, layers: int) -> PreTrainedModel:

@@ -91,6 +91,33 @@ def chunk_tokens(token_ids: Sequence[int], chunk_size: int) -> Tensor:
     return padded.view(chunks, chunk_size)
 
 
+def cut_windows(token_ids: Tensor, most: int, padded: bool) -> tuple[Tensor, Tensor | None]:
+    """Cut passages [n, L, k] into windows [m, w, k] of at most `most` chunks each.
+
+    A longer passage is cut into as few windows as can be, all of a length but for the last, which may be some chunks
+    shorter. Its own length decides, not what it is padded to.
+
+    Returns:
+        The windows, and the row [n, L] of each chunk among those of all windows; None: they stand in the same order.
+    """
+    n, chunks, k = token_ids.shape
+    count = max(1, -(-chunks // most))
+    width = most if padded else -(-chunks // count)
+    if count == 1 or most == 1 or (not padded and width * count == chunks):
+        return token_ids.reshape(-1, min(chunks, width), k), None
+    lengths = (token_ids[..., 0] != PAD).sum(1, keepdim=True).clamp(min=1)
+    counts = (lengths + most - 1) // most
+    sizes = (lengths + counts - 1) // counts
+    numbers = torch.arange(chunks, device=token_ids.device)
+    places = numbers // sizes * width + numbers % sizes
+    # Padding goes to a place past the end.
+    places = torch.where(numbers < lengths, places, count * width)
+    windows = token_ids.new_full((n, count * width + 1, k), PAD)
+    windows = windows.scatter(1, places[..., None].expand_as(token_ids), token_ids)[:, :-1]
+    rows = torch.arange(n, device=token_ids.device)[:, None] * count * width
+    return windows.reshape(-1, width, k), rows + places.clamp(max=count * width - 1)
+
+
 def whole_chunks(key: str, tokens: int, chunk_size: int) -> int:
     """Chunks in a context of so many tokens.
 

@@ -48,31 +48,22 @@ class PassageTable:
             blocks.append(context.reshape(-1, chunk_size))
             counts.append(len(blocks[-1]))
         self.chunks = np.concatenate(blocks)
-        # From here on row 0 is a passage too, and the others are numbered from 1.
-        self._lengths = np.array(counts, dtype=np.int64)
-        self._starts = self._lengths.cumsum() - self._lengths
-        # [M], the passage of each row.
+        # Row 0 counts as a passage here, and the others are numbered from 1: chunks of each, and whose each row is [M].
+        self.lengths = np.array(counts, dtype=np.int64)
+        self._starts = self.lengths.cumsum() - self.lengths
         self.owners = np.arange(len(counts)).repeat(counts)
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Chunks of each passage, [passages]."""
-        return self._lengths[1:]
+        # [passages], chunks of each.
+        self.counts = self.lengths[1:]
 
     def rows(self, passages: Sequence[int]) -> NDArray[np.int64]:
         """Rows of `chunks` of these passages, in order, [L]."""
-        parts = [self._starts[number + 1] + np.arange(self._lengths[number + 1]) for number in passages]
+        parts = [self._starts[number + 1] + np.arange(self.counts[number]) for number in passages]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def lengths(self, owners: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Chunks of each of these passages, numbered as in `owners`."""
-        return self._lengths[owners]
-
     def whole(self, owners: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """These passages, numbered as in `owners`: their tokens [P, length, k] and rows [P, length], both -1 where a
-        passage has ended."""
+        """Token ids [P, length, k] and rows [P, length] of the passages of these numbers, -1 where one has ended."""
         numbers = np.arange(length)
-        rows = np.where(numbers < self._lengths[owners, None], self._starts[owners, None] + numbers, -1)
+        rows = np.where(numbers < self.lengths[owners, None], self._starts[owners, None] + numbers, -1)
         return np.where(rows[..., None] >= 0, self.chunks[rows], PAD).astype(np.int64), rows
 
 
@@ -82,10 +73,10 @@ def encoded_rows(
     """Vectors [B, L, dim] of rows [B, L] of a table, whose passages are encoded whole; of rows below 0 of any."""
     rows = rows.clip(min=0)
     owners, which = np.unique(table.owners[rows], return_inverse=True)
-    token_ids, known = table.whole(owners, int(table.lengths(owners).max()))
-    places = which.reshape(rows.shape) * known.shape[1] + rows - known[which.reshape(rows.shape), 0]
+    token_ids, encoded = table.whole(owners, int(table.lengths[owners].max()))
+    which = which.reshape(rows.shape)
     vectors = model.encode(_on(token_ids, model.device), padded)
-    return vectors.flatten(0, 1)[_on(places, model.device)]
+    return vectors[_on(which, model.device), _on(rows - encoded[which, 0], model.device)]
 
 
 class ChunkVectors:
@@ -109,9 +100,9 @@ class ChunkVectors:
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16 and device.type == "cuda"):
             if device.type != "cuda" or size > TABLE_BYTES:
                 return encoded_rows(self._model, self._table, rows, padded=True).float()
-            return self._kept(rows)
+            return self._remembered(rows)
 
-    def _kept(self, rows: NDArray[np.int64]) -> Tensor:
+    def _remembered(self, rows: NDArray[np.int64]) -> Tensor:
         """The same from the table of vectors, to which passages that are met for the first time are added."""
         device = self._model.device
         if self._vectors is None:
@@ -120,7 +111,7 @@ class ChunkVectors:
         wanted = np.unique(self._table.owners[rows[rows >= 0]])
         missing = wanted[~self._known[wanted]]
         # The number of shapes stays small: lengths are powers of two, and some passages are encoded twice.
-        lengths = 2 ** np.ceil(np.log2(self._table.lengths(missing))).astype(np.int64)
+        lengths = 2 ** np.ceil(np.log2(self._table.lengths[missing])).astype(np.int64)
         for length in np.unique(lengths):
             alike, at_once = missing[lengths == length], max(1, ENCODED_AT_ONCE // int(length))
             for block in np.resize(alike, (-(-len(alike) // at_once), at_once)):

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.model.encoder import LayersEncoder, cut_windows, embedding_size, embedding_weight, first_layers
+from refrag_platform.model.encoder import LayersEncoder, embedding_size, embedding_weight, first_layers
 from refrag_platform.model.fused import FusedLayers
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, plain_tokens
+from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from tests.conftest import ROOT

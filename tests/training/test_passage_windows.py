@@ -73,7 +73,7 @@ def test_fine_tuning_reads_what_evaluation_and_serving_read(
         read = task._embeds(batch)[:, :length][layout.attention_mask]
         close(read, model.embed(prompts, "right").embeds[layout.attention_mask], atol=1e-4, rtol=1e-4)
         rows = batch["chunk_rows"]
-        kept = task._vectors._kept(rows).float()
+        kept = task._vectors._remembered(rows).float()
         encoded = encoded_rows(model, task._table, rows)
     close(kept[rows >= 0], encoded[rows >= 0], atol=0.05, rtol=0.01)
 
