@@ -89,10 +89,10 @@ class RefragModel(nn.Module):
         decoder = load_decoder(recipe.decoder, base, recipe.seed)
         tokenizer = load_tokenizer(recipe.decoder, base)
         width = embedding_weight(decoder).shape[1]
-        untrained = _untrained_encoder(recipe, base, decoder, tokenizer)
+        make_encoder = _encoder_maker(recipe, base, decoder, tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            encoder = untrained()
+            encoder = make_encoder()
             projection = Projection(
                 encoder.vector_dim,
                 width,
@@ -222,7 +222,7 @@ class RefragModel(nn.Module):
         return model
 
 
-def _untrained_encoder(
+def _encoder_maker(
     recipe: Recipe, base: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
 ) -> Callable[[], ChunkEncoder]:
     """What makes the encoder that the recipe names, its new weights drawn from the global random state."""
