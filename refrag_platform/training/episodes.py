@@ -299,7 +299,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
 
 def context_vectors(model: RefragModel, batch: Batch) -> Tensor:
-    """Vectors [B, L, dim] of a batch's chunks, each passage encoded whole; where there is no chunk they mean nothing."""
+    """Vectors [B, L, dim] of a batch's chunks, each passage encoded whole; nothing real where there is no chunk."""
     return model.encode(batch["passages"], batch["padded"]).flatten(0, 1)[batch["places"]]
 
 
