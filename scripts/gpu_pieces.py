@@ -36,6 +36,8 @@ SHARD_TOKENS = 1 << 23
 LEVELS = 63
 # Stand before the names of low-rank updates, and of tensors coded as a release's.
 LORA, CODED = "lora:", "coded:"
+# Encoder sources that name no weights of their own.
+WITHOUT_WEIGHTS = ("random", "decoder")
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 
 
@@ -281,7 +283,7 @@ def _write_base_recipe(recipe: Path, base: Path) -> None:
     import yaml
 
     values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    if values["encoder"]["source"] != "random":
+    if values["encoder"]["source"] not in WITHOUT_WEIGHTS:
         for section, key in (("chunks", "retriever"), ("policy", "relevance")):
             if values.get(section, {}).get(key) == values["encoder"]["source"]:
                 values[section][key] = "path:encoder"
@@ -295,7 +297,7 @@ def _write_encoder(recipe: Recipe, folder: Path, target: Path) -> None:
     """The encoder in half precision: half the bytes, and far inside what training moves."""
     from refrag_platform.weights import load_encoder
 
-    if recipe.encoder.source == "random":
+    if recipe.encoder.source in WITHOUT_WEIGHTS:
         return
 
     backbone, tokenizer = load_encoder(recipe.encoder, folder, recipe.seed)

@@ -36,6 +36,9 @@ def test_shipped_recipes_are_valid_as_written_as_overridden_and_as_recorded(mode
         ({"finetuned": {"encoder_learning_rate": 0.1}}, r"encoder_learning_rate is 0\.1 .*train_encoder is false"),
         ({"decoder": {"config": {"vocab_size": 9}}}, r"decoder: config\.vocab_size has no effect"),
         ({"encoder": {"source": "path:minilm"}}, r"encoder: config is .*source is path:minilm"),
+        ({"encoder": {"layers": 2}}, r"encoder: layers is 2 .*source is random, not decoder"),
+        ({"encoder": {"source": "decoder", "layers": 1}}, r"encoder: config is .*source is decoder"),
+        ({"encoder": {"window_tokens": 64}}, r"encoder: window_tokens is 64 .*window is chunk"),
         ({"corpus": {"sources": [{"kind": "factbook", "path": "x"}]}}, r"corpus\.sources\.0: path is 'x' .*factbook"),
         ({"reconstruction": {"curriculum": {"factor": 2}}}, r"curriculum\.factor is 2; .*allowed here: max_factor, st"),
     ],
@@ -79,7 +82,7 @@ def test_a_switch_makes_its_keys_count() -> None:
     [
         ("decoder", "source", "package:NAME, hub:ORG/NAME, path:PATH, random"),
         ("decoder", "tokenizer", "package:NAME, hub:ORG/NAME, path:PATH"),
-        ("encoder", "source", "package:NAME, hub:ORG/NAME, path:PATH, random"),
+        ("encoder", "source", "package:NAME, hub:ORG/NAME, path:PATH, random, decoder"),
         ("chunks", "retriever", "package:NAME, hub:ORG/NAME, path:PATH, hash"),
     ],
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from refrag_platform.model.encoder import ChunkEncoder, embedding_weight
+from refrag_platform.model.encoder import BertEncoder, embedding_weight
 
 
 def linear_weights(module: nn.Module) -> int:
@@ -123,7 +123,7 @@ def projection_work(projection: nn.Module, chunks: int, number_bytes: int) -> Wo
     return Work(2.0 * weights * chunks, weights * number_bytes)
 
 
-def encoder_work(encoder: ChunkEncoder, chunks: int, number_bytes: int) -> Work:
+def encoder_work(encoder: BertEncoder, chunks: int, number_bytes: int) -> Work:
     """Chunks of k tokens to chunk vectors."""
     per_chunk = linear_weights(encoder) - linear_weights(encoder.backbone) - linear_weights(encoder.input_adapter)
     per_token = linear_weights(encoder.backbone) + linear_weights(encoder.input_adapter)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from refrag_platform.bench.arithmetic import DecoderSize, Work, linear_weights
-from refrag_platform.model.encoder import ChunkEncoder
+from refrag_platform.model.encoder import BertEncoder
 
 # Tokens that the encoder reads together.
 CHUNK = 256
@@ -66,7 +66,7 @@ class Cepe:
         context: s, in tokens.
     """
 
-    def __init__(self, decoder: PreTrainedModel, encoder: ChunkEncoder, context: int) -> None:
+    def __init__(self, decoder: PreTrainedModel, encoder: BertEncoder, context: int) -> None:
         self.encoder, self.size = encoder, DecoderSize.of(decoder)
         self.width: int = encoder.backbone.config.hidden_size
         # RoBERTa leaves two of its positions out.

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.model.encoder import ChunkEncoder, embedding_weight, strip_backbone
+from refrag_platform.model.encoder import BertEncoder, embedding_weight, strip_backbone
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.refrag import RefragModel
@@ -108,9 +108,9 @@ class Subject:
     name: str
     weights: Literal["random", "untrained", "finetuned"]
     decoder: PreTrainedModel
-    encoder: ChunkEncoder
+    encoder: BertEncoder
     projection: Projection
-    others: dict[int, tuple[ChunkEncoder, Projection]] = field(default_factory=dict)
+    others: dict[int, tuple[BertEncoder, Projection]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +124,7 @@ class Subject:
         """Whether the way from chunks of k tokens to the decoder has random weights."""
         return self.weights == "random" or k != self.encoder.chunk_size
 
-    def at(self, k: int) -> tuple[ChunkEncoder, Projection]:
+    def at(self, k: int) -> tuple[BertEncoder, Projection]:
         """Encoder and projection for chunks of k tokens; for another k than the model's own with a new, random head."""
         if k == self.encoder.chunk_size:
             return self.encoder, self.projection
@@ -132,10 +132,10 @@ class Subject:
             self.others[k] = self._at_random(k)
         return self.others[k]
 
-    def _at_random(self, k: int) -> tuple[ChunkEncoder, Projection]:
+    def _at_random(self, k: int) -> tuple[BertEncoder, Projection]:
         own, settings = self.encoder, self.projection.settings()
         with _drawn_on(self.device, torch.float32, seed=k):
-            encoder = ChunkEncoder(
+            encoder = BertEncoder(
                 own.backbone, own.token_table, own.decoder_embeddings, k, own.pooling, own.token_skip, False
             )
             heads = [getattr(encoder, name) for name in ("pool", "skip") if own.token_skip]
@@ -172,7 +172,7 @@ def named_shape(name: str, device: torch.device, dtype: torch.dtype, seed: int =
     backbone_config._attn_implementation = "sdpa"
     width, hidden = config.hidden_size, backbone_config.hidden_size
     with _drawn_on(device, torch.float32, seed):
-        encoder = ChunkEncoder(
+        encoder = BertEncoder(
             strip_backbone(AutoModel.from_config(backbone_config, dtype=torch.float32)),
             torch.randn(config.vocab_size, hidden) * RANDOM_STD,
             embedding_weight(decoder).detach(),
@@ -190,7 +190,8 @@ def project_model(name: str, device: torch.device, dtype: torch.dtype, project: 
     """A model of the project: its fine-tuned checkpoint, or, where that is not made yet, the recipe's weights.
 
     Raises:
-        RefragError: there is no such recipe, or its weights can't be had.
+        RefragError: there is no such recipe, its weights can't be had, or its encoder is of another kind than the
+            work that is counted.
     """
     weights: Literal["finetuned", "untrained"] = "finetuned"
     try:
@@ -199,7 +200,13 @@ def project_model(name: str, device: torch.device, dtype: torch.dtype, project: 
         weights = "untrained"
         model = RefragModel.create(project.recipe(name), project.recipe_path(name).parent)
         model = model.to(device=device, dtype=dtype).eval()
-    return Subject(name, weights, model.decoder, model.encoder, model.projection)
+    encoder = model.encoder
+    if not isinstance(encoder, BertEncoder) or encoder.window_chunks > 1:
+        raise RefragError(
+            f"the encoder of {name} reads whole passages or is a copy of the decoder's layers; the bench knows the "
+            "work of BERT-type encoders that read each chunk alone (encoder.window: chunk)"
+        )
+    return Subject(name, weights, model.decoder, encoder, model.projection)
 
 
 @contextmanager

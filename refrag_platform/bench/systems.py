@@ -28,7 +28,7 @@ from refrag_platform.bench.vectors import StoredVectors
 from refrag_platform.decoding.graphs import GraphedStep
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
-from refrag_platform.model.encoder import ChunkEncoder
+from refrag_platform.model.encoder import BertEncoder
 from refrag_platform.model.fused import FusedLayers
 
 logger = logging.getLogger("refrag.bench")
@@ -160,7 +160,7 @@ class Bench:
         cases["ttit"] = self._further(self.runner, positions)
         return System("refrag", k, cases, work, self._kv_bytes(positions), facts)
 
-    def _fused(self, encoder: ChunkEncoder) -> FusedLayers | None:
+    def _fused(self, encoder: BertEncoder) -> FusedLayers | None:
         """The encoder's layers as they are fastest, or None: a CPU gains nothing by it, and some can't be fused."""
         if self.device.type != "cuda":
             return None

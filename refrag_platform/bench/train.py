@@ -142,7 +142,7 @@ def _plain(
 
 def _plain_loss(model: RefragModel, context: Tensor, output: Tensor, settings: CptRecipe) -> Tensor:
     with autocast(settings.precision, context.device):
-        chunks = model.project(model.encode(context.flatten(0, 1))).view(*context.shape[:2], -1)
+        chunks = model.project(model.encode(context))
         text = model.decoder.get_input_embeddings()(output)
         labels = torch.cat([output.new_full(context.shape[:2], -100), output], 1)
         inputs = torch.cat([chunks.to(text.dtype), text], 1)
@@ -162,7 +162,9 @@ def step_flops(model: RefragModel, settings: CptRecipe) -> float:
     per_chunk = matrices(model.projection) + sum(
         matrices(child) for name, child in encoder.named_children() if name in {"pool", "skip"}
     )
-    per_token = matrices(encoder.backbone) + matrices(encoder.input_adapter)
+    per_token = sum(
+        matrices(child) for name, child in encoder.named_children() if name in {"backbone", "input_adapter"}
+    )
     body = matrices(model.decoder.get_decoder())
     products = body * positions + head * settings.output_tokens + per_chunk * chunks
     products += per_token * settings.context_tokens

@@ -85,9 +85,15 @@ def pack(
         replace: `out` may be a release already; it is replaced as a whole.
 
     Raises:
-        RefragError: `out` is there, or holds something else than a release; the new one is larger than `limit`.
+        RefragError: `out` is there, or holds something else than a release; the new one is larger than `limit`; the
+            encoder is a copy of the decoder's layers.
         ArtifactError: the model is not of this recipe.
     """
+    if recipe.encoder.source == "decoder":
+        raise RefragError(
+            f"the encoder of {recipe.name} is a copy of the decoder's layers (encoder.source: decoder), whose change "
+            "can't be packed yet; keep the model folder itself"
+        )
     if out.exists() and not replace:
         raise RefragError(f"{out} is there already; give --replace, or another --out")
     if out.exists() and not _is_release(out):
@@ -164,11 +170,13 @@ def load_release(
             f"({recipe.decoder.source}, {recipe.encoder.source}); use the recipe and packages that it was made with"
         )
     for section, values in _shape(recipe).items():
-        made = manifest["settings"][section]
-        if changed := [key for key in values if values[key] != made.get(key)]:
+        # A setting that is newer than the release had its default.
+        fields = type(getattr(recipe, section)).model_fields
+        made = {key: fields[key].default for key in values} | manifest["settings"][section]
+        if changed := [key for key in values if values[key] != made[key]]:
             raise ArtifactError(
                 f"{folder} was made with other settings than the recipe {recipe.name} has: "
-                + ", ".join(f"{section}.{key} {made.get(key)!r}, not {values[key]!r}" for key in changed)
+                + ", ".join(f"{section}.{key} {made[key]!r}, not {values[key]!r}" for key in changed)
             )
     names = [ENCODER, DECODER] if control is None else [f"{CONTROLS}/{control}.safetensors"]
     for name in names:

@@ -5,6 +5,7 @@ The same as `RefragModel.embed` of one prompt, without a copy more than that: th
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class PromptInput:
     """What the decoder reads of one prompt.
 
     embeds: [N, d] on the model's device. content: [N, 1 + k] int32, what stands at each position: a token
-    (0, id, -1, ...) or a chunk (1 from a store, else 2; its k token ids); by it prefixes are recognized.
+    (0, id, -1, ...) or a chunk (1 from a store, else 2; its k token ids); by it prefixes are recognized. Where the
+    encoder reads whole passages, five more columns say which one a chunk is of, and where it stands there.
     """
 
     embeds: Tensor
@@ -33,31 +35,34 @@ class PromptInput:
 
 @torch.inference_mode()
 def prompt_input(model: RefragModel, prompt: Prompt) -> PromptInput:
-    """The decoder's input of one prompt; if chunks bring no vectors, all are encoded here in one batch.
+    """The decoder's input of one prompt; passages that bring no vectors are encoded here.
 
     Raises:
         ValueError: the prompt is empty, or a passage was cut with another chunk size.
     """
-    content = prompt_content(prompt, model.chunk_size)
+    content = prompt_content(prompt, model.chunk_size, by_passage=model.encoder.window_chunks > 1)
     places = np.flatnonzero(content[:, 0] != TOKEN)
     tokens = torch.from_numpy(np.where(content[:, 0] == TOKEN, content[:, 1], 0)).to(model.device, non_blocking=True)
     embeds = model.decoder.get_input_embeddings()(tokens)
     if len(places):
-        vectors = _vectors(prompt, model.device)
-        if vectors is None:
-            vectors = model.encode(torch.from_numpy(content[places, 1:].astype(np.int64)))
+        passages = [part for part in prompt if isinstance(part, Chunks) and not bool(part.keep.all())]
+        vectors = _gathered([part.compressed_vectors() for part in model.with_vectors(passages)], model.device)
         rows = torch.from_numpy(places).to(model.device, non_blocking=True)
         embeds.index_copy_(0, rows, model.project(vectors).to(embeds.dtype))
     return PromptInput(embeds, content)
 
 
-def prompt_content(prompt: Prompt, chunk_size: int) -> NDArray[np.int32]:
-    """What stands at each of the prompt's positions, [N, 1 + k] (`PromptInput.content`).
+def prompt_content(prompt: Prompt, chunk_size: int, by_passage: bool = False) -> NDArray[np.int32]:
+    """What stands at each of the prompt's positions (`PromptInput.content`).
+
+    Args: by_passage: whether vectors say something of their whole passage.
 
     Raises:
         ValueError: the prompt is empty, or a passage was cut with another chunk size.
     """
     parts = [_content(part, chunk_size) for part in prompt]
+    if by_passage:
+        parts = [np.concatenate([rows, _origin(part, rows)], 1) for part, rows in zip(prompt, parts, strict=True)]
     content = np.concatenate(parts) if parts else np.empty((0, 1 + chunk_size), np.int32)
     if not len(content):
         raise ValueError("the prompt is empty")
@@ -83,6 +88,17 @@ def _content(part: Text | Chunks, chunk_size: int) -> NDArray[np.int32]:
     return rows
 
 
+def _origin(part: Text | Chunks, rows: NDArray[np.int32]) -> NDArray[np.int32]:
+    """[N, 5]: of a vector the digest of its passage and its chunk's number there; zeros for a token."""
+    origin = np.zeros((len(rows), 5), np.int32)
+    if isinstance(part, Chunks):
+        compressed = rows[:, 0] != TOKEN
+        digest = hashlib.blake2b(part.token_ids.numpy().tobytes(), digest_size=16).digest()
+        origin[compressed, :4] = np.frombuffer(digest, np.int32)
+        origin[compressed, 4] = np.flatnonzero(~part.keep.numpy())
+    return origin
+
+
 def _tokens(ids: NDArray[np.int32], chunk_size: int) -> NDArray[np.int32]:
     rows = np.full((len(ids), 1 + chunk_size), PAD, np.int32)
     rows[:, 0] = TOKEN
@@ -90,16 +106,8 @@ def _tokens(ids: NDArray[np.int32], chunk_size: int) -> NDArray[np.int32]:
     return rows
 
 
-def _vectors(prompt: Prompt, device: torch.device) -> Tensor | None:
-    """The vectors of all compressed chunks in one tensor, pinned where a GPU fetches it; None when some bring none."""
-    found = []
-    for part in prompt:
-        if isinstance(part, Text) or bool(part.keep.all()):
-            continue
-        if part.vectors is None:
-            return None
-        folded = ~part.keep
-        found.append(part.vectors if bool(folded.all()) else part.vectors[folded.to(part.vectors.device)])
+def _gathered(found: list[Tensor], device: torch.device) -> Tensor:
+    """Vectors in one tensor, pinned where a GPU fetches it."""
     if len(found) == 1:
         return found[0]
     if any(vectors.is_cuda for vectors in found):

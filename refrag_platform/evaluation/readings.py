@@ -21,7 +21,7 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import INSTRUCTIONS, as_turns, content_ids, passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, plain_tokens, prompt_length, unchunk
-from refrag_platform.model.selection import expand, with_vectors
+from refrag_platform.model.selection import expand
 from refrag_platform.store.relevance import PassageRelevance
 
 
@@ -247,7 +247,7 @@ def _encoded(readers: Readers, question: Question, passages: Sequence[Passage]) 
     cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in passages]
     if readers.relevance and readers.told and question.question:
         cut = readers.relevance.tell(question.question, passages, cut)
-    return dict(zip(passages, with_vectors(model, cut), strict=True))
+    return dict(zip(passages, model.with_vectors(cut), strict=True))
 
 
 def question_prompt(model: RefragModel, question: Question, passages: Sequence[Chunks | Text]) -> Prompt:

@@ -51,8 +51,7 @@ def reconstruction_accuracy(
 
 def _embeds(model: RefragModel, tokens: Tensor, repeat: bool) -> Tensor:
     """What the decoder reads for samples [n, f k]: [n, 1 + f, d], or [n, 1 + f + 1, d] to repeat."""
-    chunks = tokens.reshape(-1, model.chunk_size)
-    embeds = model.project(model.encode(chunks, padded=False)).unflatten(0, (len(tokens), -1))
+    embeds = model.project(model.encode(tokens.unflatten(1, (-1, model.chunk_size)), padded=False))
     start = model.decoder.get_input_embeddings()(torch.full_like(tokens[:, :1], model.start_token_id)).to(embeds.dtype)
     return torch.cat([start, embeds, start] if repeat else [start, embeds], 1)
 

@@ -89,10 +89,10 @@ def score_refrag(
     rows = []
     for numbers in _batches(windows, batch_size, progress):
         context = contexts[numbers].view(-1, count, size)
-        vectors = model.encode(context.flatten(0, 1))
-        logits = policy(vectors.view(len(context), count, -1)).cpu() if policy else chance[numbers]
+        vectors = model.encode(context)
+        logits = policy(vectors).cpu() if policy else chance[numbers]
         token_ids, index = window_layout(context, select(logits, None, share_kept), model.start_token_id)
-        projected = model.project(vectors)
+        projected = model.project(vectors.flatten(0, 1))
         if chunks == "zero":
             projected = torch.zeros_like(projected)
         prefix = model.gather(token_ids.to(model.device), index.to(model.device), projected)

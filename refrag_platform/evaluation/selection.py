@@ -33,13 +33,13 @@ from refrag_platform.model.policy import PolicyNetwork, select
 from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, unchunk
-from refrag_platform.model.selection import encode_chunks
 from refrag_platform.progress import Progress
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.episodes import (
     Episode,
     collate,
+    context_vectors,
     judged_losses,
     log_perplexity,
     policy_inputs,
@@ -160,7 +160,7 @@ def evaluate_selection(
         for numbers in _batches(judged.episodes, batch_size):
             episodes = [judged.episodes[number] for number in numbers]
             batch = _on_device(collate(episodes, 0.0, size), model)
-            vectors = encode_chunks(model, batch["chunks"], batch["padded"])
+            vectors = context_vectors(model, batch)
             rankings = _rankings(model, policies, episodes, batch, vectors, numbers, draws, seed)
             mask = (batch["chunks"][..., 0] != PAD).cpu()
             for share in shares:

@@ -1,54 +1,74 @@
 """The light encoder: one vector for each chunk of k decoder tokens (section 2).
 
-Chunks are encoded independently of each other and of their position, so vectors can be made once and reused.
+A vector depends on what the encoder read together with its chunk, its window: the chunk alone, as in the paper, or its
+passage (ours). It never depends on another passage or on the place in a prompt, so vectors can be made once and reused.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 import re
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from refrag_platform.model.segments import PAD
+from refrag_platform.errors import RecipeError
+from refrag_platform.model.segments import PAD, cut_windows
+
+Pooling = Literal["concat", "mean", "cls"]
+# Chunks in one batch of passages.
+ENCODED_AT_ONCE = 2048
 
 
 class ChunkEncoder(nn.Module):
-    """Token ids of chunks to vectors.
+    """Token ids of passages to the vectors of their chunks: the base of encoders, which differ in how a window is read.
 
-    The backbone is any BERT-type model. It reads *decoder* token ids through a table of its own, so nothing
-    is tokenized twice. With `token_skip` the vector lives in the decoder's embedding space, in units of its
-    root mean square: it starts as the sum of the chunk's own embeddings over sqrt(k), and the backbone adds
-    what context within the chunk gives. A plain projection collapses to a constant within 50 steps.
+    With `token_skip` the vector lives in the decoder's embedding space, in units of its root mean square: it starts as
+    the sum of the chunk's own embeddings over sqrt(k), and the backbone adds what the window gives. A plain projection
+    collapses to a constant within 50 steps.
     """
 
+    kind: ClassVar[str]
+    # Whether a chunk's vector is free of the text after it.
+    causal: ClassVar[bool]
     decoder_embeddings: Tensor
 
     def __init__(
         self,
         backbone: PreTrainedModel,
-        token_table: Tensor,
         decoder_embeddings: Tensor,
         chunk_size: int,
-        pooling: Literal["concat", "mean", "cls"],
+        pooling: Pooling,
         token_skip: bool,
-        train_token_table: bool,
+        window_chunks: int,
     ) -> None:
-        """Args: token_table [vocabulary, h], decoder_embeddings [vocabulary, d] of the untrained decoder."""
+        """
+        Args:
+            decoder_embeddings: [vocabulary, d] of the untrained decoder. window_chunks: most chunks in a window.
+
+        Raises:
+            RecipeError: windows have more tokens than the backbone has positions.
+        """
         super().__init__()
-        width, decoder_width = token_table.shape[1], decoder_embeddings.shape[1]
+        width, decoder_width = backbone.config.hidden_size, decoder_embeddings.shape[1]
         self.backbone = backbone
         self.chunk_size, self.pooling, self.token_skip = chunk_size, pooling, token_skip
-        self.token_table = nn.Parameter(token_table.clone().float(), requires_grad=train_token_table)
+        self.window_chunks = window_chunks
+        most = _positions(backbone)
+        if most is not None and window_chunks * chunk_size > most:
+            raise RecipeError(
+                f"the encoder would read {window_chunks * chunk_size} tokens at once, but its "
+                f"{type(backbone).__name__} has {most} positions; lower "
+                f"encoder.{'window_tokens' if window_chunks > 1 else 'chunk_size'}"
+            )
         unit = decoder_embeddings.float().pow(2).mean().sqrt()
         self.register_buffer("decoder_embeddings", decoder_embeddings.clone().float() / unit)
-        # Lets the backbone see what its own (often uncased) vocabulary can't tell apart.
-        self.input_adapter = nn.Linear(decoder_width, width, bias=False)
-        nn.init.zeros_(self.input_adapter.weight)
         pooled = width * (chunk_size if pooling == "concat" else 1)
         self.vector_dim = decoder_width if token_skip else pooled
         if token_skip:
@@ -63,69 +83,217 @@ class ChunkEncoder(nn.Module):
     def forward(
         self, token_ids: Tensor, padded: bool | None = None, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """[n, k] decoder token ids, -1 = padding, to vectors [n, dim].
+        """Passages of L chunks, [..., L, k] decoder token ids with -1 = padding, to vectors [..., L, dim].
 
+        Padding stands behind a passage's tokens; the vector of a chunk that is nothing but padding means nothing.
         `padded=False` promises that nothing is padding (training windows), which spares a look at the data.
         `layers` take the place of the backbone where nothing is padding (model/fused.py).
         """
-        real = token_ids != PAD
         if padded is None:
-            padded = not bool(real.all())
+            padded = bool((token_ids == PAD).any())
+        *several, chunks, k = token_ids.shape
+        passages = token_ids.reshape(math.prod(several), chunks, k)
+        windows, places = cut_windows(passages, self.window_chunks, padded)
+        vectors = self._encode(windows.flatten(1), padded or places is not None, layers)
+        if places is not None:
+            vectors = vectors[places]
+        return vectors.reshape(*several, chunks, self.vector_dim)
+
+    def _encode(self, token_ids: Tensor, padded: bool, layers: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Windows of whole chunks [m, w k] to the vectors of all their chunks [m w, dim]."""
+        k, real = self.chunk_size, token_ids != PAD
         ids = token_ids.clamp(min=0)
         embeddings = nn.functional.embedding(ids, self.decoder_embeddings)
         if padded:
             embeddings = embeddings * real[..., None]
-        inputs = nn.functional.embedding(ids, self.token_table) + self.input_adapter(embeddings)
-        if layers is not None and not padded:
-            states = layers(inputs)
+        states = self.states(ids, embeddings, real if padded else None, layers)
+        if self.pooling == "cls":  # Its windows are single chunks.
+            pooled = states[:, 0]
         else:
-            # Without a mask attention takes its fast path.
-            mask = real.long() if padded else None
-            states = self.backbone(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
-        pooled = self._pool(states * real[..., None] if padded else states, real)
+            if padded:
+                states = states * real[..., None]
+            states = states.reshape(-1, k, states.shape[-1])
+            pooled = states.flatten(1) if self.pooling == "concat" else states.sum(1)
+            if self.pooling == "mean":
+                pooled = pooled / real.view(-1, k).sum(1, keepdim=True).clamp(min=1)
         if not self.token_skip:
             return pooled
-        return self.pool(self.norm(pooled)) + self.skip(embeddings.flatten(1))
+        return self.pool(self.norm(pooled)) + self.skip(embeddings.reshape(len(pooled), -1))
 
-    def _pool(self, states: Tensor, real: Tensor) -> Tensor:
-        if self.pooling == "concat":
-            return states.flatten(1)
-        if self.pooling == "mean":
-            return states.sum(1) / real.sum(1, keepdim=True).clamp(min=1)
-        return states[:, 0]
+    def states(
+        self, ids: Tensor, embeddings: Tensor, real: Tensor | None, layers: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """The backbone's last states [m, T, h] of windows.
+
+        Args: ids: [m, T], 0 where there is padding. embeddings: [m, T, d] of the ids, in units of their root mean
+            square. real: [m, T], what is no padding; None where nothing is.
+        """
+        raise NotImplementedError
+
+    def encode_passages(self, passages: Sequence[Tensor], at_once: int = ENCODED_AT_ONCE) -> list[Tensor]:
+        """Vectors [L, dim] of each of these passages [L, k]: those of like length in one batch of `at_once` chunks."""
+        device = self.decoder_embeddings.device
+        longest_first = sorted(range(len(passages)), key=lambda number: -len(passages[number]))
+        vectors: dict[int, Tensor] = {}
+        while len(vectors) < len(passages):
+            rest = longest_first[len(vectors) :]
+            batch = rest[: max(1, at_once // max(1, len(passages[rest[0]])))]
+            token_ids = pad_sequence([passages[number] for number in batch], batch_first=True, padding_value=PAD)
+            for number, encoded in zip(batch, self(token_ids.to(device)), strict=True):
+                vectors[number] = encoded[: len(passages[number])]
+        return [vectors[number] for number in range(len(passages))]
+
+    def pretrained(self) -> list[nn.Parameter]:
+        """Parameters that were trained before; the others are new."""
+        return list(self.backbone.parameters())
 
     def settings(self) -> dict[str, Any]:
         """What is needed, besides the tensors, to build this encoder again."""
+        config = self.backbone.config.to_diff_dict() | {"model_type": self.backbone.config.model_type}
         return {
-            "backbone": self.backbone.config.to_diff_dict() | {"model_type": self.backbone.config.model_type},
+            "kind": self.kind,
+            "backbone": config,
             "chunk_size": self.chunk_size,
             "pooling": self.pooling,
             "token_skip": self.token_skip,
-            "train_token_table": self.token_table.requires_grad,
+            "window_chunks": self.window_chunks,
         }
 
-    @classmethod
-    def empty(cls, settings: dict[str, Any], vocabulary: int, decoder_width: int) -> ChunkEncoder:
+    @staticmethod
+    def empty(settings: dict[str, Any], vocabulary: int, decoder_width: int) -> ChunkEncoder:
         """An encoder of these settings whose tensors are still to be loaded."""
         config = dict(settings["backbone"])
+        config.pop("dtype", None)  # Tensors have what they are loaded as.
         backbone = AutoModel.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-        return cls(
-            strip_backbone(backbone),
-            torch.zeros(vocabulary, backbone.config.hidden_size),
-            torch.ones(vocabulary, decoder_width),
-            settings["chunk_size"],
-            settings["pooling"],
-            settings["token_skip"],
-            settings["train_token_table"],
-        )
+        names = ("chunk_size", "pooling", "token_skip")
+        # Models that were saved before there was a choice have neither a kind nor a window.
+        shape = {name: settings[name] for name in names} | {"window_chunks": settings.get("window_chunks", 1)}
+        embeddings = torch.ones(vocabulary, decoder_width)
+        if settings.get("kind") == LayersEncoder.kind:
+            return LayersEncoder(strip_backbone(backbone), embeddings, settings["embedding_size"], **shape)
+        table = torch.zeros(vocabulary, backbone.config.hidden_size)
+        trained = settings["train_token_table"]
+        return BertEncoder(strip_backbone(backbone), table, embeddings, train_token_table=trained, **shape)
 
     def digest(self) -> str:
         """Hash of all that decides a vector; a store names the encoder that made it by this."""
-        digest = hashlib.sha256(f"{self.chunk_size} {self.pooling} {self.token_skip}".encode())
+        shape = f"{self.chunk_size} {self.pooling} {self.token_skip}"
+        if self.window_chunks > 1:
+            shape += f" {self.window_chunks}"
+        digest = hashlib.sha256(shape.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:32]
+
+
+class BertEncoder(ChunkEncoder):
+    """Any BERT-type backbone; every token of a window sees all others.
+
+    It reads *decoder* token ids through a table of its own, so nothing is tokenized twice.
+    """
+
+    kind, causal = "bert", False
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        token_table: Tensor,
+        decoder_embeddings: Tensor,
+        chunk_size: int,
+        pooling: Pooling,
+        token_skip: bool,
+        train_token_table: bool,
+        window_chunks: int = 1,
+    ) -> None:
+        """Args: token_table [vocabulary, h]; the others as the base has them."""
+        super().__init__(backbone, decoder_embeddings, chunk_size, pooling, token_skip, window_chunks)
+        self.token_table = nn.Parameter(token_table.clone().float(), requires_grad=train_token_table)
+        # Lets the backbone see what its own (often uncased) vocabulary can't tell apart.
+        self.input_adapter = nn.Linear(decoder_embeddings.shape[1], token_table.shape[1], bias=False)
+        nn.init.zeros_(self.input_adapter.weight)
+
+    def states(
+        self, ids: Tensor, embeddings: Tensor, real: Tensor | None, layers: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        inputs = nn.functional.embedding(ids, self.token_table) + self.input_adapter(embeddings)
+        if layers is not None and real is None:
+            return layers(inputs)
+        # Without a mask attention takes its fast path.
+        mask = None
+        if real is not None:
+            mask = real.long()
+            # Attention over nothing at all is not a number.
+            mask[:, 0] = 1
+        return self.backbone(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+
+    def pretrained(self) -> list[nn.Parameter]:
+        return [*super().pretrained(), self.token_table]
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"train_token_table": self.token_table.requires_grad}
+
+
+class LayersEncoder(ChunkEncoder):
+    """A copy of the decoder's first layers (ours).
+
+    They read the decoder's own embeddings, and of each token only what stands before it.
+    """
+
+    kind, causal = "layers", True
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        decoder_embeddings: Tensor,
+        embedding_size: float,
+        chunk_size: int,
+        pooling: Pooling,
+        token_skip: bool,
+        window_chunks: int = 1,
+    ) -> None:
+        """Args: embedding_size: root mean square of what the decoder reads for tokens; the others as the base has."""
+        super().__init__(backbone, decoder_embeddings, chunk_size, pooling, token_skip, window_chunks)
+        self.embedding_size = embedding_size
+
+    def states(
+        self, ids: Tensor, embeddings: Tensor, real: Tensor | None, layers: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        # Padding stands behind the tokens, where none of them sees it: no mask is needed.
+        return self.backbone(inputs_embeds=embeddings * self.embedding_size, use_cache=False).last_hidden_state
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | {"embedding_size": self.embedding_size}
+
+
+def first_layers(decoder: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A copy of the decoder's first layers and its final norm, to be trained by itself.
+
+    Raises:
+        RecipeError: the decoder has fewer layers.
+    """
+    body = decoder.get_decoder()
+    config: PretrainedConfig = copy.deepcopy(body.config)
+    if layers > config.num_hidden_layers:
+        raise RecipeError(
+            f"encoder.layers is {layers}, but the decoder has {config.num_hidden_layers} layers; give at most as many"
+        )
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    with torch.random.fork_rng(devices=[]):
+        backbone = AutoModel.from_config(config, attn_implementation=config._attn_implementation).float().eval()
+    tensors = body.state_dict()
+    backbone.load_state_dict({name: tensors[name] for name in backbone.state_dict()})
+    return backbone
+
+
+def _positions(backbone: PreTrainedModel) -> int | None:
+    """Tokens that a backbone reads at once; None where its config names no limit."""
+    most = getattr(backbone.config, "max_position_embeddings", None)
+    # RoBERTa's positions begin behind that of padding.
+    first = getattr(getattr(backbone, "embeddings", None), "padding_idx", -1) + 1
+    return None if most is None else most - first
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

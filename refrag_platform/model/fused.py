@@ -1,4 +1,4 @@
-"""The layers of a BERT-type encoder for chunks without padding, in as few passes over memory as can be.
+"""The layers of a BERT-type encoder for windows without padding, in as few passes over memory as can be.
 
     fused = FusedLayers(encoder)
     vectors = encoder(token_ids, padded=False, layers=fused)
@@ -69,7 +69,7 @@ def _(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class FusedLayers:
-    """The layers of an encoder's backbone, ready to run: embedded inputs [n, k, h] to states [n, k, h].
+    """The layers of an encoder's backbone, ready to run: embedded windows [n, T, h] to states [n, T, h].
 
     [n, 1, h] where the encoder pools the first position alone. Query, key and value are copied; all other weights are
     the encoder's own. Its weights must not change afterwards.

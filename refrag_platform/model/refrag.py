@@ -8,8 +8,8 @@ logits = model.decoder(inputs_embeds=inputs.embeds, attention_mask=inputs.attent
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,15 +20,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.encoder import (
+    BertEncoder,
     ChunkEncoder,
+    LayersEncoder,
     embedding_size,
     embedding_weight,
+    first_layers,
     strip_backbone,
     token_table,
 )
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.prompts import token_id
-from refrag_platform.model.segments import Prompt, lay_out
+from refrag_platform.model.segments import Chunks, Prompt, lay_out
 from refrag_platform.quiet import quietly
 from refrag_platform.recipes import Recipe
 from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer
@@ -81,25 +84,15 @@ class RefragModel(nn.Module):
 
         Raises:
             RefragError: a package, path or hub id of the recipe can't be had.
+            RecipeError: the encoder's windows or layers are more than its backbone or the decoder has.
         """
         decoder = load_decoder(recipe.decoder, base, recipe.seed)
         tokenizer = load_tokenizer(recipe.decoder, base)
-        backbone, encoder_tokenizer = load_encoder(recipe.encoder, base, recipe.seed)
-        embeddings = embedding_weight(decoder).detach().float()
-        generator = torch.Generator().manual_seed(recipe.seed)
-        table = token_table(backbone, encoder_tokenizer, tokenizer, embeddings.shape[0], generator)
+        width = embedding_weight(decoder).shape[1]
+        make_encoder = _encoder_maker(recipe, base, decoder, tokenizer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            encoder = ChunkEncoder(
-                strip_backbone(backbone),
-                table,
-                embeddings,
-                recipe.encoder.chunk_size,
-                recipe.encoder.pooling,
-                recipe.encoder.token_skip,
-                recipe.encoder.train_token_table,
-            )
-            width = embeddings.shape[1]
+            encoder = make_encoder()
             projection = Projection(
                 encoder.vector_dim,
                 width,
@@ -135,8 +128,14 @@ class RefragModel(nn.Module):
         return self._digest
 
     def encode(self, token_ids: Tensor, padded: bool | None = None) -> Tensor:
-        """Chunk vectors [n, vector_dim] of token ids [n, k], -1 = padding (`padded=False`: there is none)."""
+        """Chunk vectors [..., L, vector_dim] of passages [..., L, k], -1 = padding (`padded=False`: there is none)."""
         return self.encoder(token_ids.to(self.device), padded)
+
+    def with_vectors(self, passages: Sequence[Chunks]) -> list[Chunks]:
+        """The passages, each with the vectors of all its chunks; those that came without are encoded."""
+        missing = [passage for passage in passages if passage.vectors is None]
+        encoded = iter(self.encoder.encode_passages([passage.token_ids for passage in missing]))
+        return [p if p.vectors is not None else replace(p, vectors=next(encoded)) for p in passages]
 
     def project(self, vectors: Tensor) -> Tensor:
         """What the decoder reads, [n, d], for vectors [n, vector_dim]."""
@@ -153,12 +152,8 @@ class RefragModel(nn.Module):
     def embed(self, prompts: Sequence[Prompt], padding_side: Literal["left", "right"] = "left") -> Inputs:
         """Decoder input of a batch of prompts; vectors that prompts don't bring are encoded here."""
         layout = lay_out(prompts, self.chunk_size, padding_side)
-        if layout.vectors is not None:
-            vectors = layout.vectors
-        elif len(layout.chunk_token_ids):
-            vectors = self.encode(layout.chunk_token_ids)
-        else:
-            vectors = torch.empty(0, self.vector_dim)
+        compressed = [passage.compressed_vectors() for passage in self.with_vectors(layout.passages)]
+        vectors = torch.cat([own.to(self.device) for own in compressed] or [torch.empty(0, self.vector_dim)])
         embeds = self.gather(
             layout.token_ids.to(self.device), layout.chunk_index.to(self.device), self.project(vectors)
         )
@@ -225,6 +220,22 @@ class RefragModel(nn.Module):
         model = cls(encoder, projection, decoder, tokenizer).to(device=device, dtype=dtype).eval()
         model._digest = settings["encoder_digest"]
         return model
+
+
+def _encoder_maker(
+    recipe: Recipe, base: Path, decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> Callable[[], ChunkEncoder]:
+    """What makes the encoder that the recipe names, its new weights drawn from the global random state."""
+    settings, embeddings = recipe.encoder, embedding_weight(decoder).detach().float()
+    k, pooling, skip, window = settings.chunk_size, settings.pooling, settings.token_skip, settings.window_chunks
+    if settings.layers is not None:
+        layers, size = first_layers(decoder, settings.layers), float(embedding_size(decoder))
+        return lambda: LayersEncoder(strip_backbone(layers), embeddings, size, k, pooling, skip, window)
+    backbone, encoder_tokenizer = load_encoder(settings, base, recipe.seed)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    table = token_table(backbone, encoder_tokenizer, tokenizer, embeddings.shape[0], generator)
+    trained = settings.train_token_table
+    return lambda: BertEncoder(strip_backbone(backbone), table, embeddings, k, pooling, skip, trained, window)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -27,11 +27,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Chunks:
-    """A passage cut into chunks, some of them kept as tokens.
+    """A whole passage cut into chunks, some of them kept as tokens.
 
     token_ids: [n, k], the last row padded with -1. keep: [n] bool, True = expanded to its tokens (default:
-    none). vectors: [n, dim] from the store; None = encoded when needed. relevance: how near a retriever found the
-    passage to the question, None if it isn't known.
+    none). vectors: [n, dim] from the store; None = encoded when needed. All chunks have one, kept or not, and keeping
+    a chunk changes no vector: the encoder read the whole passage. relevance: how near a retriever found the passage to
+    the question, None if it isn't known.
     """
 
     token_ids: Tensor
@@ -51,6 +52,13 @@ class Chunks:
         """The same passage with other chunks expanded."""
         return replace(self, keep=keep)
 
+    def compressed_vectors(self) -> Tensor:
+        """The vectors [m, dim] of the chunks that are not kept, of a passage that has vectors."""
+        assert self.vectors is not None
+        folded = ~self.keep
+        # Mostly all of them, which spares a copy.
+        return self.vectors if bool(folded.all()) else self.vectors[folded.to(self.vectors.device)]
+
 
 Prompt = Sequence[Text | Chunks]
 
@@ -59,17 +67,15 @@ Prompt = Sequence[Text | Chunks]
 class Layout:
     """Where each decoder position's embedding comes from, for a batch of prompts.
 
-    token_ids: [B, N], the token of a position, 0 where there is none. chunk_index: [B, N], the row of
-    `chunk_token_ids` whose vector the position takes, -1 where it takes a token. attention_mask: [B, N] bool.
-    chunk_token_ids: [M, k], the compressed chunks of all prompts. vectors: [M, dim], or None when some
-    chunk came without.
+    token_ids: [B, N], the token of a position, 0 where there is none. chunk_index: [B, N], the number of the chunk
+    whose vector the position takes, among the compressed chunks of all `passages`; -1 where it takes a token.
+    attention_mask: [B, N] bool. passages: those of all prompts that have compressed chunks, in order.
     """
 
     token_ids: Tensor
     chunk_index: Tensor
     attention_mask: Tensor
-    chunk_token_ids: Tensor
-    vectors: Tensor | None
+    passages: list[Chunks]
 
     @property
     def position_ids(self) -> Tensor:
@@ -83,6 +89,33 @@ def chunk_tokens(token_ids: Sequence[int], chunk_size: int) -> Tensor:
     padded = torch.full((chunks * chunk_size,), PAD, dtype=torch.long)
     padded[: len(token_ids)] = torch.as_tensor(token_ids, dtype=torch.long)
     return padded.view(chunks, chunk_size)
+
+
+def cut_windows(token_ids: Tensor, most: int, padded: bool) -> tuple[Tensor, Tensor | None]:
+    """Cut passages [n, L, k] into windows [m, w, k] of at most `most` chunks each.
+
+    A longer passage is cut into as few windows as can be, all of a length but for the last, which may be some chunks
+    shorter. Its own length decides, not what it is padded to.
+
+    Returns:
+        The windows, and the row [n, L] of each chunk among those of all windows; None: they stand in the same order.
+    """
+    n, chunks, k = token_ids.shape
+    count = max(1, -(-chunks // most))
+    width = most if padded else -(-chunks // count)
+    if count == 1 or most == 1 or (not padded and width * count == chunks):
+        return token_ids.reshape(-1, min(chunks, width), k), None
+    lengths = (token_ids[..., 0] != PAD).sum(1, keepdim=True).clamp(min=1)
+    counts = (lengths + most - 1) // most
+    sizes = (lengths + counts - 1) // counts
+    numbers = torch.arange(chunks, device=token_ids.device)
+    places = numbers // sizes * width + numbers % sizes
+    # Padding goes to a place past the end.
+    places = torch.where(numbers < lengths, places, count * width)
+    windows = token_ids.new_full((n, count * width + 1, k), PAD)
+    windows = windows.scatter(1, places[..., None].expand_as(token_ids), token_ids)[:, :-1]
+    rows = torch.arange(n, device=token_ids.device)[:, None] * count * width
+    return windows.reshape(-1, width, k), rows + places.clamp(max=count * width - 1)
 
 
 def whole_chunks(key: str, tokens: int, chunk_size: int) -> int:
@@ -135,7 +168,8 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
     Raises:
         ValueError: there are no prompts, one is empty, or a passage was cut with another chunk size.
     """
-    rows, chunk_rows, vector_rows = [], [], []
+    rows = []
+    passages: list[Chunks] = []
     compressed = 0
     for number, prompt in enumerate(prompts):
         tokens, index = [], []
@@ -157,9 +191,8 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
                     tokens.append(0)
                     index.append(compressed)
                     compressed += 1
-            folded = ~part.keep
-            chunk_rows.append(part.token_ids[folded])
-            vector_rows.append(None if part.vectors is None else part.vectors[folded.to(part.vectors.device)])
+            if not bool(part.keep.all()):
+                passages.append(part)
         if not tokens:
             raise ValueError(f"prompt {number} is empty")
         rows.append((tokens, index))
@@ -174,10 +207,7 @@ def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["l
         token_ids[number, where] = torch.tensor(tokens)
         chunk_index[number, where] = torch.tensor(index)
         attention_mask[number, where] = True
-    chunk_token_ids = torch.cat(chunk_rows) if chunk_rows else torch.empty(0, chunk_size, dtype=torch.long)
-    given = [vectors for vectors in vector_rows if vectors is not None]
-    complete = bool(given) and len(given) == len(vector_rows)
-    return Layout(token_ids, chunk_index, attention_mask, chunk_token_ids, torch.cat(given) if complete else None)
+    return Layout(token_ids, chunk_index, attention_mask, passages)
 
 
 def window_layout(context: Tensor, keep: Tensor, start_token: int) -> tuple[Tensor, Tensor]:

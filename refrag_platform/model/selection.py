@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,26 +11,6 @@ from torch import Tensor
 from refrag_platform.model.policy import PolicyNetwork, budget, select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, chunk_tokens
-
-
-@torch.no_grad()
-def encode_chunks(model: RefragModel, chunks: Tensor, padded: bool) -> Tensor:
-    """Vectors [B, L, dim] of chunks [B, L, k]; what stands where there is no chunk means nothing."""
-    token_ids = chunks.flatten(0, 1)
-    if padded:
-        # Attention over nothing at all is not a number.
-        token_ids = torch.cat([token_ids[:, :1].clamp(min=0), token_ids[:, 1:]], 1)
-    return model.encode(token_ids, padded=padded).view(*chunks.shape[:2], -1)
-
-
-@torch.no_grad()
-def with_vectors(model: RefragModel, passages: Sequence[Chunks]) -> list[Chunks]:
-    """The passages, each with its vectors; those that came without are encoded in one batch."""
-    missing = [passage for passage in passages if passage.vectors is None]
-    if not missing:
-        return list(passages)
-    vectors = iter(model.encode(torch.cat([p.token_ids for p in missing])).split([len(p.token_ids) for p in missing]))
-    return [p if p.vectors is not None else replace(p, vectors=next(vectors)) for p in passages]
 
 
 @torch.no_grad()
@@ -48,7 +27,7 @@ def expand(
     The policy chooses; without one the choice is random, drawn with `generator`. question: its token ids
     (`content_ids`), for a policy that reads them.
     """
-    passages = with_vectors(model, passages)
+    passages = model.with_vectors(passages)
     counts = [len(passage.token_ids) for passage in passages]
     kept = budget(sum(counts), share)
     if kept == 0:
@@ -68,7 +47,7 @@ def policy_scores(
     model: RefragModel, passages: Sequence[Chunks], policy: PolicyNetwork, question: Sequence[int] = ()
 ) -> Tensor:
     """The policy's logit of every chunk of all passages in order, [L]."""
-    vectors = [p.vectors for p in with_vectors(model, passages) if p.vectors is not None]
+    vectors = [p.vectors for p in model.with_vectors(passages) if p.vectors is not None]
     asked, relevance = None, None
     if policy.reads_question and question:
         asked = model.encode(chunk_tokens(question, model.chunk_size))[None]

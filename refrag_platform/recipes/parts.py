@@ -39,8 +39,18 @@ class DecoderRecipe(Section):
 class EncoderRecipe(Section):
     """The light encoder that makes one vector per chunk (section 2)."""
 
-    source: Annotated[str, check_source("random")] = Field(
-        description="package:NAME, hub:ORG/NAME, path:DIR, or random"
+    source: Annotated[str, check_source("random", "decoder")] = Field(
+        description="package:NAME, hub:ORG/NAME or path:DIR of a BERT-type model, random, or decoder: a copy of the "
+        "decoder's first layers, which read its own embeddings"
+    )
+    layers: int | None = Field(None, ge=1, description="of a `decoder` source: how many of its layers are copied")
+    window: Literal["chunk", "passage"] = Field(
+        "chunk",
+        description="what is read together to make a chunk's vector: the chunk alone, as in the paper, or its passage; "
+        "stored vectors are then those of whole passages",
+    )
+    window_tokens: int = Field(
+        512, ge=1, description="longest window of a passage; a longer passage is cut into as few equal ones as can be"
     )
     config: dict[str, Any] = Field(default_factory=dict, description="BertConfig values of a `random` encoder")
     chunk_size: int = Field(8, ge=1, le=256, description="k: decoder tokens replaced by one vector")
@@ -62,6 +72,37 @@ class EncoderRecipe(Section):
         if self.source != "random":
             self.refuse_idle(f"source is {self.source}", "config")
         return self
+
+    @model_validator(mode="after")
+    def _layers_are_the_decoders(self) -> EncoderRecipe:
+        if self.source != "decoder":
+            self.refuse_idle(f"source is {self.source}, not decoder", "layers")
+        else:
+            self.refuse_idle("source is decoder, whose own embeddings are read", "train_token_table")
+            if self.layers is None:
+                raise ValueError("source is decoder: say how many of its layers are copied, e.g. `layers: 6`")
+        return self
+
+    @model_validator(mode="after")
+    def _window_fits(self) -> EncoderRecipe:
+        if self.window == "chunk":
+            self.refuse_idle("window is chunk", "window_tokens")
+        elif self.window_tokens < 2 * self.chunk_size:
+            raise ValueError(
+                f"window_tokens is {self.window_tokens}, less than two chunks of {self.chunk_size} tokens; raise it, "
+                "or set window: chunk"
+            )
+        if self.pooling == "cls" and (self.window == "passage" or self.source == "decoder"):
+            raise ValueError(
+                "pooling is cls: a chunk's first token stands for all of it only where a BERT-type encoder reads the "
+                "chunk alone; set pooling: concat or mean"
+            )
+        return self
+
+    @property
+    def window_chunks(self) -> int:
+        """Most chunks that are read together."""
+        return 1 if self.window == "chunk" else self.window_tokens // self.chunk_size
 
 
 class ProjectionRecipe(Section):

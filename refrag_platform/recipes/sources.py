@@ -7,13 +7,13 @@ from pydantic import AfterValidator
 SCHEMES = {"package": "NAME", "hub": "ORG/NAME", "path": "PATH"}
 
 
-def check_source(word: str | None = None) -> AfterValidator:
-    """A check of text that must be SCHEME:NAME, or `word`, which names no weights."""
-    allowed = [f"{scheme}:{name}" for scheme, name in SCHEMES.items()] + ([word] if word else [])
+def check_source(*words: str) -> AfterValidator:
+    """A check of text that must be SCHEME:NAME, or one of `words`, which name no weights."""
+    allowed = [*(f"{scheme}:{name}" for scheme, name in SCHEMES.items()), *words]
 
     def check(source: str) -> str:
         scheme, _, name = source.partition(":")
-        if source != word and not (scheme in SCHEMES and name):
+        if source not in words and not (scheme in SCHEMES and name):
             raise ValueError(f"allowed are {', '.join(allowed)}")
         return source
 

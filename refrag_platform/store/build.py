@@ -223,9 +223,8 @@ def encode_passages(
     ids = [content_ids(model.tokenizer, text) for text in texts]
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
-    device = next(model.encoder.parameters()).device
     with torch.inference_mode():
-        vectors = torch.cat([model.encoder(rows.to(device)).half().cpu() for rows in token_ids.split(batch_size)])
+        vectors = torch.cat([own.half().cpu() for own in model.encoder.encode_passages(chunks, batch_size)])
     if not bool(vectors.isfinite().all()):
         raise RefragError(
             f"the encoder's vectors of passages {named} don't fit float16; "

@@ -161,8 +161,12 @@ class CptTask(Task):
         return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
 
     def chunk_embeds(self, batch: Batch) -> Tensor:
-        """[B L, d]: what the decoder reads for every chunk of the batch."""
-        return self.model.project(self.model.encode(batch["context"].flatten(0, 1), padded=False))
+        """[B L, d]: what the decoder reads for every chunk of the batch; each context is a passage."""
+        context = batch["context"]
+        if "known" in batch and not self.model.encoder.causal:
+            # Each block is a passage of its own: a vector that knew of the next ones would give away what they say.
+            context = context.unflatten(1, (-1, self.settings.output_tokens // self.model.chunk_size))
+        return self.model.project(self.model.encode(context, padded=False).flatten(0, -2))
 
     def control_inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """A control's contexts as token embeddings [n, N, d], and what it predicts after each.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.question_files import Passage, Question, arranged, keeps_order, mention
@@ -21,7 +22,7 @@ from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots, prompt_length
-from refrag_platform.model.selection import chunk_relevance, encode_chunks
+from refrag_platform.model.selection import chunk_relevance
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
@@ -46,6 +47,7 @@ STEPS_TRIED = 4
 class Episode:
     """Text before the context, the context's chunks [L, k], text after it, and the tokens that are judged.
 
+    lengths: chunks of each of the context's passages; empty: it is one passage, as a window is.
     question: what the policy is told beside the chunks, if it asks; for a window there is none.
     evidence: levels [L] of what each chunk is to the answer (training/evidence.py), where that is known.
     relevance: [L], how near a retriever finds each chunk's passage to the question, where it was asked.
@@ -58,6 +60,12 @@ class Episode:
     question: list[int] = field(default_factory=list)
     evidence: Tensor | None = None
     relevance: Tensor | None = None
+    lengths: list[int] = field(default_factory=list)
+
+    @property
+    def passages(self) -> list[Tensor]:
+        """The chunks of each passage, [length, k]."""
+        return list(self.chunks.split(self.lengths or [len(self.chunks)]))
 
 
 def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> Episode:
@@ -82,6 +90,7 @@ def question_episode(
         after,
         content_ids(tokenizer, question.question),
         relevance=chunk_relevance(passages),
+        lengths=[len(passage.token_ids) for passage in passages],
     )
 
 
@@ -233,6 +242,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
     A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
     there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
+    passages [P, l, k]: those of all rows; places [B, L]: of each chunk among theirs, 0 where there is none;
     evidence [B, L]: levels, 0 where none is known; relevance [B, L], NaN where it isn't known; kept [B]: T' of each
     row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots; length: most positions
     of a row with T' chunks kept.
@@ -244,6 +254,10 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
     slots = torch.full((rows, max(t + n * chunk_size for t, n in zip(texts, counts, strict=True))), PAD)
     owners = torch.full_like(slots, -1)
     chunks = torch.full((rows, most, chunk_size), PAD)
+    passages = pad_sequence([part for one in episodes for part in one.passages], batch_first=True, padding_value=PAD)
+    places = torch.zeros((rows, most), dtype=torch.long)
+    # The chunks of all rows, in order, among those of the padded passages.
+    counted = (passages[..., 0] != PAD).flatten().nonzero()[:, 0].split(counts)
     evidence = torch.zeros((rows, most), dtype=torch.int8)
     relevance = torch.full((rows, most), math.nan)
     labels = torch.full((rows, max(len(one.output) for one in episodes)), PAD)
@@ -257,6 +271,7 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         )
         owners[row, start:end] = torch.arange(counts[row]).repeat_interleave(chunk_size)
         chunks[row, : counts[row]] = one.chunks
+        places[row, : counts[row]] = counted[row]
         labels[row, : len(one.output)] = torch.tensor(one.output)
         if one.evidence is not None:
             evidence[row, : counts[row]] = one.evidence
@@ -270,6 +285,8 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         "slots": slots,
         "owners": owners,
         "chunks": chunks,
+        "passages": passages,
+        "places": places,
         "question": question,
         "evidence": evidence,
         "relevance": relevance,
@@ -277,8 +294,13 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
         "most_kept": max(kept),
         "labels": labels,
         "length": length,
-        "padded": bool((chunks == PAD).any()),
+        "padded": bool((passages == PAD).any()),
     }
+
+
+def context_vectors(model: RefragModel, batch: Batch) -> Tensor:
+    """Vectors [B, L, dim] of a batch's chunks, each passage encoded whole; nothing real where there is no chunk."""
+    return model.encode(batch["passages"], batch["padded"]).flatten(0, 1)[batch["places"]]
 
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
@@ -288,7 +310,7 @@ def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vecto
     if batch["padded"]:
         given["mask"] = batch["chunks"][..., 0] != PAD
     if policy.reads_question and batch["question"].shape[1]:
-        given["question"] = encode_chunks(model, batch["question"], padded=True).float()
+        given["question"] = model.encode(batch["question"], padded=True).float()
         given["question_mask"] = batch["question"][..., 0] != PAD
     return given
 

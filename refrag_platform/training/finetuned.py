@@ -27,7 +27,6 @@ from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Text, pack_slots, prompt_length, whole_chunks
-from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import FinetunedRecipe
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.store.relevance import PassageRelevance, relevance_for
@@ -40,7 +39,7 @@ from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.examples import Example, Examples
-from refrag_platform.training.passage_table import ChunkVectors, PassageTable
+from refrag_platform.training.passage_table import ChunkVectors, PassageTable, encoded_rows
 
 if TYPE_CHECKING:
     from refrag_platform.training.cpt import System
@@ -275,7 +274,7 @@ class FinetunedTask(Task):
             return None, None
         bf16 = self.settings.precision == "bf16" and token_ids.is_cuda
         with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
-            return encode_chunks(self.model, token_ids, padded=True).float(), token_ids[..., 0] != PAD
+            return self.model.encode(token_ids, padded=True).float(), token_ids[..., 0] != PAD
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         # Padding stands to the right, where nothing that counts can see it: no mask is needed.
@@ -292,8 +291,7 @@ class FinetunedTask(Task):
             return self.model.decoder.get_input_embeddings()(token_ids)
         vectors = batch["vectors"]
         if vectors is None:
-            chunks = self._table.chunks[batch["chunk_rows"].clip(min=0).ravel()].astype(np.int64)
-            vectors = self.model.encode(torch.from_numpy(chunks))
+            vectors = encoded_rows(self.model, self._table, batch["chunk_rows"])
         return self.model.gather(token_ids, index, self.model.project(vectors.flatten(0, -2)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD
 
 TOKENIZED_AT_ONCE = 1024
-# Chunks are encoded in multiples of this many, so that few shapes reach the GPU.
+# Passages are encoded in blocks of this many chunks, so that few shapes reach the GPU.
 ENCODED_AT_ONCE = 512
 # Largest table of vectors kept on the GPU.
 TABLE_BYTES = 8 << 30
@@ -48,54 +48,79 @@ class PassageTable:
             blocks.append(context.reshape(-1, chunk_size))
             counts.append(len(blocks[-1]))
         self.chunks = np.concatenate(blocks)
-        self._starts = np.cumsum(counts)
+        # Row 0 counts as a passage here, and the others are numbered from 1: chunks of each, and whose each row is [M].
+        self.lengths = np.array(counts, dtype=np.int64)
+        self._starts = self.lengths.cumsum() - self.lengths
+        self.owners = np.arange(len(counts)).repeat(counts)
         # [passages], chunks of each.
-        self.counts = np.array(counts[1:], dtype=np.int64)
+        self.counts = self.lengths[1:]
 
     def rows(self, passages: Sequence[int]) -> NDArray[np.int64]:
         """Rows of `chunks` of these passages, in order, [L]."""
-        parts = [np.arange(self._starts[number], self._starts[number + 1]) for number in passages]
+        parts = [self._starts[number + 1] + np.arange(self.counts[number]) for number in passages]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def whole(self, owners: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Token ids [P, length, k] and rows [P, length] of the passages of these numbers, -1 where one has ended."""
+        numbers = np.arange(length)
+        rows = np.where(numbers < self.lengths[owners, None], self._starts[owners, None] + numbers, -1)
+        return np.where(rows[..., None] >= 0, self.chunks[rows], PAD).astype(np.int64), rows
+
+
+def encoded_rows(
+    model: RefragModel, table: PassageTable, rows: NDArray[np.int64], padded: bool | None = None
+) -> Tensor:
+    """Vectors [B, L, dim] of rows [B, L] of a table, whose passages are encoded whole; of rows below 0 of any."""
+    rows = rows.clip(min=0)
+    owners, which = np.unique(table.owners[rows], return_inverse=True)
+    token_ids, encoded = table.whole(owners, int(table.lengths[owners].max()))
+    which = which.reshape(rows.shape)
+    vectors = model.encode(_on(token_ids, model.device), padded)
+    return vectors[_on(which, model.device), _on(rows - encoded[which, 0], model.device)]
 
 
 class ChunkVectors:
     """Vectors of a table's chunks by a frozen encoder.
 
-    On a GPU each chunk is encoded when it is first read, and kept. On a CPU a batch is encoded by itself: then a
+    On a GPU each passage is encoded when it is first read, and kept. On a CPU a batch is encoded by itself: then a
     resumed run meets the same numbers to the last bit.
     """
 
     def __init__(self, model: RefragModel, table: PassageTable, bf16: bool) -> None:
         self._model, self._table, self._bf16 = model, table, bf16
         self._vectors: Tensor | None = None
-        self._known = np.zeros(len(table.chunks), dtype=bool)
+        self._known = np.zeros(table.owners[-1] + 1, dtype=bool)
 
     @torch.no_grad()
     def of(self, rows: NDArray[np.int64]) -> Tensor:
         """Vectors [B, L, dim] of rows [B, L] of the table; those of rows below 0 mean nothing."""
         device = self._model.device
         size = len(self._table.chunks) * self._model.vector_dim * 2
-        if device.type != "cuda" or size > TABLE_BYTES:
-            distinct, places = np.unique(rows.clip(min=0), return_inverse=True)
-            return self._encode(distinct)[torch.from_numpy(places.reshape(rows.shape)).to(device)]
+        # That something is padded is certain enough, and looking would hold up the GPU.
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16 and device.type == "cuda"):
+            if device.type != "cuda" or size > TABLE_BYTES:
+                return encoded_rows(self._model, self._table, rows, padded=True).float()
+            return self._remembered(rows)
+
+    def _remembered(self, rows: NDArray[np.int64]) -> Tensor:
+        """The same from the table of vectors, to which passages that are met for the first time are added."""
+        device = self._model.device
         if self._vectors is None:
             shape = (len(self._table.chunks), self._model.vector_dim)
             self._vectors = torch.zeros(shape, dtype=torch.bfloat16, device=device)
-        wanted = np.unique(rows[rows >= 0])
+        wanted = np.unique(self._table.owners[rows[rows >= 0]])
         missing = wanted[~self._known[wanted]]
-        if len(missing):
-            # Some are encoded twice; the number of shapes stays small.
-            missing = np.resize(missing, -(-len(missing) // ENCODED_AT_ONCE) * ENCODED_AT_ONCE)
-            self._vectors[_on(missing, device)] = self._encode(missing).to(torch.bfloat16)
-            self._known[missing] = True
+        # The number of shapes stays small: lengths are powers of two, and some passages are encoded twice.
+        lengths = 2 ** np.ceil(np.log2(self._table.lengths[missing])).astype(np.int64)
+        for length in np.unique(lengths):
+            alike, at_once = missing[lengths == length], max(1, ENCODED_AT_ONCE // int(length))
+            for block in np.resize(alike, (-(-len(alike) // at_once), at_once)):
+                token_ids, places = self._table.whole(block, int(length))
+                vectors = self._model.encode(_on(token_ids, device), padded=True).flatten(0, 1)
+                real = np.flatnonzero(places >= 0)
+                self._vectors[_on(places.ravel()[real], device)] = vectors[_on(real, device)].to(torch.bfloat16)
+        self._known[missing] = True
         return self._vectors[_on(rows.clip(min=0), device)]
-
-    def _encode(self, rows: NDArray[np.int64]) -> Tensor:
-        device = self._model.device
-        token_ids = _on(self._table.chunks[rows].astype(np.int64), device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16 and device.type == "cuda"):
-            # That some chunk is padded is certain enough, and looking would hold up the GPU.
-            return self._model.encode(token_ids, padded=True).float()
 
 
 def _on(values: NDArray[np.int64], device: torch.device) -> Tensor:

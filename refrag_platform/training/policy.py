@@ -35,7 +35,6 @@ from refrag_platform.model.policy import (
 )
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import whole_chunks
-from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
@@ -48,6 +47,7 @@ from refrag_platform.training.episodes import (
     Episode,
     QuestionEpisodes,
     collate,
+    context_vectors,
     judged_losses,
     log_perplexity,
     policy_inputs,
@@ -57,7 +57,7 @@ from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_an
 from refrag_platform.training.usable import refuse_held_out
 
 # Episodes whose chunk vectors the policy's metric is taken from.
-FITTED, ENCODED_AT_ONCE = 128, 2048
+FITTED = 128
 
 
 class PolicyTask(Task):
@@ -132,7 +132,7 @@ class PolicyTask(Task):
     def observe(self, batch: Batch) -> dict[str, Any]:
         """What the policy is given for each episode: chunk vectors [B, L, dim] and, if it reads it, the question."""
         with autocast(self.settings.precision, batch["chunks"].device):
-            vectors = encode_chunks(self.model, batch["chunks"], batch["padded"]).float()
+            vectors = context_vectors(self.model, batch).float()
             return policy_inputs(self.model, self.policy, batch, vectors)
 
     @torch.no_grad()
@@ -283,8 +283,8 @@ def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
 @torch.no_grad()
 def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
     """Chunk vectors [n, dim] of some episodes."""
-    chunks = torch.cat([episode.chunks for episode in questions.draw(0, range(FITTED))])
-    return torch.cat([model.encode(part) for part in chunks.split(ENCODED_AT_ONCE)])
+    passages = [passage for episode in questions.draw(0, range(FITTED)) for passage in episode.passages]
+    return torch.cat(model.encoder.encode_passages(passages))
 
 
 def train_policy(context: StageContext) -> dict[str, Any]:

@@ -80,19 +80,22 @@ class ReconstructionTask(Task):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         tokens = batch["tokens"]
-        chunks = tokens.reshape(-1, self.model.chunk_size)
-        vectors = self.model.encode(chunks, padded=False)
-        embeds = self.model.project(vectors)
+        embeds = self.chunk_embeds(tokens)
         loss = self.text_loss(embeds, tokens)
         figures = {"vector_std": vector_std(self.model, embeds), "reconstruction_loss": loss.detach()}
         if batch["helper"]:
-            helper = self.helper_loss(embeds, chunks, batch["chosen"])
+            helper = self.helper_loss(embeds, tokens.reshape(-1, self.model.chunk_size), batch["chosen"])
             figures["helper_loss"] = helper.detach()
             loss = loss + batch["helper_weight"] * helper
         else:
             # Under DDP every parameter must be part of every step's graph.
             loss = loss + 0.0 * self.helper.weight.sum()
         return loss, figures
+
+    def chunk_embeds(self, tokens: Tensor) -> Tensor:
+        """[B m, d]: what the decoder reads for the chunks of texts [B, m k], each of which is a passage."""
+        passages = tokens.unflatten(1, (-1, self.model.chunk_size))
+        return self.model.project(self.model.encode(passages, padded=False).flatten(0, 1))
 
     def text_loss(self, embeds: Tensor, tokens: Tensor) -> Tensor:
         """Mean loss of the text after its vectors; embeds [B m, d], tokens [B, m k]."""
@@ -126,7 +129,7 @@ class ReconstructionTask(Task):
         if len(tokens) < 2:
             return {}
         with autocast(self.settings.precision, tokens.device):
-            embeds = self.model.project(self.model.encode(tokens.reshape(-1, self.model.chunk_size), padded=False))
+            embeds = self.chunk_embeds(tokens)
             others = embeds.view(len(tokens), -1, embeds.shape[-1]).roll(1, 0).flatten(0, 1)
             return {
                 "own_loss": float(self.text_loss(embeds, tokens)),

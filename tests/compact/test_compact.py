@@ -22,6 +22,7 @@ from refrag_platform.model.segments import Chunks, Text, chunk_tokens
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from tests.conftest import ROOT
+from tests.encoders import recipe_with
 
 BASE = ROOT / "models" / "tiny"
 FINE = Codings(Coding(8), Coding(8), Coding(0, 20_000))
@@ -54,6 +55,23 @@ def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prompt(k: int) -> list[list[Text | Chunks]]:
     return [[Text([5, 6, 7]), Chunks(chunk_tokens(list(range(20, 20 + 4 * k)), k)), Text([8, 9])]]
+
+
+def test_a_copy_of_the_decoder_s_layers_is_not_packed(tmp_path: Path) -> None:
+    with pytest.raises(RefragError, match=r"encoder of tiny is a copy of the decoder's layers .*can't be packed yet"):
+        pack(tmp_path, recipe_with("layers, passage"), BASE, tmp_path / "release", FINE)
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_setting_that_is_newer_than_a_release_had_its_default(trained: Path, recipe: Recipe, tmp_path: Path) -> None:
+    pack(trained, recipe, BASE, release := tmp_path / "release", FINE)
+    manifest = json.loads((release / "manifest.json").read_text())
+    for key in ("window", "window_tokens", "layers"):
+        del manifest["settings"]["encoder"][key]
+    (release / "manifest.json").write_text(json.dumps(manifest))
+    load_release(release, recipe, BASE)
+    with pytest.raises(ArtifactError, match=r"encoder\.window 'chunk', not 'passage'"):
+        load_release(release, recipe_with("passage"), BASE)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

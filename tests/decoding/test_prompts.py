@@ -8,6 +8,7 @@ import torch
 from refrag_platform.decoding.prompts import prompt_content, prompt_input
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, Text, chunk_tokens, prompt_length
+from tests.encoders import ENCODERS, model_with
 
 
 @pytest.mark.parametrize("keep", [[0] * 6, [1] * 6, [0, 1, 0, 0, 1, 1], [1, 0, 0, 0, 0, 0]])
@@ -23,6 +24,21 @@ def test_the_input_is_the_model_s_own(model: RefragModel, keep: list[int], vecto
     made = prompt_input(model, prompt)
     torch.testing.assert_close(made.embeds, model.embed([prompt]).embeds[0], atol=1e-5, rtol=1e-5)
     assert made.content.shape == (prompt_length(prompt), 1 + k)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@torch.inference_mode()
+def test_what_a_vector_was_made_of_is_part_of_the_content(encoder: str) -> None:
+    reader = model_with(encoder)
+    ids = chunk_tokens(list(range(3, 25)), reader.chunk_size)
+    keep = torch.tensor([0, 1, 0, 0, 1, 0], dtype=torch.bool)
+    prompt: Prompt = [Text([5]), Chunks(ids, keep), Chunks(ids[2:], keep[2:], reader.encode(ids[2:]).half())]
+    made = prompt_input(reader, prompt)
+    torch.testing.assert_close(made.embeds, reader.embed([prompt]).embeds[0], atol=1e-4, rtol=1e-3)
+    # The same beginning, chunk by chunk, of a passage that ends otherwise.
+    other = prompt_input(reader, [Text([5]), Chunks(ids[:4], keep[:4])])
+    alike = (made.content[:7] == other.content[:7]).all(1)
+    assert alike.tolist() == [True, encoder in {"chunk", "layers"}, *[True] * 4, encoder in {"chunk", "layers"}]
 
 
 def test_content_says_what_stands_at_each_position() -> None:

@@ -10,19 +10,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from refrag_platform.errors import RefragError
-from refrag_platform.model.encoder import ChunkEncoder, strip_backbone
+from refrag_platform.model.encoder import BertEncoder, strip_backbone
 from refrag_platform.model.fused import FusedLayers, linear_gelu
 
 Pooling = Literal["cls", "concat", "mean"]
 
 
-def encoder(kind: str = "roberta", pooling: Pooling = "cls", **changes: object) -> ChunkEncoder:
+def encoder(kind: str = "roberta", pooling: Pooling = "cls", **changes: object) -> BertEncoder:
     """A small encoder with random weights throughout."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
     config = AutoConfig.for_model(kind, **{**sizes, "max_position_embeddings": 64, **changes})
     torch.manual_seed(0)
     backbone = strip_backbone(AutoModel.from_config(config))
-    made = ChunkEncoder(backbone, torch.randn(100, 32), torch.randn(100, 24), 8, pooling, True, False).eval()
+    made = BertEncoder(backbone, torch.randn(100, 32), torch.randn(100, 24), 8, pooling, True, False).eval()
     for module in made.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.1)

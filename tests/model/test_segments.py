@@ -8,6 +8,7 @@ import torch
 from refrag_platform.model.segments import (
     PAD,
     Chunks,
+    Layout,
     Text,
     chunk_tokens,
     compression_rate,
@@ -21,6 +22,11 @@ from refrag_platform.model.segments import (
 
 def flags(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.bool)
+
+
+def compressed(layout: Layout) -> torch.Tensor:
+    """The chunks that `chunk_index` numbers, [M, k]."""
+    return torch.cat([passage.token_ids[~passage.keep] for passage in layout.passages])
 
 
 def test_the_last_chunk_is_padded_and_comes_back_without_padding() -> None:
@@ -37,7 +43,7 @@ def test_a_chunk_takes_one_position_and_an_expanded_one_its_real_tokens() -> Non
     layout = lay_out([prompt], 2)
     assert layout.token_ids.tolist() == [[10, 11, 0, 3, 4, 5, 12]]
     assert layout.chunk_index.tolist() == [[-1, -1, 0, -1, -1, -1, -1]]
-    assert layout.chunk_token_ids.tolist() == [[1, 2]]
+    assert compressed(layout).tolist() == [[1, 2]]
     assert layout.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
 
 
@@ -54,9 +60,9 @@ def test_text_and_chunks_come_in_any_order_and_batches_are_padded_on_the_chosen_
 def test_vectors_are_those_of_the_compressed_chunks_in_order() -> None:
     vectors = torch.arange(6.0).view(3, 2)
     passage = Chunks(chunk_tokens([1, 2, 3, 4, 5, 6], 2), flags(0, 1, 0), vectors)
-    layout = lay_out([[passage]], 2)
-    assert layout.vectors is not None
-    assert layout.vectors.tolist() == [[0.0, 1.0], [4.0, 5.0]]
+    assert passage.compressed_vectors().tolist() == [[0.0, 1.0], [4.0, 5.0]]
+    assert lay_out([[passage]], 2).passages == [passage]
+    assert lay_out([[passage.kept(flags(1, 1, 1))]], 2).passages == []
 
 
 def test_compression_counts_the_whole_prompt_in_tokens_and_positions() -> None:
@@ -76,7 +82,7 @@ def test_window_layout_agrees_with_lay_out() -> None:
     general = lay_out([[Text([99]), Chunks(context[row], keep[row])] for row in range(2)], 3)
     assert tokens.tolist() == general.token_ids.tolist()
     assert (index >= 0).tolist() == (general.chunk_index >= 0).tolist()
-    assert torch.equal(context.flatten(0, 1)[index[index >= 0]], general.chunk_token_ids)
+    assert torch.equal(context.flatten(0, 1)[index[index >= 0]], compressed(general))
 
 
 def test_wrong_prompts_are_refused_with_the_reason() -> None:

@@ -22,6 +22,7 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.store import build as stage
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.versioning.digest import folder_digest
+from tests.encoders import WHOLE_PASSAGES, model_with
 from tests.store.conftest import PASSAGES, Made, write_passages
 
 BUILD = """
@@ -56,6 +57,27 @@ def test_every_passage_has_the_chunks_of_its_text_and_their_vectors(made: Made) 
     with torch.inference_mode():
         vectors = made.model.encode(torch.tensor(token_ids).long()).numpy()
     np.testing.assert_allclose(stored["vectors"][where], vectors, atol=0.01)
+
+
+@pytest.mark.parametrize("encoder", WHOLE_PASSAGES)
+def test_a_passage_s_chunks_are_encoded_together(made: Made, tmp_path: Path, encoder: str) -> None:
+    model, context = model_with(encoder), made.context(tmp_path / "run")
+    context.inputs |= {"corpus": tmp_path / "corpus", "cpt": tmp_path / "cpt"}
+    write_passages(context.inputs["corpus"], 20)
+    context.inputs["cpt"].mkdir()
+    model.save(context.inputs["cpt"])
+    stage.build_chunks(context)
+    stored = load_file(context.out / "chunks-00000.safetensors")
+    ends = np.cumsum(pq.read_table(context.out / "passages.parquet")["chunk_count"].to_numpy())
+    for token_ids, vectors in zip(
+        *(np.split(stored[name], ends[:-1]) for name in ("token_ids", "vectors")), strict=True
+    ):
+        with torch.inference_mode():
+            own = model.encode(torch.tensor(token_ids).long())
+            np.testing.assert_allclose(vectors, own.numpy(), atol=0.01)
+            assert not np.allclose(vectors[1:], model.encode(torch.tensor(token_ids[1:]).long()).numpy(), atol=0.05)
+    with pytest.raises(ArtifactError, match="made by encoder"):
+        StoreDescription.read(context.out).require_encoder(made.model.encoder_digest())
 
 
 def test_the_description_names_the_encoder_that_made_the_vectors(made: Made) -> None:

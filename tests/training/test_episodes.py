@@ -12,11 +12,11 @@ from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, chunk_tokens, unchunk
-from refrag_platform.model.selection import encode_chunks
 from refrag_platform.training.episodes import (
     Episode,
     QuestionEpisodes,
     collate,
+    context_vectors,
     judged_losses,
     log_perplexity,
     window_episode,
@@ -48,7 +48,7 @@ def test_a_batch_of_choices_is_judged_as_each_prompt_alone(model: RefragModel) -
     random = [torch.rand(mask.shape, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     keep = torch.stack([select(scores, mask, 0.4) for scores in random], 1)
     assert (keep.sum(-1) == batch["kept"][:, None]).all()
-    vectors = encode_chunks(model, batch["chunks"], batch["padded"])
+    vectors = context_vectors(model, batch)
     found = -log_perplexity(judged_losses(model, batch, vectors, keep), batch["labels"])
     for row, one in enumerate(episodes()):
         for choice in range(3):
@@ -65,7 +65,7 @@ def test_a_window_is_judged_as_its_evaluation_scores_it(model: RefragModel) -> N
     tokens = torch.randint(0, 200, (3, 40), generator=torch.Generator().manual_seed(0))
     chance = torch.rand(3, 8, generator=torch.Generator().manual_seed(5))
     batch = collate([window_episode(row, 32, model) for row in tokens], 0.25, 4)
-    vectors = encode_chunks(model, batch["chunks"], batch["padded"])
+    vectors = context_vectors(model, batch)
     losses = judged_losses(model, batch, vectors, select(chance, None, 0.25)[:, None])
     expected = score_refrag(model, None, Windows(tokens, ["a", "b", "c"], 32), 0.25, 2, seed=5)
     torch.testing.assert_close(losses[:, 0].double(), torch.from_numpy(expected), atol=1e-4, rtol=1e-4)

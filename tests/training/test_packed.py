@@ -22,7 +22,7 @@ from tests.training.conftest import repeating_documents, write_corpus
 CONTEXT, BLOCK = 32, 8
 
 
-def _task(
+def packed_task(
     model: RefragModel,
     folder: Path,
     system: System = "refrag",
@@ -58,7 +58,7 @@ def _window_loss(task: CptTask, batch: Batch, block: int) -> Tensor:
 def test_packed_windows_have_the_losses_of_windows_one_by_one(
     model: RefragModel, tmp_path: Path, system: System
 ) -> None:
-    task = _task(model, tmp_path, system)
+    task = packed_task(model, tmp_path, system)
     batch = task.batch(0, 0, 3, 0, 1)
     assert batch["output"].shape == (3, CONTEXT)
     expected = torch.stack([_window_loss(task, batch, block) for block in range(CONTEXT // BLOCK)])
@@ -68,14 +68,14 @@ def test_packed_windows_have_the_losses_of_windows_one_by_one(
 
 def test_blocks_see_chunks_that_are_kept_as_tokens(model: RefragModel, tmp_path: Path) -> None:
     """Every chunk kept: each block reads the text before it, as the control on full contexts does."""
-    task = _task(model, tmp_path, mixed_steps_share=1.0, mixed_share_kept=1.0)
-    full = _task(model, tmp_path, "full")
+    task = packed_task(model, tmp_path, mixed_steps_share=1.0, mixed_share_kept=1.0)
+    full = packed_task(model, tmp_path, "full")
     batch = task.batch(0, 0, 3, 0, 1)
     assert torch.allclose(task(batch)[0], full(batch)[0], atol=1e-5)
 
 
 def test_rows_that_keep_different_chunks_are_laid_out_each_by_itself(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, mixed_steps_share=1.0, mixed_share_kept=0.25)
+    task = packed_task(model, tmp_path, mixed_steps_share=1.0, mixed_share_kept=0.25)
     batch = task.batch(0, 0, 3, 0, 1)
     assert len({tuple(row) for row in batch["known"].tolist()}) > 1
     single = torch.stack([task(_row(batch, row))[0] for row in range(3)])
@@ -85,14 +85,14 @@ def test_rows_that_keep_different_chunks_are_laid_out_each_by_itself(model: Refr
 def test_a_teacher_speaks_of_the_same_tokens(model: RefragModel, tmp_path: Path) -> None:
     """Every chunk kept, the student reads what its own copy reads: the teacher's states are the student's."""
     settings = {"mixed_steps_share": 1.0, "mixed_share_kept": 1.0, "teacher": "full", "teacher_share": 1.0}
-    task = _task(model, tmp_path, taught_by=copy.deepcopy(model), **settings)
+    task = packed_task(model, tmp_path, taught_by=copy.deepcopy(model), **settings)
     batch = task.batch(0, 0, 3, 0, 1)
     task(batch)[0].backward()
     assert max(float(p.grad.abs().max()) for p in model.decoder.parameters() if p.grad is not None) < 1e-6
 
 
 def test_low_rank_updates_train_on_packed_windows_in_lower_precision(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, lora_rank=2)
+    task = packed_task(model, tmp_path, lora_rank=2)
     with autocast("bf16", torch.device("cpu")):
         loss = task(task.batch(0, 0, 3, 0, 1))[0]
     loss.backward()
@@ -104,7 +104,7 @@ def test_low_rank_updates_train_on_packed_windows_in_lower_precision(model: Refr
 def test_positions_are_those_that_the_decoder_reads(
     model: RefragModel, tmp_path: Path, system: System, positions: int
 ) -> None:
-    task = _task(model, tmp_path, system)
+    task = packed_task(model, tmp_path, system)
     assert task.positions(task.batch(0, 0, 3, 0, 1)) == 3 * positions
 
 
@@ -116,7 +116,9 @@ def _row(batch: Batch, row: int) -> Batch:
 
 
 def test_a_packed_run_trains_with_every_kind_of_step(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, repeat_steps_share=0.25, mixed_steps_share=0.25, mixed_share_kept=0.25, log_every=1)
+    task = packed_task(
+        model, tmp_path, repeat_steps_share=0.25, mixed_steps_share=0.25, mixed_share_kept=0.25, log_every=1
+    )
     summary = train(task, task.settings, tmp_path / "work", "cpt")
     assert summary["steps"] == 8
     assert {"own_loss", "shuffled_loss"} <= set(summary["last"])
@@ -134,12 +136,12 @@ def test_settings_that_can_not_be_packed_are_refused(
     model: RefragModel, tmp_path: Path, settings: dict[str, object], named: str
 ) -> None:
     with pytest.raises(ValueError, match=named):
-        _task(model, tmp_path, **settings)
+        packed_task(model, tmp_path, **settings)
 
 
 def test_truncated_needs_blocks_as_long_as_what_it_reads(model: RefragModel, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"output_tokens is 4 .* reads 8 tokens"):
-        _task(model, tmp_path, "truncated", output_tokens=4)
+        packed_task(model, tmp_path, "truncated", output_tokens=4)
 
 
 def test_blocks_must_hold_whole_chunks(recipe: Recipe) -> None:

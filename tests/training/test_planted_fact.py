@@ -13,11 +13,10 @@ from torch import Tensor
 from refrag_platform.model.policy import PolicyNetwork, Query, select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
-from refrag_platform.model.selection import encode_chunks
 from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.loop import Batch, train
 from refrag_platform.training.core.speed import decoder_states
-from refrag_platform.training.episodes import Episode, collate
+from refrag_platform.training.episodes import Episode, collate, context_vectors
 from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.policy import PolicyTask
 
@@ -61,7 +60,7 @@ def reader(model: RefragModel) -> RefragModel:
     for step in range(120):
         batch = Facts(2).batch(step, len(rows))
         with torch.no_grad():
-            projected = model.project(encode_chunks(model, batch["chunks"], padded=False).flatten(0, 1))
+            projected = model.project(context_vectors(model, batch).flatten(0, 1))
         token_ids, index, positions = pack_slots(batch["slots"], batch["owners"], the_fact(batch), batch["length"])
         hidden = decoder_states(model.decoder, model.gather(token_ids, index, projected))[rows, positions - 2]
         logits = model.decoder.get_output_embeddings()(hidden)

@@ -9,7 +9,15 @@ import torch
 
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import read_recipe
-from refrag_platform.training.core.speed import CHUNKS, attention, compile_regions, decoder_states, eager
+from refrag_platform.training.core.speed import (
+    CHUNKS,
+    attention,
+    compile_regions,
+    decoder_states,
+    eager,
+    fast_kernels,
+)
+from tests.encoders import ENCODERS, model_with
 
 RECIPE = Path(__file__).resolve().parents[2] / "models" / "tiny" / "recipe.yaml"
 
@@ -17,6 +25,20 @@ RECIPE = Path(__file__).resolve().parents[2] / "models" / "tiny" / "recipe.yaml"
 @pytest.fixture(scope="module")
 def model() -> RefragModel:
     return RefragModel.create(read_recipe(RECIPE), RECIPE.parent)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@torch.no_grad()
+def test_fast_kernels_leave_what_an_encoder_reads(encoder: str) -> None:
+    reader = model_with(encoder)
+    passages = torch.randint(3, 900, (3, 20, reader.chunk_size), generator=torch.Generator().manual_seed(0))
+    expected = reader.encode(passages, padded=False)
+    passages[:, 15:] = -1
+    partial = reader.encode(passages)
+    with fast_kernels(reader, on_gpu=True):
+        torch.testing.assert_close(reader.encode(passages)[:, :15], partial[:, :15], rtol=1e-4, atol=1e-4)
+        passages = torch.randint(3, 900, (3, 20, reader.chunk_size), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(reader.encode(passages, padded=False), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

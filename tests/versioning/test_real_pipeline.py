@@ -6,15 +6,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 
+from refrag_platform.model.loading import load_bundle
 from refrag_platform.project import Project
 from refrag_platform.serving.bento import Package, store_path
 from refrag_platform.stages import STAGES
+from refrag_platform.store.table import ChunkStore
 from refrag_platform.versioning import dvc
 from refrag_platform.versioning.impact import forget
 from refrag_platform.versioning.lineage import find, trace
 from refrag_platform.versioning.manifest import Manifest
 from tests.conftest import copy_project, init_repository
+from tests.encoders import recipe_with
 from tests.versioning.planted import MODEL, run
 from tests.versioning.traced import run_traced
 
@@ -67,6 +72,20 @@ def test_dvc_repro_without_dagster_gives_the_same_hashes(made: Project, tmp_path
     for project in (reproduced, made):
         assert "up to date" in run(project.root, "dvc", "status", *TARGETS)
         assert run(project.root, "git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+
+
+def test_an_encoder_of_the_decoder_s_layers_that_reads_passages_goes_through_every_stage(tmp_path: Path) -> None:
+    project = prepare(tmp_path / "project")
+    values = recipe_with("layers, passage").model_dump(mode="json")
+    project.recipe_path(MODEL).write_text(yaml.safe_dump(values))
+    refrag(project, "run", "all", "--model", MODEL)
+    assert set(hashes(project)) == set(STAGES)
+    bundle = load_bundle(MODEL, project)
+    store = ChunkStore.open(project.content("chunks", MODEL), expect_encoder=bundle.model.encoder_digest())
+    (hit,) = store.search("Where does the river rise?", 1)
+    own = bundle.model.encode(torch.from_numpy(hit.token_ids).long()).detach()
+    torch.testing.assert_close(torch.from_numpy(hit.vectors).float(), own, atol=0.02, rtol=0.01)
+    refrag(project, "ask", "Where does the river rise?", "--model", MODEL)
 
 
 def test_one_changed_byte_of_a_source_changes_every_hash_down_the_chain(made: Project, tmp_path: Path) -> None:

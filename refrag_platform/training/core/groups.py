@@ -19,7 +19,7 @@ def head_weight(decoder: PreTrainedModel) -> Tensor:
 
 def encoder_groups(model: RefragModel, settings: TrainsEncoder) -> list[dict[str, Any]]:
     """Backbone and token table at the encoder's rate; what is new (pooling, skip, projection) at the projection's."""
-    pretrained = [p for p in (*model.encoder.backbone.parameters(), model.encoder.token_table) if p.requires_grad]
+    pretrained = [p for p in model.encoder.pretrained() if p.requires_grad]
     known = {id(p) for p in pretrained}
     fresh = [
         p

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from refrag_platform.model.encoder import ChunkEncoder
+from refrag_platform.model.encoder import BertEncoder, LayersEncoder
 from refrag_platform.model.families import attention_window, logits_scale
 from refrag_platform.model.fused import attend_chunks
 from refrag_platform.training.core.packed import PackedLayout, packed_attention
@@ -98,18 +98,19 @@ def decoder_states(decoder: PreTrainedModel, inputs: Tensor, packed: PackedLayou
         groups = getattr(body.config, "num_key_value_heads", None) or heads
         layout["attention_mask"] = packed.attention_mask(groups, heads // groups)
         layout["position_ids"] = packed.position_ids
-    window = attention_window(body.config)
-    attends: AbstractContextManager[None]
-    if packed:
-        attends = attention(body.config, PACKED)
-    elif window is None or inputs.shape[1] <= window:
-        attends = attention(body.config, UNPADDED)
-    else:  # The decoder's own masks know which layers have a window.
-        attends = nullcontext()
-    with attends:
+    with attention(body.config, PACKED) if packed else _causal(body.config, inputs.shape[1]):
         states = body(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
     scale = logits_scale(decoder.config)
     return states if scale == 1 else states * scale
+
+
+def _causal(config: PretrainedConfig, positions: int) -> AbstractContextManager[None]:
+    """Causal attention over so many positions without a mask."""
+    window = attention_window(config)
+    if window is None or positions <= window:
+        return attention(config, UNPADDED)
+    # The decoder's own masks know which layers have a window.
+    return nullcontext()
 
 
 def compile_regions(*models: nn.Module, few_shapes: bool) -> None:
@@ -130,7 +131,7 @@ def compile_regions(*models: nn.Module, few_shapes: bool) -> None:
 
 @contextmanager
 def fast_kernels(*models: nn.Module, on_gpu: bool) -> Iterator[None]:
-    """The fastest attention for long sequences (cuDNN's) and for chunks, while a GPU trains."""
+    """The fastest attention for long sequences (cuDNN's) and for an encoder's windows, while a GPU trains."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with ExitStack() as stack:
@@ -143,8 +144,11 @@ def fast_kernels(*models: nn.Module, on_gpu: bool) -> Iterator[None]:
             ]
             stack.enter_context(sdpa_kernel(order, set_priority=True))
             for module in chain.from_iterable(model.modules() for model in models):
-                if isinstance(module, ChunkEncoder):
+                if isinstance(module, BertEncoder):
                     stack.enter_context(attention(module.backbone.config, CHUNKS))
+                elif isinstance(module, LayersEncoder):
+                    longest = module.window_chunks * module.chunk_size
+                    stack.enter_context(_causal(module.backbone.config, longest))
         yield
 
 
