@@ -23,7 +23,6 @@ from refrag_platform.bench.clock import Case, Ceilings, Times, in_turns, synchro
 from refrag_platform.bench.judged import Judged, read_result
 from refrag_platform.bench.machine import measured_on
 from refrag_platform.bench.report import PARTS
-from refrag_platform.bench.shapes import Subject
 from refrag_platform.bench.stores import Store, open_store, passage_id
 from refrag_platform.corpus.question_files import Question
 from refrag_platform.decoding.prompts import prompt_input
@@ -79,8 +78,7 @@ def bench_frontier(
     store, how = open_store(stores, bundle.folder, retriever, recipe, base, passages)
     timed = {name: spread(questions, limit) for name, questions in files.items()}
     every = [question for questions in timed.values() for question in questions]
-    subject = Subject(recipe.name, "finetuned", model.decoder, model.encoder, model.projection)
-    facts = measured_on(subject, Ceilings.measure(model.device, model.dtype))
+    facts = measured_on(recipe.name, "finetuned", model.decoder, Ceilings.measure(model.device, model.dtype))
     with torch.inference_mode():
         frontier = Frontier(bundle, store, PassageRelevance(retriever), judged, every)
         rows = frontier.rows(runs, warmup)

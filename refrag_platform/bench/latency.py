@@ -32,7 +32,7 @@ def bench_latency(
     for plan in plans:
         plan.check()
     ceilings = Ceilings.measure(subject.device, subject.dtype)
-    facts = measured_on(subject, ceilings)
+    facts = measured_on(subject.name, subject.weights, subject.decoder, ceilings)
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), fast(subject):
         for plan in plans:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.shapes import Subject
@@ -32,16 +33,16 @@ def fast(subject: Subject) -> Iterator[None]:
         yield
 
 
-def measured_on(subject: Subject, ceilings: Ceilings) -> dict[str, Any]:
-    """What a result says of the model and the machine."""
-    on_cuda = subject.device.type == "cuda"
+def measured_on(model: str, weights: str, decoder: PreTrainedModel, ceilings: Ceilings) -> dict[str, Any]:
+    """What a result says of the model, where its weights come from, and the machine."""
+    on_cuda = decoder.device.type == "cuda"
     name = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "model": subject.name,
-        "weights": subject.weights,
+        "model": model,
+        "weights": weights,
         "device": name,
         "torch": torch.__version__,
-        "dtype": str(subject.dtype).removeprefix("torch."),
+        "dtype": str(decoder.dtype).removeprefix("torch."),
         "peak_flops": ceilings.peak,
         "stated_peak_flops": next((value for key, value in PEAKS.items() if key in name), None),
         "bandwidth": ceilings.bandwidth,

@@ -66,7 +66,12 @@ def bench_throughput(
         if on_row:
             on_row(row)
     facts = {"question": plan.question, "new_tokens": plan.new_tokens, "seed": plan.seed}
-    return {"benchmark": "throughput", **measured_on(subject, ceilings), **facts, "rows": rows}
+    return {
+        "benchmark": "throughput",
+        **measured_on(subject.name, subject.weights, subject.decoder, ceilings),
+        **facts,
+        "rows": rows,
+    }
 
 
 def _largest(subject: Subject, plan: ThroughputPlan, k: int | None, ceilings: Ceilings) -> dict[str, Any]:
