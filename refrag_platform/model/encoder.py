@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.segments import PAD, cut_windows
@@ -24,6 +23,13 @@ from refrag_platform.model.segments import PAD, cut_windows
 Pooling = Literal["concat", "mean", "cls"]
 # Chunks in one batch of passages.
 ENCODED_AT_ONCE = 2048
+
+
+class Rows(NamedTuple):
+    """How a backbone reads rows of several windows: mask [B, 1, T, T] bool, positions [B, T] within their windows."""
+
+    mask: Tensor
+    positions: Tensor
 
 
 class ChunkEncoder(nn.Module):
@@ -99,14 +105,45 @@ class ChunkEncoder(nn.Module):
             vectors = vectors[places]
         return vectors.reshape(*several, chunks, self.vector_dim)
 
-    def _encode(self, token_ids: Tensor, padded: bool, layers: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Windows of whole chunks [m, w k] to the vectors of all their chunks [m w, dim]."""
+    def encode_rows(self, token_ids: Tensor, windows: Tensor) -> Tensor:
+        """Rows of several passages each, [B, L, k] token ids, to vectors [B, L, dim]: as each passage has by itself.
+
+        Windows of many lengths take no padding so, where `forward` pads all to the longest.
+
+        Args: windows: [B, L], the number of a chunk's window in its row, -1 for padding; of one stand together.
+        """
+        if self.window_chunks == 1:
+            return self(token_ids, padded=True)
+        k, places = self.chunk_size, torch.arange(windows.shape[1], device=windows.device)
+        first = torch.where(windows != windows.roll(1, 1), places, 0)
+        first[:, 0] = 0
+        offsets = (places - first.cummax(1).values)[..., None] * k + torch.arange(k, device=windows.device)
+        numbers, real = windows.repeat_interleave(k, 1), (token_ids != PAD).flatten(1)
+        offsets = torch.where(windows[..., None] < 0, 0, offsets)
+        tokens = numbers.shape[1]
+        mask = numbers[:, :, None] == numbers[:, None]
+        if self.causal:
+            mask &= torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device).tril()
+        else:
+            # Attention over nothing at all is not a number.
+            mask &= real[:, None] | torch.eye(tokens, dtype=torch.bool, device=mask.device)
+        vectors = self._encode(token_ids.flatten(1), True, None, Rows(mask[:, None], offsets.flatten(1)))
+        return vectors.view(*windows.shape, self.vector_dim)
+
+    def _encode(
+        self,
+        token_ids: Tensor,
+        padded: bool,
+        layers: Callable[[Tensor], Tensor] | None,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        """Windows of whole chunks [m, w k], or rows of several, to the vectors of all their chunks [m w, dim]."""
         k, real = self.chunk_size, token_ids != PAD
         ids = token_ids.clamp(min=0)
         embeddings = nn.functional.embedding(ids, self.decoder_embeddings)
         if padded:
             embeddings = embeddings * real[..., None]
-        states = self.states(ids, embeddings, real if padded else None, layers)
+        states = self.states(ids, embeddings, real if padded else None, layers, rows)
         if self.pooling == "cls":  # Its windows are single chunks.
             pooled = states[:, 0]
         else:
@@ -121,12 +158,17 @@ class ChunkEncoder(nn.Module):
         return self.pool(self.norm(pooled)) + self.skip(embeddings.reshape(len(pooled), -1))
 
     def states(
-        self, ids: Tensor, embeddings: Tensor, real: Tensor | None, layers: Callable[[Tensor], Tensor] | None
+        self,
+        ids: Tensor,
+        embeddings: Tensor,
+        real: Tensor | None,
+        layers: Callable[[Tensor], Tensor] | None,
+        rows: Rows | None = None,
     ) -> Tensor:
         """The backbone's last states [m, T, h] of windows.
 
         Args: ids: [m, T], 0 where there is padding. embeddings: [m, T, d] of the ids, in units of their root mean
-            square. real: [m, T], what is no padding; None where nothing is.
+            square. real: [m, T], what is no padding; None where nothing is. rows: where a row holds several windows.
         """
         raise NotImplementedError
 
@@ -214,11 +256,20 @@ class BertEncoder(ChunkEncoder):
         nn.init.zeros_(self.input_adapter.weight)
 
     def states(
-        self, ids: Tensor, embeddings: Tensor, real: Tensor | None, layers: Callable[[Tensor], Tensor] | None
+        self,
+        ids: Tensor,
+        embeddings: Tensor,
+        real: Tensor | None,
+        layers: Callable[[Tensor], Tensor] | None,
+        rows: Rows | None = None,
     ) -> Tensor:
         inputs = nn.functional.embedding(ids, self.token_table) + self.input_adapter(embeddings)
         if layers is not None and real is None:
             return layers(inputs)
+        if rows is not None:
+            return self.backbone(
+                inputs_embeds=inputs, attention_mask=rows.mask, position_ids=rows.positions
+            ).last_hidden_state
         # Without a mask attention takes its fast path.
         mask = None
         if real is not None:
@@ -257,10 +308,19 @@ class LayersEncoder(ChunkEncoder):
         self.embedding_size = embedding_size
 
     def states(
-        self, ids: Tensor, embeddings: Tensor, real: Tensor | None, layers: Callable[[Tensor], Tensor] | None
+        self,
+        ids: Tensor,
+        embeddings: Tensor,
+        real: Tensor | None,
+        layers: Callable[[Tensor], Tensor] | None,
+        rows: Rows | None = None,
     ) -> Tensor:
-        # Padding stands behind the tokens, where none of them sees it: no mask is needed.
-        return self.backbone(inputs_embeds=embeddings * self.embedding_size, use_cache=False).last_hidden_state
+        inputs = embeddings * self.embedding_size
+        if torch.is_autocast_enabled(inputs.device.type):  # The residual stream too, as the decoder's in training.
+            inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
+        # Padding stands behind the tokens, where none of them sees it: windows by themselves need no mask.
+        layout = {} if rows is None else {"attention_mask": rows.mask, "position_ids": rows.positions}
+        return self.backbone(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"embedding_size": self.embedding_size}
@@ -315,29 +375,3 @@ def strip_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
     if getattr(backbone, "pooler", None) is not None:
         setattr(backbone, "pooler", None)  # noqa: B010 (a module may not be None to the type checker)
     return backbone
-
-
-def token_table(
-    backbone: PreTrainedModel,
-    encoder_tokenizer: PreTrainedTokenizerFast | None,
-    decoder_tokenizer: PreTrainedTokenizerFast,
-    vocabulary: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """The encoder's table over decoder ids, [vocabulary, h].
-
-    Each row is the mean of the encoder's own word vectors of the decoder token's text; tokens without text
-    (special ones, byte fragments), and all of them when there is no encoder tokenizer, get small random rows.
-    """
-    words = embedding_weight(backbone).detach().float()
-    table = torch.randn(vocabulary, words.shape[1], generator=generator) * words.std()
-    if encoder_tokenizer is None:
-        return table
-    known = min(vocabulary, len(decoder_tokenizer))
-    texts = [str(decoder_tokenizer.decode([token])) for token in range(known)]
-    usable = [number for number, text in enumerate(texts) if re.search(r"\S", text) and "\ufffd" not in text]
-    pieces = encoder_tokenizer([texts[number] for number in usable], add_special_tokens=False)["input_ids"]
-    for number, ids in zip(usable, pieces, strict=True):
-        if ids:
-            table[number] = words[ids].mean(0)
-    return table

@@ -71,21 +71,34 @@ def rag_prompt(
     """
 
     def turn(role: str, content: str) -> list[int]:
-        return [*frame(f"{START}{role}\n"), *content_ids(tokenizer, content), *ending]
+        return [*_begin(tokenizer, role), *content_ids(tokenizer, content), *ending]
 
-    def frame(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    ending = [end_of_turn(tokenizer), *frame("\n")]
+    ending = _ending(tokenizer)
     given = "\n".join(message["content"] for message in history if message["role"] == "system")
-    opening = [*frame(f"{START}system\n"), *content_ids(tokenizer, (given or INSTRUCTIONS[instruction]) + "\n")]
+    opening = [*_begin(tokenizer, "system"), *content_ids(tokenizer, (given or INSTRUCTIONS[instruction]) + "\n")]
     closing = list(ending)
     for message in history:
         if message["role"] != "system":
             closing += turn(message["role"], message["content"])
     if question:
         closing += turn("user", question)
-    return [Text(opening), *passages, Text([*closing, *frame(f"{START}assistant\n")])]
+    return [Text(opening), *passages, Text([*closing, *_begin(tokenizer, "assistant")])]
+
+
+def question_frame(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int], list[int]]:
+    """What stands in `rag_prompt` before the passages, between them and the question, and after the question."""
+    ending = _ending(tokenizer)
+    (opening, _) = rag_prompt(tokenizer, "", [])
+    assert isinstance(opening, Text)
+    return opening.token_ids, [*ending, *_begin(tokenizer, "user")], [*ending, *_begin(tokenizer, "assistant")]
+
+
+def _begin(tokenizer: PreTrainedTokenizerFast, role: str) -> list[int]:
+    return tokenizer(f"{START}{role}\n", add_special_tokens=False)["input_ids"]
+
+
+def _ending(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    return [end_of_turn(tokenizer), *tokenizer("\n", add_special_tokens=False)["input_ids"]]
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int | None:

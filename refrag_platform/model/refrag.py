@@ -27,11 +27,11 @@ from refrag_platform.model.encoder import (
     embedding_weight,
     first_layers,
     strip_backbone,
-    token_table,
 )
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.prompts import token_id
 from refrag_platform.model.segments import Chunks, Prompt, lay_out
+from refrag_platform.model.token_table import token_table
 from refrag_platform.quiet import quietly
 from refrag_platform.recipes import Recipe
 from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer

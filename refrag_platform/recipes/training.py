@@ -31,6 +31,12 @@ class TrainingRecipe(Section):
     final_learning_rate_share: Share = Field(0.1, ge=0, le=1, description="cosine ends at this share of the peak")
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="processes beside each training one that make its batches; 0: a thread, which is enough but for "
+        "cpt.reading on a GPU",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "bf16",
         description="autocast; weights stay float32; a CPU that can't multiply bf16 computes in float32",
@@ -103,6 +109,37 @@ class ReconstructionRecipe(TrainsEncoder, TrainsDecoder):
         return self
 
 
+class ReadingRecipe(Section):
+    """Reading tasks without labels (ours): blanks and quotes over passages of the corpus."""
+
+    steps_share: Share = Field(
+        0.85, gt=0, lt=1, description="share of the steps that ask; the others continue windows of text"
+    )
+    blocks: int = Field(16, ge=1, description="questions asked at once over one context, each unseen by the others")
+    block_tokens: int = Field(48, ge=16, description="of a question in the decoder's chat format and its answer")
+    quotes_share: Share = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="share of the questions that quote a passage and ask how it goes on; the others are blanks",
+    )
+    quotes_weight: float = Field(0.5, ge=0, description="weight of the loss on quotes beside that on blanks")
+    kept_steps_share: Share = Field(
+        0.4, ge=0, le=1, description="share of those steps in which some chunks are kept as tokens, at random"
+    )
+    most_share_kept: Share = Field(0.15, gt=0, le=1, description="of a context's chunks in such a step, at most")
+
+    @model_validator(mode="after")
+    def _asks(self) -> ReadingRecipe:
+        if self.quotes_share == 1 and not self.quotes_weight:
+            raise ValueError("quotes_share is 1 and quotes_weight 0: nothing would be learned; raise quotes_weight")
+        if not self.quotes_share:
+            self.refuse_idle("quotes_share is 0", "quotes_weight")
+        if not self.kept_steps_share:
+            self.refuse_idle("kept_steps_share is 0", "most_share_kept")
+        return self
+
+
 class CptRecipe(TrainsEncoder, TrainsDecoder):
     """Continual pre-training: the context compressed, the next tokens predicted; all weights train."""
 
@@ -134,7 +171,9 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
         description="share of the steps, spread evenly, that repeat their context instead of continuing it: without "
         "them a small decoder forgets how to read vectors word for word",
     )
-
+    reading: ReadingRecipe | None = Field(
+        None, description="ask about passages in most of the steps; null: every step continues or repeats text"
+    )
     teacher: str | None = Field(
         None,
         description="folder, beside the recipe, of the model tuned on full contexts (the control `full`): what it "
@@ -151,6 +190,10 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
     def _curriculum_runs(self) -> CptRecipe:
         if self.curriculum is None:
             self.refuse_idle("curriculum is null", "curriculum_share")
+        if self.reading and self.curriculum:
+            raise ValueError("reading asks over contexts of context_tokens from the first step; set curriculum: null")
+        if self.reading and self.repeat_steps_share:
+            raise ValueError("reading asks for quotes, which repeat the context; leave repeat_steps_share out")
         if self.packed and self.curriculum:
             raise ValueError("packed is true: contexts of all lengths are in every sequence; set curriculum: null")
         if self.packed and (self.context_tokens % self.output_tokens or self.context_tokens == self.output_tokens):

@@ -11,6 +11,7 @@ Run: `refrag run cpt --model tiny`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,8 @@ from refrag_platform.training.core.packed import known_positions, packed_layout,
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.reading.batches import ReadingBatches, Seen
+from refrag_platform.training.reading.loss import reading_batches, reading_loss
 
 System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
@@ -64,16 +67,18 @@ class CptTask(Task):
         system: System = "refrag",
         repeats: dict[int, Windows] | None = None,
         teacher: RefragModel | None = None,
+        reading: ReadingBatches | None = None,
     ) -> None:
         """
         Args:
+            reading: where steps ask about passages.
             windows: for each number of context chunks L, windows of L k + o tokens.
             repeats: for each number of chunks n that steps repeat, windows of n k tokens; needed for those steps alone.
             teacher: the control tuned on full contexts; `settings.teacher_share` of the target is what it predicts.
         """
         super().__init__()
         self.model, self.settings, self.windows, self.seed, self.system = model, settings, windows, seed, system
-        self.repeats = repeats or {}
+        self.repeats, self.reading = repeats or {}, reading
         # Not a submodule: it is neither optimized nor saved with the checkpoints.
         self._teacher = [] if teacher is None else [teacher.decoder.eval().requires_grad_(False)]
         self.chunks = settings.context_tokens // model.chunk_size
@@ -97,6 +102,8 @@ class CptTask(Task):
         return self._teacher
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
+        if self.reading and is_among(step, self.reading.settings.steps_share):
+            return self.reading.batch(step, micro, size, rank, world, self._seen)
         if repeated := self.repeated_chunks(step):
             return self._repeat_batch(repeated, step, micro, size, rank, world)
         k, o = self.model.chunk_size, self.settings.output_tokens
@@ -120,11 +127,9 @@ class CptTask(Task):
     def repeated_chunks(self, step: int) -> int | None:
         """Chunks in a sample if this step repeats its context, else None."""
         share = self.settings.repeat_steps_share if self.repeats else 0.0
-        # Half a step off: round shares and round logging intervals don't fall on the same steps.
-        number = int((step + 0.5) * share)
-        if number == int((step - 0.5) * share):
+        if not is_among(step, share):
             return None
-        return sorted(self.repeats)[number % len(self.repeats)]
+        return sorted(self.repeats)[int((step + 0.5) * share) % len(self.repeats)]
 
     def samples(self, step: int, size: int) -> int:
         """A step that repeats has more sequences, of about as many positions in all."""
@@ -151,6 +156,8 @@ class CptTask(Task):
         }
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        if self.reading and "blocks" in batch:
+            return reading_loss(self.model, batch, self._seen, self.reading.settings.quotes_weight)
         if self.system != "refrag":
             return self.loss(*self.control_inputs(batch)), {}
         embeds = self.chunk_embeds(batch)
@@ -159,6 +166,11 @@ class CptTask(Task):
         loss = self.loss(context, batch["output"], batch.get("known"), teacher)
         figures = {"vector_std": vector_std(self.model, embeds)}
         return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
+
+    @property
+    def _seen(self) -> Seen:
+        assert self.system != "truncated"
+        return self.system
 
     def chunk_embeds(self, batch: Batch) -> Tensor:
         """[B L, d]: what the decoder reads for every chunk of the batch; each context is a passage."""
@@ -219,7 +231,7 @@ class CptTask(Task):
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
         """The loss with the context of another window: it must be worse, or the vectors carry nothing."""
-        if self.system != "refrag" or len(batch["output"]) < 2 or "repeats" in batch:
+        if self.system != "refrag" or "blocks" in batch or len(batch["output"]) < 2 or "repeats" in batch:
             return {}
         with autocast(self.settings.precision, batch["output"].device):
             context = self.model.gather(batch["token_ids"], batch["chunk_index"], self.chunk_embeds(batch))
@@ -234,6 +246,8 @@ class CptTask(Task):
         return [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
 
     def positions(self, batch: Batch) -> int:
+        if "blocks" in batch:
+            return len(batch["blocks"]) * int(batch["length"]) + batch["blocks"].numel()
         size, chunks, k = batch["context"].shape
         o, text = self.settings.output_tokens, batch["output"].shape[1]
         context = {
@@ -243,6 +257,12 @@ class CptTask(Task):
             "truncated": text // o * (1 + chunks),
         }
         return size * (context[self.system] + text)
+
+
+def is_among(step: int, share: float) -> bool:
+    """Whether a step is one of this share of all, which are spread evenly."""
+    # Half a step off: round shares and round logging intervals don't fall on the same steps.
+    return int((step + 0.5) * share) != int((step - 0.5) * share)
 
 
 def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor, known: Tensor | None = None) -> Tensor:
@@ -257,7 +277,7 @@ def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor, known
 
 def cpt_task(
     model: RefragModel,
-    corpus: Any,
+    corpus: Path,
     settings: CptRecipe,
     seed: int,
     system: System = "refrag",
@@ -285,6 +305,11 @@ def cpt_task(
             f"cpt.output_tokens is {o} in packed windows: the control `truncated` reads {settings.context_tokens // k} "
             "tokens before each block, and the first has only as many as a block; raise output_tokens"
         )
+    reading = None
+    if settings.reading:
+        if system == "truncated":
+            raise RecipeError("the control `truncated` can't be asked about passages; leave cpt.reading out for it")
+        reading = reading_batches(model, corpus, settings, seed, system)
     lengths = {settings.context_tokens // k}
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
@@ -297,7 +322,7 @@ def cpt_task(
             model.decoder, 2 + max(repeated) * (1 + k), "shorten cpt.context_tokens or set cpt.repeat_steps_share: 0"
         )
         repeats = {n: Windows(corpus, "train", n * k, seed) for n in repeated}
-    return CptTask(model, settings, windows, seed, system, repeats, teacher)
+    return CptTask(model, settings, windows, seed, system, repeats, teacher, reading)
 
 
 def train_cpt(context: StageContext) -> dict[str, Any]:

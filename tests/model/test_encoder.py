@@ -16,6 +16,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
+from refrag_platform.training.reading.batches import window_numbers
 from tests.conftest import ROOT
 from tests.encoders import ENCODERS, WHOLE_PASSAGES, model_with, recipe_with
 from tests.families import FAMILIES, family
@@ -59,6 +60,23 @@ def test_vectors_of_a_passage_depend_neither_on_its_company_nor_on_padding(model
     for row, wanted in enumerate(alone):
         close(together[row, : len(wanted)], wanted, atol=1e-4, rtol=1e-4)
     assert together.isfinite().all()
+
+
+@torch.no_grad()
+def test_rows_of_several_passages_have_the_vectors_of_each(model: RefragModel) -> None:
+    passages = [passage(tokens, seed) for seed, tokens in enumerate((30, 8, 70, 64, 130))]
+    chunks, windows = torch.full((2, 50, K), PAD), torch.full((2, 50), -1)
+    for row, order in enumerate(((0, 1, 2), (4, 3))):
+        at, number = 0, 0
+        for one in (passages[place] for place in order):
+            numbers = torch.from_numpy(window_numbers(len(one), model.encoder.window_chunks))
+            chunks[row, at : at + len(one)], windows[row, at : at + len(one)] = one, number + numbers
+            at, number = at + len(one), number + int(numbers[-1]) + 1
+    vectors = model.encoder.encode_rows(chunks, windows)
+    for row, order in enumerate(((0, 1, 2), (4, 3))):
+        wanted = torch.cat([model.encode(passages[place]) for place in order])
+        close(vectors[row, : len(wanted)], wanted, atol=1e-4, rtol=1e-4)
+    assert vectors.isfinite().all()
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
 from refrag_platform.training.core.comparison import loss_of_some_batches
 from refrag_platform.training.core.metrics import MetricsLog
-from refrag_platform.training.core.prefetch import prefetch
+from refrag_platform.training.core.prefetch import made_by_workers, prefetch
 from refrag_platform.training.core.ranks import make_accelerator, prepare, world_size
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
@@ -160,10 +160,13 @@ def train(
 
     loss_before = facts.get("loss_before") if step else compared()
 
+    def make(number: int) -> list[Batch]:
+        size = task.samples(number, micro_size)
+        return [task.batch(number, micro, size, accelerator.process_index, world) for micro in range(micro_steps)]
+
     def batches() -> Iterator[list[Batch]]:
-        for number in range(started_at, settings.steps):
-            size = task.samples(number, micro_size)
-            made = [task.batch(number, micro, size, accelerator.process_index, world) for micro in range(micro_steps)]
+        steps = range(started_at, settings.steps)
+        for made in made_by_workers(make, steps, settings.workers) if settings.workers else map(make, steps):
             yield [_pinned(batch) for batch in made] if on_gpu else made
 
     def save() -> None:

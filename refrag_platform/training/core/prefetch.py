@@ -1,15 +1,48 @@
-"""Make the next batches in a thread while the device works on this one."""
+"""Make the next batches while the device works on this one: in a thread, or in processes where a thread is too slow."""
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from torch.utils.data import DataLoader, Dataset
+
 T = TypeVar("T")
 AHEAD = 4
+
+
+class _Steps(Dataset[Any]):
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, step: int) -> Any:
+        return self._make(step)
+
+
+def made_by_workers(make: Callable[[int], T], steps: range, workers: int) -> Iterator[T]:
+    """What `make` gives for each step, in order, made by forked processes; it touches no device."""
+    return iter(
+        DataLoader(
+            _Steps(make),
+            batch_size=None,
+            sampler=steps,
+            num_workers=workers,
+            worker_init_fn=_begin_work,
+            multiprocessing_context="fork",
+        )
+    )
+
+
+def _begin_work(number: int) -> None:
+    # Ctrl-C asks the training process to stop, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A tokenizer's threads don't survive a fork.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 @contextmanager

@@ -35,8 +35,12 @@ UNPADDED_CHUNKS = "refrag_unpadded_chunks"
 def unpadded_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """sdpa without a mask; that no mask function is registered for it spares the search for packed sequences."""
-    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    """sdpa with no mask but one for each pair of tokens.
+
+    That no mask function is registered for it spares the search for packed sequences.
+    """
+    pairs = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
+    return sdpa_attention_forward(module, query, key, value, pairs, **kwargs)
 
 
 def chunk_attention(

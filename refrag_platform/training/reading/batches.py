@@ -1,0 +1,203 @@
+"""Batches of contexts with questions over them (reading/loss.py has how a model reads them).
+
+A context stands once in a sequence, its chunks as vectors or as tokens, and behind it blocks of equal length, each a
+question in the decoder's chat format with its answer. A block sees the context and itself (core/packed.py). What is
+asked are blanks (reading/blanks.py), and quotes: some tokens of a passage, to be continued.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from refrag_platform.errors import RecipeError
+from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
+from refrag_platform.model.segments import PAD
+from refrag_platform.recipes import ReadingRecipe
+from refrag_platform.training.reading.blanks import Blank, blank
+from refrag_platform.training.reading.contexts import Contexts, Passage
+
+# What a decoder finds in its context: its vectors and the chunks kept, all tokens, or nothing.
+Seen = Literal["refrag", "full", "none"]
+Batch = dict[str, Any]
+CONTINUE = "Continue:"
+# Tokens of a passage that a quote shows and, at most, those that continue it.
+LEAST_QUOTED, MOST_QUOTED, MOST_CONTINUED = 4, 8, 22
+MOST_ANSWER = 20
+# Tokens of the shortest question and answer.
+LEAST_ROOM = 16
+# Tries for each question wanted: a sentence may hold nothing to ask for.
+TRIES = 4
+
+
+class Block(NamedTuple):
+    """A question with its answer: token ids, where the answer begins, and whether it continues a quote."""
+
+    token_ids: list[int]
+    answer: int
+    is_quote: bool
+
+
+class ReadingBatches:
+    """The batches of a training, decided by the seed, the step and the row alone."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        tokenizer: PreTrainedTokenizerFast,
+        settings: ReadingRecipe,
+        chunks: int,
+        chunk_size: int,
+        window_chunks: int,
+        seed: int,
+    ) -> None:
+        """
+        Args: chunks: of a context, at most. chunk_size: k. window_chunks: most that the encoder reads together.
+
+        Raises:
+            RecipeError: blocks are too short for the chat format and a question.
+        """
+        self.settings, self._contexts, self._tokenizer, self._seed = settings, contexts, tokenizer, seed
+        self._chunks, self._chunk_size, self._window_chunks = chunks, chunk_size, window_chunks
+        self._opening, self._before, self._after = question_frame(tokenizer)
+        self._continue, self._end = content_ids(tokenizer, CONTINUE), end_of_turn(tokenizer)
+        self._room = settings.block_tokens - len(self._before) - len(self._after) - 1
+        if self._room < LEAST_ROOM:
+            raise RecipeError(
+                f"cpt.reading.block_tokens is {settings.block_tokens}: beside the {settings.block_tokens - self._room} "
+                f"of the chat format it leaves {self._room} for a question and its answer; make it "
+                f"{settings.block_tokens - self._room + LEAST_ROOM} at least"
+            )
+        self._most_kept = math.ceil(settings.most_share_kept * chunks)
+
+    def context_positions(self, seen: Seen, any_kept: bool) -> int:
+        """Positions of a context at most, the same for all rows of a batch."""
+        kept = self._most_kept * (self._chunk_size - 1) if any_kept else 0
+        chunks = {"refrag": self._chunks + kept, "full": self._chunks * self._chunk_size, "none": 0}[seen]
+        return len(self._opening) + chunks
+
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int, seen: Seen = "refrag") -> Batch:
+        """This rank's rows of a micro-batch of `size` contexts.
+
+        chunks [B, L, k]: token ids, -1 where there are none. windows [B, L]: the number of each chunk's window in its
+        row, -1 for padding. slots, owners [B, S] and keep [B, L]: as `pack_slots` reads them; length: of its rows.
+        known [B, n]: context positions. blocks [B, n, o]: token ids. answers, quotes: places of their tokens among
+        all B n o.
+        """
+        rows = range(rank * size // world, (rank + 1) * size // world)
+        chances = [np.random.default_rng([self._seed, 5, step, micro, row]) for row in rows]
+        drawn = [self._contexts.draw(chance) for chance in chances]
+        # All rows of a step have chunks kept, or none: they are of one length.
+        chance = np.random.default_rng([self._seed, 6, step])
+        kept = int(chance.integers(1, self._most_kept + 1)) if chance.random() < self.settings.kept_steps_share else 0
+        batch = self._contexts_batch(drawn, chances, kept, seen)
+        blocks = [self.blocks(passages, chance) for passages, chance in zip(drawn, chances, strict=True)]
+        return batch | self._blocks_batch(blocks)
+
+    def blocks(self, passages: Sequence[Passage], chance: np.random.Generator) -> list[Block]:
+        """Questions over these passages, as many as a sequence has or as are found."""
+        wanted = self.settings.blocks
+        blanks: list[Blank] = []
+        quotes: list[Block] = []
+        for _ in range(TRIES * wanted):
+            if len(blanks) + len(quotes) == wanted:
+                break
+            passage = passages[int(chance.integers(len(passages)))]
+            if chance.random() < self.settings.quotes_share:
+                quotes += self._quote(passage, chance)
+            elif asked := blank(passage.text, chance):
+                blanks.append(asked)
+        ids = contents_ids(self._tokenizer, [text for asked in blanks for text in asked])
+        answered = (self._block(q, a, is_quote=False) for q, a in zip(ids[::2], ids[1::2], strict=True))
+        return [*quotes, *(block for block in answered if block)]
+
+    def _quote(self, passage: Passage, chance: np.random.Generator) -> list[Block]:
+        ids, size = passage.token_ids, int(chance.integers(LEAST_QUOTED, MOST_QUOTED + 1))
+        if len(ids) < 2 * MOST_QUOTED:
+            return []
+        start = int(chance.integers(len(ids) - size - MOST_QUOTED + 1))
+        end = start + size
+        room = self._room - len(self._continue) - size
+        block = self._block([*self._continue, *ids[start:end]], ids[end : end + min(room, MOST_CONTINUED)], True)
+        return [block] if block else []
+
+    def _block(self, question: list[int], answer: list[int], is_quote: bool) -> Block | None:
+        """None where it doesn't fit; of a long answer the beginning is asked for."""
+        answer, whole = answer[:MOST_ANSWER] if not is_quote else answer, len(answer) <= MOST_ANSWER
+        if not answer or len(question) + len(answer) > self._room:
+            return None
+        asked = [*self._before, *question, *self._after]
+        return Block([*asked, *answer, *([self._end] if whole and not is_quote else [])], len(asked), is_quote)
+
+    def _contexts_batch(
+        self, drawn: Sequence[Sequence[Passage]], chances: Sequence[np.random.Generator], kept: int, seen: Seen
+    ) -> Batch:
+        rows, most, k = len(drawn), self._chunks, self._chunk_size
+        chunks = np.full((rows, most, k), PAD)
+        windows = np.full((rows, most), -1)
+        for row, passages in enumerate(drawn):
+            at, number = 0, 0
+            for passage in passages:
+                size = -(-len(passage.token_ids) // k)
+                chunks[row, at : at + size].flat[: len(passage.token_ids)] = passage.token_ids
+                cut = window_numbers(size, self._window_chunks)
+                windows[row, at : at + size] = number + cut
+                at, number = at + size, number + int(cut[-1]) + 1
+        real = windows >= 0
+        keep = real.copy() if seen == "full" else np.zeros_like(real)
+        if seen == "refrag" and kept:
+            for row, chance in enumerate(chances):
+                count = int(real[row].sum())
+                keep[row, _choice(count, min(kept, count), chance)] = True
+        shown = real if seen != "none" else np.zeros_like(real)
+        slots = np.where(np.repeat(shown, k, 1), chunks.reshape(rows, -1), PAD)
+        owners = np.repeat(np.where(shown, np.arange(most), -1), k, 1)
+        opening = np.broadcast_to(np.array(self._opening), (rows, len(self._opening)))
+        positions = np.where(keep, (chunks != PAD).sum(2), 1) * shown
+        arrays = {
+            "chunks": chunks,
+            "windows": windows,
+            "slots": np.concatenate([opening, slots], 1),
+            "owners": np.concatenate([np.full_like(opening, -1), owners], 1),
+            "keep": keep,
+            "known": np.repeat(len(self._opening) + positions.sum(1, keepdims=True), self.settings.blocks, 1),
+        }
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        return tensors | {"length": self.context_positions(seen, bool(kept))}
+
+    def _blocks_batch(self, drawn: Sequence[Sequence[Block]]) -> Batch:
+        number, size = self.settings.blocks, self.settings.block_tokens
+        ids = np.zeros((len(drawn), number, size), dtype=np.int64)
+        judged: dict[bool, list[int]] = {False: [], True: []}
+        for row, blocks in enumerate(drawn):
+            for place, block in enumerate(blocks):
+                ids[row, place, : len(block.token_ids)] = block.token_ids
+                first = (row * number + place) * size
+                judged[block.is_quote] += range(first + block.answer, first + len(block.token_ids))
+        return {
+            "blocks": torch.from_numpy(ids),
+            "answers": torch.tensor(judged[False], dtype=torch.long),
+            "quotes": torch.tensor(judged[True], dtype=torch.long),
+        }
+
+
+def window_numbers(chunks: int, most: int) -> NDArray[np.int64]:
+    """The number of each chunk's window, in a passage of so many chunks of which the encoder reads `most` together.
+
+    As `segments.cut_windows` cuts it.
+    """
+    count = -(-chunks // most)
+    return np.arange(chunks) // -(-chunks // count)
+
+
+def _choice(count: int, kept: int, chance: np.random.Generator) -> NDArray[np.int64]:
+    """The chunks that a context keeps: any, or one after another."""
+    if chance.random() < 0.5:
+        return chance.permutation(count)[:kept]
+    return int(chance.integers(count - kept + 1)) + np.arange(kept)

@@ -1,0 +1,77 @@
+"""How a model reads a batch of contexts with questions over them (reading/batches.py), and its loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refrag_platform.errors import RecipeError
+from refrag_platform.model.families import attention_window, require_positions
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import pack_slots
+from refrag_platform.recipes import CptRecipe
+from refrag_platform.training.core.groups import head_weight, vector_std
+from refrag_platform.training.core.losses import linear_cross_entropy
+from refrag_platform.training.core.packed import packed_layout, predicting_states
+from refrag_platform.training.core.speed import decoder_states
+from refrag_platform.training.reading.batches import Batch, ReadingBatches, Seen
+from refrag_platform.training.reading.contexts import Contexts
+
+
+def reading_batches(model: RefragModel, corpus: Path, settings: CptRecipe, seed: int, seen: Seen) -> ReadingBatches:
+    """The batches of a recipe that sets `cpt.reading`.
+
+    Raises:
+        RecipeError: blocks or the decoder's positions are too short, or the encoder's layers see less than its windows.
+        RefragError: the corpus has no text to read.
+    """
+    assert settings.reading is not None
+    k, encoder = model.chunk_size, model.encoder
+    near = attention_window(encoder.backbone.config)
+    if near is not None and encoder.window_chunks * k > near:
+        raise RecipeError(
+            f"cpt.reading encodes many passages in a row, and the encoder's layers see {near} tokens back; lower "
+            f"encoder.window_tokens ({encoder.window_chunks * k}) to that"
+        )
+    chunks = settings.context_tokens // k
+    contexts = Contexts(corpus, model.tokenizer, chunks, k)
+    batches = ReadingBatches(contexts, model.tokenizer, settings.reading, chunks, k, encoder.window_chunks, seed)
+    require_positions(
+        model.decoder,
+        batches.context_positions(seen, any_kept=True) + settings.reading.block_tokens,
+        f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.reading.block_tokens",
+    )
+    return batches
+
+
+def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: float) -> tuple[Tensor, dict[str, Any]]:
+    """Mean loss of the answers' tokens in nats, that on quotes by its weight, and figures to log."""
+    vectors, figures = None, {}
+    if seen == "refrag":
+        vectors = model.project(model.encoder.encode_rows(batch["chunks"], batch["windows"]))
+        figures["vector_std"] = vector_std(model, vectors[batch["windows"] >= 0])
+    states, labels = read(model, batch, vectors), batch["blocks"].flatten()
+    loss = states.sum() * 0.0  # Where no question fits.
+    for kind, weight in (("answers", 1.0), ("quotes", quotes_weight)):
+        if len(places := batch[kind]):
+            part = linear_cross_entropy(states[places], head_weight(model.decoder), labels[places])
+            loss = loss + weight * part
+            figures[f"{kind}_loss"] = part.detach()
+    return loss, figures
+
+
+def read(model: RefragModel, batch: Batch, vectors: Tensor | None) -> Tensor:
+    """Hidden states [B n o, d] that predict the tokens of a batch's blocks, in order.
+
+    Args: vectors: [B, L, d], what the decoder reads for each chunk; None where no chunk is compressed.
+    """
+    token_ids, index, _ = pack_slots(batch["slots"], batch["owners"], batch["keep"], batch["length"])
+    flat = torch.empty(0, 0) if vectors is None else vectors.flatten(0, 1)
+    context = model.gather(token_ids.clamp(min=0), index, flat)
+    layout = packed_layout(batch["known"], context.shape[1], batch["blocks"].shape[2])
+    text = model.decoder.get_input_embeddings()(batch["blocks"].flatten(1))
+    states = decoder_states(model.decoder, torch.cat([context.to(text.dtype), text], 1), layout)
+    return predicting_states(states, layout)

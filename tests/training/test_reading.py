@@ -1,0 +1,184 @@
+"""Reading tasks: what is asked, how it is laid out, and that a packed batch is read as each question by itself."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.model.prompts import content_ids, question_frame, rag_prompt
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens
+from refrag_platform.recipes import CptRecipe, ReadingRecipe
+from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.cpt import CptTask, System, cpt_task
+from refrag_platform.training.reading.batches import window_numbers
+from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank, sentences
+from tests.training.conftest import write_corpus
+
+NAMES = ("Ada Lovelace", "Karl Benz", "Mary Anning", "Ibn Sina", "Nikola Tesla", "Grace Hopper")
+PLACES = ("London", "Mannheim", "Lyme Regis", "Hamadan", "Smiljan", "New York")
+
+
+def _text(number: int) -> str:
+    chance = np.random.default_rng(number)
+    lines = []
+    for year in range(1800, 1812):
+        name, place = NAMES[chance.integers(6)], PLACES[chance.integers(6)]
+        lines.append(f"In the year {year + number} the engineer {name} built a large machine near {place}.")
+    return " ".join(lines)
+
+
+def _task(model: RefragModel, folder: Path, system: System = "refrag", workers: int = 0, **reading: Any) -> CptTask:
+    documents = [np.array(content_ids(model.tokenizer, _text(number))) for number in range(6)]
+    settings = CptRecipe(
+        steps=6, batch_size=2, precision="fp32", context_tokens=256, output_tokens=16, curriculum=None, workers=workers,
+        reading=ReadingRecipe(**{"blocks": 4, "block_tokens": 96, "steps_share": 0.99} | reading),
+    )  # fmt: skip
+    return cpt_task(model, write_corpus(folder / "corpus", documents), settings, 0, system)
+
+
+def _batch(task: CptTask, step: int = 1) -> Batch:
+    batch = task.batch(step, 0, 2, 0, 1)
+    assert "blocks" in batch
+    return batch
+
+
+def test_a_blank_asks_for_something_that_a_sentence_says() -> None:
+    text = _text(1)
+    answers = set()
+    for seed in range(200):
+        if (asked := blank(text, np.random.default_rng(seed))) is None:
+            continue
+        said = [one for one in sentences(text) if asked.answer in one]
+        words = set(re.findall(r"\w+", asked.question.replace(GAP, "").lower()))
+        words -= set(" ".join(word for way in ASKED_BY.values() for word in way).split())
+        assert any(words <= set(re.findall(r"\w+", one.lower())) for one in said), asked
+        assert asked.question.endswith("?") or GAP in asked.question
+        answers.add(asked.answer)
+    assert answers & set(NAMES) and answers & set(PLACES) and any(one.isdigit() for one in answers)
+
+
+def test_a_capital_at_a_sentences_start_is_no_name() -> None:
+    drawn = [
+        blank("When Benz came home the lamps of the street were lit.", np.random.default_rng(n)) for n in range(60)
+    ]
+    assert {one.answer for one in drawn if one} >= {"Benz"}
+    assert not any(one.answer.startswith("When") for one in drawn if one)
+
+
+def test_contexts_hold_passages_of_the_corpus_that_fit(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path)
+    corpus = " ".join(_text(number) for number in range(6))
+    first, again = _batch(task), _batch(task)
+    assert torch.equal(first["chunks"], again["chunks"]) and not torch.equal(first["chunks"], _batch(task, 2)["chunks"])
+    for chunks, windows in zip(first["chunks"], first["windows"], strict=True):
+        assert torch.equal(windows >= 0, (chunks != PAD).any(1))
+        for number in range(int(windows.max()) + 1):
+            ids = chunks[windows == number]
+            # Only a passage's last chunk is not full.
+            assert (ids[:-1] != PAD).all()
+        text = model.tokenizer.decode(chunks[chunks != PAD].tolist())
+        for sentence in sentences(text):
+            assert sentence in corpus
+
+
+def test_a_question_stands_in_the_format_of_serving(model: RefragModel) -> None:
+    opening, before, after = question_frame(model.tokenizer)
+    asked = content_ids(model.tokenizer, "Who built it?")
+    assert [*opening, *before, *asked, *after] == plain_tokens(rag_prompt(model.tokenizer, "Who built it?", []))
+
+
+@pytest.mark.parametrize("system", ["refrag", "full", "none"])
+def test_a_packed_batch_is_read_as_each_question_by_itself(model: RefragModel, tmp_path: Path, system: System) -> None:
+    task = _task(model, tmp_path, system, kept_steps_share=1.0)
+    batch = _batch(task)
+    loss, figures = task(batch)
+    judged, summed = 0, 0.0
+    for row in range(2):
+        chunks, keep = batch["chunks"][row], batch["keep"][row]
+        real = batch["windows"][row] >= 0
+        passages = [
+            Chunks(chunks[part], keep[part]) for number in range(int(batch["windows"][row].max()) + 1)
+            if (part := batch["windows"][row] == number).any()
+        ]  # fmt: skip
+        if system == "none":
+            passages = []
+        elif system == "full":
+            assert torch.equal(keep, real)
+        else:
+            assert 0 < int(keep.sum()) < int(real.sum())
+        opening, *_ = question_frame(model.tokenizer)
+        for number in range(4):
+            ids = batch["blocks"][row, number].tolist()
+            first = (row * 4 + number) * 96
+            places = [int(p) - first for p in batch["answers"].tolist() if first <= p < first + 96]
+            if not places:
+                continue
+            prompt = [Text(opening), *passages, Text(ids[: places[-1] + 1])]
+            logits = model([prompt])[0].detach().log_softmax(-1)
+            for place in places:
+                summed -= float(logits[len(logits) - 1 - (places[-1] - place) - 1, ids[place]])
+                judged += 1
+    assert judged
+    assert float(figures["answers_loss"]) == pytest.approx(summed / judged, abs=2e-4)
+    assert loss.requires_grad
+
+
+def test_every_block_ends_with_its_answer(model: RefragModel, tmp_path: Path) -> None:
+    batch = _batch(_task(model, tmp_path, quotes_share=0.5))
+    text = " ".join(_text(number) for number in range(6))
+    ids = batch["blocks"].flatten()
+    answers = model.tokenizer.decode(ids[batch["answers"]].tolist())
+    quotes = model.tokenizer.decode(ids[batch["quotes"]].tolist())
+    assert answers and quotes
+    assert quotes.strip()[:8] in text
+    assert set(batch["answers"].tolist()).isdisjoint(batch["quotes"].tolist())
+
+
+def test_batches_made_by_workers_are_the_same_and_training_ends(tmp_path: Path, model: RefragModel) -> None:
+    summaries = []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        task = _task(copy.deepcopy(model), tmp_path / str(workers), workers=workers)
+        summaries.append(train(task, task.settings, tmp_path / f"work{workers}", "cpt"))
+    assert summaries[0]["steps"] == 6
+    assert summaries[0]["loss_after"] == pytest.approx(summaries[1]["loss_after"], rel=1e-5)
+    assert {"answers_loss", "vector_std"} <= set(summaries[0]["last"])
+
+
+def test_a_corpus_without_sentences_and_blocks_without_room_are_refused(model: RefragModel, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"block_tokens is 20"):
+        _task(model, tmp_path, block_tokens=20)
+    settings = _task(model, tmp_path / "other").settings
+    numbers = write_corpus(tmp_path / "numbers", [np.array(content_ids(model.tokenizer, "7 " * 900))])
+    with pytest.raises(RefragError, match="no sentences to ask about"):
+        cpt_task(model, numbers, settings, 0)
+    with pytest.raises(RecipeError, match="truncated"):
+        _task(model, tmp_path / "third", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"curriculum": {}}, "curriculum: null"),
+        ({"repeat_steps_share": 0.1, "curriculum": None}, "repeat_steps_share"),
+        ({"curriculum": None, "reading": {"quotes_share": 0, "quotes_weight": 1}}, "quotes_weight"),
+        ({"curriculum": None, "reading": {"kept_steps_share": 0, "most_share_kept": 0.5}}, "most_share_kept"),
+    ],
+)
+def test_reading_keys_that_disagree_are_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CptRecipe(**{"steps": 4, "reading": {}} | keys)
+
+
+def test_windows_are_numbered_as_the_encoder_cuts_them() -> None:
+    assert window_numbers(5, 8).tolist() == [0] * 5
+    assert window_numbers(9, 8).tolist() == [0] * 5 + [1] * 4
+    assert window_numbers(3, 1).tolist() == [0, 1, 2]
