@@ -123,7 +123,24 @@ class ReadingRecipe(Section):
         le=1,
         description="share of the questions that quote a passage and ask how it goes on; the others are blanks",
     )
-    quotes_weight: float = Field(0.5, ge=0, description="weight of the loss on quotes beside that on blanks")
+    quotes_weight: float = Field(0.5, ge=0, description="weight of the loss on quotes beside that on the others")
+    questions_share: Share = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the contexts that are passages of questions, which are asked in up to half of the blocks",
+    )
+    questions: list[str] = Field(
+        default_factory=list,
+        description="question files (rows id, question, answers, passages, gold) beside the corpus' own",
+    )
+    renamed_share: Share = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of those contexts with other names and numbers, new ones each time, in passages, questions "
+        "and answers: few passages are soon known by heart",
+    )
     kept_steps_share: Share = Field(
         0.4, ge=0, le=1, description="share of those steps in which some chunks are kept as tokens, at random"
     )
@@ -135,6 +152,8 @@ class ReadingRecipe(Section):
             raise ValueError("quotes_share is 1 and quotes_weight 0: nothing would be learned; raise quotes_weight")
         if not self.quotes_share:
             self.refuse_idle("quotes_share is 0", "quotes_weight")
+        if not self.questions_share:
+            self.refuse_idle("questions_share is 0", "questions", "renamed_share")
         if not self.kept_steps_share:
             self.refuse_idle("kept_steps_share is 0", "most_share_kept")
         return self

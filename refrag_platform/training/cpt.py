@@ -43,7 +43,8 @@ from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.reading.batches import ReadingBatches, Seen
-from refrag_platform.training.reading.loss import reading_batches, reading_loss
+from refrag_platform.training.reading.loss import reading_loss
+from refrag_platform.training.reading.sources import reading_batches
 
 System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
@@ -282,8 +283,9 @@ def cpt_task(
     seed: int,
     system: System = "refrag",
     teacher: RefragModel | None = None,
+    root: Path = Path(),
 ) -> CptTask:
-    """The task over a corpus' training split.
+    """The task over a corpus' training split; `root` is what the recipe's question files are relative to.
 
     Raises:
         RecipeError: contexts are not whole chunks, windows are longer than the decoder's positions, or packed blocks
@@ -309,7 +311,7 @@ def cpt_task(
     if settings.reading:
         if system == "truncated":
             raise RecipeError("the control `truncated` can't be asked about passages; leave cpt.reading out for it")
-        reading = reading_batches(model, corpus, settings, seed, system)
+        reading = reading_batches(model, corpus, settings, seed, system, root)
     lengths = {settings.context_tokens // k}
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
@@ -341,7 +343,9 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
         model.encoder.requires_grad_(False)
         settings = settings.model_copy(update={"curriculum": None})
     teacher = _teacher(context, model)
-    task = cpt_task(model, context.inputs["corpus"], settings, context.recipe.seed, teacher=teacher)
+    task = cpt_task(
+        model, context.inputs["corpus"], settings, context.recipe.seed, teacher=teacher, root=context.project.root
+    )
     summary = train(task, settings, context.work, f"cpt of {context.recipe.name}")
     return finish(context, model, summary)
 

@@ -27,15 +27,13 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
         return _tokenizer(project, recipe)
     if stage in {"reconstruction", "cpt"}:
         tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" else []
-        teacher = _teacher(project, recipe) if stage == "cpt" else []
-        return [*tokenizer, *_released(project, stage, recipe), *teacher]
+        beside = [*_teacher(project, recipe), *_asked(project, recipe)] if stage == "cpt" else []
+        return [*tokenizer, *_released(project, stage, recipe), *beside]
     if stage in {"policy", "finetuned"}:
         named = recipe.policy.questions
         if stage == "finetuned":
             named = [*recipe.finetuned.questions, *recipe.finetuned.summaries, *recipe.finetuned.distractors]
-        files = [(project.root / os.path.expandvars(name), name) for name in named]
-        own = [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
-        return [*own, *(_released(project, stage, recipe) if stage == "policy" else [])]
+        return [*_named(project, named), *(_released(project, stage, recipe) if stage == "policy" else [])]
     if stage == "evaluation":
         base, settings = project.recipe_path(recipe.name).parent, recipe.evaluation
         found = [] if settings.controls is None else _controls(base / settings.controls)
@@ -71,6 +69,17 @@ def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]
     except RefragError:
         return []
     return [] if record is None else [record]
+
+
+def _named(project: Project, names: list[str]) -> list[InputRecord]:
+    """Files that a recipe names by their path from the project's root."""
+    files = [(project.root / os.path.expandvars(name), name) for name in names]
+    return [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
+
+
+def _asked(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """The question files of CPT's reading tasks."""
+    return _named(project, recipe.cpt.reading.questions) if recipe.cpt.reading else []
 
 
 def _teacher(project: Project, recipe: Recipe) -> list[InputRecord]:

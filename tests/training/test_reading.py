@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ from refrag_platform.training.core.loop import Batch, train
 from refrag_platform.training.cpt import CptTask, System, cpt_task
 from refrag_platform.training.reading.batches import window_numbers
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank, sentences
+from refrag_platform.training.reading.renaming import Renaming
 from tests.training.conftest import write_corpus
 
 NAMES = ("Ada Lovelace", "Karl Benz", "Mary Anning", "Ibn Sina", "Nikola Tesla", "Grace Hopper")
+PASSAGES = (
+    ("Engines", "The first machine was built by Ada Lovelace in 1843. It stood in London for a while."),
+    ("Motors", "In those days Karl Benz lived in Mannheim with his wife Bertha."),
+    ("Fossils", "Near Lyme Regis the bones were found by Mary Anning in 1811."),
+)
 PLACES = ("London", "Mannheim", "Lyme Regis", "Hamadan", "Smiljan", "New York")
 
 
@@ -42,6 +49,23 @@ def _task(model: RefragModel, folder: Path, system: System = "refrag", workers: 
         reading=ReadingRecipe(**{"blocks": 4, "block_tokens": 96, "steps_share": 0.99} | reading),
     )  # fmt: skip
     return cpt_task(model, write_corpus(folder / "corpus", documents), settings, 0, system)
+
+
+def _questions(folder: Path) -> Path:
+    """Two questions on the first of three passages, one on the second."""
+    passages = [{"title": title, "text": text} for title, text in PASSAGES]
+    asked = [
+        ("Who built the machine?", "Ada Lovelace", 0),
+        ("When was it built?", "1843", 0),
+        ("Where did Benz live?", "Mannheim", 1),
+    ]
+    rows = [
+        {"id": f"q{n}", "question": question, "answers": [answer], "passages": passages, "gold": [gold]}
+        for n, (question, answer, gold) in enumerate(asked)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "asked.jsonl"
 
 
 def _batch(task: CptTask, step: int = 1) -> Batch:
@@ -153,6 +177,61 @@ def test_batches_made_by_workers_are_the_same_and_training_ends(tmp_path: Path, 
     assert {"answers_loss", "vector_std"} <= set(summaries[0]["last"])
 
 
+def test_contexts_of_questions_show_what_answers_them(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=[str(_questions(tmp_path / "q"))])
+    answers, asked = {"Who built the machine?": "Ada Lovelace", "Where did Benz live?": "Mannheim"}, set()
+    for step in range(1, 12):
+        batch = _batch(task, step)
+        for row in range(2):
+            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            for ids in batch["blocks"][row].tolist():
+                block = model.tokenizer.decode(ids)
+                for question, answer in (
+                    ("Who built the machine?", "Ada Lovelace"),
+                    ("Where did Benz live?", "Mannheim"),
+                ):
+                    if question in block:
+                        assert answer in text and answer in block
+                        asked.add(question)
+            assert any(passage in text for _, passage in PASSAGES)
+    assert len(asked) == 2
+
+
+def test_renamed_contexts_ask_for_what_they_say_now(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=1.0, questions=[str(_questions(tmp_path / "q"))])
+    answers = set()
+    for step in range(1, 30):
+        batch = _batch(task, step)
+        for row in range(2):
+            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            for ids in batch["blocks"][row].tolist():
+                block = model.tokenizer.decode(ids)
+                if "When was it built?" in block:
+                    answer = re.findall(r"\d+", block)[-1]
+                    assert answer in text
+                    answers.add(answer)
+    assert len(answers - {"1843"}) > 3
+
+
+def test_names_are_replaced_everywhere_alike_and_other_words_stay() -> None:
+    renaming = Renaming(["Otto", "Wanda"])
+    text = "Then Karl Benz drove to Mannheim in 1888. Benz was 44."
+    changed = {renaming.draw([text], np.random.default_rng(seed))(text) for seed in range(40)}
+    assert len(changed) > 10
+    for one in changed:
+        found = re.fullmatch(r"Then (\w+) (\w+) drove to (\w+) in ([1-9]\d{3})\. (\w+) was ([1-9]\d)\.", one)
+        assert found and found[2] == found[5]
+        assert {found[1], found[2], found[3]} <= {"Karl", "Benz", "Mannheim", "Otto", "Wanda"}
+    assert Renaming([]).draw(["Karl"], np.random.default_rng(0))("Karl") == "Karl"
+
+
+def test_questions_without_an_answer_or_a_passage_are_not_enough(model: RefragModel, tmp_path: Path) -> None:
+    row = {"id": "q", "question": "Who?", "answers": ["Ada"], "passages": [{"title": "", "text": "Ada."}], "gold": []}
+    (tmp_path / "asked.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(RefragError, match="nothing to ask"):
+        _task(model, tmp_path, questions_share=0.5, questions=[str(tmp_path / "asked.jsonl")])
+
+
 def test_a_corpus_without_sentences_and_blocks_without_room_are_refused(model: RefragModel, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"block_tokens is 20"):
         _task(model, tmp_path, block_tokens=20)
@@ -170,6 +249,7 @@ def test_a_corpus_without_sentences_and_blocks_without_room_are_refused(model: R
         ({"curriculum": {}}, "curriculum: null"),
         ({"repeat_steps_share": 0.1, "curriculum": None}, "repeat_steps_share"),
         ({"curriculum": None, "reading": {"quotes_share": 0, "quotes_weight": 1}}, "quotes_weight"),
+        ({"curriculum": None, "reading": {"renamed_share": 1.0}}, "renamed_share"),
         ({"curriculum": None, "reading": {"kept_steps_share": 0, "most_share_kept": 0.5}}, "most_share_kept"),
     ],
 )

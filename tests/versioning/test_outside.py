@@ -75,16 +75,21 @@ def test_the_tokenizers_files_are_watched_where_they_are_read(planted_project: P
 
 
 @pytest.mark.parametrize(
-    ("stage", "kind", "share"),
-    [("policy", "questions", "question_share: 0.5, "), ("finetuned", "questions", ""), ("finetuned", "summaries", "")],
+    ("stage", "override_of"),
+    [
+        ("cpt", "{{curriculum: null, reading: {{questions_share: 0.5, questions: {files}}}}}"),
+        ("policy", "{{question_share: 0.5, questions: {files}}}"),
+        ("finetuned", "{{questions: {files}}}"),
+        ("finetuned", "{{summaries: {files}}}"),
+    ],
 )
 def test_question_and_summary_files_are_watched_and_recorded(
-    planted_project: Project, tmp_path: Path, stage: str, kind: str, share: str
+    planted_project: Project, tmp_path: Path, stage: str, override_of: str
 ) -> None:
     further, inside = tmp_path / "further.jsonl", planted_project.root / "more.jsonl"
     for file in (further, inside):
         file.write_text(QUESTION)
-    override(planted_project, stage, f"{{{share}{kind}: [{further}, more.jsonl]}}")
+    override(planted_project, stage, override_of.format(files=f"[{further}, more.jsonl]"))
     make_all(planted_project)
     manifest = Manifest.read(planted_project.stage_dir(stage, MODEL))
     assert [source.path for source in manifest.sources] == [str(further), "more.jsonl"]

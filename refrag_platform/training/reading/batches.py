@@ -20,8 +20,9 @@ from refrag_platform.errors import RecipeError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
 from refrag_platform.model.segments import PAD
 from refrag_platform.recipes import ReadingRecipe
-from refrag_platform.training.reading.blanks import Blank, blank
-from refrag_platform.training.reading.contexts import Contexts, Passage
+from refrag_platform.training.reading.blanks import Asked, blank
+from refrag_platform.training.reading.contexts import Context, DocumentContexts, Passage
+from refrag_platform.training.reading.questions import QuestionContexts
 
 # What a decoder finds in its context: its vectors and the chunks kept, all tokens, or nothing.
 Seen = Literal["refrag", "full", "none"]
@@ -49,21 +50,25 @@ class ReadingBatches:
 
     def __init__(
         self,
-        contexts: Contexts,
+        contexts: DocumentContexts,
         tokenizer: PreTrainedTokenizerFast,
         settings: ReadingRecipe,
         chunks: int,
         chunk_size: int,
         window_chunks: int,
         seed: int,
+        questions: QuestionContexts | None = None,
     ) -> None:
         """
-        Args: chunks: of a context, at most. chunk_size: k. window_chunks: most that the encoder reads together.
+        Args:
+            chunks: of a context, at most. chunk_size: k. window_chunks: most that the encoder reads together.
+            questions: where some of the contexts come with questions.
 
         Raises:
             RecipeError: blocks are too short for the chat format and a question.
         """
         self.settings, self._contexts, self._tokenizer, self._seed = settings, contexts, tokenizer, seed
+        self._questions = questions
         self._chunks, self._chunk_size, self._window_chunks = chunks, chunk_size, window_chunks
         self._opening, self._before, self._after = question_frame(tokenizer)
         self._continue, self._end = content_ids(tokenizer, CONTINUE), end_of_turn(tokenizer)
@@ -92,28 +97,33 @@ class ReadingBatches:
         """
         rows = range(rank * size // world, (rank + 1) * size // world)
         chances = [np.random.default_rng([self._seed, 5, step, micro, row]) for row in rows]
-        drawn = [self._contexts.draw(chance) for chance in chances]
+        drawn = [self._draw(chance) for chance in chances]
         # All rows of a step have chunks kept, or none: they are of one length.
         chance = np.random.default_rng([self._seed, 6, step])
         kept = int(chance.integers(1, self._most_kept + 1)) if chance.random() < self.settings.kept_steps_share else 0
-        batch = self._contexts_batch(drawn, chances, kept, seen)
-        blocks = [self.blocks(passages, chance) for passages, chance in zip(drawn, chances, strict=True)]
+        batch = self._contexts_batch([context.passages for context in drawn], chances, kept, seen)
+        blocks = [self.blocks(context, chance) for context, chance in zip(drawn, chances, strict=True)]
         return batch | self._blocks_batch(blocks)
 
-    def blocks(self, passages: Sequence[Passage], chance: np.random.Generator) -> list[Block]:
-        """Questions over these passages, as many as a sequence has or as are found."""
+    def _draw(self, chance: np.random.Generator) -> Context:
+        if self._questions and chance.random() < self.settings.questions_share:
+            return self._questions.draw(chance)
+        return self._contexts.draw(chance)
+
+    def blocks(self, context: Context, chance: np.random.Generator) -> list[Block]:
+        """Questions over a context, as many as a sequence has or as are found: those it comes with, half at most."""
         wanted = self.settings.blocks
-        blanks: list[Blank] = []
+        asked: list[Asked] = context.questions[: max(1, wanted // 2)]
         quotes: list[Block] = []
         for _ in range(TRIES * wanted):
-            if len(blanks) + len(quotes) == wanted:
+            if len(asked) + len(quotes) >= wanted:
                 break
-            passage = passages[int(chance.integers(len(passages)))]
+            passage = context.passages[int(chance.integers(len(context.passages)))]
             if chance.random() < self.settings.quotes_share:
                 quotes += self._quote(passage, chance)
-            elif asked := blank(passage.text, chance):
-                blanks.append(asked)
-        ids = contents_ids(self._tokenizer, [text for asked in blanks for text in asked])
+            elif one := blank(passage.text, chance):
+                asked.append(one)
+        ids = contents_ids(self._tokenizer, [text for one in asked for text in one])
         answered = (self._block(q, a, is_quote=False) for q, a in zip(ids[::2], ids[1::2], strict=True))
         return [*quotes, *(block for block in answered if block)]
 

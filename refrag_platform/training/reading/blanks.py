@@ -41,7 +41,7 @@ GAPS, THINNED, REORDERED = 0.3, 0.4, 0.5
 LOWER_CASE = 0.15
 
 
-class Blank(NamedTuple):
+class Asked(NamedTuple):
     """A question and what it asks for."""
 
     question: str
@@ -59,7 +59,7 @@ def sentences(text: str) -> list[str]:
     return [sentence for part in BREAK.split(text) if (sentence := part.strip())]
 
 
-def blank(text: str, chance: np.random.Generator) -> Blank | None:
+def blank(text: str, chance: np.random.Generator) -> Asked | None:
     """A question on one sentence of the text; None where the draw finds nothing to ask for."""
     long = [sentence for sentence in sentences(text) if len(sentence) >= SHORTEST_SENTENCE]
     if not long:
@@ -70,7 +70,7 @@ def blank(text: str, chance: np.random.Generator) -> Blank | None:
         return None
     span = spans[int(chance.integers(len(spans)))]
     question = _question(sentence, span, chance)
-    return None if question is None else Blank(question, sentence[span.start : span.end])
+    return None if question is None else Asked(question, sentence[span.start : span.end])
 
 
 def _spans(sentence: str, chance: np.random.Generator) -> Iterator[_Span]:

@@ -16,12 +16,15 @@ from transformers import PreTrainedTokenizerFast
 from refrag_platform.corpus.shards import TokenShards
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import contents_ids, passage_text
-from refrag_platform.training.reading.blanks import sentences
+from refrag_platform.training.reading.blanks import Asked, sentences
+from refrag_platform.training.reading.renaming import names_in
 
 # Characters of a passage; a sentence may run over.
 SHORTEST, LONGEST = 120, 950
 # Tokens of a region, in those of a context.
 LEAST_REGION, MOST_REGION = 1.1, 5.0
+# Regions that are looked through for names.
+NAMED_REGIONS = 500
 # Regions that are drawn for one context: of short documents it takes several.
 TRIES = 24
 
@@ -33,7 +36,14 @@ class Passage(NamedTuple):
     token_ids: list[int]
 
 
-class Contexts:
+class Context(NamedTuple):
+    """Passages, and what is known to be asked about them."""
+
+    passages: list[Passage]
+    questions: list[Asked]
+
+
+class DocumentContexts:
     """Draws contexts of whole chunks from the training split of a corpus."""
 
     def __init__(self, corpus: Path, tokenizer: PreTrainedTokenizerFast, chunks: int, chunk_size: int) -> None:
@@ -45,13 +55,13 @@ class Contexts:
         """
         self._shards, self._tokenizer = TokenShards(corpus, "train"), tokenizer
         self._chunks, self._chunk_size = chunks, chunk_size
-        if not self._shards.total or not self.draw(np.random.default_rng(0)):
+        if not self._shards.total or not self.draw(np.random.default_rng(0)).passages:
             raise RefragError(
                 f"the train split of {corpus} has no sentences to ask about, as cpt.reading does; add documents, or "
                 "leave cpt.reading out"
             )
 
-    def draw(self, chance: np.random.Generator) -> list[Passage]:
+    def draw(self, chance: np.random.Generator) -> Context:
         """Passages that fill a context as far as they do; none only where a corpus has no sentences."""
         drawn: list[Passage] = []
         room = self._chunks
@@ -63,7 +73,16 @@ class Contexts:
                     room -= size
             if room * self._chunk_size * 2 < SHORTEST:
                 break
-        return drawn
+        return Context(drawn, [])
+
+    def names(self, count: int, seed: int) -> set[str]:
+        """Names that the corpus speaks of, so many if a look at some of its regions finds them."""
+        chance, names = np.random.default_rng([seed, 7]), set[str]()
+        for _ in range(NAMED_REGIONS):
+            names.update(*(names_in(piece) for piece in self._pieces(chance)))
+            if len(names) >= count:
+                break
+        return names
 
     def _pieces(self, chance: np.random.Generator) -> Iterator[str]:
         """The texts of the passages of one region, in random order."""

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from refrag_platform.errors import RecipeError
-from refrag_platform.model.families import attention_window, require_positions
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
-from refrag_platform.recipes import CptRecipe
 from refrag_platform.training.core.groups import head_weight, vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.packed import packed_layout, predicting_states
 from refrag_platform.training.core.speed import decoder_states
-from refrag_platform.training.reading.batches import Batch, ReadingBatches, Seen
-from refrag_platform.training.reading.contexts import Contexts
-
-
-def reading_batches(model: RefragModel, corpus: Path, settings: CptRecipe, seed: int, seen: Seen) -> ReadingBatches:
-    """The batches of a recipe that sets `cpt.reading`.
-
-    Raises:
-        RecipeError: blocks or the decoder's positions are too short, or the encoder's layers see less than its windows.
-        RefragError: the corpus has no text to read.
-    """
-    assert settings.reading is not None
-    k, encoder = model.chunk_size, model.encoder
-    near = attention_window(encoder.backbone.config)
-    if near is not None and encoder.window_chunks * k > near:
-        raise RecipeError(
-            f"cpt.reading encodes many passages in a row, and the encoder's layers see {near} tokens back; lower "
-            f"encoder.window_tokens ({encoder.window_chunks * k}) to that"
-        )
-    chunks = settings.context_tokens // k
-    contexts = Contexts(corpus, model.tokenizer, chunks, k)
-    batches = ReadingBatches(contexts, model.tokenizer, settings.reading, chunks, k, encoder.window_chunks, seed)
-    require_positions(
-        model.decoder,
-        batches.context_positions(seen, any_kept=True) + settings.reading.block_tokens,
-        f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.reading.block_tokens",
-    )
-    return batches
+from refrag_platform.training.reading.batches import Batch, Seen
 
 
 def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: float) -> tuple[Tensor, dict[str, Any]]:

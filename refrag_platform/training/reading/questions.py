@@ -1,0 +1,70 @@
+"""Contexts that come with questions: the passages that files of questions list, and all that is asked about them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from refrag_platform.corpus.question_files import Passage as Titled
+from refrag_platform.corpus.question_files import Question
+from refrag_platform.model.prompts import contents_ids, passage_text
+from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.contexts import Context, Passage
+from refrag_platform.training.reading.renaming import Renaming
+
+
+class QuestionContexts:
+    """Draws a question's passages, some of the others that it lists, and every question that these answer."""
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        tokenizer: PreTrainedTokenizerFast,
+        chunks: int,
+        chunk_size: int,
+        renaming: Renaming,
+        renamed_share: float,
+    ) -> None:
+        """
+        Args: questions: with answers and gold passages. chunks: of a context, at most. renamed_share: of the contexts.
+        """
+        self._questions, self._tokenizer, self._chunks, self._chunk_size = questions, tokenizer, chunks, chunk_size
+        self._renaming, self._renamed_share = renaming, renamed_share
+        self._about: dict[Titled, list[int]] = defaultdict(list)
+        for number, question in enumerate(questions):
+            self._about[question.passages[question.gold[0]]].append(number)
+
+    def draw(self, chance: np.random.Generator) -> Context:
+        """Passages in random order, of which none is cut but the first gold one, where it alone doesn't fit."""
+        question = self._questions[int(chance.integers(len(self._questions)))]
+        gold = [question.passages[number] for number in question.gold]
+        others = [passage for passage in question.passages if passage not in gold]
+        wanted = int(chance.integers(len(others) + 1))
+        listed = [*gold, *(others[number] for number in chance.permutation(len(others))[:wanted])]
+        about = [self._questions[number] for passage in listed for number in self._about[passage]]
+        texts = [passage_text(*passage) for passage in listed]
+        rename: Callable[[str], str] | None = None
+        if chance.random() < self._renamed_share:
+            rename = self._renaming.draw([*texts, *(one.question for one in about)], chance)
+            texts = [rename(text) for text in texts]
+        shown: dict[Titled, Passage] = {}
+        room = self._chunks
+        for passage, text, ids in zip(listed, texts, contents_ids(self._tokenizer, texts), strict=True):
+            kept = ids if shown else ids[: room * self._chunk_size]
+            if (size := -(-len(kept) // self._chunk_size)) <= room:
+                shown[passage] = Passage(text, kept)
+                room -= size
+        passages = list(shown.values())
+        asked = [self._asked(one, rename) for one in about if all(one.passages[number] in shown for number in one.gold)]
+        return Context(
+            [passages[number] for number in chance.permutation(len(passages))],
+            [asked[number] for number in chance.permutation(len(asked))],
+        )
+
+    @staticmethod
+    def _asked(question: Question, rename: Callable[[str], str] | None) -> Asked:
+        asked, answer = question.question, question.answers[0]
+        return Asked(rename(asked), rename(answer)) if rename else Asked(asked, answer)

@@ -1,0 +1,81 @@
+"""What a recipe's reading tasks draw from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.model.families import attention_window, require_positions
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import CptRecipe
+from refrag_platform.training.reading.batches import ReadingBatches, Seen
+from refrag_platform.training.reading.contexts import DocumentContexts
+from refrag_platform.training.reading.questions import QuestionContexts
+from refrag_platform.training.reading.renaming import Renaming
+from refrag_platform.training.usable import LeftOut, refuse_held_out
+
+# Names to rename by.
+SUPPLY = 20_000
+
+
+def reading_batches(
+    model: RefragModel, corpus: Path, settings: CptRecipe, seed: int, seen: Seen, root: Path
+) -> ReadingBatches:
+    """The batches of a recipe that sets `cpt.reading`.
+
+    Args: corpus: its content folder. root: question files are relative to it.
+
+    Raises:
+        RecipeError: blocks or the decoder's positions are too short, or the encoder's layers see less than its windows.
+        RefragError: the corpus has no text to read, or the files no question with an answer and its passage.
+    """
+    assert settings.reading is not None
+    k, encoder = model.chunk_size, model.encoder
+    near = attention_window(encoder.backbone.config)
+    if near is not None and encoder.window_chunks * k > near:
+        raise RecipeError(
+            f"cpt.reading encodes many passages in a row, and the encoder's layers see {near} tokens back; lower "
+            f"encoder.window_tokens ({encoder.window_chunks * k}) to that"
+        )
+    chunks = settings.context_tokens // k
+    reading, tokenizer = settings.reading, model.tokenizer
+    contexts = DocumentContexts(corpus, tokenizer, chunks, k)
+    asked = None
+    if reading.questions_share:
+        renaming = Renaming(contexts.names(SUPPLY, seed) if reading.renamed_share else ())
+        questions = training_questions(corpus, reading.questions, root)
+        asked = QuestionContexts(questions, tokenizer, chunks, k, renaming, reading.renamed_share)
+    batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked)
+    require_positions(
+        model.decoder,
+        batches.context_positions(seen, any_kept=True) + settings.reading.block_tokens,
+        f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.reading.block_tokens",
+    )
+    return batches
+
+
+def training_questions(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
+    """The corpus' training questions and those of the files that have an answer, and a passage that holds it.
+
+    Raises:
+        RefragError: there are none, or one shows a passage that the corpus holds out.
+    """
+    own = corpus / "questions" / "train.jsonl"
+    paths = [own] if own.is_file() and own.stat().st_size else []
+    paths += [root / os.path.expandvars(name) for name in files]
+    questions = [one for path in paths for one in read_questions(path) if one.kind == "answer"]
+    refuse_held_out(questions, corpus)
+    left_out = LeftOut("cpt.reading")
+    kept = [one for one in questions if one.answers and one.gold and not one.history]
+    if len(kept) < len(questions):
+        left_out.reasons["without an answer or its passage, or in a conversation"] = len(questions) - len(kept)
+    if not kept:
+        raise RefragError(
+            f"cpt.reading.questions_share is set, and there is nothing to ask ({left_out or 'no questions'}); name "
+            "question files in cpt.reading.questions, or set it to 0"
+        )
+    left_out.say("questions", len(questions))
+    return kept
