@@ -38,6 +38,9 @@ def pack_weights(
         Path | None, typer.Option("--controls", help="Folder of tuned controls to take along, as adapters.")
     ] = None,
     encoder_bits: Annotated[int, typer.Option(min=1, max=8, help="Of each weight of encoder and projection.")] = 4,
+    encoder_mib: Annotated[
+        Mib, typer.Option(min=0, help="MiB of low-rank factors of its change, if it is a copy of the decoder's layers.")
+    ] = 4,
     decoder_bits: Annotated[
         int, typer.Option(min=0, max=8, help="Of each weight of the decoder's change; 0: low-rank factors alone.")
     ] = 1,
@@ -84,6 +87,7 @@ def pack_weights(
         encoder=Coding(encoder_bits),
         decoder=Coding(decoder_bits, int(decoder_mib * MIB), factor_bits),
         controls=Coding(0, int(control_mib * MIB), factor_bits),
+        encoder_layers=Coding(0, int(encoder_mib * MIB), factor_bits),
     )
     manifest = pack(
         model_folder(str(folder or model)),

@@ -19,7 +19,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ MIB = 1 << 20
 MANIFEST = "manifest.json"
 CARD, NOTICE = "README.md", "NOTICE"
 ENCODER, DECODER, CONTROLS = "encoder.safetensors", "decoder.safetensors", "controls"
+BACKBONE = "encoder.backbone."
 POLICY_BITS = 8
 TRAINING = ("steps", "first_loss", "last_loss")
 # What half precision and other machines' arithmetic make of a table that isn't trained.
@@ -50,11 +51,12 @@ FROZEN_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Codings:
-    """How each part is written."""
+    """How each part is written; encoder_layers: an encoder's copy of the decoder's layers, where it is one."""
 
     encoder: Coding
     decoder: Coding
     controls: Coding
+    encoder_layers: Coding = field(default_factory=lambda: Coding(0, 4 * MIB, 6))
 
 
 def pack(
@@ -85,15 +87,9 @@ def pack(
         replace: `out` may be a release already; it is replaced as a whole.
 
     Raises:
-        RefragError: `out` is there, or holds something else than a release; the new one is larger than `limit`; the
-            encoder is a copy of the decoder's layers.
+        RefragError: `out` is there, or holds something else than a release; the new one is larger than `limit`.
         ArtifactError: the model is not of this recipe.
     """
-    if recipe.encoder.source == "decoder":
-        raise RefragError(
-            f"the encoder of {recipe.name} is a copy of the decoder's layers (encoder.source: decoder), whose change "
-            "can't be packed yet; keep the model folder itself"
-        )
     if out.exists() and not replace:
         raise RefragError(f"{out} is there already; give --replace, or another --out")
     if out.exists() and not _is_release(out):
@@ -106,7 +102,8 @@ def pack(
     errors = {}
     for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
         own, changed = _part(before, is_decoder), _part(trained, is_decoder)
-        errors[file] = _write(partial / file, own, changed, coding)
+        layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
+        errors[file] = _write(partial / file, own, changed, coding, layers)
     if (model / POLICY_WEIGHTS).is_file():
         policy = load_file(model / POLICY_WEIGHTS)
         nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.items()}
@@ -136,7 +133,7 @@ def pack(
         shutil.rmtree(partial)
         raise RefragError(
             f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
-            "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
+            "give fewer --encoder-bits, --encoder-mib, --decoder-bits, --decoder-mib or --control-mib"
         )
     # It prints evaluations: nothing that trains needs it.
     from refrag_platform.compact.card import model_card, notice
@@ -339,9 +336,15 @@ def _part(state: State, is_decoder: bool) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.startswith("decoder.") == is_decoder}
 
 
-def _write(path: Path, before: State, trained: State, coding: Coding) -> float:
-    """Write one packed file; returns the relative error of what it gives back."""
-    packed = encode(before, trained, coding)
+def _write(path: Path, before: State, trained: State, coding: Coding, layers: Coding | None = None) -> float:
+    """Write one packed file; returns the relative error of what it gives back.
+
+    Args: layers: how an encoder's backbone is written, if otherwise than the rest.
+    """
+    packed: dict[str, Tensor] = {}
+    for is_backbone, how in ((False, coding), (True, layers or coding)):
+        names = [name for name in trained if name.startswith(BACKBONE) == is_backbone]
+        packed |= encode({name: before[name] for name in names}, {name: trained[name] for name in names}, how)
     save_file({name: tensor.contiguous() for name, tensor in packed.items()}, path)
     return relative_error(before, trained, decode(before, packed))
 

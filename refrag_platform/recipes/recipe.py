@@ -50,6 +50,12 @@ class Recipe(Section):
                 f"cpt.packed is true: cpt.output_tokens ({self.cpt.output_tokens}) must be a multiple of "
                 f"encoder.chunk_size ({self.encoder.chunk_size})"
             )
+        for section in ("reconstruction", "cpt", "finetuned"):
+            if (rank := getattr(self, section).encoder_lora_rank) and self.encoder.source != "decoder":
+                raise ValueError(
+                    f"{section}.encoder_lora_rank is {rank}, but encoder.source is {self.encoder.source!r}, of "
+                    "which all weights train; leave it out, or set encoder.source: decoder"
+                )
         start, cpt = self.reconstruction.continue_from, self.cpt.continue_from
         if start != cpt and (start, cpt) != ("release", None):
             raise ValueError(

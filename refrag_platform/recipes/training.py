@@ -54,6 +54,12 @@ class TrainsEncoder(TrainingRecipe):
     """A stage that trains the encoder and the projection."""
 
     encoder_learning_rate: float = Field(2e-4, ge=0, description="peak, encoder")
+    encoder_lora_rank: int | None = Field(
+        None,
+        ge=1,
+        description="train low-rank updates of the encoder's layers of this rank, where they are a copy of the "
+        "decoder's; default: all their weights",
+    )
     projection_learning_rate: float = Field(1e-3, ge=0, description="peak, projection, pooling and heads")
 
 
@@ -346,7 +352,7 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         if not sum(self.tasks.values()):
             raise ValueError(f"tasks is {self.tasks}: no task has a weight above 0")
         if not self.train_encoder:
-            self.refuse_idle("train_encoder is false", "encoder_learning_rate")
+            self.refuse_idle("train_encoder is false", "encoder_learning_rate", "encoder_lora_rank")
         if not self.text_share:
             self.refuse_idle("text_share is 0", "context_tokens", "output_tokens")
         return self

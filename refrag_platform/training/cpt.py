@@ -36,7 +36,7 @@ from refrag_platform.training.core.groups import (
     vector_std,
 )
 from refrag_platform.training.core.loop import Batch, Task, train
-from refrag_platform.training.core.lora import prepare_decoder
+from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 from refrag_platform.training.core.packed import known_positions, packed_layout, predicting_states
 from refrag_platform.training.core.precision import autocast
@@ -95,7 +95,9 @@ class CptTask(Task):
                 settings.curriculum.one_chunk_share,
             )
         prepare_decoder(model, settings, seed)
-        if system != "refrag":
+        if system == "refrag":
+            prepare_encoder(model, settings, seed)
+        else:
             model.encoder.requires_grad_(False)
             model.projection.requires_grad_(False)
 

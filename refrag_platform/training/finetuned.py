@@ -33,7 +33,7 @@ from refrag_platform.store.relevance import PassageRelevance, relevance_for
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight
 from refrag_platform.training.core.loop import Batch, Task, train
-from refrag_platform.training.core.lora import prepare_decoder
+from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.speed import decoder_states
@@ -91,7 +91,9 @@ class FinetunedTask(Task):
         super().__init__()
         self.model, self.settings, self.examples, self.system = model, settings, examples, system
         self.train_encoder = settings.train_encoder and system == "refrag"
-        if not self.train_encoder:
+        if self.train_encoder:
+            prepare_encoder(model, settings, examples.seed)
+        else:
             model.encoder.requires_grad_(False)
             model.encoder.eval()
         if system != "refrag":

@@ -23,7 +23,7 @@ from refrag_platform.training.core.artifact import finish, take_over
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
-from refrag_platform.training.core.lora import prepare_decoder
+from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.speed import decoder_states
@@ -50,6 +50,7 @@ class ReconstructionTask(Task):
             prepare_decoder(model, settings, seed)
         else:
             model.decoder.requires_grad_(False)
+        prepare_encoder(model, settings, seed)
         width = embedding_weight(model.decoder).shape[1]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

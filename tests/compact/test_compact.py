@@ -20,7 +20,8 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Text, chunk_tokens
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import CptRecipe, Recipe
+from refrag_platform.training.core.lora import merge_lora, prepare_encoder
 from tests.conftest import ROOT
 from tests.encoders import recipe_with
 
@@ -57,10 +58,26 @@ def prompt(k: int) -> list[list[Text | Chunks]]:
     return [[Text([5, 6, 7]), Chunks(chunk_tokens(list(range(20, 20 + 4 * k)), k)), Text([8, 9])]]
 
 
-def test_a_copy_of_the_decoder_s_layers_is_not_packed(tmp_path: Path) -> None:
-    with pytest.raises(RefragError, match=r"encoder of tiny is a copy of the decoder's layers .*can't be packed yet"):
-        pack(tmp_path, recipe_with("layers, passage"), BASE, tmp_path / "release", FINE)
-    assert not (tmp_path / "release").exists()
+def test_low_rank_updates_of_a_copy_of_the_decoder_s_layers_are_packed(tmp_path: Path) -> None:
+    recipe = recipe_with("layers, passage")
+    model = RefragModel.create(recipe, BASE)
+    prepare_encoder(model, CptRecipe(steps=1, encoder_lora_rank=2), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.encoder.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.3 if "lora" in name else 0.05, generator=generator)
+    merge_lora(model)
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    manifest = pack(tmp_path / "model", recipe, BASE, tmp_path / "release", FINE)
+    assert manifest["relative_errors"]["encoder.safetensors"] < 0.1
+    found, _ = load_release(tmp_path / "release", recipe, BASE)
+    chunks = chunk_tokens(list(range(20, 80)), model.chunk_size)
+    near, exact = found.encode(chunks).detach(), model.eval().encode(chunks).detach()
+    assert float((near - exact).norm() / exact.norm()) < 0.05
+    small = Codings(FINE.encoder, FINE.decoder, FINE.controls, encoder_layers=Coding(0, 0))
+    without = pack(tmp_path / "model", recipe, BASE, tmp_path / "without", small)
+    assert without["relative_errors"]["encoder.safetensors"] > 0.2
 
 
 def test_a_setting_that_is_newer_than_a_release_had_its_default(trained: Path, recipe: Recipe, tmp_path: Path) -> None:

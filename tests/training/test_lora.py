@@ -9,7 +9,15 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
-from refrag_platform.training.core.lora import add_lora, continue_lora, lora_state, merge_lora, prepare_decoder
+from refrag_platform.training.core.lora import (
+    add_lora,
+    continue_lora,
+    lora_state,
+    merge_lora,
+    prepare_decoder,
+    prepare_encoder,
+)
+from tests.encoders import model_with
 
 
 def _logits(model: RefragModel) -> torch.Tensor:
@@ -28,6 +36,24 @@ def test_only_the_updates_of_linear_layers_are_trained(model: RefragModel) -> No
     trained = [name for name, parameter in model.decoder.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name for name in trained)
     assert len(trained) == 2 * 7 * model.decoder.config.num_hidden_layers
+
+
+def test_an_encoder_that_copies_the_decoders_layers_trains_low_rank_updates() -> None:
+    model = model_with("layers, passage")
+    names, chunks = list(model.encoder.state_dict()), torch.arange(2, 34).view(8, 4)
+    prepare_encoder(model, CptRecipe(steps=1, encoder_lora_rank=4), seed=0)
+    trained = [name for name, parameter in model.encoder.backbone.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    assert model.encoder.pool.weight.requires_grad and model.decoder.get_input_embeddings().weight.requires_grad
+    for name, parameter in model.encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    wanted = model.encode(chunks)
+    merge_lora(model)
+    assert list(model.encoder.state_dict()) == names
+    torch.testing.assert_close(model.encode(chunks), wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(RecipeError, match=r"encoder_lora_rank is 4: BertModel lacks"):
+        prepare_encoder(model_with("chunk"), CptRecipe(steps=1, encoder_lora_rank=4), seed=0)
 
 
 def test_merging_leaves_the_plain_decoder_with_the_same_logits(model: RefragModel) -> None:

@@ -1,6 +1,6 @@
-"""Low-rank updates of the decoder (LoRA): what a stage changes in it fits a few megabytes.
+"""Low-rank updates (LoRA) of the decoder, and of an encoder that copies its layers: what changes fits a few megabytes.
 
-The decoder keeps its class and its names: updates are injected for the training and merged when it ends. A layer adds
+Both keep their classes and names: updates are injected for the training and merged when it ends. A layer adds
 its update to its weight before it multiplies, where other implementations multiply by three matrices. That has fewer
 launches, which bound a small decoder's step, for a gradient of the weight's size, which a large decoder would feel.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import TrainsDecoder
+from refrag_platform.recipes import TrainsDecoder, TrainsEncoder
 
 # The update is scaled by this, whatever the rank, so that one learning rate suits all ranks.
 SCALE = 2
@@ -55,30 +55,44 @@ def prepare_decoder(model: RefragModel, settings: TrainsDecoder, seed: int) -> N
         RefragError: it has updates that are not merged yet.
     """
     if settings.lora_rank is not None:
-        _inject(model, settings.lora_rank, seed)
+        _inject(model.decoder, settings.lora_rank, seed, "lora_rank")
 
 
-def _inject(model: RefragModel, rank: int, seed: int) -> None:
-    if lora_state(model):
+def prepare_encoder(model: RefragModel, settings: TrainsEncoder, seed: int) -> None:
+    """Make the encoder trainable as the recipe's section says: all of it, or low-rank updates of its layers.
+
+    Raises:
+        RecipeError: its layers have other names than a Llama's.
+        RefragError: it has updates that are not merged yet.
+    """
+    if settings.encoder_lora_rank is not None:
+        _inject(model.encoder.backbone, settings.encoder_lora_rank, seed, "encoder_lora_rank")
+
+
+def _inject(stack: nn.Module, rank: int, seed: int, key: str) -> None:
+    """Args: key: of the recipe, for messages."""
+    children = list(_children(stack))
+    if any(isinstance(layer, LowRankLinear) for _, _, layer in children):
         raise RefragError(
-            "the decoder has low-rank updates already; merge them (merge_lora) before others are injected"
+            f"the {type(stack).__name__} has low-rank updates already; merge them (merge_lora) before others are "
+            "injected"
         )
-    layers = [(parent, name, layer) for parent, name, layer in _children(model) if name in LINEAR_LAYERS]
+    layers = [(parent, name, layer) for parent, name, layer in children if name in LINEAR_LAYERS]
     if {name for _, name, _ in layers} != set(LINEAR_LAYERS):
         raise RecipeError(
-            f"lora_rank is {rank}: {type(model.decoder).__name__} lacks linear layers named "
-            f"{', '.join(sorted(set(LINEAR_LAYERS) - {name for _, name, _ in layers}))}; leave lora_rank out"
+            f"{key} is {rank}: {type(stack).__name__} lacks linear layers named "
+            f"{', '.join(sorted(set(LINEAR_LAYERS) - {name for _, name, _ in layers}))}; leave {key} out"
         )
-    model.decoder.requires_grad_(False)
+    stack.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for parent, name, layer in layers:
             setattr(parent, name, LowRankLinear(layer, rank))
 
 
-def _children(model: RefragModel) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Every linear layer of the decoder, with its parent and its name there."""
-    for parent in model.decoder.modules():
+def _children(stack: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Every linear layer of a stack, with its parent and its name there."""
+    for parent in stack.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
                 yield parent, name, child
@@ -90,7 +104,8 @@ def add_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
     Raises:
         RefragError: they are of other layers.
     """
-    _inject(model, max((tensor.shape[0] for name, tensor in updates.items() if "lora_A" in name), default=1), seed=0)
+    rank = max((tensor.shape[0] for name, tensor in updates.items() if "lora_A" in name), default=1)
+    _inject(model.decoder, rank, 0, "lora_rank")
     _set_updates(model, updates)
     merge_lora(model)
 
@@ -104,7 +119,7 @@ def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
         RefragError: they are of another rank or other layers.
     """
     _set_updates(model, updates)
-    for _, _, layer in _children(model):
+    for _, _, layer in _children(model.decoder):
         if isinstance(layer, LowRankLinear):
             # What is merged already must not count twice.
             layer.weight.data -= layer.update().detach()
@@ -124,12 +139,12 @@ def _set_updates(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
 
 
 def lora_state(model: RefragModel) -> dict[str, Tensor]:
-    """The tensors of the updates that are not merged yet; empty where there are none."""
+    """The tensors of the decoder's updates that are not merged yet; empty where there are none."""
     return {name: tensor.detach() for name, tensor in model.decoder.state_dict().items() if "lora_" in name}
 
 
 def merge_lora(model: RefragModel) -> None:
-    """Add the updates to the decoder's weights and take them out; nothing happens where there are none."""
+    """Add all updates to the weights that they change, and take them out; nothing happens where there are none."""
     for parent, name, layer in list(_children(model)):
         if isinstance(layer, LowRankLinear):
             setattr(parent, name, layer.plain())
