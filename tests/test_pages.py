@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_the_frontier_has_the_times_of_its_machines_and_the_quality_that_was_jud
     sets = list(frontier["rows"][0]["sets"])
     judged = [one.row() for one in read_judged([results / name for name in frontier["judged"]], sets)]
     assert judged * 2 == [{name: row[name] for name in judged[0]} for row in frontier["rows"]]
+
+
+@pytest.mark.parametrize(
+    "name", ["popqa-retrieved-again", "triviaqa-retrieved-again", "triviaqa-retrieved-again-shares"]
+)
+def test_what_was_asked_again_agrees_with_the_tables(name: str) -> None:
+    def scores(files: Iterable[Path]) -> dict[tuple[Any, ...], float]:
+        rows = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["rows"]]
+        return {(row["system"], row["share_kept"], row["tokens_of"]): row["f1"] for row in rows}
+
+    again = scores([DOCS / "results" / f"rag-{name}-h200.json"])
+    tables = scores((DOCS / "results").glob(f"rag-{name.partition('-')[0]}-retrieved-p0*-h200.json"))
+    both = again.keys() & tables.keys()
+    assert len(both) >= 3 and all(abs(again[one] - tables[one]) < 0.005 for one in both)
 
 
 def test_words_of_the_readme_about_quality_are_those_of_the_files() -> None:

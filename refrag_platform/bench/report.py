@@ -199,17 +199,19 @@ def frontier_report(result: Mapping[str, Any]) -> str:
 
 
 def headline(result: Mapping[str, Any], share: float = 0.1) -> str:
-    """REFRAG at p = `share` of `refrag bench frontier`, beside full context and the nearest text: a row each."""
+    """REFRAG of one k, the first, at p = `share`, beside full context and the nearest text: a row each."""
+    k = result["rows"][0]["k"]
     told = {
         "full": "full context: every passage as text",
         "first": "first: the nearest passage alone",
         "sentences": "sentences: those nearest to the question, cut to REFRAG's tokens",
         "plain": "plain: the nearest text, cut likewise",
-        "refrag": f"**REFRAG**: a vector for each chunk, and a share p = {share:g} of the chunks as text",
+        "refrag": f"**REFRAG**: a vector for each chunk of {k} tokens, but for the share p = {share:g}, as text",
     }
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in result["rows"]:
-        if (row["tokens_of"] if row["share_kept"] is None else row["share_kept"]) in (None, share):
+        at = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
+        if row["k"] == k and at in (None, share):
             rows.setdefault(row["system"], {})[row["device"]] = row
     devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
     full = next(iter(rows["full"].values()))
