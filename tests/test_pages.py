@@ -48,13 +48,13 @@ def test_the_results_are_short_enough_to_read() -> None:
     assert len((DOCS / "results.md").read_text(encoding="utf-8").splitlines()) <= 250
 
 
-def test_the_release_card_is_that_of_its_manifest_and_the_frontier(
+def test_the_release_card_is_that_of_its_manifest_and_of_result_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(ROOT))
     release = ROOT / "models" / "smollm2-135m" / "release"
     shutil.copytree(release, tmp_path / "release")
-    given = ["--results", str(DOCS / "results" / "frontier.json")]
+    given = [f"--results={DOCS / 'results' / name}" for name in ("frontier.json", "start-token-h100.json")]
     result = CliRunner().invoke(app, ["weights", "card", str(tmp_path / "release"), *given])
     assert result.exit_code == 0, result.output
     card = (tmp_path / "release" / "README.md").read_text(encoding="utf-8")
