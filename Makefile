@@ -21,7 +21,7 @@ export GX_ANALYTICS_ENABLED := false
 export BENTOML_DO_NOT_TRACK := True
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test test-slow coverage ui serve lint install upgrade clean
+.PHONY: demo test test-slow coverage ui serve lint tables install upgrade clean
 
 demo: install  ## The whole pipeline on real text, a question answered over HTTP, a report
 	$(BIN)/refrag recipes add $(MODEL)
@@ -57,6 +57,11 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+tables: install  ## The pages' tables and pictures, from the result files
+	$(BIN)/refrag bench tables docs/performance.md
+	$(BIN)/refrag weights card models/smollm2-135m/release $(foreach file,frontier start-token-h100,--results docs/results/$(file).json)
+	$(BIN)/python scripts/results_rows.py $(foreach page,README docs/results docs/operations docs/performance,--write $(page).md)
 
 # pip says a thousand lines, and waits minutes between two of them.
 INSTALL_LOG := .venv/install.log

@@ -13,6 +13,7 @@ from rich.table import Table
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import CONTROLS, beside_full
+from refrag_platform.evaluation.served import beside_found
 from refrag_platform.progress import waiting
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
@@ -59,8 +60,9 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
     """What the demo found, also written to reports/demo.json.
 
     Returns: {artifacts: [{name, path, hash, checks_passed, checks_failed, warnings}], perplexity: [rows], rag: [rows],
-    question, answer, citations, seconds, training, summary}; training: how each checkpoint came to be. summary: the
-    answers beside full context's, in a line.
+    question, answer, citations, seconds, training, looked_up, summary}; training: how each checkpoint came to be.
+    looked_up: what the store's search finds, and the answers over it, in a line; summary: the answers beside full
+    context's, likewise.
     """
     artifacts, training = [], {}
     for name in STAGES:
@@ -91,6 +93,7 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
         "answer": served["answer"],
         "citations": served["citations"],
         "seconds": round(seconds, 1),
+        "looked_up": beside_found(evaluation["rag"]["retrieval"]),
         "summary": beside_full(rows, len(Items.read(project.content("evaluation", model)).questions.groups)),
     }
     target = project.root / "reports" / "demo.json"
@@ -156,6 +159,8 @@ def print_report(model: str, report: dict[str, Any], served: dict[str, Any]) -> 
             for row in report["rag"]
         ],
     )
+    if report["looked_up"]:
+        console.print(report["looked_up"], soft_wrap=True)
     _print_answer(console, served)
     console.print("\nHow the model was trained (docs/log has what longer runs reach):")
     for name, how in report["training"].items():

@@ -1,6 +1,7 @@
 """Markdown rows of docs/results.md from result files: python scripts/results_rows.py docs/results/FILE...
 
-`--write docs/results.md` writes its tables: what stands between <!-- rows results/FILE --> and <!-- end -->.
+`--write PAGE` writes a page's tables: what stands between <!-- rows FILE --> and <!-- end -->, or, in few rows,
+<!-- headline FILE -->; and draws the pictures that lie beside the files. `make tables` does so for all pages.
 A file of choices (scripts/choices.py), scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
 """
 
@@ -15,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from refrag_platform.bench.figures import frontier_figure
-from refrag_platform.bench.report import frontier_report
+from refrag_platform.bench.figures import frontier_figure, latency_figure, throughput_figure
+from refrag_platform.bench.report import headline, result_tables
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
-from refrag_platform.evaluation.report import gain, perplexity_report, rag_report, table
+from refrag_platform.evaluation.report import gain, lookup_table, perplexity_report, rag_report, table
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
 
 TRAINING = (
@@ -26,10 +27,13 @@ TRAINING = (
     "policy_reward", "random_reward", "reward_spread", "evidence_loss", "answer_kept",
 )  # fmt: skip
 SCORES = ("P16", "P32", "P128", "P512")
+BENCH_FIGURES = {"frontier": frontier_figure, "latency": latency_figure, "throughput": throughput_figure}
 # Chunks of the samples that `gpu_run.py reconstruct` recovers.
 RECONSTRUCTED = (1, 8, 32)
 # A document's table with the file it comes from.
-MARKED = re.compile(r"<!-- rows (?P<file>\S+) -->\n.*?<!-- end -->", re.DOTALL)
+MARKED = re.compile(r"<!-- (?P<form>rows|headline) (?P<file>\S+) -->\n.*?<!-- end -->", re.DOTALL)
+# Files whose pictures a document shows: of `refrag bench tables`, too.
+SHOWN = re.compile(r"<!-- (?:rows|headline|bench) (?P<file>\S+) -->")
 
 
 def number(value: float | None, form: str = ",.4g") -> str:
@@ -196,11 +200,21 @@ def written(document: Path) -> str:
 
     def rows(marked: re.Match[str]) -> str:
         result = json.loads((document.parent / marked["file"]).read_text(encoding="utf-8"))
-        lines = rows_of(result)[0].splitlines()
+        lines = (headline(result) if marked["form"] == "headline" else rows_of(result)[0]).splitlines()
         first = next(place for place, line in enumerate(lines) if line.startswith("|"))
-        return f"<!-- rows {marked['file']} -->\n" + "\n".join(lines[first:]).strip() + "\n<!-- end -->"
+        return f"<!-- {marked['form']} {marked['file']} -->\n" + "\n".join(lines[first:]).strip() + "\n<!-- end -->"
 
     return MARKED.sub(rows, document.read_text(encoding="utf-8"))
+
+
+def pictures(document: Path) -> dict[Path, Callable[[Path], None]]:
+    """What draws each picture that lies beside a file of the document's marked tables."""
+    files = {document.parent / marked["file"] for marked in SHOWN.finditer(document.read_text(encoding="utf-8"))}
+    drawn = {}
+    for file in sorted(file for file in files if file.with_suffix(".png").is_file()):
+        if draw := rows_of(json.loads(file.read_text(encoding="utf-8")))[1]:
+            drawn[file.with_suffix(".png")] = draw
+    return drawn
 
 
 def main(
@@ -212,13 +226,17 @@ def main(
         str | None,
         typer.Option("--over", help="Of answers, a row a setting alone: the gain in F1 over this system, e.g. plain."),
     ] = None,
-    write: Annotated[Path | None, typer.Option("--write", help="Write this document's marked tables instead.")] = None,
+    write: Annotated[
+        list[Path] | None, typer.Option("--write", help="Write this page's marked tables and pictures; again for more.")
+    ] = None,
 ) -> None:
     """Print the Markdown rows of result files."""
     if not files and not write:
         raise typer.BadParameter("name result files, or a document: --write docs/results.md")
-    if write:
-        write.write_text(written(write), encoding="utf-8")
+    for page in write or []:
+        page.write_text(written(page), encoding="utf-8")
+        for picture, draw_it in pictures(page).items():
+            draw_it(picture)
     for path in files or []:
         text = path.read_text(encoding="utf-8")
         result: dict[str, Any] = {"rows": []}
@@ -239,8 +257,10 @@ def main(
 def rows_of(result: dict[str, Any]) -> tuple[str, Callable[[Path], None] | None]:
     """A result's rows, and what draws it, by the fields of its first row; selections and answers share some."""
     first = result["rows"][0]
-    if result.get("benchmark") == "frontier":
-        return frontier_report(result), partial(frontier_figure, result)
+    if benchmark := result.get("benchmark"):
+        return result_tables(result), partial(BENCH_FIGURES[benchmark], result)
+    if "alone" in first:
+        return lookup_table(result), None
     if "loop" in first:
         return bench_rows(result), None
     if any(row.get("system") == "random" for row in result["rows"]):

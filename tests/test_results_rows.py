@@ -112,32 +112,3 @@ def test_links_of_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *docs.glob("*.md"), *docs.glob("log/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-def test_tables_of_the_results_are_those_of_their_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = ROOT / "docs" / "results.md"
-    assert load_script(monkeypatch, "results_rows").written(page) == page.read_text(encoding="utf-8")
-    assert len(page.read_text(encoding="utf-8").splitlines()) <= 250
-
-
-def test_figures_of_the_readme_are_those_of_the_files() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sets = [
-        {row["system"]: row for row in json.loads((ROOT / "docs" / "results" / name).read_text())["rows"]}
-        for name in ("rag-popqa-retrieved-p01-h200.json", "rag-triviaqa-retrieved-p01-h200.json")
-    ]
-    for system, words in (
-        ("full", "full: every"),
-        ("first", "first: the nearest"),
-        ("sentences", "sentences: those"),
-        ("plain", "plain: the nearest"),
-        ("refrag", "**REFRAG** |"),
-        ("kept", "kept: the chunks"),
-    ):
-        (line,) = (line for line in readme.splitlines() if line.startswith(f"| {words}"))
-        cells = [f"{100 * own[system]['f1']:.1f} | {own[system]['decoder_tokens']:.0f}" for own in sets]
-        assert line.endswith(f"| {' | '.join(cells)} |"), line
-    factbook = json.loads((ROOT / "docs" / "results" / "rag-factbook-release-h200.json").read_text())["rows"]
-    exact = {row["system"]: f"{100 * row['exact_match']:.1f}%" for row in factbook}
-    assert f"| {exact['full']} (as many tokens of plain text {exact['plain']};" in readme
-    assert f"| {exact['refrag']} at 4.0 times fewer tokens" in readme

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from refrag_platform.cli import app
 from refrag_platform.demo import print_report
 from refrag_platform.evaluation.report import beside_full
+from refrag_platform.evaluation.served import beside_found
 from refrag_platform.project import Project
 from tests.conftest import ROOT
 
@@ -22,6 +24,18 @@ LINE = (
     "REFRAG: exact match 92.5%, 236 decoder positions, first token after 434 ms. "
     "Full context: exact match 80.0%, 942 tokens, first token after 1,763 ms. "
     "(40 held-out questions over 20 passages each)"
+)
+RETRIEVAL: dict[str, Any] = {
+    "passages": 8,
+    "lookups": [
+        {"kind": "in the store", "questions": 40, "hit_1": 0.85, "hit_5": 0.95, "hit_20": 1.0, "answered": 1.0},
+        {"kind": "not in the store", "questions": 160, "hit_1": None, "hit_5": None, "hit_20": None, "answered": 0.25},
+    ],
+    "rows": [{"system": "full", "f1": 0.9}, {"system": "sentences", "f1": 0.8}, {"system": "refrag", "f1": 0.7}],
+}
+FOUND = (
+    "Looked up as served: of 40 held-out questions that the store can answer, the right passage is among the first 1 "
+    "for 85%, 5 for 95%, 20 for 100%. F1 over the first 8: full 0.900, sentences 0.800, refrag 0.700."
 )
 
 
@@ -46,6 +60,12 @@ def test_the_result_beside_full_context_is_one_line() -> None:
     assert beside_full([REFRAG, FULL, *few], 40) == LINE
 
 
+def test_what_the_search_finds_is_one_line() -> None:
+    assert beside_found(RETRIEVAL) == FOUND
+    assert beside_found(RETRIEVAL | {"rows": []}) is None
+    assert beside_found(RETRIEVAL | {"lookups": RETRIEVAL["lookups"][1:]}) is None
+
+
 def test_without_full_context_or_times_nothing_is_made_up() -> None:
     assert beside_full([REFRAG]) is None
     assert beside_full([REFRAG, FULL | {"passages": 10}]) is None
@@ -63,7 +83,7 @@ def report(**changes: Any) -> dict[str, Any]:
         ],
         "perplexity": [], "rag": [REFRAG, FULL], "seconds": 3.0,
         "training": {"cpt": "1,200 steps; taken as it is from models/tiny/release", "finetuned": "16 steps"},
-        "summary": LINE,
+        "looked_up": FOUND, "summary": LINE,
     }  # fmt: skip
     return made | changes
 
@@ -83,7 +103,9 @@ def test_the_demo_ends_with_its_result_and_says_how_the_model_was_trained(capsys
     assert printed.rstrip().splitlines()[-1] == LINE
     assert "cpt: 1,200 steps; taken as it is from models/tiny/release" in printed
     assert "undertrained" not in printed
-    assert "compression 3.65x: 155 positions instead of 565 tokens" in " ".join(printed.split())
+    said = re.search(r"compression ([\d.]+)x: (\d+) positions instead of (\d+) tokens", " ".join(printed.split()))
+    assert said and said.groups() == (f"{565 / 155:.2f}", "155", "565")
+    assert printed.count(FOUND) == 1
     assert "models/tiny/finetuned/checks/index.html" in printed
 
 

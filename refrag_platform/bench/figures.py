@@ -61,13 +61,17 @@ def throughput_figure(result: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+# Where p stands beside a point, in points of print: curves that lie close don't write over each other.
+OFFSETS = {"sentences": (-6, 6, "right"), "plain": (-7, -9, "right"), "refrag": (7, -6, "left")}
+
+
 def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
     """F1 over time to first token: a panel a machine, a curve a system, whose points are p."""
     from matplotlib.figure import Figure
 
     devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
     several = len({row["k"] for row in result["rows"]}) > 1
-    figure = Figure(figsize=(6.4 * len(devices), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(6.4 * len(devices), 9.0), 4.8), layout="constrained")
     panels = figure.subplots(1, len(devices), squeeze=False, sharey=True)[0]
     for axes, device in zip(panels, devices, strict=True):
         curves: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
@@ -76,20 +80,24 @@ def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
                 curves[row["system"], row["k"]].append(row)
         for (system, k), rows in curves.items():
             label = f"{system}, k = {k}" if several else system
-            color = SYSTEM_COLORS[system]
+            color, width = SYSTEM_COLORS[system], 2.6 if system == "refrag" else 1.4
             points = [(row["ttft_ms"], row["f1"]) for row in rows]
-            axes.plot(*zip(*points, strict=True), "-", marker="o", markersize=4, color=color, label=label)
+            axes.plot(*zip(*points, strict=True), "-", marker="o", markersize=5, lw=width, color=color, label=label)
             for row, point in zip(rows, points, strict=True):
                 share = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
                 if share is not None:
-                    axes.annotate(f"{share:g}", point, textcoords="offset points", xytext=(4, 4), fontsize=7)
-        axes.set_xlabel("time to first token from the question's arrival, ms (numbers: p)")
-        axes.set(xlim=(0, None), ylim=(0, None))
+                    right, up, side = OFFSETS[system]
+                    place = {"textcoords": "offset points", "xytext": (right, up), "ha": side}
+                    axes.annotate(f"{share:g}", point, **place, fontsize=8, color=color)
+        axes.set_xlabel("time to first token from the question's arrival, ms")
+        axes.set(xlim=(0, 1.08 * axes.dataLim.xmax), ylim=(0, None))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_title(device, fontsize=9)
-    panels[0].set_ylabel("F1")
-    panels[0].legend(frameon=False, fontsize=8)
+        axes.set_title(device, fontsize=10)
+    panels[0].set_ylabel("F1 (up and left is better)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    questions = max(row["questions"] for row in result["rows"])
+    figure.suptitle(f"{questions:,} questions over passages that a retriever found; small numbers: p", fontsize=10)
     _save(figure, path)
 
 

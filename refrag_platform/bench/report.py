@@ -165,21 +165,25 @@ def _throughput(result: Mapping[str, Any]) -> list[str]:
     return [about, table(head, body)]
 
 
-def frontier_report(result: Mapping[str, Any]) -> str:
-    """Where times were taken, and one table: a row a configuration, its quality, then its times on each machine."""
-    facts = [
+def timed_on(result: Mapping[str, Any]) -> str:
+    """Where the times of `refrag bench frontier` were taken: a line a machine."""
+    return "\n".join(
         f"- {machine['device']}: {machine['model']}, k = {machine['k']}, {machine['dtype']}, torch {machine['torch']}; "
         + ", ".join(f"{count:,} questions of {name}" for name, count in machine["timed"].items())
         + f", {machine['runs']} x each; {machine['stored_passages']:,} passages. Retrieval: {machine['retrieval']}."
         for machine in result["machines"]
-    ]
+    )
+
+
+def frontier_report(result: Mapping[str, Any]) -> str:
+    """Where times were taken, and one table: a row a configuration, its quality, then its times on each machine."""
     rows: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for row in result["rows"]:
         key = (row["k"], row["passages"], system_name(row))
         rows.setdefault(key, {})[row["device"]] = row
     devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
     sets = list(dict.fromkeys(name for row in result["rows"] for name in row["sets"]))
-    head = ["system", "decoder tokens", "F1", *(PurePath(name).stem.split("-")[0] for name in sets)]
+    head = ["system", "decoder tokens", "F1", *map(_set_name, sets)]
     for device in devices:
         head += [f"{device}: first token, ms", "retrieval + choice + projection + prefill"]
     several = len({k for k, *_ in rows}) > 1
@@ -191,7 +195,39 @@ def frontier_report(result: Mapping[str, Any]) -> str:
         for device in devices:
             cells += _first_token(own[device]) if device in own else ["–", "–"]
         body.append(cells)
-    return "\n\n".join(["\n".join(facts), table(head, body)])
+    return "\n\n".join([timed_on(result), table(head, body)])
+
+
+def headline(result: Mapping[str, Any], share: float = 0.1) -> str:
+    """REFRAG of one k, the first, at p = `share`, beside full context and the nearest text: a row each."""
+    k = result["rows"][0]["k"]
+    told = {
+        "full": "full context: every passage as text",
+        "first": "first: the nearest passage alone",
+        "sentences": "sentences: those nearest to the question, cut to REFRAG's tokens",
+        "plain": "plain: the nearest text, cut likewise",
+        "refrag": f"**REFRAG**: a vector for each chunk of {k} tokens, but for the share p = {share:g}, as text",
+    }
+    rows: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        at = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
+        if row["k"] == k and at in (None, share):
+            rows.setdefault(row["system"], {})[row["device"]] = row
+    devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
+    full = next(iter(rows["full"].values()))
+    sets = {name: f"F1, {_set_name(name)} ({own['questions']:,})" for name, own in full["sets"].items()}
+    body = []
+    for system, words in told.items():
+        row = next(iter(rows[system].values()))
+        tokens = f"{row['decoder_tokens']:,.0f} ({full['decoder_tokens'] / row['decoder_tokens']:.1f}x)"
+        times = [_number(rows[system][device]["ttft_ms"]) for device in devices]
+        body.append([words, *(figure(row["sets"][name]["f1"]) for name in sets), tokens, *times])
+    head = ["what the decoder reads", *sets.values(), "prompt tokens", *(f"first token, ms ({one})" for one in devices)]
+    return table(head, body)
+
+
+def _set_name(file: str) -> str:
+    return PurePath(file).stem.split("-")[0]
 
 
 def _first_token(row: Mapping[str, Any]) -> list[str]:

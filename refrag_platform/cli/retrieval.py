@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,30 +43,26 @@ def retrieval(
     else:
         cases = factbook_cases(project.content("corpus", model), limit, seed)
     looked = [one for one, _ in look_up(store, cases, recipe.serving.passages)]
-    cuts = cuts_of(store)
-    report = retrieval_report(looked, recipe.serving.least_similarity, cuts)
+    report = retrieval_report(looked, recipe.serving.least_similarity, cuts_of(store))
     if json:
         asked = {"model": model, "questions": [str(path) for path in questions or []], "limit": limit, "seed": seed}
         write_json(json, asked | report)
-    _print(report, cuts)
+    _print(report)
 
 
-def _print(report: dict[str, Any], cuts: Sequence[int]) -> None:
+def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from refrag_platform.evaluation.report import lookup_rows
+
     console = Console(highlight=False)
-    first = " / ".join(map(str, cuts))
+    first, rows = lookup_rows(report)
     table = Table(title=f"The right passage among the first {first}, and what is answered, in percent")
     for name in ("question", "asked", "alone", "together", "answered", "other half"):
-        table.add_column(name, justify="left" if name == "question" else "right", no_wrap=name != "question")
-    for row in report["rows"]:
-        hits = [
-            "–" if row[key] is None else " / ".join(f"{100 * value:.0f}" for value in row[key].values())
-            for key in ("alone", "together")
-        ]
-        shares = ["–" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("answered", "answered_other_half")]
-        table.add_row(row["kind"], str(row["questions"]), *hits, *shares)
+        table.add_column(name, justify="left" if name == "question" else "right", no_wrap=name in {"alone", "together"})
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     least, best = report["least_similarity"], report["best"]
     console.print("alone: by the last message; together: with what was asked before, as served")

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     family = typer.Typer(no_args_is_help=True, help="Trained weights in few bytes, and back.")
     family.command("pack")(pack_weights)
     family.command("unpack")(unpack_weights)
+    family.command("card")(write_card)
     app.add_typer(family, name="weights")
 
 
@@ -139,6 +140,26 @@ def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
             raise typer.BadParameter(f"--training {stage}={file}: give STAGE=FILE, e.g. cpt=summary.json, of a file")
         figures[stage] = training_figures(json.loads(Path(file).read_text(encoding="utf-8")))
     return figures
+
+
+def write_card(
+    folder: Annotated[Path, typer.Argument(help="A release, e.g. models/smollm2-135m/release.")],
+    results: Annotated[
+        list[Path],
+        typer.Option("--results", help="JSON of `refrag evaluate` or `refrag bench frontier`; again for more."),
+    ],
+) -> None:
+    """Write a release's README.md again, with these results; its weights stay as they are."""
+    from refrag_platform.compact.card import model_card
+    from refrag_platform.compact.release import CARD, read_manifest
+    from refrag_platform.project import Project
+    from refrag_platform.recipes import read_recipe
+
+    manifest = read_manifest(folder)
+    # Without params.yaml's overrides, which are this project's own.
+    recipe = read_recipe(Project.find().recipe_path(manifest["model"]))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+    (folder / CARD).write_text(model_card(recipe, manifest, [], found), encoding="utf-8")
 
 
 def _stage_manifests(name: str) -> list[Manifest]:

@@ -6,6 +6,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refrag_platform.bench.report import headline, timed_on
 from refrag_platform.compact.release import MIB
 from refrag_platform.evaluation.report import perplexity_report, rag_report, table
 from refrag_platform.recipes import Recipe
@@ -13,6 +14,17 @@ from refrag_platform.versioning.manifest import Manifest
 
 TUNED = "- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently."
 NOT_TUNED = "- A small decoder, trained to go on with a text; fine-tune it before you ask it questions."
+# Of a policy whose training had a loss of evidence.
+EVIDENCE = (
+    "The policy, which picks the chunks that stay text, is taught by labels which chunks hold the answer, before "
+    "reinforcement learning (GRPO) and beside it; *Data* says how many steps of each."
+)
+# What a reader of `headline` must know.
+HEADLINE = """## Quality and speed
+
+Greedy answers over passages that a retriever found. One decoder, this one, reads every row; prompt tokens count
+question and template. First token: median from the question's arrival, retrieval included. Where the nearest text
+answers better at as many tokens, send that instead."""
 LIMITS = """- Compression loses detail: names, numbers, spellings in a chunk that is not expanded may come back wrong.
 - English alone. Chunk vectors can be turned back into text: treat them as text for access."""
 
@@ -27,7 +39,8 @@ def model_card(
 
     Args:
         release: its manifest. stages: manifests of the stages that made the model, where they are known.
-        results: of `refrag evaluate perplexity` and `refrag evaluate rag`, of the unpacked model.
+        results: of `refrag evaluate perplexity`, `refrag evaluate rag` and `refrag bench frontier`, of the unpacked
+            model.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
     parts = [
@@ -45,6 +58,7 @@ def model_card(
         "\n".join(f"- {line}" for line in release["data"]),
         "## Training",
         _training(recipe, stages) if stages else _figures(release.get("training", {})),
+        *([EVIDENCE] if "evidence_loss" in release.get("training", {}).get("policy", {}).get("last", {}) else []),
         *([_results(result) for result in results] or ["## Results", "None were given."]),
         "## Limits",
         f"{TUNED if _is_tuned(release, stages) else NOT_TUNED}\n{LIMITS}",
@@ -123,6 +137,8 @@ def _figures(training: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _results(result: Mapping[str, Any]) -> str:
+    if result.get("benchmark") == "frontier":
+        return "\n\n".join([HEADLINE, headline(result), timed_on(result)])
     told = ("model", "documents", "questions", "questions_used", "retriever", "distractors", "device")
     given = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
     report = perplexity_report(result) if "gap_recovered" in result else rag_report(result)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.metrics import PREFIXES, gap_recovered, prefix_name
 from refrag_platform.evaluation.systems import EXPLAINED, SYSTEMS, VECTOR_SYSTEMS
 
 # Rows whose names don't tell.
@@ -50,7 +50,7 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
             else "Of one document there are no intervals, and refrag_shuffled has no other one's chunks to read."
         ),
         table(["system", *COLUMNS, "windows"], rows),
-        _gap(result["gap_recovered"], result.get("gap_intervals") or {}),
+        _gap(result["gap_recovered"], result.get("gap_intervals") or {}) + _gap_of_text(result["rows"]),
     ]
     if result.get("differences"):
         gains = [
@@ -112,6 +112,27 @@ def _retrieval(found: Mapping[str, Any]) -> list[str]:
         return [*text, "No question's gold passage is in the store, so that none was answered over what search finds."]
     said = f"Those in the store, answered over the first {found['passages']} passages, as many as the service sends:"
     return [*text, said, *_rag_tables(found)]
+
+
+def lookup_table(result: Mapping[str, Any]) -> str:
+    """Hit rates and what is answered, in percent, of `retrieval_report`'s result; a row a kind of question."""
+    cuts, rows = lookup_rows(result)
+    head = ["question", "asked", f"alone, hit rate at {cuts}", "together, likewise", "answered", "other half"]
+    return table(head, rows)
+
+
+def lookup_rows(result: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
+    """That table's cuts, `1/5/10/20`, and cells."""
+    cuts = next((list(row["alone"]) for row in result["rows"] if row["alone"]), [])
+
+    def cells(row: Mapping[str, Any]) -> Iterator[str]:
+        yield from (row["kind"], str(row["questions"]))
+        for rates in (row["alone"], row["together"]):
+            yield "–" if rates is None else "/".join(f"{100 * rates[cut]:.0f}" for cut in cuts)
+        for share in (row["answered"], row["answered_other_half"]):
+            yield figure(None if share is None else 100 * share, 1)
+
+    return "/".join(cuts), [list(cells(row)) for row in result["rows"]]
 
 
 def _read(result: Mapping[str, Any]) -> list[str]:
@@ -218,6 +239,16 @@ def _gap(recovered: Mapping[str, float | None], intervals: Mapping[str, Sequence
 
     shares = ", ".join(share(name, value) for name, value in recovered.items() if value is not None)
     return f"Gap recovered between tuned no context (0%) and tuned full context (100%): {shares}."
+
+
+def _gap_of_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same share for the last tokens as text, as many as REFRAG's vectors; nothing without tuned controls."""
+    tuned = {row["system"]: row for row in rows if row.get("tuned")}
+    none, full, truncated = (tuned.get(name, {}) for name in ("none", "full", "truncated"))
+    shares = [
+        f"{name} {value:.0%}" for name, value in gap_recovered(none, full, truncated).items() if value is not None
+    ]
+    return f" The last tokens as text, as many as the vectors: {', '.join(shares)}." if shares else ""
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:

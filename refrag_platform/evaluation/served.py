@@ -5,7 +5,7 @@ Elsewhere in an evaluation the passages are those that a question lists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.evaluation.items import HELD, ItemSet, lookups_digest
 from refrag_platform.evaluation.metrics import judgeable
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
-from refrag_platform.evaluation.retrieval import Case, Looked, cuts_of, file_cases, hit, look_up, retrieval_report
+from refrag_platform.evaluation.retrieval import (
+    IN_STORE,
+    Case,
+    Looked,
+    cuts_of,
+    file_cases,
+    hit,
+    look_up,
+    retrieval_report,
+)
 from refrag_platform.evaluation.systems import RETRIEVAL_SYSTEMS
 from refrag_platform.model.loading import Bundle
 from refrag_platform.model.segments import Chunks
@@ -101,6 +110,29 @@ def evaluate_served(
     rows = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in found.rows]
     items = _items(questions, looked, found, least, cuts, settings.max_new_tokens)
     return ServedEvaluation(report | {"rows": rows, "intervals": found.intervals}, found.answers, items)
+
+
+def beside_found(report: Mapping[str, Any]) -> str | None:
+    """How often the store's search finds the right passage, and the answers over what it finds, in one line.
+
+    None where no question's gold passage is in the store.
+
+    Args: report: that of `evaluate_served`.
+    """
+    answers = {row["system"]: row for row in report["rows"]}
+    held = next((row for row in report["lookups"] if row["kind"] == IN_STORE), None)
+    if held is None or not answers:
+        return None
+    hits = ", ".join(
+        f"{cut} for {value:.0%}"
+        for name, value in held.items()
+        if (cut := name.removeprefix("hit_")) != name and value is not None
+    )
+    scores = ", ".join(f"{name} {row['f1']:.3f}" for name, row in answers.items())
+    return (
+        f"Looked up as served: of {held['questions']:,} held-out questions that the store can answer, the right "
+        f"passage is among the first {hits}. F1 over the first {report['passages']}: {scores}."
+    )
 
 
 def _as_asked(question: Question, case: Case, hits: Sequence[Hit]) -> Question:
