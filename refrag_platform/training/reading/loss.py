@@ -26,7 +26,8 @@ def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: fl
     loss = states.sum() * 0.0  # Where no question fits.
     for kind, weight in (("answers", 1.0), ("quotes", quotes_weight)):
         if len(places := batch[kind]):
-            part = linear_cross_entropy(states[places], head_weight(model.decoder), labels[places])
+            # Their number differs from batch to batch, and each would be compiled anew.
+            part = linear_cross_entropy(states[places], head_weight(model.decoder), labels[places], compiled=False)
             loss = loss + weight * part
             figures[f"{kind}_loss"] = part.detach()
     return loss, figures
