@@ -115,7 +115,7 @@ class ReadingBatches:
         wanted = self.settings.blocks
         asked: list[Asked] = context.questions[: max(1, wanted // 2)]
         quotes: list[Block] = []
-        for _ in range(TRIES * wanted):
+        for _ in range(TRIES * wanted if context.passages else 0):
             if len(asked) + len(quotes) >= wanted:
                 break
             passage = context.passages[int(chance.integers(len(context.passages)))]
