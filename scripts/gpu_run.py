@@ -332,7 +332,7 @@ def _task(
     else:
         system = cast(System, "refrag" if stage == "cpt" else stage)
         teacher = load_control(Path(recipe.cpt.teacher), model) if recipe.cpt.teacher else None
-        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, system, teacher)
+        task = cpt_task(model, corpus, recipe.cpt, recipe.seed, system, teacher, root=base)
     if freeze_embeddings:
         model.decoder.get_input_embeddings().requires_grad_(False)
     return task

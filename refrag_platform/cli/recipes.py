@@ -23,10 +23,10 @@ def list_recipes() -> None:
     from refrag_platform.project import Project
 
     project = Project.find()
-    running = project.models()
-    for name in project.recipes():
-        recipe = project.recipe(name)
-        typer.echo(f"{'*' if name in running else ' '} {name:<16} {recipe.description}")
+    running, names = project.models(), project.recipes()
+    width = max(map(len, names), default=0)
+    for name in names:
+        typer.echo(f"{'*' if name in running else ' '} {name:<{width}} {project.recipe(name).description}")
 
 
 def show_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]) -> None:
