@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import CONTROLS, beside_full
+from refrag_platform.lineage.origin import origin
 from refrag_platform.progress import waiting
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
@@ -21,8 +23,6 @@ from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
 from refrag_platform.serving.words import cost
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.manifest import Manifest
-from refrag_platform.versioning.origin import origin
 
 # What a question shows of itself when the corpus has no questions.
 OPEN_QUESTION = "What is this collection of documents about?"

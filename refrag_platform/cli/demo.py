@@ -26,8 +26,8 @@ def demo(
     """
     from assets.materialize import materialize_all
     from refrag_platform.demo import ask_served, demo_report, held_out_question, print_report
+    from refrag_platform.history.dvc import ensure_repo
     from refrag_platform.project import Project
-    from refrag_platform.versioning.dvc import ensure_repo
 
     begun = time.monotonic()
     project = Project.find()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.corpus.names import name_text
+from refrag_platform.names import name_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

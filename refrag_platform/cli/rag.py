@@ -21,8 +21,8 @@ from refrag_platform.cli.evaluate import (
     parse_shares,
     relevance_or_refuse,
 )
-from refrag_platform.corpus.names import name_text
 from refrag_platform.evaluation.systems import EXPLAINED, ORDERS, SYSTEMS, TABLE_SYSTEMS
+from refrag_platform.names import name_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from refrag_platform.artifacts.manifest import Manifest
     from refrag_platform.recipes import Recipe
-    from refrag_platform.versioning.manifest import Manifest
 
 Model = Annotated[str, typer.Option("--model", "-m", help="The model, e.g. smollm2-135m: its recipe names the base.")]
 Mib = float
@@ -139,8 +139,8 @@ def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
 
 def _stage_manifests(name: str) -> list[Manifest]:
     """Manifests of the training stages that were run here."""
+    from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
     from refrag_platform.project import Project
-    from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
     folders = [Project.find().stage_dir(stage, name) for stage in ("reconstruction", "cpt", "policy", "finetuned")]
     return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]

@@ -6,10 +6,10 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.release import MIB
 from refrag_platform.evaluation.report import perplexity_report, rag_report, table
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.manifest import Manifest
 
 TUNED = "- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently."
 NOT_TUNED = "- A small decoder, trained to go on with a text; fine-tune it before you ask it questions."

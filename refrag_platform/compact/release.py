@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import Coding, State, decode, encode, relative_error
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
@@ -35,7 +36,6 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.metrics import MACHINE
-from refrag_platform.versioning.manifest import Manifest
 
 FORMAT = 1
 MIB = 1 << 20

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
-from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
+from refrag_platform.names import printable
 
 Kind = Literal[
     "broken_utf8",

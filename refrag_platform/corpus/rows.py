@@ -16,8 +16,8 @@ from io import BufferedReader, TextIOWrapper
 from typing import IO, Any, Literal
 
 from refrag_platform.corpus.encodings import encoding_of, not_text, unmarked
-from refrag_platform.corpus.names import printable
 from refrag_platform.corpus.text import NOT_UNICODE, not_unicode
+from refrag_platform.names import printable
 
 # Bytes of one row: more is no row, but a file without ends of lines.
 LONGEST_ROW = 1 << 28

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.corpus.names import name_text
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus.question_files import Question, held_out_questions, looked_up_questions, question_file
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
@@ -25,11 +26,10 @@ from refrag_platform.evaluation.scoring import PlainSystem
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.model.loading import load_bundle
+from refrag_platform.names import name_text
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.relevance import recipe_relevance
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import InputRecord
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.artifacts.digest import code_digest
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.digest import code_digest
-from refrag_platform.versioning.manifest import Manifest
 
 DOCS_FOLDER = "checks"
 RESULTS_FILE = "results.json"

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from refrag_platform.artifacts.digest import code_digest, folder_digest, path_digest
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.versioning.digest import code_digest, folder_digest, path_digest
-from refrag_platform.versioning.manifest import Manifest
 
 if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.prompts import content_ids, passage_text
@@ -28,7 +29,6 @@ from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.store.reuse import KnownPassages, difference
-from refrag_platform.versioning.freshness import published
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:

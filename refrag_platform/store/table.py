@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.query import search_words
 from refrag_platform.store.ranking import Ranked, rank, texts_to_ask, ways_to_ask
 from refrag_platform.store.retriever import Retriever, load_retriever
-from refrag_platform.versioning.digest import folder_digest
 
 if TYPE_CHECKING:
     import lancedb

@@ -322,7 +322,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
 
 
 def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
-    """The control that the recipe names as teacher; the runner records it (`versioning.outside`)."""
+    """The control that the recipe names as teacher; the runner records it (`history.outside`)."""
     if context.recipe.cpt.teacher is None:
         return None
     folder = context.project.recipe_path(context.recipe.name).parent / context.recipe.cpt.teacher

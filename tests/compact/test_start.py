@@ -11,16 +11,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import Coding
 from refrag_platform.compact.release import Codings, load_release, pack, training_figures
 from refrag_platform.errors import ArtifactError, RecipeError, RefragError
+from refrag_platform.history.freshness import is_current
+from refrag_platform.lineage.origin import origin
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
-from refrag_platform.versioning.freshness import is_current
-from refrag_platform.versioning.manifest import Manifest
-from refrag_platform.versioning.origin import origin
 
 MODEL = "tiny"
 STARTED = ("reconstruction", "cpt", "policy")

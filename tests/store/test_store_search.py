@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store import table
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from refrag_platform.store.table import ChunkStore
-from refrag_platform.versioning.digest import folder_digest
 from tests.store.conftest import ODD_ID, PASSAGES, Made, text_of
 
 

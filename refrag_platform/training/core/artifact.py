@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from refrag_platform.artifacts.publication import INPUTS_FILE
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.publication import INPUTS_FILE
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.lora import merge_lora
 from refrag_platform.training.core.metrics import MACHINE
