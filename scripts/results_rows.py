@@ -18,8 +18,9 @@ import typer
 from refrag_platform.bench.figures import frontier_figure
 from refrag_platform.bench.report import frontier_report
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
-from refrag_platform.evaluation.report import gain, perplexity_report, rag_report, table
+from refrag_platform.evaluation.report import gain, perplexity_report, rag_report
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
+from refrag_platform.markdown import table
 
 TRAINING = (
     "step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std",

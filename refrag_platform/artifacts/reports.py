@@ -18,6 +18,8 @@ from refrag_platform.project import Project
 
 # Before a parameter group's name, in a training's lines: its learning rate.
 GROUP_RATE = "learning_rate_"
+# Figures of such a line that the machine decides, not the seed.
+MACHINE = {"tokens_per_second", "memory_gb", "clock_mhz"}
 
 
 def export(project: Project, manifest: Manifest) -> None:

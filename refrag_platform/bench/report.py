@@ -13,7 +13,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.report import figure, system_name, table
+from refrag_platform.evaluation.report import figure, system_name
+from refrag_platform.markdown import table
 
 # Of a time to first token from a question's arrival, in order. choice: by policy, or by sentences' nearness.
 # projection: the prompt's tokens and embeddings, and the vectors among them projected.

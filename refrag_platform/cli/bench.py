@@ -193,7 +193,7 @@ def frontier(
     from refrag_platform.bench.frontier import bench_frontier
     from refrag_platform.bench.judged import read_judged
     from refrag_platform.bench.report import frontier_report
-    from refrag_platform.cli.evaluate import known_recipe
+    from refrag_platform.cli.options import known_recipe
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.stage import write_json
     from refrag_platform.model.loading import load_bundle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.evaluate import (
+from refrag_platform.cli.options import (
     Controls,
     Json,
     Model,

@@ -74,9 +74,10 @@ def pack_weights(
 
     Evaluate what `refrag weights unpack` makes of it: bits cost quality.
     """
-    from refrag_platform.compact.coding import Coding
-    from refrag_platform.compact.release import MIB, Codings, pack
+    from refrag_platform.compact.coding import MIB, Coding
+    from refrag_platform.compact.release import Codings, pack
     from refrag_platform.evaluation.decoders import control_folders
+    from refrag_platform.evaluation.report import evaluation_report
     from refrag_platform.model.loading import model_folder
 
     recipe, base = _recipe(model)
@@ -93,7 +94,7 @@ def pack_weights(
         codings,
         {str(system): path for system, path in control_folders(controls).items()} if controls else {},
         stages=[] if folder else _stage_manifests(model),
-        results=[json.loads(path.read_text(encoding="utf-8")) for path in results or []],
+        results=[evaluation_report(json.loads(path.read_text(encoding="utf-8"))) for path in results or []],
         training=_figures(training or []),
         data=data or [],
         terms=terms.read_text(encoding="utf-8") if terms else "",

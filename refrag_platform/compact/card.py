@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refrag_platform.artifacts.manifest import Manifest
-from refrag_platform.compact.release import MIB
-from refrag_platform.evaluation.report import perplexity_report, rag_report, table
+from refrag_platform.compact.coding import MIB
+from refrag_platform.markdown import table
 from refrag_platform.recipes import Recipe
 
 TUNED = "- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently."
@@ -21,13 +21,13 @@ def model_card(
     recipe: Recipe,
     release: Mapping[str, Any],
     stages: Sequence[Manifest],
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[str],
 ) -> str:
     """What the release is, how it was made, how good it is, and what it is not for.
 
     Args:
         release: its manifest. stages: manifests of the stages that made the model, where they are known.
-        results: of `refrag evaluate perplexity` and `refrag evaluate rag`, of the unpacked model.
+        results: reports of evaluations of the unpacked model.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
     parts = [
@@ -45,7 +45,7 @@ def model_card(
         "\n".join(f"- {line}" for line in release["data"]),
         "## Training",
         _training(recipe, stages) if stages else _figures(release.get("training", {})),
-        *([_results(result) for result in results] or ["## Results", "None were given."]),
+        *(results or ["## Results", "None were given."]),
         "## Limits",
         f"{TUNED if _is_tuned(release, stages) else NOT_TUNED}\n{LIMITS}",
     ]
@@ -120,13 +120,6 @@ def _figures(training: Mapping[str, Mapping[str, Any]]) -> str:
         for stage, figures in training.items()
     ]
     return table(["stage", "steps", "first loss", "last loss"], rows) if rows else "No figures were given."
-
-
-def _results(result: Mapping[str, Any]) -> str:
-    told = ("model", "documents", "questions", "questions_used", "retriever", "distractors", "device")
-    given = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
-    report = perplexity_report(result) if "gap_recovered" in result else rag_report(result)
-    return f"{report.strip()}\n\nEvaluated: {given}."
 
 
 def _package_terms(source: str) -> str:

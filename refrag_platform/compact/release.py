@@ -28,17 +28,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from refrag_platform.artifacts.manifest import Manifest
-from refrag_platform.compact.coding import Coding, State, decode, encode, relative_error
+from refrag_platform.artifacts.reports import MACHINE
+from refrag_platform.compact.card import model_card, notice
+from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe
-from refrag_platform.training.core.metrics import MACHINE
 
 FORMAT = 1
-MIB = 1 << 20
 MANIFEST = "manifest.json"
 CARD, NOTICE = "README.md", "NOTICE"
 ENCODER, DECODER, CONTROLS = "encoder.safetensors", "decoder.safetensors", "controls"
@@ -65,7 +65,7 @@ def pack(
     codings: Codings,
     controls: Mapping[str, Path] | None = None,
     stages: Sequence[Manifest] = (),
-    results: Sequence[Mapping[str, Any]] = (),
+    results: Sequence[str] = (),
     training: Mapping[str, Mapping[str, Any]] | None = None,
     data: Sequence[str] = (),
     terms: str = "",
@@ -138,9 +138,6 @@ def pack(
             f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
             "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
         )
-    # It prints evaluations: nothing that trains needs it.
-    from refrag_platform.compact.card import model_card, notice
-
     (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
     (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from refrag_platform.compact.coding import Coding, decode, encode, relative_erro
 from refrag_platform.compact.quantization import dequantize, quantize
 from refrag_platform.compact.release import Codings, load_release, model_state, pack, read_manifest, unpack
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.evaluation.report import evaluation_report
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
@@ -174,7 +175,15 @@ def test_a_control_s_decoder_comes_back_near(trained: Path, recipe: Recipe, tmp_
 def test_the_model_card_tells_what_is_recorded(trained: Path, recipe: Recipe, tmp_path: Path) -> None:
     row = {"system": "refrag", "passages": 8, "share_kept": 0.1, "exact_match": 0.625, "f1": 0.75}
     result = {"rows": [row | {"decoder_tokens": 120, "ttft_ms": None}], "questions": "dev.jsonl", "model": "unpacked"}
-    pack(trained, recipe, BASE, tmp_path / "release", FINE, results=[result], terms="Trained on X, CC BY 4.0.")
+    pack(
+        trained,
+        recipe,
+        BASE,
+        tmp_path / "release",
+        FINE,
+        results=[evaluation_report(result)],
+        terms="Trained on X, CC BY 4.0.",
+    )
     card = (tmp_path / "release" / "README.md").read_text()
     assert "| refrag, p = 0.1 | 8 | 0.625 | 0.750 |" in card and "questions: dev.jsonl" in card
     assert "`decoder.safetensors`" in card and recipe.decoder.source in card and "## Controls" not in card

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from refrag_platform.artifacts.publication import INPUTS_FILE
+from refrag_platform.artifacts.reports import MACHINE
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.lora import merge_lora
-from refrag_platform.training.core.metrics import MACHINE
 from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"

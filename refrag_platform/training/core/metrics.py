@@ -14,9 +14,6 @@ from torch import Tensor
 
 from refrag_platform.artifacts.reports import GROUP_RATE
 
-# Figures of a line that the machine decides, not the seed.
-MACHINE = {"tokens_per_second", "memory_gb", "clock_mhz"}
-
 
 class MetricsLog:
     """Gathers losses on the device and writes them only when asked, so that logging costs no synchronization."""
