@@ -14,6 +14,7 @@ from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import CONTROLS, beside_full
+from refrag_platform.files import write_json
 from refrag_platform.lineage.origin import origin
 from refrag_platform.progress import waiting
 from refrag_platform.project import Project
@@ -93,11 +94,7 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
         "seconds": round(seconds, 1),
         "summary": beside_full(rows, len(Items.read(project.content("evaluation", model)).questions.groups)),
     }
-    target = project.root / "reports" / "demo.json"
-    target.parent.mkdir(exist_ok=True)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(target)
+    write_json(project.root / "reports" / "demo.json", report, ensure_ascii=False, allow_nan=True)
     return report
 
 

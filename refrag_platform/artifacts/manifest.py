@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refrag_platform.artifacts.digest import file_digest, folder_digest
 from refrag_platform.errors import ArtifactError
+from refrag_platform.files import write_text
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
 
@@ -74,9 +75,7 @@ class Manifest(BaseModel):
 
     def write(self, folder: Path) -> None:
         """Write atomically into `folder`."""
-        partial = folder / f".{FILE_NAME}.partial"
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / FILE_NAME)
+        write_text(folder / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     def describes(self, folder: Path) -> bool:
         """Whether the bytes of the content beside it in `folder` are those that it names; all of them are read."""

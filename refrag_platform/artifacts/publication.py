@@ -16,31 +16,29 @@ Each appears and disappears by a rename, so that what has a name other than maki
 
 from __future__ import annotations
 
-import fcntl
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from refrag_platform.errors import RefragError
+from refrag_platform.files import lock_file, write_json
 
 INPUTS_FILE = "inputs.json"
 
 
 @contextmanager
 def only_runner(work: Path) -> Iterator[None]:
-    """Hold the stage's lock; the kernel drops it when the process dies, however it dies.
+    """Hold the stage's lock.
 
     Raises:
         RefragError: another process holds it.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefragError(f"another process is running this stage (lock {work / '.lock'}); wait for it") from None
+    try:
+        lock = lock_file(work / ".lock", wait=False)
+    except BlockingIOError:
+        raise RefragError(f"another process is running this stage (lock {work / '.lock'}); wait for it") from None
+    with lock:
         yield
 
 
@@ -63,7 +61,7 @@ def seal(content: Path, inputs: Mapping[str, str], sources: list[str]) -> None:
     A changed byte of a source then changes every hash after it, even where the same weights come out.
     """
     hashes = {"inputs": dict(inputs), "sources": sorted(sources)}
-    (content / INPUTS_FILE).write_text(json.dumps(hashes, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(content / INPUTS_FILE, hashes, sort_keys=True)
 
 
 def publish(folder: Path, work: Path) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.files import write_json, write_text
 from refrag_platform.project import Project
 
 # Before a parameter group's name, in a training's lines: its learning rate.
@@ -29,19 +29,19 @@ def export(project: Project, manifest: Manifest) -> None:
     each group of parameters, reports/learning_rates/MODEL/STAGE.GROUP.csv
     """
     folder = project.stage_dir(manifest.stage, manifest.model)
-    _write(report_path(project, "metrics", manifest, "json"), json.dumps(manifest.metrics, indent=2) + "\n")
+    write_json(report_path(project, "metrics", manifest, "json"), manifest.metrics, allow_nan=True)
     log = folder / "metrics.jsonl"
     if log.is_file():
         rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        _write(report_path(project, "curves", manifest, "csv"), table(rows))
+        write_text(report_path(project, "curves", manifest, "csv"), table(rows))
         for name in {name: None for row in rows for name in row if name.startswith(GROUP_RATE)}:
             rates = [{"step": row["step"], "learning_rate": row[name]} for row in rows if name in row]
             suffix = f"{name.removeprefix(GROUP_RATE)}.csv"
-            _write(report_path(project, "learning_rates", manifest, suffix), table(rates))
+            write_text(report_path(project, "learning_rates", manifest, suffix), table(rates))
     perplexity = folder / "content" / "perplexity.json"
     if perplexity.is_file():
         rows = json.loads(perplexity.read_text(encoding="utf-8"))["rows"]
-        _write(report_path(project, "perplexity", manifest, "csv"), table([_labelled(row) for row in rows]))
+        write_text(report_path(project, "perplexity", manifest, "csv"), table([_labelled(row) for row in rows]))
 
 
 def report_path(project: Project, kind: str, manifest: Manifest, suffix: str) -> Path:
@@ -65,10 +65,3 @@ def _labelled(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("share_kept"):
         marks.append(f"{row['share_kept']:g} kept")
     return {**row, "system": f"{row['system']} ({', '.join(marks)})" if marks else row["system"]}
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

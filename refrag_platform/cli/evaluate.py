@@ -70,8 +70,9 @@ def perplexity(
     from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
-    from refrag_platform.evaluation.stage import write_json, write_reports
+    from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import cut_windows, read_documents
+    from refrag_platform.files import write_json
 
     bundle = _load(model)
     if context % bundle.model.chunk_size:
@@ -96,7 +97,6 @@ def perplexity(
         "output_tokens": output,
         "seed": seed,
     }
-    json.parent.mkdir(parents=True, exist_ok=True)
     write_json(json, result)
     if report:
         write_reports(report, f"Log-perplexity of {model}", perplexity=result)

@@ -111,7 +111,8 @@ def rag(
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
-    from refrag_platform.evaluation.stage import write_json, write_reports
+    from refrag_platform.evaluation.stage import write_reports
+    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
     counts, further, chosen, ordered = _counts(passages), parse_shares(shares), _systems(systems), _order(order)
@@ -172,7 +173,6 @@ def rag(
         "device": str(bundle.model.device),
         "seed": seed,
     }
-    json.parent.mkdir(parents=True, exist_ok=True)
     write_json(json, result)
     if report:
         write_reports(report, f"Questions answered by {model}", rag=result)

@@ -32,6 +32,7 @@ from refrag_platform.artifacts.reports import MACHINE
 from refrag_platform.compact.card import model_card, notice
 from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import whole, write_json
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
@@ -100,53 +101,45 @@ def pack(
         raise RefragError(f"{out} is there and holds no release, so it is not replaced; give another --out")
     base = RefragModel.create(recipe, base_dir)
     before, trained = model_state(base), _trained_state(model, base)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / CONTROLS).mkdir(parents=True)
-    errors = {}
-    for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
-        own, changed = _part(before, is_decoder), _part(trained, is_decoder)
-        errors[file] = _write(partial / file, own, changed, coding)
-    if (model / POLICY_WEIGHTS).is_file():
-        policy = load_file(model / POLICY_WEIGHTS)
-        nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.items()}
-        errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, policy, Coding(POLICY_BITS))
-        shutil.copy(model / POLICY_SETTINGS, partial)
-    for system, folder in (controls or {}).items():
-        changed = _part(_trained_state(folder, base), True)
-        name = f"{CONTROLS}/{system}.safetensors"
-        errors[name] = _write(partial / name, _part(before, True), changed, codings.controls)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    manifest = {
-        "format": FORMAT,
-        "model": recipe.name,
-        "base": {"decoder": recipe.decoder.source, "encoder": recipe.encoder.source, "digest": base_digest(base)},
-        "codings": asdict(codings),
-        # Of the change from the base, in root mean square.
-        "relative_errors": {name: round(error, 5) for name, error in errors.items()},
-        "settings": _shape(recipe),
-        "training": _stated(stages) | dict(training or {}),
-        # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
-        "data": list(data) or _sources(recipe),
-        "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
-        "bytes": size,
-    }
-    if size > limit:
-        shutil.rmtree(partial)
-        raise RefragError(
-            f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
-            "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
-        )
-    (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
-    (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole(out) as partial:
+        (partial / CONTROLS).mkdir(parents=True)
+        errors = {}
+        for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
+            own, changed = _part(before, is_decoder), _part(trained, is_decoder)
+            errors[file] = _write(partial / file, own, changed, coding)
+        if (model / POLICY_WEIGHTS).is_file():
+            policy = load_file(model / POLICY_WEIGHTS)
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.items()}
+            errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, policy, Coding(POLICY_BITS))
+            shutil.copy(model / POLICY_SETTINGS, partial)
+        for system, folder in (controls or {}).items():
+            changed = _part(_trained_state(folder, base), True)
+            name = f"{CONTROLS}/{system}.safetensors"
+            errors[name] = _write(partial / name, _part(before, True), changed, codings.controls)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in files)
+        manifest = {
+            "format": FORMAT,
+            "model": recipe.name,
+            "base": {"decoder": recipe.decoder.source, "encoder": recipe.encoder.source, "digest": base_digest(base)},
+            "codings": asdict(codings),
+            # Of the change from the base, in root mean square.
+            "relative_errors": {name: round(error, 5) for name, error in errors.items()},
+            "settings": _shape(recipe),
+            "training": _stated(stages) | dict(training or {}),
+            # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
+            "data": list(data) or _sources(recipe),
+            "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
+            "bytes": size,
+        }
+        if size > limit:
+            raise RefragError(
+                f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
+                "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
+            )
+        (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
+        (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
+        write_json(partial / MANIFEST, manifest)
     return manifest
 
 
@@ -203,13 +196,11 @@ def unpack(folder: Path, recipe: Recipe, base_dir: Path, out: Path, control: str
     if out.exists():
         raise RefragError(f"{out} is there already; remove it, or give another --out")
     model, policy = load_release(folder, recipe, base_dir, control)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save(partial, torch.bfloat16)
-    if policy is not None:
-        policy.save(partial)
-    partial.rename(out)
+    with whole(out) as partial:
+        partial.mkdir()
+        model.save(partial, torch.bfloat16)
+        if policy is not None:
+            policy.save(partial)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

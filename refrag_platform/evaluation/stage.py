@@ -7,7 +7,6 @@ Content holds figures that a second run gives again; times, tables and pictures 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from refrag_platform.evaluation.retrieval import IN_STORE
 from refrag_platform.evaluation.scoring import PlainSystem
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.windows import split_windows
+from refrag_platform.files import write_json
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.names import name_text
 from refrag_platform.stages import StageContext
@@ -111,14 +111,6 @@ def write_reports(
         rag_figure(rag, folder / "rag.png")
     (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
     write_json(folder / "report.json", values)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Indented JSON, replaced as a whole; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _questions(context: StageContext, base: Path) -> list[Question]:

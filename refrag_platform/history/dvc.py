@@ -7,7 +7,6 @@ second, and a process of its own keeps DVC's locks and caches out of Dagster's. 
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -25,6 +24,7 @@ from refrag_platform.corpus.listing import no_file
 from refrag_platform.corpus.text import is_unicode
 from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import lock_file, whole
 from refrag_platform.history import git
 from refrag_platform.history.freshness import standing
 from refrag_platform.names import name_text
@@ -240,11 +240,8 @@ def _dvc(project: Project, *arguments: str, writes: bool = False) -> str:
 @contextmanager
 def _alone(project: Project) -> Iterator[TextIO]:
     """Hold the project's lock of this module; a dvc.lock whose writer was killed is restored first."""
-    folder = _kept(project).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "refrag.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        kept = _kept(project)
+    kept = _kept(project)
+    with lock_file(kept.with_name("refrag.lock")) as lock:
         if kept.is_file() and kept.stat().st_size:
             kept.replace(project.root / LOCK_FILE)
         elif kept.is_file():  # there was none before
@@ -255,10 +252,9 @@ def _alone(project: Project) -> Iterator[TextIO]:
 
 def _keep_lock_file(project: Project) -> None:
     """Keep dvc.lock as it is until DVC has written the new one: it does so in place, and a kill leaves half of it."""
-    lock, kept = project.root / LOCK_FILE, _kept(project)
-    partial = kept.with_name(f"{kept.name}.partial")
-    partial.write_bytes(lock.read_bytes() if lock.is_file() else b"")
-    partial.replace(kept)
+    lock = project.root / LOCK_FILE
+    with whole(_kept(project)) as partial:
+        partial.write_bytes(lock.read_bytes() if lock.is_file() else b"")
 
 
 def _kept(project: Project) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from refrag_platform.files import write_text
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, Stage
 
@@ -27,9 +28,7 @@ def write_pipeline(project: Project) -> bool:
     path, text = project.root / FILE_NAME, pipeline_text(project)
     if path.read_text(encoding="utf-8") == text:
         return False
-    partial = path.with_name(f".{FILE_NAME}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, text)
     return True
 
 

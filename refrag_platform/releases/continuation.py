@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.dials import set_override
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import whole
 from refrag_platform.history.versions import Release, release_named, released
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
@@ -75,11 +76,8 @@ def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> No
     release = release_named(project, recipe.name, version)
     if why := _misfit(release, recipe):
         raise RefragError(f"{stage}.continue_from of {recipe.name} is {version!r}, but {why}; train in full")
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with contents(project, release, [stage]) as found:
+    with contents(project, release, [stage]) as found, whole(target) as partial:
         shutil.copytree(found[stage], partial)
-    partial.rename(target)
 
 
 def _continued(project: Project, model: str, full: Start) -> Start:
