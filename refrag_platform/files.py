@@ -20,6 +20,8 @@ def whole(path: Path) -> Iterator[Path]:
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)  # left by a killed process
+    if old.exists() and not path.exists():  # a kill came between the two renames below
+        old.rename(path)
     try:
         yield partial
         if path.is_dir():
@@ -28,7 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
-        _remove(old)
+    _remove(old)
 
 
 def write_text(path: Path, text: str) -> None:
