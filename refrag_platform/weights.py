@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 import transformers
@@ -280,12 +280,9 @@ def _repair_digits(tokenizer: PreTrainedTokenizerFast, gguf: Path) -> None:
         )
 
 
-@contextmanager
-def _only_converter(name: str) -> Iterator[None]:
+def _only_converter(name: str) -> TextIO:
     """Hold the conversion's lock; whoever comes second waits."""
     try:
-        lock = lock_file(cache_dir() / f".{name}.lock")
+        return lock_file(cache_dir() / f".{name}.lock")
     except OSError as error:
         raise RefragError(f"{cache_dir()} can't be written ({error}); set REFRAG_CACHE to a folder that can") from None
-    with lock:
-        yield

@@ -17,9 +17,9 @@ Each appears and disappears by a rename, so that what has a name other than maki
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from refrag_platform.errors import RefragError
 from refrag_platform.files import lock_file, write_json
@@ -27,19 +27,16 @@ from refrag_platform.files import lock_file, write_json
 INPUTS_FILE = "inputs.json"
 
 
-@contextmanager
-def only_runner(work: Path) -> Iterator[None]:
-    """Hold the stage's lock.
+def only_runner(work: Path) -> TextIO:
+    """The stage's lock, held until it is closed.
 
     Raises:
         RefragError: another process holds it.
     """
     try:
-        lock = lock_file(work / ".lock", wait=False)
+        return lock_file(work / ".lock", wait=False)
     except BlockingIOError:
         raise RefragError(f"another process is running this stage (lock {work / '.lock'}); wait for it") from None
-    with lock:
-        yield
 
 
 def prepare(work: Path, fingerprint: str) -> tuple[Path, Path]:

@@ -28,6 +28,7 @@ def demo(
     Interrupt it at any time: the next run continues.
     """
     from refrag_platform.demo import ask_served, demo_report, held_out_question, print_report
+    from refrag_platform.dials import require_named
     from refrag_platform.history.dvc import ensure_repo
     from refrag_platform.project import Project
 
@@ -35,6 +36,7 @@ def demo(
     project = Project.find()
     recipe = project.recipe(model)
     ensure_repo(project)
+    require_named(project, model)
     typer.secho(f"refrag demo: {model}. {recipe.description}", bold=True)
     if _materialize(model) != 0:
         typer.secho("refrag: the pipeline failed; its reason is above. Mend it and run again.", fg="red", err=True)
@@ -47,11 +49,7 @@ def demo(
 
 
 def _materialize(model: str) -> int:
-    """Run the pipeline as Dagster's program, which shows its progress here; its status once it has ended.
-
-    Raises:
-        KeyboardInterrupt: a signal stopped it, after the running stage had its time to save.
-    """
+    """Run the pipeline in Dagster's own process; its status. Stopped by a signal, the stage has its time to save."""
     from refrag_platform.processes import ends_with_parent
 
     # A session of its own: a terminal's interrupt would come to it a second time while it saves.

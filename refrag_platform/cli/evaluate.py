@@ -16,7 +16,6 @@ from refrag_platform.names import name_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from refrag_platform.evaluation.scoring import PlainSystem
     from refrag_platform.model.loading import Bundle
 
 
@@ -68,13 +67,15 @@ def perplexity(
     recovered between no and full context is given against tuned controls only.
     """
     from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.decoders import control_folders
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
     from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import cut_windows, read_documents
     from refrag_platform.files import write_json
+    from refrag_platform.model.loading import load_bundle
 
-    bundle = _load(model)
+    bundle = load_bundle(model)
     if context % bundle.model.chunk_size:
         raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {bundle.model.chunk_size}")
     found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, windows, seed)
@@ -85,7 +86,7 @@ def perplexity(
             bundle.policy,
             found,
             untuned=untuned,
-            controls=_control_folders(controls),
+            controls=control_folders(controls) if controls else {},
             shares=share_kept or [0.0],
             batch_size=batch_size,
             seed=seed,
@@ -103,12 +104,6 @@ def perplexity(
     typer.echo(perplexity_report(result))
 
 
-def _load(model: str) -> Bundle:
-    from refrag_platform.model.loading import load_bundle
-
-    return load_bundle(model)
-
-
 def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel, str]:
     """The recipe's decoder before training, and its source; the model's own where the recipe is not known."""
     from refrag_platform.evaluation.decoders import untuned_decoder
@@ -118,9 +113,3 @@ def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrained
         return bundle.model.decoder, "the model's own, for want of its recipe"
     recipe, base = known
     return untuned_decoder(recipe, base, like=bundle.model), recipe.decoder.source
-
-
-def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:
-    from refrag_platform.evaluation.decoders import control_folders
-
-    return control_folders(controls) if controls else {}

@@ -109,6 +109,7 @@ def rag(
     name under --controls), else the model's own. Where a question names its `gold` passages, these are read.
     """
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
+    from refrag_platform.evaluation.decoders import question_controls
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_reports
@@ -145,7 +146,7 @@ def rag(
         share_kept=share,
         shares=further,
         systems=chosen,
-        controls=_question_controls(controls),
+        controls=question_controls(controls) if controls else {},
         untuned=untuned,
         relevance=near,
         told=relevance,
@@ -232,12 +233,6 @@ def _nearness(model: str, bundle: Bundle, given: Path | None, told: bool, needed
         return near
     known = known_recipe(model, bundle, given) if needed else None
     return recipe_relevance(*known, bundle.model.device) if known else None
-
-
-def _question_controls(controls: Path | None) -> dict[System, Path]:
-    from refrag_platform.evaluation.decoders import question_controls
-
-    return question_controls(controls) if controls else {}
 
 
 def _counts(passages: str) -> list[int]:

@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -102,15 +102,6 @@ def recorded_hash(project: Project, stage: str, model: str) -> str | None:
         ) from None
     outs = (lock or {}).get("stages", {}).get(target(stage, model), {}).get("outs", [])
     return next((out["md5"] for out in outs), None)
-
-
-def checkout(project: Project, stage: str, model: str) -> None:
-    """Put the bytes that dvc.lock names back into place, from DVC's cache.
-
-    Raises:
-        RefragError: they are not in the cache (`refrag pull` fetches them), or DVC fails.
-    """
-    _dvc(project, "checkout", "--force", target(stage, model))
 
 
 def push(project: Project, model: str | None = None) -> None:
@@ -220,21 +211,22 @@ def _dvc(project: Project, *arguments: str, writes: bool = False) -> str:
                 _keep_lock_file(project)
             except OSError as error:
                 raise RefragError(f"dvc.lock can't be kept while DVC writes it: {error}") from None
-        result = subprocess.run(
-            [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
-            cwd=project.root,
-            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-            # DVC lives on when this process is killed, and with it the lock.
-            pass_fds=[lock.fileno()],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        # DVC lives on when this process is killed, and with it the lock.
+        result = call(project.root, *arguments, pass_fds=[lock.fileno()])
         if result.returncode:
             message = result.stderr.strip() or result.stdout.strip()
             raise RefragError(f"`dvc {' '.join(arguments)}` failed:\n{message}")
         _kept(project).unlink(missing_ok=True)
     return result.stdout
+
+
+def call(root: Path, *arguments: str, pass_fds: Sequence[int] = ()) -> subprocess.CompletedProcess[str]:
+    """One DVC command in the project at `root`; it waits for other writers."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run(
+        command, cwd=root, env=environment, pass_fds=pass_fds, capture_output=True, text=True, check=False
+    )
 
 
 @contextmanager

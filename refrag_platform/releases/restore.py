@@ -7,17 +7,14 @@ branch, the index, dvc.lock nor any file of the working tree changes, but the ar
 from __future__ import annotations
 
 import configparser
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from refrag_platform.artifacts import publication
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history import dvc
 from refrag_platform.history.git import Git
@@ -78,14 +75,7 @@ def _check_out(project: Project, view: Project, release: Release, stages: Sequen
         (view.root / name).write_text(f"{text}\n", encoding="utf-8")
     _configure(project, view)
     targets = [dvc.target(stage, release.model) for stage in stages]
-    result = subprocess.run(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "pull", "--force", *targets],
-        cwd=view.root,
-        env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = dvc.call(view.root, "pull", "--force", *targets)
     if result.returncode:
         raise RefragError(
             f"the bytes of {release.model} {release.version} are neither in DVC's cache nor in its remote "
@@ -120,12 +110,8 @@ def _configure(project: Project, view: Project) -> None:
 
 
 def _in_place(project: Project, release: Release, stage: str) -> bool:
-    folder = project.stage_dir(stage, release.model)
-    try:
-        there = Manifest.read(folder)
-    except ArtifactError:
-        return False
-    return there == release.manifests.get(stage) and folder_digest(folder / "content") == there.hash
+    there = published(project, stage, release.model)
+    return there is not None and there == release.manifests.get(stage)
 
 
 def _require_kept(project: Project, model: str, stage: str) -> None:

@@ -9,10 +9,9 @@ Tables are a cache, never tracked: Lance names its files at random. Delete data/
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,15 +216,12 @@ def _tables(content: Path, parent: Path) -> Path:
     return folder
 
 
-@contextmanager
-def _only_builder(parent: Path) -> Iterator[None]:
+def _only_builder(parent: Path) -> TextIO:
     """Hold the builders' lock."""
     try:
-        lock = lock_file(parent / ".lock")
+        return lock_file(parent / ".lock")
     except OSError as error:
         raise RefragError(f"search tables can't be written to {parent} ({error}); give another folder") from None
-    with lock:
-        yield
 
 
 def _build(content: Path, folder: Path) -> None:

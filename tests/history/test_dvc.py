@@ -197,7 +197,7 @@ def test_checkout_restores_damaged_bytes(recorded: Project) -> None:
     damaged = recorded.content("cpt", MODEL) / "train.json"
     damaged.write_text("?")
     assert published(recorded, "cpt", MODEL) is None
-    dvc.checkout(recorded, "cpt", MODEL)
+    run(recorded.root, "dvc", "checkout", "--force", dvc.target("cpt", MODEL))
     assert published(recorded, "cpt", MODEL) is not None
 
 
