@@ -35,7 +35,7 @@ class InputRecord(BaseModel):
     """One artifact or source file that went in."""
 
     path: str = Field(
-        description="relative to the project's root, or as given when it lies outside; as corpus.names writes names"
+        description="relative to the project's root, or as given when it lies outside; as names.py writes them"
     )
     hash: str
 
