@@ -70,12 +70,12 @@ def pack_weights(
     limit_mib: Annotated[Mib, typer.Option(min=0, help="All files together.")] = 24,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the folder --out if it is there.")] = False,
 ) -> None:
-    """Write a release: what training changed of the packaged weights, with the policy and the controls' adapters.
+    """Pack a model: what training changed of the packaged weights, with the policy and the controls' adapters.
 
     Evaluate what `refrag weights unpack` makes of it: bits cost quality.
     """
     from refrag_platform.compact.coding import MIB, Coding
-    from refrag_platform.compact.release import Codings, pack
+    from refrag_platform.compact.packing import Codings, pack
     from refrag_platform.evaluation.decoders import control_folders
     from refrag_platform.evaluation.report import evaluation_report
     from refrag_platform.model.loading import model_folder
@@ -109,17 +109,17 @@ def pack_weights(
 
 
 def unpack_weights(
-    folder: Annotated[Path, typer.Argument(help="A release, e.g. models/smollm2-135m/release.")],
+    folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
     out: Annotated[Path, typer.Option("--out", help="Model folder to make.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Whose recipe names the base. Default: the release's own.")
+        str | None, typer.Option("--model", "-m", help="Whose recipe names the base. Default: theirs.")
     ] = None,
     control: Annotated[
         str | None, typer.Option("--control", help="Make this control instead: full, none or truncated.")
     ] = None,
 ) -> None:
-    """Make a model folder of a release and the packaged weights."""
-    from refrag_platform.compact.release import read_manifest, unpack
+    """Make a model folder of packed weights and the packaged ones that they change."""
+    from refrag_platform.compact.packing import read_manifest, unpack
 
     recipe, base = _recipe(model or read_manifest(folder)["model"])
     unpack(folder, recipe, base, out, control)
@@ -127,7 +127,7 @@ def unpack_weights(
 
 
 def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
-    from refrag_platform.compact.release import training_figures
+    from refrag_platform.compact.packing import training_figures
     from refrag_platform.stages import STAGES
 
     figures = {}

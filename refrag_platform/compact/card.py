@@ -1,4 +1,4 @@
-"""README.md and NOTICE of a release, written from what is recorded: nothing in them is typed by hand."""
+"""README.md and NOTICE of packed weights, written from what is recorded: nothing in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LIMITS = """- Compression loses detail: names, numbers, spellings in a chunk tha
 
 def model_card(
     recipe: Recipe,
-    release: Mapping[str, Any],
+    packed: Mapping[str, Any],
     stages: Sequence[Manifest],
     results: Sequence[str],
 ) -> str:
-    """What the release is, how it was made, how good it is, and what it is not for.
+    """What the packed weights are, how they were made, how good they are, and what they are not for.
 
     Args:
-        release: its manifest. stages: manifests of the stages that made the model, where they are known.
+        packed: its manifest. stages: manifests of the stages that made the model, where they are known.
         results: reports of evaluations of the unpacked model.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
@@ -35,25 +35,25 @@ def model_card(
         recipe.description,
         f"What training changed of {base}, for REFRAG (arXiv 2509.01092): k = {recipe.encoder.chunk_size} tokens are "
         "read as one vector. `refrag weights unpack` puts it on the packaged weights, whose digest must be "
-        f"{release['base']['digest']}.",
+        f"{packed['base']['digest']}.",
         "## Files",
-        table(["file", "KiB", "of the change missed"], _files(release)),
-        f"{release['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
+        table(["file", "KiB", "of the change missed"], _files(packed)),
+        f"{packed['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
         "of the model that unpacking makes.",
-        *_controls(recipe, release),
+        *_controls(recipe, packed),
         "## Data",
-        "\n".join(f"- {line}" for line in release["data"]),
+        "\n".join(f"- {line}" for line in packed["data"]),
         "## Training",
-        _training(recipe, stages) if stages else _figures(release.get("training", {})),
+        _training(recipe, stages) if stages else _figures(packed.get("training", {})),
         *(results or ["## Results", "None were given."]),
         "## Limits",
-        f"{TUNED if _is_tuned(release, stages) else NOT_TUNED}\n{LIMITS}",
+        f"{TUNED if _is_tuned(packed, stages) else NOT_TUNED}\n{LIMITS}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _is_tuned(release: Mapping[str, Any], stages: Sequence[Manifest]) -> bool:
-    return "finetuned" in {*release.get("training", {}), *(stage.stage for stage in stages)}
+def _is_tuned(packed: Mapping[str, Any], stages: Sequence[Manifest]) -> bool:
+    return "finetuned" in {*packed.get("training", {}), *(stage.stage for stage in stages)}
 
 
 def notice(recipe: Recipe, given: str = "") -> str:
@@ -64,17 +64,17 @@ def notice(recipe: Recipe, given: str = "") -> str:
     return "\n".join([*lines, "", given.strip()]).strip() + "\n"
 
 
-def _files(release: Mapping[str, Any]) -> list[list[str]]:
-    errors = release["relative_errors"]
+def _files(packed: Mapping[str, Any]) -> list[list[str]]:
+    errors = packed["relative_errors"]
     return [
         [f"`{name}`", f"{facts['bytes'] / 1024:,.0f}", f"{errors[name]:.1%}" if name in errors else ""]
-        for name, facts in release["files"].items()
+        for name, facts in packed["files"].items()
     ]
 
 
-def _controls(recipe: Recipe, release: Mapping[str, Any]) -> list[str]:
+def _controls(recipe: Recipe, packed: Mapping[str, Any]) -> list[str]:
     """How the gap recovered is computed, where tuned controls lie beside the model."""
-    systems = [name.partition("/")[2].removesuffix(".safetensors") for name in release["files"] if "/" in name]
+    systems = [name.partition("/")[2].removesuffix(".safetensors") for name in packed["files"] if "/" in name]
     if not systems:
         return []
     unpack = f"refrag weights unpack models/{recipe.name}/release --out"

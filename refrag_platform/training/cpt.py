@@ -35,7 +35,7 @@ from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.start import take_over_release
+from refrag_platform.training.start import take_over_packed
 
 System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
@@ -303,7 +303,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     """
     settings = context.recipe.cpt
     if settings.continue_from == SHIPPED:
-        return take_over_release(context)
+        return take_over_packed(context)
     if context.released is None:
         model = load_model(context, "reconstruction")
     else:

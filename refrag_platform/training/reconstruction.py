@@ -27,7 +27,7 @@ from refrag_platform.training.core.lora import prepare_decoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.start import take_over_release
+from refrag_platform.training.start import take_over_packed
 
 HELPER_CHUNKS = 512
 
@@ -169,7 +169,7 @@ def train_reconstruction(context: StageContext) -> dict[str, Any]:
     Where it continues from a released checkpoint or the release, that is taken over: cpt trains on from there.
     """
     if context.recipe.reconstruction.continue_from == SHIPPED:
-        return take_over_release(context)
+        return take_over_packed(context)
     if context.released is not None:
         return take_over(context, context.released)
     base = context.project.recipe_path(context.recipe.name).parent

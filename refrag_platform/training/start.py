@@ -1,10 +1,10 @@
-"""The release as the start of a pipeline: a stage whose `continue_from` is `release` takes its artifact from there."""
+"""Packed weights as a pipeline's start: a stage whose `continue_from` is `release` takes its artifact from there."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from refrag_platform.compact.release import load_release, read_manifest
+from refrag_platform.compact.packing import load_packed, read_manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.stages import SHIPPED, StageContext
@@ -12,11 +12,12 @@ from refrag_platform.training.core.artifact import finish, parameter_counts, wri
 from refrag_platform.training.core.ranks import is_main
 
 
-def take_over_release(context: StageContext) -> dict[str, Any]:
-    """Make a stage's artifact of the release: the model as it is, or its policy; returns its figures.
+def take_over_packed(context: StageContext) -> dict[str, Any]:
+    """Make a stage's artifact of the packed weights: the model as it is, or its policy; returns its figures.
 
     Raises:
-        ArtifactError: there is no whole release, it fits another recipe, or has no policy or figures of the stage.
+        ArtifactError: none are there, or they are not whole, of another recipe, or without a policy or the stage's
+            figures.
     """
     recipe, stage = context.recipe, context.stage
     base_dir = context.project.recipe_path(recipe.name).parent
@@ -28,7 +29,7 @@ def take_over_release(context: StageContext) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder} holds no figures of the training of {stage}; pack it again with --training {stage}=FILE"
         )
-    model, policy = load_release(folder, recipe, base_dir)
+    model, policy = load_packed(folder, recipe, base_dir)
     figures = manifest["training"][stage]
     if stage != "policy":
         return finish(context, model, figures)

@@ -54,7 +54,7 @@ def test_a_module_that_is_imported_anew_counts_from_then_on(recorded: Project) -
     [
         *((stage, "compact/coding.py") for stage in ("reconstruction", "cpt", "policy")),
         ("finetuned", "corpus/swapping.py"),
-        ("evaluation", "training/core/packed.py"),
+        ("evaluation", "model/packed.py"),
         ("package", "serving/service.py"),
         ("package", "serving/api.py"),
     ],

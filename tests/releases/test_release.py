@@ -304,7 +304,7 @@ def test_a_release_is_restored_without_touching_anything_else(second: Project) -
         git(second, "diff"),
     ) == before
     assert restore(second, old) == []
-    dvc.checkout(second, "finetuned", MODEL)
+    run(second.root, "dvc", "checkout", "--force", dvc.target("finetuned", MODEL))
     assert folder_digest(second.content("finetuned", MODEL)) == new.hashes["finetuned"]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import Coding
-from refrag_platform.compact.release import Codings, load_release, pack, training_figures
+from refrag_platform.compact.packing import Codings, load_packed, pack, training_figures
 from refrag_platform.errors import ArtifactError, RecipeError, RefragError
 from refrag_platform.history.freshness import is_current
 from refrag_platform.lineage.origin import origin
@@ -57,7 +57,7 @@ def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
     for stage in ("corpus", *STARTED):
         run_stage(project, stage, MODEL)
     base = project.recipe_path(MODEL).parent
-    model, policy = load_release(base / "release", project.recipe(MODEL), base)
+    model, policy = load_packed(base / "release", project.recipe(MODEL), base)
     assert policy is not None
     made = RefragModel.load(project.content("cpt", MODEL))
     for name, tensor in model.state_dict().items():
@@ -93,7 +93,7 @@ def test_cpt_trains_on_from_the_release_where_reconstruction_alone_takes_it(proj
 def test_what_the_release_lacks_is_named(project: Project) -> None:
     start_from_release(project)
     run_stage(project, "corpus", MODEL)
-    with pytest.raises(ArtifactError, match=r"is no release: manifest\.json"):
+    with pytest.raises(ArtifactError, match=r"holds no packed weights: manifest\.json"):
         run_stage(project, "reconstruction", MODEL)
     write_release(project, seed=1, with_policy=False)
     for stage in ("reconstruction", "cpt"):
@@ -110,7 +110,7 @@ def test_a_release_of_another_shape_is_refused(project: Project) -> None:
     (project.root / "params.yaml").write_text(yaml.safe_dump(params))
     base = project.recipe_path(MODEL).parent
     with pytest.raises(ArtifactError, match=r"other settings than the recipe tiny has: projection\.activation"):
-        load_release(base / "release", project.recipe(MODEL), base)
+        load_packed(base / "release", project.recipe(MODEL), base)
 
 
 def test_a_policy_of_other_vectors_is_refused(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""A release: all that serving needs beyond the packaged weights, in a folder small enough for Git.
+"""Packed weights: all that serving needs beyond the packaged weights, in a folder small enough for Git.
 
 refrag weights pack NAME --out models/NAME/release
 refrag weights unpack models/NAME/release --out somewhere
@@ -73,20 +73,20 @@ def pack(
     limit: int = 24 * MIB,
     replace: bool = False,
 ) -> dict[str, Any]:
-    """Write the release of the model folder `model` into the new folder `out`; returns its manifest.
+    """Pack the model folder `model` into the new folder `out`; returns its manifest.
 
     Args:
         recipe, base_dir: of the untrained model; `base_dir` is the recipe's folder.
         controls: model folders of tuned controls, by system; of these the decoder is kept.
         stages, results, terms: for README.md and NOTICE (compact/card.py).
-        training: by stage, the figures of its training.json, which an artifact that is taken from the release has too;
-            where `stages` don't state them.
+        training: by stage, the figures of its training.json, which an artifact that is taken from packed weights has
+            too; where `stages` don't state them.
         data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
         limit: bytes of all files together.
-        replace: `out` may be a release already; it is replaced as a whole.
+        replace: `out` may hold packed weights already; they are replaced as a whole.
 
     Raises:
-        RefragError: `out` is there, or holds something else than a release; the new one is larger than `limit`; the
+        RefragError: `out` is there, or holds something else; the new ones are larger than `limit`; the
             encoder is a copy of the decoder's layers.
         ArtifactError: the model is not of this recipe.
     """
@@ -97,8 +97,8 @@ def pack(
         )
     if out.exists() and not replace:
         raise RefragError(f"{out} is there already; give --replace, or another --out")
-    if out.exists() and not _is_release(out):
-        raise RefragError(f"{out} is there and holds no release, so it is not replaced; give another --out")
+    if out.exists() and not _is_packed(out):
+        raise RefragError(f"{out} is there and holds no packed weights, so it is not replaced; give another --out")
     base = RefragModel.create(recipe, base_dir)
     before, trained = model_state(base), _trained_state(model, base)
     with whole(out) as partial:
@@ -134,7 +134,7 @@ def pack(
         }
         if size > limit:
             raise RefragError(
-                f"the release takes {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
+                f"the packed weights take {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
                 "give fewer --encoder-bits, --decoder-bits, --decoder-mib or --control-mib"
             )
         (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
@@ -143,13 +143,13 @@ def pack(
     return manifest
 
 
-def load_release(
+def load_packed(
     folder: Path, recipe: Recipe, base_dir: Path, control: str | None = None
 ) -> tuple[RefragModel, PolicyNetwork | None]:
-    """The released model and its policy; with `control` the base model with that control's decoder, and no policy.
+    """The model and its policy; with `control` the base model with that control's decoder, and no policy.
 
     Raises:
-        ArtifactError: the folder is no whole release, or of other base weights than the recipe's.
+        ArtifactError: the packed weights are not whole, or of other base weights than the recipe's.
     """
     manifest = read_manifest(folder)
     model = RefragModel.create(recipe, base_dir)
@@ -160,7 +160,7 @@ def load_release(
             f"({recipe.decoder.source}, {recipe.encoder.source}); use the recipe and packages that it was made with"
         )
     for section, values in _shape(recipe).items():
-        # A setting that is newer than the release had its default.
+        # A setting that is newer than the weights had its default.
         fields = type(getattr(recipe, section)).model_fields
         made = {key: fields[key].default for key in values} | manifest["settings"][section]
         if changed := [key for key in values if values[key] != made[key]]:
@@ -178,7 +178,7 @@ def load_release(
 
 
 def read_policy(folder: Path, manifest: Mapping[str, Any]) -> PolicyNetwork | None:
-    """The policy of a release with this manifest (`read_manifest`), if it has one."""
+    """The policy of packed weights with this manifest (`read_manifest`), if it has one."""
     if POLICY_WEIGHTS not in manifest["files"]:
         return None
     policy = PolicyNetwork(**json.loads((folder / POLICY_SETTINGS).read_text(encoding="utf-8")))
@@ -188,14 +188,14 @@ def read_policy(folder: Path, manifest: Mapping[str, Any]) -> PolicyNetwork | No
 
 
 def unpack(folder: Path, recipe: Recipe, base_dir: Path, out: Path, control: str | None = None) -> None:
-    """Make the new model folder `out` of a release, in bfloat16 as trained models are saved.
+    """Make the new model folder `out` of packed weights, in bfloat16 as trained models are saved.
 
     Raises:
-        RefragError: `out` is there already, or as `load_release` says.
+        RefragError: `out` is there already, or as `load_packed` says.
     """
     if out.exists():
         raise RefragError(f"{out} is there already; remove it, or give another --out")
-    model, policy = load_release(folder, recipe, base_dir, control)
+    model, policy = load_packed(folder, recipe, base_dir, control)
     with whole(out) as partial:
         partial.mkdir()
         model.save(partial, torch.bfloat16)
@@ -204,7 +204,7 @@ def unpack(folder: Path, recipe: Recipe, base_dir: Path, out: Path, control: str
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A release's manifest, its files checked against it.
+    """The manifest of packed weights, their files checked against it.
 
     Raises:
         ArtifactError: there is none, it is of another format, or a file is missing or not as it was written.
@@ -212,7 +212,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} is no release: {MANIFEST} can't be read ({error})") from None
+        raise ArtifactError(f"{folder} holds no packed weights: {MANIFEST} can't be read ({error})") from None
     if manifest.get("format") != FORMAT:
         raise ArtifactError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
     for name, facts in manifest["files"].items():
@@ -256,8 +256,8 @@ def training_figures(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: values[key] for key in TRAINING} | {"last": last}
 
 
-def _is_release(folder: Path) -> bool:
-    """Whether the folder holds a release, damaged or not."""
+def _is_packed(folder: Path) -> bool:
+    """Whether the folder holds packed weights, damaged or not."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
