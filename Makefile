@@ -53,10 +53,11 @@ ui: install  ## Dagster: artifacts, checks, lineage, schedules on http://127.0.0
 serve: install  ## The released Bento (without a release the newest) on http://127.0.0.1:3000
 	$(BIN)/refrag serve --model $(MODEL) --port $(PORT)
 
-lint: install  ## ruff and mypy
+lint: install  ## ruff, mypy, and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 tables: install  ## The pages' tables and pictures, from the result files
 	$(BIN)/refrag bench tables docs/performance.md

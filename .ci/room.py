@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+VERSIONS = tuple(f"refrag_platform.{name}" for name in ("artifacts", "history", "lineage", "releases"))
 # The packages of each room. `core` is what a bare GPU machine imports; what it defers needs an extra.
 ROOMS = {
     "core": (
+        *VERSIONS,
         "refrag_platform.bench",
         "refrag_platform.cli",
         "refrag_platform.compact",
@@ -18,13 +20,12 @@ ROOMS = {
         "refrag_platform.evaluation",
         "refrag_platform.model",
         "refrag_platform.training",
-        "refrag_platform.versioning",
         "refrag_platform.weights",
     ),
     "corpus": ("refrag_platform.corpus",),
     "store": ("refrag_platform.store",),
     "evaluation": ("refrag_platform.evaluation",),
-    "orchestrate": ("refrag_platform.versioning", "refrag_platform.quality", "assets"),
+    "orchestrate": (*VERSIONS, "refrag_platform.quality", "assets"),
     "serve": ("refrag_platform.serving", "refrag_platform.store"),
 }
 OF_OTHER_EXTRAS = {"datasets"}  # Of the extra `hub`: only sources of the kind hub need it.

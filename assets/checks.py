@@ -8,11 +8,11 @@ from pathlib import Path
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, MetadataValue
 
 from assets.metadata import docs_links
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.manifest import Manifest
 
 # What a failure of a quality threshold means.
 QUALITY = "else the run goes on with a warning, or ends if the recipe's maturity is released"

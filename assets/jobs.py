@@ -30,8 +30,8 @@ from assets.released import Promotion
 from assets.settings import RetrainingSettings, retraining_settings
 from refrag_platform.corpus.sources import sources_digest
 from refrag_platform.errors import RefragError
+from refrag_platform.history.freshness import is_current
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.freshness import is_current
 
 SETTINGS = retraining_settings(find_project())
 SECONDS_BETWEEN_LOOKS = 120

@@ -15,13 +15,13 @@ from urllib.parse import quote
 from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSchema
 
 from assets.docs_server import HOST, PORT
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.corpus.question_files import held_out_questions
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.lineage.origin import origin
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.manifest import Manifest
-from refrag_platform.versioning.origin import origin
 
 Metadata = dict[str, MetadataValue]
 # Where assets.docs_server is reached by browsers; by default where `make ui` starts it.

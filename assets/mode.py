@@ -10,7 +10,7 @@ from pydantic import Field
 from assets.settings import MODE_HELP
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
-from refrag_platform.versioning.continuation import set_start
+from refrag_platform.releases.continuation import set_start
 
 
 class Start(Config):

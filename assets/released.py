@@ -32,9 +32,9 @@ from assets.partitions import MODELS, find_project
 from assets.settings import PROMOTE_HELP, retraining_settings
 from assets.stage_asset import GPU_POOL, GROUP, OWNERS
 from refrag_platform.errors import RefragError
+from refrag_platform.history.versions import Release
 from refrag_platform.project import Project
-from refrag_platform.versioning.promotion import Outcome, promote
-from refrag_platform.versioning.release import Release
+from refrag_platform.releases.promotion import Outcome, promote
 
 NAME, GATE = "released", "gate"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dagster import MetadataValue
 
 from assets.metadata import Metadata, Published
+from refrag_platform.files import write_json
 from refrag_platform.project import Project
 
 if TYPE_CHECKING:
@@ -57,9 +58,7 @@ def write_samples(project: Project, stage: str, model: str) -> None:
 
         base = project.recipe_path(model).parent
         rows = _answered(bundle, corpus, relevance_for(bundle.policy, project.recipe(model), base, bundle.model.device))
-    partial = target.with_name(f"{FILE_NAME}.partial")
-    partial.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    partial.replace(target)
+    write_json(target, rows, ensure_ascii=False)
 
 
 def _rebuilt(bundle: Bundle, corpus: Path, after_cpt: bool) -> list[dict[str, str]]:

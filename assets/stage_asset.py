@@ -24,11 +24,11 @@ from assets.metadata import Metadata, Published, shown
 from assets.mode import Start, prepare_start
 from assets.partitions import MODELS, find_project
 from assets.pipes import StageFailed, StageProcess
+from refrag_platform.artifacts.digest import code_digest
+from refrag_platform.history import dvc
+from refrag_platform.history.freshness import is_current
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning import dvc
-from refrag_platform.versioning.digest import code_digest
-from refrag_platform.versioning.freshness import is_current
 
 OWNERS = ["team:refrag"]
 # One for all: the UI folds groups, and folded ones would hide the order of the graph.

@@ -18,11 +18,10 @@ from transformers import PreTrainedModel
 
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.families import most_positions, refuse_unknown_layers, short_window
-from refrag_platform.training.core.groups import head_weight
-from refrag_platform.training.core.packed import packed_layout, predicting_states
-from refrag_platform.training.core.speed import decoder_states
+from refrag_platform.model.packed import packed_layout, predicting_states
 
 # The probe: a context, blocks after it, and windows shorter than either, where the decoder has any.
 CONTEXT, BLOCK, WINDOW = 6, 3, 4

@@ -10,10 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import CONTROLS, beside_full
 from refrag_platform.evaluation.served import beside_found
+from refrag_platform.files import write_json
+from refrag_platform.lineage.origin import origin
 from refrag_platform.progress import waiting
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
@@ -22,8 +25,6 @@ from refrag_platform.serving import bento
 from refrag_platform.serving.client import answer_once
 from refrag_platform.serving.words import cost
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.manifest import Manifest
-from refrag_platform.versioning.origin import origin
 
 # What a question shows of itself when the corpus has no questions.
 OPEN_QUESTION = "What is this collection of documents about?"
@@ -96,11 +97,7 @@ def demo_report(project: Project, model: str, served: dict[str, Any], seconds: f
         "looked_up": beside_found(evaluation["rag"]["retrieval"]),
         "summary": beside_full(rows, len(Items.read(project.content("evaluation", model)).questions.groups)),
     }
-    target = project.root / "reports" / "demo.json"
-    target.parent.mkdir(exist_ok=True)
-    partial = target.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(target)
+    write_json(project.root / "reports" / "demo.json", report, ensure_ascii=False, allow_nan=True)
     return report
 
 

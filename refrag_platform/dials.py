@@ -5,15 +5,13 @@ By hand: `refrag recipes add NAME`.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
 from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.files import lock_file, write_text
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 
@@ -57,7 +55,7 @@ def add_model(project: Project, model: str) -> bool:
     if yaml.safe_load(text) != wanted:
         raise RefragError(f"{path} can't be edited as it is laid out; add {model} to models and to overrides by hand")
     if text != before:
-        _write(path, text)
+        write_text(path, text)
     # DVC wants it to be there, even where it is empty.
     project.source_dir(model).mkdir(parents=True, exist_ok=True)
     return text != before
@@ -73,7 +71,8 @@ def set_override(project: Project, model: str, key: str, values: Mapping[str, st
     """
     require_named(project, model)
     path = project.root / DIALS
-    with _alone(project):
+    # Two runs may set two models' overrides at once.
+    with lock_file(project.root / "work" / ".dials.lock"):
         before = text = path.read_text(encoding="utf-8")
         wanted = project.params()
         for section, value in values.items():
@@ -92,7 +91,7 @@ def set_override(project: Project, model: str, key: str, values: Mapping[str, st
                 + ", ".join(f"{value or 'null'} in {section}" for section, value in values.items())
             )
         if text != before:
-            _write(path, text)
+            write_text(path, text)
     return text != before
 
 
@@ -170,22 +169,6 @@ def _mapping(text: str, *keys: str) -> yaml.MappingNode:
         node = next(value for name, value in node.value if name.value == key)
     assert isinstance(node, yaml.MappingNode)
     return node
-
-
-@contextmanager
-def _alone(project: Project) -> Iterator[None]:
-    """Hold the lock of those who change params.yaml: two runs may set two models' overrides at once."""
-    folder = project.root / "work"
-    folder.mkdir(exist_ok=True)
-    with (folder / ".dials.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{DIALS}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _value(text: str, name: str) -> yaml.Node | None:

@@ -12,12 +12,14 @@ PACKAGE = "refrag_platform"
 PLUMBING = (
     f"{PACKAGE}/__init__.py",  # the version's number
     f"{PACKAGE}/agreement.py",  # refuses a decoder, or lets it be
+    f"{PACKAGE}/artifacts",  # hashes, records and puts into place
     f"{PACKAGE}/compact/card.py",  # the text beside a packed release, which no stage writes
+    f"{PACKAGE}/history",  # compares with what there was
+    f"{PACKAGE}/lineage",  # looks up what was made from what
     f"{PACKAGE}/project.py",  # where things lie
-    f"{PACKAGE}/publication.py",  # puts an artifact into its place
     f"{PACKAGE}/recipes",  # settings are compared by their values
+    f"{PACKAGE}/releases",  # decides which version is served
     f"{PACKAGE}/stages.py",  # the registry
-    f"{PACKAGE}/versioning",  # records what there is, and compares
 )
 
 

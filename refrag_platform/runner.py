@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refrag_platform import publication
+from refrag_platform.artifacts import manifest as manifests
+from refrag_platform.artifacts import publication, reports
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
+from refrag_platform.history.freshness import dependencies, input_records, standing
+from refrag_platform.history.git import git_commit
 from refrag_platform.project import Project
+from refrag_platform.releases.continuation import fetch_base
 from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, stage_function
-from refrag_platform.versioning import manifest as manifests
-from refrag_platform.versioning import reports
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.freshness import dependencies, input_records, standing
-from refrag_platform.versioning.manifest import InputRecord, Manifest
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,6 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         raise RefragError(f"no stage {name!r}; the stages are: {', '.join(STAGES)}")
     stage, recipe = STAGES[name], project.recipe(model)
     folder, work = project.stage_dir(name, model), project.work_dir(name, model)
-    # Knows releases, which know the stages.
-    from refrag_platform.versioning.continuation import fetch_base
-
     with publication.only_runner(work):
         publication.recover(folder, work)
         _recover_inputs(project, stage, model)
@@ -83,7 +81,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
             settings=now.settings,
             seed=now.seed,
             code=now.code,
-            commit=manifests.git_commit(project.root),
+            commit=git_commit(project.root),
             started=started,
             finished=manifests.now(),
             seconds=round(time.monotonic() - clock, 3),

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.imports import code_files
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.manifest import InputRecord
 
 # As a stage's `continue_from`: the weights in models/NAME/release, in place of a released version.
 SHIPPED = "release"

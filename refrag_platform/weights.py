@@ -6,18 +6,16 @@ once into a cache folder ($REFRAG_CACHE, default ~/.cache/refrag-platform) and l
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import inspect
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 import transformers
@@ -38,6 +36,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.files import lock_file, whole
 from refrag_platform.quiet import quietly
 from refrag_platform.recipes import DecoderRecipe, EncoderRecipe
 
@@ -242,11 +241,8 @@ def _converted(gguf: Path, name: str) -> Path:
         # Another process may have made it while this one waited.
         if not target.is_dir():
             print(f"converting {gguf.name} to {target} (takes about 20 s, once)", file=sys.stderr, flush=True)
-            partial = target.with_name(f".{name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-            with _quiet():
+            with whole(target) as partial, _quiet():
                 _convert(gguf, partial)
-            partial.rename(target)
     return target
 
 
@@ -284,15 +280,9 @@ def _repair_digits(tokenizer: PreTrainedTokenizerFast, gguf: Path) -> None:
         )
 
 
-@contextmanager
-def _only_converter(name: str) -> Iterator[None]:
+def _only_converter(name: str) -> TextIO:
     """Hold the conversion's lock; whoever comes second waits."""
-    folder = cache_dir()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock: Any = (folder / f".{name}.lock").open("w")
+        return lock_file(cache_dir() / f".{name}.lock")
     except OSError as error:
-        raise RefragError(f"{folder} can't be written ({error}); set REFRAG_CACHE to a folder that can") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        raise RefragError(f"{cache_dir()} can't be written ({error}); set REFRAG_CACHE to a folder that can") from None

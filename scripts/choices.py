@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from results_rows import SCORES, plot_choices
 
-from refrag_platform.evaluation.stage import write_json
+from refrag_platform.files import write_json
 
 SYSTEMS = ("refrag", "refrag_shuffled")
 

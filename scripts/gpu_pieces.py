@@ -194,7 +194,7 @@ def release(
 
     The base's encoder is in half precision, so that its vectors differ from the release's by what that rounds away.
     """
-    from refrag_platform.compact.release import CONTROLS, DECODER, ENCODER, model_state, read_manifest, read_policy
+    from refrag_platform.compact.packing import CONTROLS, DECODER, ENCODER, model_state, read_manifest, read_policy
 
     if out.exists():
         raise typer.BadParameter(f"--out {out} is there already; remove it, or give another")

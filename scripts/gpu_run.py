@@ -40,8 +40,8 @@ from refrag_platform.evaluation.report import perplexity_report
 from refrag_platform.evaluation.scoring import score_plain, score_refrag
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
 from refrag_platform.evaluation.selection_report import selection_report
-from refrag_platform.evaluation.stage import write_json
 from refrag_platform.evaluation.windows import split_windows
+from refrag_platform.files import write_json
 from refrag_platform.model.loading import default_device, default_dtype, load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel

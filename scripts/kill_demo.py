@@ -23,11 +23,11 @@ from typing import Annotated
 import psutil
 import typer
 
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import Manifest
 
 POLL = 0.002
 # Seconds; a trainer whose parent was killed saves before it ends.

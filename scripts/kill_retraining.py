@@ -23,12 +23,12 @@ from dagster import DagsterRunStatus
 sys.path.insert(0, str(Path(__file__).parent))
 from deployment import FINISHED, Deployment, Role
 
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from refrag_platform.training.core import checkpoint, metrics
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
 ROLES: tuple[Role, ...] = ("trainer", "daemon", "tree")
 METRICS = "metrics.jsonl"

@@ -29,7 +29,7 @@ import typer
 
 from refrag_platform.corpus.question_files import read_rows
 from refrag_platform.corpus.swapping import MARK, swapped
-from refrag_platform.evaluation.stage import write_json
+from refrag_platform.files import write_json
 
 SCRIPTS = Path(__file__).parent
 RELEASE = SCRIPTS.parent / "models" / "smollm2-135m" / "release"

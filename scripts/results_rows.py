@@ -19,8 +19,9 @@ import typer
 from refrag_platform.bench.figures import frontier_figure, latency_figure, throughput_figure
 from refrag_platform.bench.report import headline, result_tables
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
-from refrag_platform.evaluation.report import gain, lookup_table, perplexity_report, rag_report, table
+from refrag_platform.evaluation.report import gain, lookup_table, perplexity_report, rag_report
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
+from refrag_platform.markdown import table
 
 TRAINING = (
     "step", "loss", "reconstruction_loss", "own_loss", "shuffled_loss", "helper_loss", "vector_std",

@@ -13,7 +13,10 @@ from types import ModuleType
 import pytest
 
 from refrag_platform.dials import add_model
+from refrag_platform.history import dvc
 from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from tests.planted import MODEL, make_all, plant, run
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC_FILES = (".dvcignore", ".dvc/config", ".dvc/.gitignore")
@@ -45,6 +48,37 @@ def project(tmp_path: Path) -> Project:
 def repository(project: Project) -> Project:
     """The project as a Git and DVC repository with one commit and no artifacts."""
     return init_repository(project)
+
+
+@pytest.fixture
+def planted_project(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project whose stages are planted, with one source document and nothing made yet."""
+    plant(monkeypatch)
+    (project.source_dir(MODEL) / "notes.txt").write_text("The river rises in the north.")
+    return project
+
+
+@pytest.fixture(scope="session")
+def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which every stage of one model was made and recorded."""
+    project = init_repository(copy_project(tmp_path_factory.mktemp("recorded") / "project"))
+    (project.source_dir(MODEL) / "notes.txt").write_text("The river rises in the north.")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        plant(monkeypatch)
+        make_all(project)
+    # What `record` does, for all stages at once.
+    run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
+    return project.root
+
+
+@pytest.fixture
+def recorded(recorded_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of its own of that repository, in which the stages are still planted."""
+    plant(monkeypatch)
+    shutil.copytree(recorded_once.parent, tmp_path / "copy", symlinks=True)
+    project = Project(tmp_path / "copy" / "project")
+    set_remote(project, tmp_path / "copy" / "remote")
+    return project
 
 
 def load_script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:

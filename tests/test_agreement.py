@@ -13,12 +13,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from refrag_platform.agreement import refuse_other_serving, refuse_other_training
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.encoder import embedding_size
+from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.recipes import DecoderRecipe
-from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.core.packed import packed_layout, predicting_states
-from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.weights import load_decoder
 from tests.families import FAMILIES, VOCABULARY, WINDOWED, family, random_decoder
 
@@ -97,7 +96,7 @@ def test_the_probe_meets_a_window_that_is_longer_than_itself(name: str, monkeypa
     assert decoder.config.sliding_window == 64
     assert {module: getattr(module, "sliding_window", None) for module in decoder.modules()} == before
     # A family whose window is not known of would be read without one.
-    monkeypatch.setattr("refrag_platform.training.core.speed.attention_window", lambda config: None)
+    monkeypatch.setattr("refrag_platform.model.decoder.attention_window", lambda config: None)
     with pytest.raises(RefragError, match=rf"{type(decoder).__name__} can't be trained: run in whole sequences"):
         refuse_other_training(decoder)
 

@@ -11,7 +11,7 @@ from refrag_platform.cli import app
 from refrag_platform.dials import add_model, only_model, require_named, set_override
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.project import Project
-from tests.versioning.planted import MODEL, plant, run
+from tests.planted import MODEL, plant, run
 
 SECTIONS = list(dict.fromkeys(section for stage in stages.STAGES.values() for section in stage.sections))
 NOTHING = {section: {} for section in SECTIONS}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from refrag_platform.compact.coding import Coding
-from refrag_platform.compact.release import Codings, load_release
-from refrag_platform.compact.release import pack as write_release
+from refrag_platform.compact.packing import Codings, load_packed
+from refrag_platform.compact.packing import pack as write_release
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe, read_recipe
@@ -128,7 +128,7 @@ def test_training_goes_on_from_a_release(pieces: ModuleType, base: Path, run: Pa
         pieces.app, ["release", str(tmp_path / "released"), "--base", str(base), "--out", str(out)]
     )
     assert again.exit_code == 2 and "there already" in " ".join(again.output.split())
-    released, _ = load_release(tmp_path / "released", recipe, base)
+    released, _ = load_packed(tmp_path / "released", recipe, base)
     found, updates = RefragModel.load(out / "model"), load_file(out / "lora.safetensors")
     assert found.encoder_digest() == released.encoder_digest()
     assert {tensor.shape[0] for name, tensor in updates.items() if name.endswith("lora_A")} == {6}

@@ -14,21 +14,20 @@ from typing import Any
 import pytest
 
 from refrag_platform import runner
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import FILE_NAME, Manifest, published
+from refrag_platform.artifacts.publication import recover
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
-from refrag_platform.publication import recover
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.freshness import published
-from refrag_platform.versioning.manifest import FILE_NAME, Manifest
-from tests.versioning.planted import MODEL, plant
-from tests.versioning.planted import planted as plants
+from tests.planted import MODEL, plant
+from tests.planted import planted as plants
 
 HOLD_THE_LOCK = """
 import sys, time
 from pathlib import Path
-from refrag_platform.publication import only_runner
+from refrag_platform.artifacts.publication import only_runner
 with only_runner(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.shapes import Subject
 from refrag_platform.bench.train import PEAKS
-from refrag_platform.training.core.speed import UNPADDED_CHUNKS, attention, fast_kernels
+from refrag_platform.model.decoder import UNPADDED_CHUNKS, attention
+from refrag_platform.training.core.speed import fast_kernels
 
 # On CUDA the runner pads to buckets: of 16 positions up to 2,048, of 128 from 8,192 on, so that little work is padding.
 BUCKETS_PER_OCTAVE = 64

@@ -13,12 +13,20 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.report import figure, system_name, table
+from refrag_platform.evaluation.report import figure, system_name
+from refrag_platform.markdown import table
 
 # Of a time to first token from a question's arrival, in order. choice: by policy, or by sentences' nearness.
 # projection: the prompt's tokens and embeddings, and the vectors among them projected.
 PARTS = ("retrieval", "choice", "projection", "prefill")
 BLOCK = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# What a reader of `headline` must know.
+QUALITY_AND_SPEED = """## Quality and speed
+
+Greedy answers over passages that a retriever found. One decoder, this one, reads every row; prompt tokens count
+question and template. First token: median from the question's arrival, retrieval included. Where the nearest text
+answers better at as many tokens, send that instead."""
 
 
 def system_label(row: Mapping[str, Any]) -> str:
@@ -196,6 +204,11 @@ def frontier_report(result: Mapping[str, Any]) -> str:
             cells += _first_token(own[device]) if device in own else ["–", "–"]
         body.append(cells)
     return "\n\n".join([timed_on(result), table(head, body)])
+
+
+def quality_and_speed(result: Mapping[str, Any]) -> str:
+    """The model card's section on a result of `refrag bench frontier`."""
+    return "\n\n".join([QUALITY_AND_SPEED, headline(result), timed_on(result)])
 
 
 def headline(result: Mapping[str, Any], share: float = 0.1) -> str:

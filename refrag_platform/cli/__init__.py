@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from refrag_platform import __version__
-from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
+from refrag_platform.names import printable
 
 FAMILIES = (
     "recipes",

@@ -102,7 +102,7 @@ def serve(
     project = Project.find()
     require_free(host, port)
     if not in_place:
-        from refrag_platform.versioning.served import serve_released
+        from refrag_platform.releases.served import serve_released
 
         raise typer.Exit(serve_released(project, model, port, host, lambda text: typer.echo(text, err=True)))
     command = bento.serve_command(bento.Package.of(project, model).bento_tag, port, host)

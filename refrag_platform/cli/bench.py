@@ -63,7 +63,7 @@ def latency(
     from refrag_platform.bench.latency import bench_latency
     from refrag_platform.bench.report import system_label
     from refrag_platform.bench.systems import Plan
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
 
     ks, named = _numbers("--k", k), tuple(name.strip() for name in systems.split(","))
     plans = [Plan(s, question, ks, named, runs, warmup, seed) for s in _numbers("--context", context)]
@@ -101,7 +101,7 @@ def throughput(
     from refrag_platform.bench.figures import throughput_figure
     from refrag_platform.bench.report import system_label
     from refrag_platform.bench.throughput import ThroughputPlan, bench_throughput
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
 
     def show(row: dict[str, Any]) -> None:
         speed = f"{row['tokens_per_second']:,.1f} tokens/s, {row['speedup']:.2f}x"
@@ -128,7 +128,7 @@ def train(
     output tokens. Every weight trains, the encoder's too.
     """
     from refrag_platform.bench.train import bench_train
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
     from refrag_platform.model.refrag import RefragModel
     from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
@@ -140,7 +140,6 @@ def train(
         recipe, base = project.recipe(model), project.recipe_path(model).parent
     settings = recipe.cpt.model_copy(update={"batch_size": batch_size or recipe.cpt.batch_size})
     result = {"model": recipe.name, **bench_train(RefragModel.create(recipe, base), settings, steps, warmup)}
-    json.parent.mkdir(parents=True, exist_ok=True)
     write_json(json, result)
     for row in result["rows"]:
         mfu = "" if row["mfu"] is None else f", MFU {row['mfu']:.1%}"
@@ -193,9 +192,9 @@ def frontier(
     from refrag_platform.bench.frontier import bench_frontier
     from refrag_platform.bench.judged import read_judged
     from refrag_platform.bench.report import frontier_report
-    from refrag_platform.cli.evaluate import known_recipe
+    from refrag_platform.cli.options import known_recipe
     from refrag_platform.corpus.question_files import read_questions
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
     names = [file.name for file in questions]
@@ -227,7 +226,7 @@ def frontier_join(
     from refrag_platform.bench.figures import frontier_figure
     from refrag_platform.bench.frontier import joined
     from refrag_platform.bench.report import frontier_report
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
 
     result = joined(files)
     write_json(json, result)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from typing import Annotated
 
@@ -24,17 +27,18 @@ def demo(
     What is up to date is said to be cached. The report is printed and written to reports/demo.json.
     Interrupt it at any time: the next run continues.
     """
-    from assets.materialize import materialize_all
     from refrag_platform.demo import ask_served, demo_report, held_out_question, print_report
+    from refrag_platform.dials import require_named
+    from refrag_platform.history.dvc import ensure_repo
     from refrag_platform.project import Project
-    from refrag_platform.versioning.dvc import ensure_repo
 
     begun = time.monotonic()
     project = Project.find()
     recipe = project.recipe(model)
     ensure_repo(project)
+    require_named(project, model)
     typer.secho(f"refrag demo: {model}. {recipe.description}", bold=True)
-    if not materialize_all(model):
+    if _materialize(model) != 0:
         typer.secho("refrag: the pipeline failed; its reason is above. Mend it and run again.", fg="red", err=True)
         raise typer.Exit(1)
     asked = question or held_out_question(project, model)
@@ -42,3 +46,21 @@ def demo(
     served = ask_served(project, model, asked)
     report = demo_report(project, model, served, time.monotonic() - begun)
     print_report(model, report, served)
+
+
+def _materialize(model: str) -> int:
+    """Run the pipeline in Dagster's own process; its status. Stopped by a signal, the stage has its time to save."""
+    from refrag_platform.processes import ends_with_parent
+
+    # A session of its own: a terminal's interrupt would come to it a second time while it saves.
+    pipeline = subprocess.Popen(
+        [sys.executable, "-m", "assets.materialize", model],
+        start_new_session=True,
+        preexec_fn=ends_with_parent(signal.SIGTERM),
+    )
+    try:
+        return pipeline.wait()
+    except KeyboardInterrupt:
+        pipeline.send_signal(signal.SIGINT)
+        pipeline.wait()
+        raise

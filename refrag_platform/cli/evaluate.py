@@ -7,54 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.corpus.names import name_text
+from refrag_platform.cli.options import Controls, Json, Model, Report, Seed, known_recipe
+from refrag_platform.cli.rag import rag
+from refrag_platform.cli.retrieval import retrieval
+from refrag_platform.cli.selection import selection
+from refrag_platform.names import name_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from refrag_platform.evaluation.scoring import PlainSystem
     from refrag_platform.model.loading import Bundle
-    from refrag_platform.model.policy import PolicyNetwork
-    from refrag_platform.recipes import Recipe
-    from refrag_platform.store.relevance import PassageRelevance
-
-Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="A model of `refrag recipes ls` (its fine-tuned checkpoint), or a model folder."
-    ),
-]
-Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
-Report = Annotated[
-    Path | None, typer.Option("--report", help="Also write report.md, report.json and a picture into this folder.")
-]
-Controls = Annotated[
-    Path | None,
-    typer.Option(
-        "--controls",
-        help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain.",
-    ),
-]
-RecipeFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe",
-        help="Recipe that names the system `untuned`'s decoder, and the retriever whose view of the passages a policy "
-        "may be told. Default: the model's, where known.",
-    ),
-]
-Relevance = Annotated[
-    bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
-    from refrag_platform.cli.rag import rag
-    from refrag_platform.cli.retrieval import retrieval
-    from refrag_platform.cli.selection import selection
-
     family = typer.Typer(no_args_is_help=True, help="Log-perplexity and question answering against controls.")
     family.command("perplexity")(perplexity)
     family.command("rag")(rag)
@@ -101,12 +67,15 @@ def perplexity(
     recovered between no and full context is given against tuned controls only.
     """
     from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.decoders import control_folders
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
-    from refrag_platform.evaluation.stage import write_json, write_reports
+    from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import cut_windows, read_documents
+    from refrag_platform.files import write_json
+    from refrag_platform.model.loading import load_bundle
 
-    bundle = _load(model)
+    bundle = load_bundle(model)
     if context % bundle.model.chunk_size:
         raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {bundle.model.chunk_size}")
     found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, windows, seed)
@@ -117,7 +86,7 @@ def perplexity(
             bundle.policy,
             found,
             untuned=untuned,
-            controls=_control_folders(controls),
+            controls=control_folders(controls) if controls else {},
             shares=share_kept or [0.0],
             batch_size=batch_size,
             seed=seed,
@@ -129,17 +98,10 @@ def perplexity(
         "output_tokens": output,
         "seed": seed,
     }
-    json.parent.mkdir(parents=True, exist_ok=True)
     write_json(json, result)
     if report:
         write_reports(report, f"Log-perplexity of {model}", perplexity=result)
     typer.echo(perplexity_report(result))
-
-
-def _load(model: str) -> Bundle:
-    from refrag_platform.model.loading import load_bundle
-
-    return load_bundle(model)
 
 
 def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel, str]:
@@ -151,47 +113,3 @@ def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrained
         return bundle.model.decoder, "the model's own, for want of its recipe"
     recipe, base = known
     return untuned_decoder(recipe, base, like=bundle.model), recipe.decoder.source
-
-
-def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
-    """The recipe that was given, else the model's, with its folder; None where neither is known."""
-    from refrag_platform.evaluation.decoders import recipe_of
-    from refrag_platform.recipes import read_recipe
-
-    return (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
-
-
-def relevance_or_refuse(
-    model: str, bundle: Bundle, policy: PolicyNetwork | None, given: Path | None
-) -> PassageRelevance | None:
-    """What the policy is to be told of passages, if it reads that, by the retriever of the model's recipe."""
-    from refrag_platform.errors import RefragError
-    from refrag_platform.store.relevance import relevance_for
-
-    if policy is None or not policy.reads_relevance:
-        return None
-    known = known_recipe(model, bundle, given)
-    if known is None:
-        raise RefragError(
-            f"the policy of {model} is told how near a retriever finds each passage, and the recipe that names the "
-            "retriever isn't known; name it by --recipe, or let the policy do without by --no-relevance"
-        )
-    return relevance_for(policy, *known, bundle.model.device)
-
-
-def _control_folders(controls: Path | None) -> dict[PlainSystem, Path]:
-    from refrag_platform.evaluation.decoders import control_folders
-
-    return control_folders(controls) if controls else {}
-
-
-def parse_shares(shares: str) -> list[float]:
-    from refrag_platform.errors import RefragError
-
-    try:
-        found = [float(part) for part in shares.split(",") if part.strip()]
-    except ValueError:
-        found = [-1.0]
-    if not all(0 <= share <= 1 for share in found):
-        raise RefragError(f"--shares is {shares!r}; give shares from 0 to 1, e.g. 0,0.1,0.25")
-    return found

@@ -12,9 +12,9 @@ import typer
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from refrag_platform.lineage.graph import Graph, Version
+    from refrag_platform.lineage.lineage import Node
     from refrag_platform.project import Project
-    from refrag_platform.versioning.graph import Graph, Version
-    from refrag_platform.versioning.lineage import Node
 
 Model = Annotated[str, typer.Option("--model", help="A model, e.g. tiny.")]
 AnyModel = Annotated[str | None, typer.Option("--model", help="One model's artifacts only; default: all of them.")]
@@ -58,8 +58,8 @@ def show_lineage(
     from rich.console import Console
 
     from refrag_platform.errors import RefragError
+    from refrag_platform.lineage.lineage import artifact_folder, find, trace
     from refrag_platform.stages import STAGES
-    from refrag_platform.versioning.lineage import artifact_folder, find, trace
 
     project, path = _project_of(what), Path(what)
     chain = not (down or as_dot or picture) and path.exists() and artifact_folder(path).name in STAGES
@@ -76,7 +76,7 @@ def show_lineage(
     down = found.kind == "source" if down is None else down
     graph = found.graph.after(found.versions) if down else found.graph.behind(found.versions)
     if picture is not None:
-        from refrag_platform.versioning.picture import draw
+        from refrag_platform.lineage.picture import draw
 
         draw(graph, picture)
         typer.echo(f"drawn into {picture}", err=True)
@@ -84,7 +84,7 @@ def show_lineage(
         asked = [str(version) for version in found.versions]
         typer.echo(json.dumps({"of": asked, "direction": "down" if down else "up", **graph.plain()}, indent=2))
     elif as_dot:
-        from refrag_platform.versioning.picture import dot
+        from refrag_platform.lineage.picture import dot
 
         typer.echo(dot(graph))
     elif picture is None:
@@ -96,8 +96,8 @@ def show_status(model: AnyModel = None) -> None:
 
     Files are hashed again, so that a damaged one is found. `dvc status` says why one is stale.
     """
+    from refrag_platform.history.status import status
     from refrag_platform.project import Project
-    from refrag_platform.versioning.status import status
 
     project = Project.find()
     if model:
@@ -120,24 +120,24 @@ def commit(
     Your branch, index and files stay as they are. `refrag push` (or `dvc push`) then copies the artifacts to
     the remote; `git clone -b runs/MODEL` and `refrag pull` (or `dvc pull`) bring all of it back elsewhere.
     """
+    from refrag_platform.history.runs import branch, commit_run
     from refrag_platform.project import Project
-    from refrag_platform.versioning.runs import branch, commit_run
 
     typer.echo(f"{branch(model)}: {commit_run(Project.find(), model, message)}")
 
 
 def push(model: AnyModel = None) -> None:
     """Copy recorded artifacts to the remote (default ~/.local/share/refrag-platform/dvc)."""
+    from refrag_platform.history import dvc
     from refrag_platform.project import Project
-    from refrag_platform.versioning import dvc
 
     dvc.push(Project.find(), model)
 
 
 def pull(model: AnyModel = None) -> None:
     """Fetch recorded artifacts from the remote into their places; changed files there are replaced."""
+    from refrag_platform.history import dvc
     from refrag_platform.project import Project
-    from refrag_platform.versioning import dvc
 
     dvc.pull(Project.find(), model)
 
@@ -146,8 +146,8 @@ def set_remote(
     url: Annotated[str, typer.Argument(help="A folder outside the project, or any URL that DVC knows.")],
 ) -> None:
     """Choose the remote of this clone; it is kept in .dvc/config.local, not in Git."""
+    from refrag_platform.history import dvc
     from refrag_platform.project import Project
-    from refrag_platform.versioning import dvc
 
     dvc.set_remote(Project.find(), url)
 
@@ -158,7 +158,7 @@ def _tree(root: Node) -> Tree:
     from rich.text import Text
     from rich.tree import Tree
 
-    from refrag_platform.versioning.origin import origin
+    from refrag_platform.lineage.origin import origin
 
     printed: set[str] = set()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.evaluate import (
+from refrag_platform.cli.options import (
     Controls,
     Json,
     Model,
@@ -21,8 +21,8 @@ from refrag_platform.cli.evaluate import (
     parse_shares,
     relevance_or_refuse,
 )
-from refrag_platform.corpus.names import name_text
 from refrag_platform.evaluation.systems import EXPLAINED, ORDERS, SYSTEMS, TABLE_SYSTEMS
+from refrag_platform.names import name_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,9 +109,11 @@ def rag(
     name under --controls), else the model's own. Where a question names its `gold` passages, these are read.
     """
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
+    from refrag_platform.evaluation.decoders import question_controls
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
-    from refrag_platform.evaluation.stage import write_json, write_reports
+    from refrag_platform.evaluation.stage import write_reports
+    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
     counts, further, chosen, ordered = _counts(passages), parse_shares(shares), _systems(systems), _order(order)
@@ -144,7 +146,7 @@ def rag(
         share_kept=share,
         shares=further,
         systems=chosen,
-        controls=_question_controls(controls),
+        controls=question_controls(controls) if controls else {},
         untuned=untuned,
         relevance=near,
         told=relevance,
@@ -172,7 +174,6 @@ def rag(
         "device": str(bundle.model.device),
         "seed": seed,
     }
-    json.parent.mkdir(parents=True, exist_ok=True)
     write_json(json, result)
     if report:
         write_reports(report, f"Questions answered by {model}", rag=result)
@@ -232,12 +233,6 @@ def _nearness(model: str, bundle: Bundle, given: Path | None, told: bool, needed
         return near
     known = known_recipe(model, bundle, given) if needed else None
     return recipe_relevance(*known, bundle.model.device) if known else None
-
-
-def _question_controls(controls: Path | None) -> dict[System, Path]:
-    from refrag_platform.evaluation.decoders import question_controls
-
-    return question_controls(controls) if controls else {}
 
 
 def _counts(passages: str) -> list[int]:

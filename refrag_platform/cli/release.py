@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
+    from refrag_platform.history.versions import Release
     from refrag_platform.project import Project
-    from refrag_platform.versioning.gate import Decision
-    from refrag_platform.versioning.release import Release
+    from refrag_platform.releases.gate import Decision
 
 Model = Annotated[str, typer.Argument(help="A model, e.g. tiny.")]
 Json = Annotated[bool, typer.Option("--json", help="Everything, the gate's figures too, as JSON.")]
@@ -32,8 +32,8 @@ def list_releases(
     model: Annotated[str | None, typer.Argument(help="One model; default: all with a recipe.")] = None,
 ) -> None:
     """List versions with date, commit, key figures and the fine-tuned model's hash; * marks the released one."""
+    from refrag_platform.history.versions import released, releases
     from refrag_platform.project import Project
-    from refrag_platform.versioning.release import released, releases
 
     project = Project.find()
     known = {name: releases(project, name) for name in ([model] if model else project.recipes())}
@@ -105,7 +105,7 @@ def promote(
     MODEL@vX.Y.Z and MODEL#prod#N; `git push --tags` and `refrag push` take it elsewhere.
     """
     from refrag_platform.project import Project
-    from refrag_platform.versioning import promotion
+    from refrag_platform.releases import promotion
 
     outcome = promotion.promote(Project.find(), model, evaluate_again=again, force_reason=force_reason, bump=bump)
     if as_json:
@@ -131,7 +131,7 @@ def rollback(
     `refrag release restore` then puts its artifacts into place.
     """
     from refrag_platform.project import Project
-    from refrag_platform.versioning import promotion
+    from refrag_platform.releases import promotion
 
     release = promotion.rollback(Project.find(), model, reason)
     typer.echo(f"{model}@{release.version} is released again, commit {release.commit[:12]}")
@@ -146,8 +146,8 @@ def restore(
     Git's files and dvc.lock stay as they are: `dvc checkout` brings back what was there before.
     """
     from refrag_platform.project import Project
-    from refrag_platform.versioning.restore import SERVED
-    from refrag_platform.versioning.restore import restore as put_back
+    from refrag_platform.releases.restore import SERVED
+    from refrag_platform.releases.restore import restore as put_back
 
     project = Project.find()
     release = _find(project, model, version)
@@ -159,7 +159,7 @@ def restore(
 
 def _find(project: Project, model: str, version: str | None) -> Release:
     from refrag_platform.errors import RefragError
-    from refrag_platform.versioning.release import released, releases
+    from refrag_platform.history.versions import released, releases
 
     if version is None:
         release = released(project, model)

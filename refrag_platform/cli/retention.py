@@ -33,8 +33,8 @@ def diff(
     For example two runs of a model: refrag diff runs/tiny~1 runs/tiny; or a release and what is in place:
     refrag diff tiny@v1.0.0 models/tiny/finetuned.
     """
+    from refrag_platform.lineage.difference import compare, side
     from refrag_platform.project import Project
-    from refrag_platform.versioning.difference import compare, side
 
     project = Project.find()
     left, right = side(project, a, model), side(project, b, model)
@@ -63,8 +63,8 @@ def forget(
     as_json: Json = False,
 ) -> None:
     """Say what a document went into: what must be rebuilt once it goes, and what holds it still. Deletes nothing."""
+    from refrag_platform.lineage import impact
     from refrag_platform.project import Project
-    from refrag_platform.versioning import impact
 
     found = impact.forget(Project.find(), document, model)
     if as_json:
@@ -107,8 +107,8 @@ def gc(
     What is in place stays, every tagged release, the last runs, all that these were made from, and every Bento
     that a kept package names or that is being served. Remotes are left alone.
     """
+    from refrag_platform.history import retention
     from refrag_platform.project import Project
-    from refrag_platform.versioning import retention
 
     project = Project.find()
     plan = retention.plan(project, keep) if dry_run else retention.collect(project, keep)

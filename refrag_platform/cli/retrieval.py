@@ -29,7 +29,7 @@ def retrieval(
     """
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.retrieval import cuts_of, factbook_cases, file_cases, look_up, retrieval_report
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
     from refrag_platform.project import Project
     from refrag_platform.store.table import ChunkStore
 

@@ -42,7 +42,7 @@ def write_stages() -> None:
 
     Run it after you changed refrag_platform/stages.py or what a stage imports; a test holds the file against both.
     """
+    from refrag_platform.history.pipeline import write_pipeline
     from refrag_platform.project import Project
-    from refrag_platform.versioning.pipeline import write_pipeline
 
     typer.echo(f"dvc.yaml: {'written' if write_pipeline(Project.find()) else 'is up to date'}")

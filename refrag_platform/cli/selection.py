@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.evaluate import (
+from refrag_platform.cli.options import (
     Json,
     Model,
     RecipeFile,
@@ -82,7 +82,7 @@ def selection(
     from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.selection import evaluate_selection
     from refrag_platform.evaluation.selection_report import selection_report, write_selection_report
-    from refrag_platform.evaluation.stage import write_json
+    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
     wanted = parse_shares(shares)
@@ -120,7 +120,6 @@ def selection(
         "draws": draws,
         "seed": seed,
     }
-    json.parent.mkdir(parents=True, exist_ok=True)
     write_json(json, result)
     if report:
         write_selection_report(report, f"Choice of chunks by {model}", result)

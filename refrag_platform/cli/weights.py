@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from refrag_platform.artifacts.manifest import Manifest
     from refrag_platform.recipes import Recipe
-    from refrag_platform.versioning.manifest import Manifest
 
 Model = Annotated[str, typer.Option("--model", "-m", help="The model, e.g. smollm2-135m: its recipe names the base.")]
 Mib = float
@@ -74,12 +74,12 @@ def pack_weights(
     limit_mib: Annotated[Mib, typer.Option(min=0, help="All files together.")] = 24,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the folder --out if it is there.")] = False,
 ) -> None:
-    """Write a release: what training changed of the packaged weights, with the policy and the controls' adapters.
+    """Pack a model: what training changed of the packaged weights, with the policy and the controls' adapters.
 
     Evaluate what `refrag weights unpack` makes of it: bits cost quality.
     """
-    from refrag_platform.compact.coding import Coding
-    from refrag_platform.compact.release import MIB, Codings, pack
+    from refrag_platform.compact.coding import MIB, Coding
+    from refrag_platform.compact.packing import Codings, pack
     from refrag_platform.evaluation.decoders import control_folders
     from refrag_platform.model.loading import model_folder
 
@@ -98,7 +98,7 @@ def pack_weights(
         codings,
         {str(system): path for system, path in control_folders(controls).items()} if controls else {},
         stages=[] if folder else _stage_manifests(model),
-        results=[json.loads(path.read_text(encoding="utf-8")) for path in results or []],
+        results=[_report(path) for path in results or []],
         training=_figures(training or []),
         data=data or [],
         terms=terms.read_text(encoding="utf-8") if terms else "",
@@ -113,17 +113,17 @@ def pack_weights(
 
 
 def unpack_weights(
-    folder: Annotated[Path, typer.Argument(help="A release, e.g. models/smollm2-135m/release.")],
+    folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
     out: Annotated[Path, typer.Option("--out", help="Model folder to make.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Whose recipe names the base. Default: the release's own.")
+        str | None, typer.Option("--model", "-m", help="Whose recipe names the base. Default: theirs.")
     ] = None,
     control: Annotated[
         str | None, typer.Option("--control", help="Make this control instead: full, none or truncated.")
     ] = None,
 ) -> None:
-    """Make a model folder of a release and the packaged weights."""
-    from refrag_platform.compact.release import read_manifest, unpack
+    """Make a model folder of packed weights and the packaged ones that they change."""
+    from refrag_platform.compact.packing import read_manifest, unpack
 
     recipe, base = _recipe(model or read_manifest(folder)["model"])
     unpack(folder, recipe, base, out, control)
@@ -131,7 +131,7 @@ def unpack_weights(
 
 
 def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
-    from refrag_platform.compact.release import training_figures
+    from refrag_platform.compact.packing import training_figures
     from refrag_platform.stages import STAGES
 
     figures = {}
@@ -143,29 +143,38 @@ def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def write_card(
-    folder: Annotated[Path, typer.Argument(help="A release, e.g. models/smollm2-135m/release.")],
+    folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
     results: Annotated[
         list[Path],
         typer.Option("--results", help="JSON of `refrag evaluate` or `refrag bench frontier`; again for more."),
     ],
 ) -> None:
-    """Write a release's README.md again, with these results; its weights stay as they are."""
+    """Write the README.md of packed weights again, with these results; the weights stay as they are."""
     from refrag_platform.compact.card import model_card
-    from refrag_platform.compact.release import CARD, read_manifest
+    from refrag_platform.compact.packing import CARD, read_manifest
     from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
 
     manifest = read_manifest(folder)
     # Without params.yaml's overrides, which are this project's own.
     recipe = read_recipe(Project.find().recipe_path(manifest["model"]))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in results]
-    (folder / CARD).write_text(model_card(recipe, manifest, [], found), encoding="utf-8")
+    card = model_card(recipe, manifest, [], [_report(path) for path in results])
+    (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _report(path: Path) -> str:
+    """The section of the model card on a result file."""
+    from refrag_platform.bench.report import quality_and_speed
+    from refrag_platform.evaluation.report import evaluation_report
+
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return quality_and_speed(result) if result.get("benchmark") == "frontier" else evaluation_report(result)
 
 
 def _stage_manifests(name: str) -> list[Manifest]:
     """Manifests of the training stages that were run here."""
+    from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
     from refrag_platform.project import Project
-    from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 
     folders = [Project.find().stage_dir(stage, name) for stage in ("reconstruction", "cpt", "policy", "finetuned")]
     return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]

@@ -1,4 +1,4 @@
-"""README.md and NOTICE of a release, written from what is recorded: nothing in them is typed by hand."""
+"""README.md and NOTICE of packed weights, written from what is recorded: nothing in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refrag_platform.bench.report import headline, timed_on
-from refrag_platform.compact.release import MIB
-from refrag_platform.evaluation.report import perplexity_report, rag_report, table
+from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.compact.coding import MIB
+from refrag_platform.markdown import table
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.manifest import Manifest
 
 TUNED = "- A small decoder, trained to answer from the passages that it is given; it says falsehoods fluently."
 NOT_TUNED = "- A small decoder, trained to go on with a text; fine-tune it before you ask it questions."
@@ -19,28 +18,21 @@ EVIDENCE = (
     "The policy, which picks the chunks that stay text, is taught by labels which chunks hold the answer, before "
     "reinforcement learning (GRPO) and beside it; *Data* says how many steps of each."
 )
-# What a reader of `headline` must know.
-HEADLINE = """## Quality and speed
-
-Greedy answers over passages that a retriever found. One decoder, this one, reads every row; prompt tokens count
-question and template. First token: median from the question's arrival, retrieval included. Where the nearest text
-answers better at as many tokens, send that instead."""
 LIMITS = """- Compression loses detail: names, numbers, spellings in a chunk that is not expanded may come back wrong.
 - English alone. Chunk vectors can be turned back into text: treat them as text for access."""
 
 
 def model_card(
     recipe: Recipe,
-    release: Mapping[str, Any],
+    packed: Mapping[str, Any],
     stages: Sequence[Manifest],
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[str],
 ) -> str:
-    """What the release is, how it was made, how good it is, and what it is not for.
+    """What the packed weights are, how they were made, how good they are, and what they are not for.
 
     Args:
-        release: its manifest. stages: manifests of the stages that made the model, where they are known.
-        results: of `refrag evaluate perplexity`, `refrag evaluate rag` and `refrag bench frontier`, of the unpacked
-            model.
+        packed: its manifest. stages: manifests of the stages that made the model, where they are known.
+        results: reports of evaluations of the unpacked model.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
     parts = [
@@ -48,26 +40,26 @@ def model_card(
         recipe.description,
         f"What training changed of {base}, for REFRAG (arXiv 2509.01092): k = {recipe.encoder.chunk_size} tokens are "
         "read as one vector. `refrag weights unpack` puts it on the packaged weights, whose digest must be "
-        f"{release['base']['digest']}.",
+        f"{packed['base']['digest']}.",
         "## Files",
-        table(["file", "KiB", "of the change missed"], _files(release)),
-        f"{release['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
+        table(["file", "KiB", "of the change missed"], _files(packed)),
+        f"{packed['bytes'] / MIB:.2f} MiB in all. The change is rounded, which costs quality: figures are to be those "
         "of the model that unpacking makes.",
-        *_controls(recipe, release),
+        *_controls(recipe, packed),
         "## Data",
-        "\n".join(f"- {line}" for line in release["data"]),
+        "\n".join(f"- {line}" for line in packed["data"]),
         "## Training",
-        _training(recipe, stages) if stages else _figures(release.get("training", {})),
-        *([EVIDENCE] if "evidence_loss" in release.get("training", {}).get("policy", {}).get("last", {}) else []),
-        *([_results(result) for result in results] or ["## Results", "None were given."]),
+        _training(recipe, stages) if stages else _figures(packed.get("training", {})),
+        *([EVIDENCE] if "evidence_loss" in packed.get("training", {}).get("policy", {}).get("last", {}) else []),
+        *(results or ["## Results", "None were given."]),
         "## Limits",
-        f"{TUNED if _is_tuned(release, stages) else NOT_TUNED}\n{LIMITS}",
+        f"{TUNED if _is_tuned(packed, stages) else NOT_TUNED}\n{LIMITS}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _is_tuned(release: Mapping[str, Any], stages: Sequence[Manifest]) -> bool:
-    return "finetuned" in {*release.get("training", {}), *(stage.stage for stage in stages)}
+def _is_tuned(packed: Mapping[str, Any], stages: Sequence[Manifest]) -> bool:
+    return "finetuned" in {*packed.get("training", {}), *(stage.stage for stage in stages)}
 
 
 def notice(recipe: Recipe, given: str = "") -> str:
@@ -78,17 +70,17 @@ def notice(recipe: Recipe, given: str = "") -> str:
     return "\n".join([*lines, "", given.strip()]).strip() + "\n"
 
 
-def _files(release: Mapping[str, Any]) -> list[list[str]]:
-    errors = release["relative_errors"]
+def _files(packed: Mapping[str, Any]) -> list[list[str]]:
+    errors = packed["relative_errors"]
     return [
         [f"`{name}`", f"{facts['bytes'] / 1024:,.0f}", f"{errors[name]:.1%}" if name in errors else ""]
-        for name, facts in release["files"].items()
+        for name, facts in packed["files"].items()
     ]
 
 
-def _controls(recipe: Recipe, release: Mapping[str, Any]) -> list[str]:
+def _controls(recipe: Recipe, packed: Mapping[str, Any]) -> list[str]:
     """How the gap recovered is computed, where tuned controls lie beside the model."""
-    systems = [name.partition("/")[2].removesuffix(".safetensors") for name in release["files"] if "/" in name]
+    systems = [name.partition("/")[2].removesuffix(".safetensors") for name in packed["files"] if "/" in name]
     if not systems:
         return []
     unpack = f"refrag weights unpack models/{recipe.name}/release --out"
@@ -134,15 +126,6 @@ def _figures(training: Mapping[str, Mapping[str, Any]]) -> str:
         for stage, figures in training.items()
     ]
     return table(["stage", "steps", "first loss", "last loss"], rows) if rows else "No figures were given."
-
-
-def _results(result: Mapping[str, Any]) -> str:
-    if result.get("benchmark") == "frontier":
-        return "\n\n".join([HEADLINE, headline(result), timed_on(result)])
-    told = ("model", "documents", "questions", "questions_used", "retriever", "distractors", "device")
-    given = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
-    report = perplexity_report(result) if "gap_recovered" in result else rag_report(result)
-    return f"{report.strip()}\n\nEvaluated: {given}."
 
 
 def _package_terms(source: str) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 from refrag_platform.compact.quantization import Quantized, dequantize, quantize
 
 State = Mapping[str, Tensor]
+MIB = 1 << 20
 # Tensors of fewer numbers are kept as they are.
 SMALL = 4096
 

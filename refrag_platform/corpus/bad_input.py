@@ -6,10 +6,10 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
-from refrag_platform.corpus.names import printable
 from refrag_platform.errors import RefragError
+from refrag_platform.names import printable
 
 Kind = Literal[
     "broken_utf8",
@@ -24,7 +24,6 @@ Kind = Literal[
     "unreadable_file",
     "unknown_format",
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 # More are only counted and logged, so that a broken corpus does not flood the terminal.
 PRINTED = 20
 

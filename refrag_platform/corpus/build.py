@@ -22,6 +22,7 @@ from refrag_platform.corpus.swapping import swapped
 from refrag_platform.corpus.tables import DOCUMENTS, PASSAGES, TableWriter
 from refrag_platform.corpus.tokens import Tokens, tokenize
 from refrag_platform.errors import RefragError
+from refrag_platform.files import write_json
 from refrag_platform.recipes import CorpusRecipe
 from refrag_platform.stages import StageContext
 from refrag_platform.weights import load_tokenizer, tokenizer_digest
@@ -63,7 +64,7 @@ def build_corpus(context: StageContext) -> dict[str, Any]:
         "duplicates": unique.duplicates,
         "bad_input": dict(sorted(bad.counts.items())),
     }
-    (context.out / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_json(context.out / "corpus.json", facts)
     return {
         **{key: {**facts[key], "total": sum(facts[key].values())} for key in COUNTED},
         "duplicates": unique.duplicates,

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 # {(section, field): {subfield or "" for the field's own text: plain text}}
 Profile = dict[tuple[str, str], dict[str, str]]
-# The answer, then other ways to write it; None when the text has no such answer.
-Answers = tuple[str, ...] | None
 
 _LONGEST_ANSWER = 60
 _TAKES_ARTICLE = re.compile(

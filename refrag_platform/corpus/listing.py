@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from refrag_platform.corpus.names import name_text
+from refrag_platform.names import name_text
 
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),

@@ -16,8 +16,8 @@ from io import BufferedReader, TextIOWrapper
 from typing import IO, Any, Literal
 
 from refrag_platform.corpus.encodings import encoding_of, not_text, unmarked
-from refrag_platform.corpus.names import printable
 from refrag_platform.corpus.text import NOT_UNICODE, not_unicode
+from refrag_platform.names import printable
 
 # Bytes of one row: more is no row, but a file without ends of lines.
 LONGEST_ROW = 1 << 28
@@ -28,7 +28,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row (or, where `row` is None, the file) can't be used; `kind` is one of `bad_input.KINDS`."""
+    """Why a row (or, where `row` is None, the file) can't be used; `kind` is a `bad_input.Kind`."""
 
     row: int | None
     kind: Literal["broken_utf8", "bad_json", "missing_column", "column_twice", "wrong_type", "not_text"]

@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from refrag_platform.artifacts.digest import file_digest, folder_digest
+from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus import factbook
 from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.documents import Document
 from refrag_platform.corpus.files import read_file, row_document
 from refrag_platform.corpus.listing import find_files, sizes
-from refrag_platform.corpus.names import name_text
 from refrag_platform.errors import RefragError
+from refrag_platform.names import name_text
 from refrag_platform.progress import Progress
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, SourceRecipe
-from refrag_platform.versioning.digest import file_digest, folder_digest
-from refrag_platform.versioning.manifest import InputRecord
 
 
 def source_records(project: Project, recipe: Recipe, ask_hub: bool = True) -> list[InputRecord]:

@@ -14,13 +14,13 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
 from refrag_platform.evaluation.systems import CONTROL_KINDS, System
 from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.manifest import FILE_NAME, Manifest
 from refrag_platform.weights import load_decoder
 
 K = TypeVar("K", bound=str)

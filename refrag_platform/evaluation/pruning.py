@@ -11,10 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.training.core.groups import head_weight
-from refrag_platform.training.core.losses import token_losses
-from refrag_platform.training.core.speed import decoder_states
 
 
 @torch.inference_mode()

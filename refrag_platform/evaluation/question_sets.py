@@ -12,6 +12,7 @@ import numpy as np
 
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
+from refrag_platform.files import whole
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.progress import Progress
 
@@ -87,14 +88,11 @@ def whole_documents(questions: Iterable[Question], content: Path, most: int) -> 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
     """Write a question file, as a whole; returns how many questions it has."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    with partial.open("w", encoding="utf-8") as stream:
+    with whole(path) as partial, partial.open("w", encoding="utf-8") as stream:
         for question in questions:
             stream.write(json.dumps(_row(question), ensure_ascii=False) + "\n")
             count += 1
-    partial.replace(path)
     return count
 
 

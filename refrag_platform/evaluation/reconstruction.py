@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from refrag_platform.evaluation.metrics import rounded
+from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.generate import empty_cache
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.training.core.groups import head_weight
-from refrag_platform.training.core.speed import decoder_states
 
 
 @torch.inference_mode()

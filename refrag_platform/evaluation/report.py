@@ -8,6 +8,7 @@ from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, gap_recovered, prefix_name
 from refrag_platform.evaluation.systems import EXPLAINED, SYSTEMS, VECTOR_SYSTEMS
+from refrag_platform.markdown import table
 
 # Rows whose names don't tell.
 CONTROLS = (
@@ -22,15 +23,17 @@ ORDERS_SAID = {
 COLUMNS = [prefix_name(tokens) for tokens in PREFIXES]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is aligned left, figures right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def figure(value: float | None, digits: int = 3) -> str:
     """A number as tables show it; a dash where there is none."""
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def evaluation_report(result: Mapping[str, Any]) -> str:
+    """The report of a result of `refrag evaluate perplexity` or `rag`, and what it was of: a model card's part."""
+    told = ("model", "documents", "questions", "questions_used", "retriever", "distractors", "device")
+    given = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
+    report = perplexity_report(result) if "gap_recovered" in result else rag_report(result)
+    return f"{report.strip()}\n\nEvaluated: {given}."
 
 
 def perplexity_report(result: Mapping[str, Any]) -> str:

@@ -15,13 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from refrag_platform.evaluation.windows import Windows
+from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.policy import PolicyNetwork, select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import window_layout
 from refrag_platform.progress import Progress
-from refrag_platform.training.core.groups import head_weight
-from refrag_platform.training.core.losses import token_losses
-from refrag_platform.training.core.speed import decoder_states
 
 PlainSystem = Literal["full", "none", "truncated"]
 ChunkSource = Literal["own", "another", "zero"]

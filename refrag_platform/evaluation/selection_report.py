@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
-from refrag_platform.evaluation.report import figure, table
-from refrag_platform.evaluation.stage import write_json
+from refrag_platform.evaluation.report import figure
+from refrag_platform.files import write_json
+from refrag_platform.markdown import table
 
 METRICS = {
     **{prefix_name(tokens): prefix_name(tokens) for tokens in PREFIXES},

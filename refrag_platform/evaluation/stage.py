@@ -7,12 +7,12 @@ Content holds figures that a second run gives again; times, tables and pictures 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.corpus.names import name_text
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus.question_files import Question, held_out_questions, looked_up_questions, question_file
 from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
@@ -24,12 +24,12 @@ from refrag_platform.evaluation.retrieval import IN_STORE
 from refrag_platform.evaluation.scoring import PlainSystem
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.windows import split_windows
+from refrag_platform.files import write_json
 from refrag_platform.model.loading import load_bundle
+from refrag_platform.names import name_text
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.relevance import recipe_relevance
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import InputRecord
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
@@ -111,14 +111,6 @@ def write_reports(
         rag_figure(rag, folder / "rag.png")
     (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
     write_json(folder / "report.json", values)
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Indented JSON, replaced as a whole; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def _questions(context: StageContext, base: Path) -> list[Question]:

@@ -125,8 +125,8 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[t
     from refrag_platform.corpus.bad_input import BadInput
     from refrag_platform.corpus.files import read_file
     from refrag_platform.corpus.listing import find_files, sizes
-    from refrag_platform.corpus.names import name_text
     from refrag_platform.corpus.tokens import tokenize
+    from refrag_platform.names import name_text
     from refrag_platform.progress import Progress
     from refrag_platform.recipes import SourceRecipe
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import write_json
 
 SETTINGS_FILE, WEIGHTS_FILE = "policy.json", "policy.safetensors"
 
@@ -188,7 +189,7 @@ class PolicyNetwork(nn.Module):
             folder / WEIGHTS_FILE,
         )
         settings = self.settings | {"share_kept": self.share_kept}
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / SETTINGS_FILE, settings, sort_keys=True)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> PolicyNetwork:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import write_json
 from refrag_platform.model.encoder import (
     BertEncoder,
     ChunkEncoder,
@@ -190,7 +191,7 @@ class RefragModel(nn.Module):
             "encoder_digest": self.encoder.digest(),
             "vector_dim": self.vector_dim,
         }
-        (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / SETTINGS_FILE, settings, sort_keys=True)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> RefragModel:
@@ -259,4 +260,4 @@ def _set_dtype(config: Path, dtype: torch.dtype) -> None:
     """config.json must name the type of the saved tensors, not that of the training weights."""
     values = json.loads(config.read_text(encoding="utf-8"))
     values["dtype"] = str(dtype).removeprefix("torch.")
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(config, values, sort_keys=True, allow_nan=True)

@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.quality.docs import build_docs, new_context
 from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results, subject, write_results
 from refrag_platform.quality.suites import SUITES, Check
 from refrag_platform.quality.summaries import TABLES, Artifact
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.manifest import Manifest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.artifacts.digest import code_digest
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
+from refrag_platform.files import write_json
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.digest import code_digest
-from refrag_platform.versioning.manifest import Manifest
 
 DOCS_FOLDER = "checks"
 RESULTS_FILE = "results.json"
@@ -45,10 +46,8 @@ def subject(recipe: Recipe, manifest: Manifest) -> str:
 
 def write_results(docs: Path, results: Sequence[CheckResult], of: str | None) -> None:
     """Write results.json, the last file of the folder: where it is, the Data Docs are whole."""
-    partial = docs / f".{RESULTS_FILE}.partial"
     values = {"subject": of, "results": [asdict(result) for result in results]}
-    partial.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(docs / RESULTS_FILE)
+    write_json(docs / RESULTS_FILE, values, default=str, allow_nan=True)
 
 
 def read_results(docs: Path, of: str | None = None) -> list[CheckResult]:

@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.processes import ends_with_parent, free_port
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 HOST, PORT = "127.0.0.1", 3000
 PACKAGE_FILE = "package.json"
+BENTO_FILE, MODEL_FILE = "bento.yaml", "model.yaml"
+LABEL = ("project", "refrag-platform")
 SECONDS_TO_STOP = 10.0
 
 
@@ -81,6 +85,24 @@ def store_path(project: Project, kind: str, tag: str) -> Path:
     """The folder of a tag; kind is `models` or `bentos`."""
     name, version = tag.split(":")
     return home(project) / kind / name / version
+
+
+def bento_models(description: dict[str, Any]) -> list[str]:
+    """Tags of the models that a Bento serves, as its bento.yaml names them."""
+    entries = [*(description.get("models") or [])]
+    for service in description.get("services") or []:
+        entries += service.get("models") or []
+    return sorted({str(entry["tag"]) for entry in entries})
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """A bento.yaml or model.yaml of this program's; None for others and for damaged ones."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError):
+        return None
+    ours = isinstance(values, dict) and (values.get("labels") or {}).get(LABEL[0]) == LABEL[1]
+    return values if ours else None
 
 
 def serve_command(tag: str, port: int, host: str = HOST) -> list[str]:

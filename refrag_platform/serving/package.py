@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from refrag_platform.artifacts.digest import code_digest, folder_digest, path_digest
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import write_json
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.versioning.digest import code_digest, folder_digest, path_digest
-from refrag_platform.versioning.manifest import Manifest
 
 if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine
@@ -49,8 +50,7 @@ def build_package(context: StageContext) -> dict[str, Any]:
     model_made = _save_model(context, model_tag, hashes)
     bento_made = _build_bento(context, model_tag, bento_tag, code)
     lock = {"model_tag": model_tag, "bento_tag": bento_tag, "inputs": hashes, "code": code}
-    text = json.dumps(lock, indent=2, sort_keys=True) + "\n"
-    (context.out / bento.PACKAGE_FILE).write_text(text, encoding="utf-8")
+    write_json(context.out / bento.PACKAGE_FILE, lock, sort_keys=True)
     folder = bento.store_path(context.project, "models", model_tag)
     return {
         "model_tag": model_tag,

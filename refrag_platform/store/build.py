@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import whole
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.prompts import content_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
@@ -28,7 +30,6 @@ from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
 from refrag_platform.store.reuse import KnownPassages, difference
-from refrag_platform.versioning.freshness import published
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -240,11 +241,10 @@ def encode_passages(
 
 def _save(arrays: Arrays, path: Path) -> None:
     """Write a file whose name appears only when all its bytes are on the disk."""
-    partial = path.with_suffix(".partial")
-    save_file(arrays, partial)
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with whole(path) as partial:
+        save_file(arrays, partial)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def _assemble(passages: Path, work: Path, out: Path, retriever_dim: int) -> tuple[dict[str, int], dict[str, float]]:

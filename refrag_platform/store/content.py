@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refrag_platform.errors import ArtifactError
+from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,8 +45,7 @@ class StoreDescription:
 
     def write(self, folder: Path) -> None:
         """Write store.json, last of all files: a folder without it is not a store."""
-        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-        (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+        write_json(folder / DESCRIPTION_FILE, asdict(self), sort_keys=True)
 
     @classmethod
     def read(cls, folder: Path) -> StoreDescription:

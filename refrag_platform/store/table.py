@@ -8,23 +8,21 @@ Tables are a cache, never tracked: Lance names its files at random. Delete data/
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import lock_file, whole
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.query import search_words
 from refrag_platform.store.ranking import Ranked, rank, texts_to_ask, ways_to_ask
 from refrag_platform.store.retriever import Retriever, load_retriever
-from refrag_platform.versioning.digest import folder_digest
 
 if TYPE_CHECKING:
     import lancedb
@@ -213,24 +211,17 @@ def _tables(content: Path, parent: Path) -> Path:
     with _only_builder(parent):
         # Another process may have built it while this one waited.
         if not folder.is_dir():
-            building = parent / ".building"
-            shutil.rmtree(building, ignore_errors=True)
-            _build(content, building)
-            building.rename(folder)
+            with whole(folder) as building:
+                _build(content, building)
     return folder
 
 
-@contextmanager
-def _only_builder(parent: Path) -> Iterator[None]:
-    """Hold the builders' lock; the kernel drops it when the process dies, however it dies."""
+def _only_builder(parent: Path) -> TextIO:
+    """Hold the builders' lock."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        lock = (parent / ".lock").open("w")
+        return lock_file(parent / ".lock")
     except OSError as error:
         raise RefragError(f"search tables can't be written to {parent} ({error}); give another folder") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _build(content: Path, folder: Path) -> None:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refrag_platform.compact.start import take_over_release
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.families import require_positions
 from refrag_platform.model.loading import load_control
+from refrag_platform.model.packed import known_positions, packed_layout, predicting_states
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import whole_chunks, window_layout
@@ -29,22 +30,16 @@ from refrag_platform.recipes import CptRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.curriculum import Curriculum
-from refrag_platform.training.core.groups import (
-    decoder_group,
-    encoder_groups,
-    head_weight,
-    vector_std,
-)
+from refrag_platform.training.core.groups import decoder_group, encoder_groups, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
-from refrag_platform.training.core.packed import known_positions, packed_layout, predicting_states
 from refrag_platform.training.core.precision import autocast
-from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.reading.batches import ReadingBatches, Seen
 from refrag_platform.training.reading.loss import reading_loss
 from refrag_platform.training.reading.sources import reading_batches
+from refrag_platform.training.start import take_over_packed
 
 System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
@@ -337,7 +332,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     """
     settings = context.recipe.cpt
     if settings.continue_from == SHIPPED:
-        return take_over_release(context)
+        return take_over_packed(context)
     if context.released is None:
         model = load_model(context, "reconstruction")
     else:
@@ -353,7 +348,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
 
 
 def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
-    """The control that the recipe names as teacher; the runner records it (`versioning.outside`)."""
+    """The control that the recipe names as teacher; the runner records it (`history.outside`)."""
     if context.recipe.cpt.teacher is None:
         return None
     folder = context.project.recipe_path(context.recipe.name).parent / context.recipe.cpt.teacher

@@ -18,16 +18,14 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.question_files import Passage, Question, arranged, keeps_order, mention
 from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots, prompt_length
 from refrag_platform.model.selection import chunk_relevance
 from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
-from refrag_platform.training.core.losses import token_losses
-from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.usable import LeftOut, usable
 

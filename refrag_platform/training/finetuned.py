@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.policy import PolicyNetwork, budget
@@ -31,12 +32,11 @@ from refrag_platform.recipes import FinetunedRecipe
 from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.store.relevance import PassageRelevance, relevance_for
 from refrag_platform.training.core.artifact import finish, load_model
-from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight
+from refrag_platform.training.core.groups import decoder_group, encoder_groups
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.ranks import is_main
-from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable, encoded_rows

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.files import write_json
 from refrag_platform.processes import ends_with_parent, leave
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext, stage_function
@@ -121,9 +122,7 @@ def run_rank(job: Path) -> None:
     )
     metrics = stage_function(STAGES[context.stage])(context)
     if is_main():
-        partial = context.work / f"{RESULT}.partial"
-        partial.write_text(json.dumps(metrics), encoding="utf-8")
-        partial.replace(context.work / RESULT)
+        write_json(context.work / RESULT, metrics, allow_nan=True)
 
 
 if __name__ == "__main__":

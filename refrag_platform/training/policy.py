@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refrag_platform.compact.start import take_over_release
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.families import most_positions, require_positions
@@ -54,6 +53,7 @@ from refrag_platform.training.episodes import (
     window_episode,
 )
 from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_answers
+from refrag_platform.training.start import take_over_packed
 from refrag_platform.training.usable import refuse_held_out
 
 # Episodes whose chunk vectors the policy's metric is taken from.
@@ -290,7 +290,7 @@ def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
 def train_policy(context: StageContext) -> dict[str, Any]:
     """The stage: the CPT checkpoint, frozen, in; a policy network out, or the release's."""
     if context.recipe.policy.continue_from == SHIPPED:
-        return take_over_release(context)
+        return take_over_packed(context)
     model, recipe = load_model(context, "cpt"), context.recipe
     base = context.project.recipe_path(recipe.name).parent
     relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from refrag_platform.compact.start import take_over_release
+from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.families import require_positions
 from refrag_platform.model.refrag import RefragModel
@@ -21,13 +21,13 @@ from refrag_platform.recipes import ReconstructionRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, take_over
 from refrag_platform.training.core.curriculum import Curriculum
-from refrag_platform.training.core.groups import decoder_group, encoder_groups, head_weight, vector_std
+from refrag_platform.training.core.groups import decoder_group, encoder_groups, vector_std
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
-from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.start import take_over_packed
 
 HELPER_CHUNKS = 512
 
@@ -170,7 +170,7 @@ def train_reconstruction(context: StageContext) -> dict[str, Any]:
     Where it continues from a released checkpoint or the release, that is taken over: cpt trains on from there.
     """
     if context.recipe.reconstruction.continue_from == SHIPPED:
-        return take_over_release(context)
+        return take_over_packed(context)
     if context.released is not None:
         return take_over(context, context.released)
     base = context.project.recipe_path(context.recipe.name).parent

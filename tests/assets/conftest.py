@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.dials import add_model
+from refrag_platform.history import dvc
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning import dvc
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import Manifest
 from tests.conftest import ROOT, copy_project, init_repository, set_remote
 
 # The code location was loaded for the clone's own models; in planted projects one of them has tiny's recipe.

@@ -10,12 +10,12 @@ from dagster import AssetCheckKey, AssetKey, DagsterEventType, DagsterInstance, 
 from assets.materialize import materialize_all
 from assets.metadata import DOCS_URL, Published, docs_links, side_by_side
 from assets.samples import FILE_NAME, SAMPLES, samples, write_samples
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import RefragError
+from refrag_platform.history import dvc
 from refrag_platform.project import Project
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
-from refrag_platform.versioning import dvc
-from refrag_platform.versioning.manifest import Manifest
 from tests.assets.conftest import FIRST_TWO, MODEL, accept, plant_stage
 
 LEAKED = """

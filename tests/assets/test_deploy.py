@@ -20,10 +20,10 @@ from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 from dagster_graphql import DagsterGraphQLClient
 
 from assets.materialize import materialize_all
+from refrag_platform.artifacts.manifest import published
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
-from refrag_platform.versioning.freshness import published
 from tests.assets.conftest import FIRST_TWO, MODEL, plant_stage
 from tests.conftest import ROOT
 from tests.processes import answers, running, wait_for

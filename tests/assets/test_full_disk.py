@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from assets.materialize import materialize_all
+from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import RefragError
+from refrag_platform.history import dvc
 from refrag_platform.project import Project
-from refrag_platform.versioning import dvc
-from refrag_platform.versioning.freshness import published
 from tests.assets.conftest import MODEL, plant_stage, planted_project, use
-from tests.versioning.planted import run
+from tests.planted import run
 
 pytestmark = pytest.mark.slow
 MEGABYTES = 64

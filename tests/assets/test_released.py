@@ -15,13 +15,13 @@ from assets.released import Promotion, released
 from assets.settings import RetrainingSettings
 from refrag_platform import runner
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
+from refrag_platform.history import dvc
+from refrag_platform.history.versions import released as released_now
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.versioning import dvc
-from refrag_platform.versioning.release import released as released_now
 from tests.assets.conftest import MODEL, copy_planted, plant_stage, planted_project, use
-from tests.versioning.planted import plant, run
-from tests.versioning.planted import planted as make
+from tests.planted import plant, run
+from tests.planted import planted as make
 
 RELEASED = AssetKey("released")
 

@@ -9,7 +9,7 @@ import torch
 from transformers.utils import import_utils
 
 from refrag_platform.bench.shapes import named_shape
-from refrag_platform.training.core.speed import UNPADDED_CHUNKS, attention
+from refrag_platform.model.decoder import UNPADDED_CHUNKS, attention
 
 
 @torch.inference_mode()

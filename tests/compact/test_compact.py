@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from refrag_platform.cli import app
 from refrag_platform.compact.coding import Coding, decode, encode, relative_error
+from refrag_platform.compact.packing import Codings, load_packed, model_state, pack, read_manifest, unpack
 from refrag_platform.compact.quantization import dequantize, quantize
-from refrag_platform.compact.release import Codings, load_release, model_state, pack, read_manifest, unpack
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.evaluation.report import evaluation_report
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
@@ -86,9 +87,9 @@ def test_a_setting_that_is_newer_than_a_release_had_its_default(trained: Path, r
     for key in ("window", "window_tokens", "layers"):
         del manifest["settings"]["encoder"][key]
     (release / "manifest.json").write_text(json.dumps(manifest))
-    load_release(release, recipe, BASE)
+    load_packed(release, recipe, BASE)
     with pytest.raises(ArtifactError, match=r"encoder\.window 'chunk', not 'passage'"):
-        load_release(release, recipe_with("passage"), BASE)
+        load_packed(release, recipe_with("passage"), BASE)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -146,7 +147,7 @@ def test_a_released_model_answers_as_the_trained_one(trained: Path, recipe: Reci
     manifest = pack(trained, recipe, BASE, tmp_path / "release", FINE)
     assert manifest["bytes"] == sum((tmp_path / "release" / name).stat().st_size for name in manifest["files"])
     assert max(manifest["relative_errors"].values()) < 0.02
-    found, policy = load_release(tmp_path / "release", recipe, BASE)
+    found, policy = load_packed(tmp_path / "release", recipe, BASE)
     wanted = load_bundle(str(trained))
     with torch.inference_mode():
         near, exact = found(prompt(found.chunk_size)), wanted.model(prompt(found.chunk_size))
@@ -173,7 +174,7 @@ def test_a_control_s_decoder_comes_back_near(trained: Path, recipe: Recipe, tmp_
     folder = trained.parent / "controls" / "full"
     coding = Codings(Coding(8), Coding(8), Coding(0, 150_000))
     manifest = pack(trained, recipe, BASE, tmp_path / "release", coding, {"full": folder})
-    found, policy = load_release(tmp_path / "release", recipe, BASE, control="full")
+    found, policy = load_packed(tmp_path / "release", recipe, BASE, control="full")
     control, base = RefragModel.load(folder), RefragModel.create(recipe, BASE)
     assert policy is None
     card = (tmp_path / "release" / "README.md").read_text()
@@ -185,13 +186,21 @@ def test_a_control_s_decoder_comes_back_near(trained: Path, recipe: Recipe, tmp_
     error = relative_error(model_state(base), model_state(control), model_state(found))
     assert error < 1 and error == pytest.approx(manifest["relative_errors"]["controls/full.safetensors"], abs=1e-3)
     with pytest.raises(ArtifactError, match=r"no controls/none\.safetensors"):
-        load_release(tmp_path / "release", recipe, BASE, control="none")
+        load_packed(tmp_path / "release", recipe, BASE, control="none")
 
 
 def test_the_model_card_tells_what_is_recorded(trained: Path, recipe: Recipe, tmp_path: Path) -> None:
     row = {"system": "refrag", "passages": 8, "share_kept": 0.1, "exact_match": 0.625, "f1": 0.75}
     result = {"rows": [row | {"decoder_tokens": 120, "ttft_ms": None}], "questions": "dev.jsonl", "model": "unpacked"}
-    pack(trained, recipe, BASE, tmp_path / "release", FINE, results=[result], terms="Trained on X, CC BY 4.0.")
+    pack(
+        trained,
+        recipe,
+        BASE,
+        tmp_path / "release",
+        FINE,
+        results=[evaluation_report(result)],
+        terms="Trained on X, CC BY 4.0.",
+    )
     card = (tmp_path / "release" / "README.md").read_text()
     assert "| refrag, p = 0.1 | 8 | 0.625 | 0.750 |" in card and "questions: dev.jsonl" in card
     assert "`decoder.safetensors`" in card and recipe.decoder.source in card and "## Controls" not in card
@@ -202,13 +211,13 @@ def test_the_model_card_tells_what_is_recorded(trained: Path, recipe: Recipe, tm
     assert "CC BY 4.0" in (tmp_path / "release" / "NOTICE").read_text()
     # A card that was added to is no damaged release.
     (tmp_path / "release" / "README.md").write_text(card + "More.\n")
-    load_release(tmp_path / "release", recipe, BASE)
+    load_packed(tmp_path / "release", recipe, BASE)
 
 
 def test_other_base_weights_are_refused(trained: Path, recipe: Recipe, tmp_path: Path) -> None:
     pack(trained, recipe, BASE, tmp_path / "release", FINE)
     with pytest.raises(ArtifactError, match="base weights of digest"):
-        load_release(tmp_path / "release", recipe.model_copy(update={"seed": 1}), BASE)
+        load_packed(tmp_path / "release", recipe.model_copy(update={"seed": 1}), BASE)
 
 
 def test_tables_that_are_not_trained_are_not_kept(trained: Path, recipe: Recipe, tmp_path: Path) -> None:
@@ -229,7 +238,7 @@ def test_a_release_is_whole_or_refused(trained: Path, recipe: Recipe, tmp_path: 
     pack(trained, recipe, BASE, release, FINE)
     with pytest.raises(RefragError, match="--replace"):
         pack(trained, recipe, BASE, release, FINE)
-    with pytest.raises(RefragError, match="holds no release"):
+    with pytest.raises(RefragError, match="holds no packed weights"):
         pack(trained, recipe, BASE, trained, FINE, replace=True)
     pack(trained, recipe, BASE, release, FINE, replace=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["release"]
@@ -237,10 +246,10 @@ def test_a_release_is_whole_or_refused(trained: Path, recipe: Recipe, tmp_path: 
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ArtifactError, match="is not the file that"):
-        load_release(release, recipe, BASE)
+        load_packed(release, recipe, BASE)
     file.unlink()
     with pytest.raises(ArtifactError, match=r"decoder\.safetensors is missing"):
-        load_release(release, recipe, BASE)
+        load_packed(release, recipe, BASE)
     (release / "manifest.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ArtifactError, match="format 99"):
-        load_release(release, recipe, BASE)
+        load_packed(release, recipe, BASE)

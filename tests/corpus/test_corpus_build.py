@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.corpus import tables, tokens
 from refrag_platform.corpus.shards import TokenShards
 from refrag_platform.corpus.sources import sources_digest
@@ -20,7 +21,6 @@ from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import StageContext
-from refrag_platform.versioning.digest import folder_digest
 
 Build = Callable[..., StageContext]
 FILES: list[dict[str, Any]] = [{"kind": "files"}]

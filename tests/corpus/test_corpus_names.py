@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.cli import app
-from refrag_platform.corpus.names import name_of, name_text, printable
 from refrag_platform.errors import RefragError
+from refrag_platform.history import dvc
+from refrag_platform.history.status import status
+from refrag_platform.names import name_of, name_text, printable
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
-from refrag_platform.versioning import dvc
-from refrag_platform.versioning.manifest import Manifest
-from refrag_platform.versioning.status import status
 from tests.conftest import init_repository
 
 ODD = (b"caf\xe9 menu.txt", b"two\nlines \x1b[31m.txt", b"back\\slash \\xe9.txt", "turned \u202e txt.md".encode())

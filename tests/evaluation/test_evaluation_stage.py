@@ -13,6 +13,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import held_out_questions
 from refrag_platform.errors import ArtifactError, RefragError
@@ -20,13 +21,12 @@ from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
 from refrag_platform.evaluation.systems import EXPLAINED, TABLE_SYSTEMS
+from refrag_platform.history.outside import outside_files
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
+from refrag_platform.releases.again import measure
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
-from refrag_platform.versioning.again import measure
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.outside import outside_files
 from tests.evaluation.conftest import sentences
 
 PNG = b"\x89PNG"

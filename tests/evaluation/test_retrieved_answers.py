@@ -16,12 +16,12 @@ from refrag_platform.evaluation.served import ServedEvaluation, evaluate_served
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, ReleaseRecipe
+from refrag_platform.releases.gate import Decision, decide
 from refrag_platform.serving.contract import Message
 from refrag_platform.serving.engine import Engine
 from refrag_platform.stages import StageContext
 from refrag_platform.store.build import build_chunks
 from refrag_platform.store.relevance import recipe_relevance
-from refrag_platform.versioning.gate import Decision, decide
 
 RULES = ReleaseRecipe(tolerances={"retrieval_hit_5": 0.02, "retrieval_f1": 0.02})
 

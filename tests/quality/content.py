@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.recipes import Recipe
 from refrag_platform.stages import StageContext
-from refrag_platform.versioning.digest import folder_digest
 
 SPLITS = ("train", "validation", "test")
 DOCUMENTS, TOKENS, SHARD_TOKENS = 4, 90, 256

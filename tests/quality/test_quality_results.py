@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.quality import checks, results
 from refrag_platform.quality.checks import check_once
 from refrag_platform.quality.results import DOCS_FOLDER, RESULTS_FILE, read_results
 from refrag_platform.recipes import Recipe
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import InputRecord, Manifest
 from tests.quality.content import write_evaluation
 
 Change = Callable[["Checked"], None]

@@ -16,6 +16,8 @@ import pytest
 import torch
 import uvicorn
 
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
@@ -23,8 +25,6 @@ from refrag_platform.serving.api import ApiSettings, create_app
 from refrag_platform.serving.engine import Engine
 from refrag_platform.stages import StageContext
 from refrag_platform.store.build import build_chunks
-from refrag_platform.versioning.digest import folder_digest
-from refrag_platform.versioning.manifest import InputRecord, Manifest
 from tests.conftest import copy_project
 
 COUNTRIES = {

@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe
 from refrag_platform.store import build as stage
 from refrag_platform.store.content import StoreDescription
-from refrag_platform.versioning.digest import folder_digest
 from tests.encoders import WHOLE_PASSAGES, model_with
 from tests.store.conftest import PASSAGES, Made, write_passages
 

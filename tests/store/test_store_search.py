@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.store import table
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from refrag_platform.store.table import ChunkStore
-from refrag_platform.versioning.digest import folder_digest
 from tests.store.conftest import ODD_ID, PASSAGES, Made, text_of
 
 
@@ -105,11 +105,12 @@ def test_a_damaged_description_is_refused(tmp_path: Path, text: str, fault: str)
 
 
 def test_tables_are_built_once_under_the_content_s_hash(made: Made, tmp_path: Path) -> None:
-    (tmp_path / ".building").mkdir()  # what a killed build leaves
-    (tmp_path / ".building" / "half").touch()
+    folder = tmp_path / folder_digest(made.content).removesuffix(".dir")
+    left = folder.with_name(f".{folder.name}.partial")
+    left.mkdir()  # by a killed build
+    (left / "half").touch()
     with ThreadPoolExecutor(3) as pool:
         stores = list(pool.map(lambda _: ChunkStore.open(made.content, tables=tmp_path), range(3)))
-    folder = tmp_path / folder_digest(made.content).removesuffix(".dir")
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == [folder]
     assert not (folder / "half").exists()
     built = folder.stat().st_mtime_ns

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from refrag_platform.artifacts.digest import file_digest, folder_digest
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
@@ -14,7 +15,6 @@ from refrag_platform.stages import RELEASED, StageContext
 from refrag_platform.training.core.artifact import write_training
 from refrag_platform.training.cpt import train_cpt
 from refrag_platform.training.reconstruction import train_reconstruction
-from refrag_platform.versioning.digest import file_digest, folder_digest
 from tests.conftest import ROOT
 from tests.training.conftest import repeating_documents, write_corpus
 

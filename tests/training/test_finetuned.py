@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.decoder import head_weight
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -17,7 +18,6 @@ from refrag_platform.model.selection import expand
 from refrag_platform.recipes import FinetunedRecipe, Recipe
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
-from refrag_platform.training.core.groups import head_weight
 from refrag_platform.training.core.loop import Batch
 from refrag_platform.training.cpt import System
 from refrag_platform.training.examples import Examples

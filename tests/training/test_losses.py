@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from refrag_platform.model.decoder import token_losses
 from refrag_platform.training.core import losses
-from refrag_platform.training.core.losses import Teacher, linear_cross_entropy, token_losses
+from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from refrag_platform.model.decoder import CHUNKS, attention, decoder_states
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import read_recipe
-from refrag_platform.training.core.speed import (
-    CHUNKS,
-    attention,
-    compile_regions,
-    decoder_states,
-    eager,
-    fast_kernels,
-)
+from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 from tests.encoders import ENCODERS, model_with
 
 RECIPE = Path(__file__).resolve().parents[2] / "models" / "tiny" / "recipe.yaml"

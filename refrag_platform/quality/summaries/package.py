@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, wanted
-from refrag_platform.versioning.digest import folder_digest
 
 LOCK_FILE = "package.json"
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from refrag_platform.artifacts.publication import INPUTS_FILE
+from refrag_platform.artifacts.reports import MACHINE
+from refrag_platform.files import write_json
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.publication import INPUTS_FILE
 from refrag_platform.stages import StageContext
 from refrag_platform.training.core.lora import merge_lora
-from refrag_platform.training.core.metrics import MACHINE
 from refrag_platform.training.core.ranks import is_main
 
 TRAINING_FILE = "training.json"
@@ -64,7 +65,7 @@ def write_training(context: StageContext, summary: dict[str, Any], parameters: d
     figures = {**_stated(summary), "last": last, "parameters": parameters}
     if not is_main():
         return {}
-    (context.out / TRAINING_FILE).write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(context.out / TRAINING_FILE, figures, sort_keys=True, allow_nan=True)
     if (log := context.work / "metrics.jsonl").is_file():  # What is taken over was trained elsewhere.
         shutil.copy(log, context.beside / "metrics.jsonl")
     return {**_stated(figures), **last}

@@ -1,20 +1,14 @@
-"""Small things that the stages share: parameter groups, the decoder's head, the health of vectors."""
+"""Small things that the stages share: parameter groups, the health of vectors."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from refrag_platform.model.encoder import embedding_size
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import TrainsDecoder, TrainsEncoder
-
-
-def head_weight(decoder: PreTrainedModel) -> Tensor:
-    """The weight [vocabulary, width] of the decoder's output head."""
-    return cast(nn.Linear, decoder.get_output_embeddings()).weight
 
 
 def encoder_groups(model: RefragModel, settings: TrainsEncoder) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 4096
+from refrag_platform.model.decoder import ROWS
 
 
 class Teacher(NamedTuple):
@@ -99,19 +99,3 @@ def linear_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         compiled = hidden.is_cuda if compiled is None else compiled
         return _LinearCrossEntropy.apply(hidden, weight, labels, compiled, teacher)
-
-
-@torch.no_grad()
-def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Negative log-likelihood of each label in nats, [n] float32, block by block and without gradients.
-
-    In float32 whatever autocast says: bfloat16 logits round by up to 0.06 nats, more than a policy's gain.
-    """
-    parts = []
-    with torch.autocast(hidden.device.type, enabled=False):
-        exact = weight.float()
-        for start in range(0, len(hidden), ROWS):
-            rows = slice(start, start + ROWS)
-            logits = hidden[rows].float() @ exact.t()
-            parts.append(logits.logsumexp(-1) - logits.gather(1, labels[rows, None])[:, 0])
-    return torch.cat(parts)

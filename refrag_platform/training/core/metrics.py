@@ -12,10 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from refrag_platform.versioning.reports import GROUP_RATE
-
-# Figures of a line that the machine decides, not the seed.
-MACHINE = {"tokens_per_second", "memory_gb", "clock_mhz"}
+from refrag_platform.artifacts.reports import GROUP_RATE
 
 
 class MetricsLog:

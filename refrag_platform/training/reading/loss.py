@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refrag_platform.model.decoder import decoder_states, head_weight
+from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
-from refrag_platform.training.core.groups import head_weight, vector_std
+from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.core.packed import packed_layout, predicting_states
-from refrag_platform.training.core.speed import decoder_states
 from refrag_platform.training.reading.batches import Batch, Seen
 
 

@@ -1,0 +1,82 @@
+"""What the commands of `refrag evaluate` share: options, and the recipe behind a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from refrag_platform.model.loading import Bundle
+    from refrag_platform.model.policy import PolicyNetwork
+    from refrag_platform.recipes import Recipe
+    from refrag_platform.store.relevance import PassageRelevance
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A model of `refrag recipes ls` (its fine-tuned checkpoint), or a model folder."
+    ),
+]
+Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Also write report.md, report.json and a picture into this folder.")
+]
+Controls = Annotated[
+    Path | None,
+    typer.Option(
+        "--controls",
+        help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain.",
+    ),
+]
+RecipeFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe",
+        help="Recipe that names the system `untuned`'s decoder, and the retriever whose view of the passages a policy "
+        "may be told. Default: the model's, where known.",
+    ),
+]
+Relevance = Annotated[
+    bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
+
+
+def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
+    """The recipe that was given, else the model's, with its folder; None where neither is known."""
+    from refrag_platform.evaluation.decoders import recipe_of
+    from refrag_platform.recipes import read_recipe
+
+    return (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+
+
+def relevance_or_refuse(
+    model: str, bundle: Bundle, policy: PolicyNetwork | None, given: Path | None
+) -> PassageRelevance | None:
+    """What the policy is to be told of passages, if it reads that, by the retriever of the model's recipe."""
+    from refrag_platform.errors import RefragError
+    from refrag_platform.store.relevance import relevance_for
+
+    if policy is None or not policy.reads_relevance:
+        return None
+    known = known_recipe(model, bundle, given)
+    if known is None:
+        raise RefragError(
+            f"the policy of {model} is told how near a retriever finds each passage, and the recipe that names the "
+            "retriever isn't known; name it by --recipe, or let the policy do without by --no-relevance"
+        )
+    return relevance_for(policy, *known, bundle.model.device)
+
+
+def parse_shares(shares: str) -> list[float]:
+    from refrag_platform.errors import RefragError
+
+    try:
+        found = [float(part) for part in shares.split(",") if part.strip()]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= share <= 1 for share in found):
+        raise RefragError(f"--shares is {shares!r}; give shares from 0 to 1, e.g. 0,0.1,0.25")
+    return found

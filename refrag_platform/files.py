@@ -1,0 +1,72 @@
+"""Files and folders that appear whole or not at all, and locks; whenever the process is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to make the file or folder `path`, which has its name only after the block; folders above it are made.
+
+    What is there already is replaced. One writer at a time.
+    """
+    partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)  # left by a killed process
+    if old.exists() and not path.exists():  # a kill came between the two renames below
+        old.rename(path)
+    try:
+        yield partial
+        if path.is_dir():
+            _remove(old)
+            path.rename(old)
+        partial.replace(path)
+    finally:
+        _remove(partial)
+    _remove(old)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, values: Any, **options: Any) -> None:
+    """Write indented JSON as a whole; `options` are those of json.dumps.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON can't say; `allow_nan=True` writes it all the same.
+    """
+    write_text(path, json.dumps(values, **{"indent": 2, "allow_nan": False, **options}) + "\n")
+
+
+def lock_file(path: Path, wait: bool = True) -> TextIO:
+    """Make and lock a file: closing it unlocks it, and so does the process's end, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is not set.
+        OSError: it can't be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

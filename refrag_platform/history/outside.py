@@ -1,0 +1,119 @@
+"""What a stage reads that no earlier stage made: sources, tokenizer and question files, controls, a teacher, a release.
+
+DVC watches data/sources/NAME alone; a `path:` may lie anywhere, so the runner looks at the files themselves.
+Folders of pretrained weights (`decoder.source`, `encoder.source`) and hub ids count by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord
+from refrag_platform.corpus.question_files import question_file
+from refrag_platform.errors import RefragError
+from refrag_platform.history.versions import release_named
+from refrag_platform.names import name_text
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
+from refrag_platform.stages import SHIPPED
+
+TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
+    """Files that `stage` reads beside its inputs and, for the corpus, beside its sources; the missing left out."""
+    if stage == "corpus":
+        return _tokenizer(project, recipe)
+    if stage in {"reconstruction", "cpt"}:
+        tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" else []
+        beside = [*_teacher(project, recipe), *_asked(project, recipe)] if stage == "cpt" else []
+        return [*tokenizer, *_released(project, stage, recipe), *beside]
+    if stage in {"policy", "finetuned"}:
+        named = recipe.policy.questions
+        if stage == "finetuned":
+            named = [*recipe.finetuned.questions, *recipe.finetuned.summaries, *recipe.finetuned.distractors]
+        return [*_named(project, named), *(_released(project, stage, recipe) if stage == "policy" else [])]
+    if stage == "evaluation":
+        base, settings = project.recipe_path(recipe.name).parent, recipe.evaluation
+        found = [] if settings.controls is None else _controls(base / settings.controls)
+        asked = question_file(settings, base)
+        if asked is not None and asked.is_file():
+            found.append(InputRecord.of(project.root, asked, str(asked)))
+        return found
+    return []
+
+
+def outside_digest(project: Project, stage: str, recipe: Recipe, files: list[InputRecord]) -> str:
+    """One hash over `files` (of `outside_files`) and the corpus' sources; empty where there are none.
+
+    A source that is not there hashes as such: what was made from it is stale, and the stage says what is missing.
+    """
+    hashes = [record.hash for record in files]
+    if stage == "corpus":
+        from refrag_platform.corpus.sources import sources_digest
+
+        try:
+            hashes.append(sources_digest(project, recipe))
+        except RefragError as error:
+            hashes.append(f"missing: {error}")
+    return hashlib.md5("\n".join(hashes).encode(), usedforsecurity=False).hexdigest() if hashes else ""
+
+
+def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
+    """The released checkpoint that a training goes on from; none where it starts from scratch or can't be had."""
+    version = getattr(recipe, stage).continue_from
+    if version is None:
+        return []
+    if version == SHIPPED:
+        # It states the digest of every other file.
+        manifest = project.recipe_path(recipe.name).parent / SHIPPED / "manifest.json"
+        return [InputRecord.of(project.root, manifest, str(manifest))] if manifest.is_file() else []
+    try:
+        digest = release_named(project, recipe.name, version).hashes[stage]
+    except RefragError:
+        return []
+    return [InputRecord(path=f"{recipe.name}@{version}:{stage}", hash=digest)]
+
+
+def _named(project: Project, names: list[str]) -> list[InputRecord]:
+    """Files that a recipe names by their path from the project's root."""
+    files = [(project.root / os.path.expandvars(name), name) for name in names]
+    return [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
+
+
+def _asked(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """The question files of CPT's reading tasks."""
+    return _named(project, recipe.cpt.reading.questions) if recipe.cpt.reading else []
+
+
+def _teacher(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """The tuned control that CPT learns from."""
+    if recipe.cpt.teacher is None:
+        return []
+    folder = project.recipe_path(recipe.name).parent / recipe.cpt.teacher
+    return [InputRecord(path=name_text(folder), hash=folder_digest(folder))] if folder.is_dir() else []
+
+
+def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """tokenizer.json and the files beside it that say how it is used."""
+    kind, _, name = (recipe.decoder.tokenizer or recipe.decoder.source).partition(":")
+    if kind != "path":
+        return []
+    path = project.recipe_path(recipe.name).parent / Path(os.path.expandvars(name)).expanduser()
+    folder = path.parent if path.is_file() else path
+    found = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
+    return [InputRecord.of(project.root, file, f"{name.removesuffix(path.name)}{file.name}") for file in found]
+
+
+def _controls(folder: Path) -> list[InputRecord]:
+    """The tuned controls that the evaluation reads, as it records them itself."""
+    from refrag_platform.evaluation.decoders import control_folders
+
+    try:
+        folders = [path for _, path in sorted(control_folders(folder).items())]
+        return [InputRecord(path=name_text(path), hash=folder_digest(path)) for path in folders]
+    except RefragError:
+        return []

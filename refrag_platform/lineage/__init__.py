@@ -1,0 +1,1 @@
+"""What was made from what, over all versions: looked up both ways, compared, forgotten."""

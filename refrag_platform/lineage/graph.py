@@ -1,0 +1,219 @@
+"""All versions of all artifacts and what each was made from: in place, in Git, in BentoML's store.
+
+`trace` (lineage.py) follows one artifact's chain as it lies in place. This is the whole: every node is one version,
+named by its hash, so that what was replaced long ago is found too, and both ways.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
+from refrag_platform.errors import ArtifactError
+from refrag_platform.history import commits
+from refrag_platform.project import Project
+from refrag_platform.serving import bento
+
+Kind = Literal["source", "artifact", "model", "bento"]
+IN_PLACE, STORE = "in place", "BentoML's store"
+# MODEL@VERSION:STAGE, as history.versions names a released checkpoint.
+BASE = re.compile(r"([a-z0-9-]+)@v\d+\.\d+\.\d+:(\w+)")
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """A file, an artifact (`name`: its folder), or a model or Bento of BentoML's store (`name`: its tag)."""
+
+    kind: Kind
+    name: str
+    hash: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.hash}".rstrip()
+
+
+@dataclass
+class Facts:
+    """What is known of a version. `places`: where it was found; none if only something made from it was.
+
+    `made_from` is None where no record says what it was made from.
+    """
+
+    made_from: set[Version] | None = None
+    places: list[str] = field(default_factory=list)
+    model: str = ""
+
+
+class Graph:
+    """Versions and what they were made from."""
+
+    def __init__(self) -> None:
+        self.versions: dict[Version, Facts] = {}
+
+    def add(self, version: Version, made_from: Iterable[Version] | None, place: str = "", model: str = "") -> None:
+        """Enter what one record says of a version."""
+        facts = self.versions.setdefault(version, Facts())
+        facts.model = facts.model or model
+        if place and place not in facts.places:
+            facts.places.append(place)
+        if made_from is not None:
+            facts.made_from = (facts.made_from or set()) | set(made_from)
+            for origin in facts.made_from:
+                self.versions.setdefault(origin, Facts(set() if origin.kind == "source" else None))
+
+    def add_manifest(self, folder: str, manifest: Manifest, place: str) -> None:
+        """Enter an artifact."""
+        origins = [Version("artifact", _folder(record.path), record.hash) for record in manifest.inputs.values()]
+        origins += [_source(record.path, record.hash) for record in manifest.sources]
+        self.add(Version("artifact", folder, manifest.hash), origins, place, manifest.model)
+
+    def named(self, name: str) -> list[Version]:
+        """All versions of a file, an artifact's folder or a tag."""
+        return sorted(version for version in self.versions if version.name == name)
+
+    def behind(self, start: Iterable[Version]) -> Graph:
+        """`start` and all that it was made from."""
+        return self._reach(start, lambda version: self.versions[version].made_from or ())
+
+    def after(self, start: Iterable[Version]) -> Graph:
+        """`start` and all that was made from it."""
+        made: dict[Version, set[Version]] = {}
+        for version, facts in self.versions.items():
+            for origin in facts.made_from or ():
+                made.setdefault(origin, set()).add(version)
+        return self._reach(start, lambda version: made.get(version, ()))
+
+    def _reach(self, start: Iterable[Version], step: Callable[[Version], Iterable[Version]]) -> Graph:
+        found, waiting = Graph(), list(start)
+        while waiting:
+            version = waiting.pop()
+            if version not in found.versions:
+                found.versions[version] = self.versions[version]
+                waiting.extend(step(version))
+        return found
+
+    def layers(self) -> list[list[Version]]:
+        """Versions in the order in which they are made: each stands in a layer after all that it was made from."""
+        depth: dict[Version, int] = {}
+
+        def place(version: Version) -> int:
+            if version not in depth:
+                origins = [origin for origin in self.versions[version].made_from or () if origin in self.versions]
+                depth[version] = 1 + max(map(place, origins), default=-1)
+            return depth[version]
+
+        for version in self.versions:
+            place(version)
+        layers: list[list[Version]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+        for version in sorted(depth):
+            layers[depth[version]].append(version)
+        return layers
+
+    def edges(self) -> Iterator[tuple[Version, Version]]:
+        """(made from, made), in order, as far as both are here."""
+        for made in sorted(self.versions):
+            for origin in sorted(self.versions[made].made_from or ()):
+                if origin in self.versions:
+                    yield origin, made
+
+    def plain(self) -> dict[str, Any]:
+        """The graph as JSON values."""
+        order = [version for layer in self.layers() for version in layer]
+        number = {version: index for index, version in enumerate(order)}
+        nodes = [
+            {"kind": version.kind, "name": version.name, "hash": version.hash, "places": self.versions[version].places}
+            for version in order
+        ]
+        return {"nodes": nodes, "edges": [[number[origin], number[made]] for origin, made in self.edges()]}
+
+
+def read_graph(project: Project) -> Graph:
+    """Everything that manifests in place, Git and BentoML's store say; what can't be read is left out."""
+    graph = Graph()
+    for path in sorted(project.root.glob(f"*/*/*/{FILE_NAME}")):
+        if path.relative_to(project.root).parts[0] in {"models", "data"}:
+            try:
+                graph.add_manifest(_folder_of(project, path), Manifest.read(path.parent), IN_PLACE)
+            except ArtifactError:
+                continue
+    tags = commits.tags(project)
+    for commit, names in tags.items():
+        for folder, manifest in commits.manifests_at(project, commit).items():
+            for name in names:
+                graph.add_manifest(folder, manifest, name)
+    for commit, folder, manifest in commits.recorded_manifests(project):
+        graph.add_manifest(folder, manifest, f"commit {commit[:10]}")
+    add_store(graph, bento.home(project))
+    return graph
+
+
+def add_store(graph: Graph, home: Path) -> None:
+    """Enter the models and Bentos of a store of BentoML's, each with the lineage that lies in it."""
+    for path in sorted(home.glob(f"models/*/*/{bento.MODEL_FILE}")):
+        if description := bento.read_description(path):
+            add_model(graph, description)
+    for path in sorted(home.glob(f"bentos/*/*/{bento.BENTO_FILE}")):
+        if description := bento.read_description(path):
+            add_bento(graph, description)
+
+
+def add_folder(graph: Graph, folder: Path) -> Version:
+    """Enter the Bento or model in a folder, wherever it lies, and the models that lie with it.
+
+    Raises:
+        ArtifactError: it is not one of this program's.
+    """
+    is_bento = (folder / bento.BENTO_FILE).is_file()
+    description = bento.read_description(folder / (bento.BENTO_FILE if is_bento else bento.MODEL_FILE))
+    if description is None:
+        raise ArtifactError(f"{folder} holds no model or Bento of refrag-platform; `refrag run package` makes one")
+    if not is_bento:
+        return add_model(graph, description)
+    # Exported, it has its models in it; in a store they lie beside all Bentos.
+    for home in (folder, *folder.parents[2:3]):
+        add_store(graph, home)
+    return add_bento(graph, description)
+
+
+def add_model(graph: Graph, description: dict[str, Any]) -> Version:
+    """Enter a model.yaml: the model, and every artifact behind it."""
+    metadata = description.get("metadata") or {}
+    lineage: dict[str, Any] = metadata.get("lineage") or {}
+    recipe = str((description.get("labels") or {}).get("recipe", ""))
+    for content, facts in lineage.items():
+        origins = [Version("artifact", _folder(path), hash) for path, hash in facts["inputs"].items()]
+        origins += [_source(path, hash) for path, hash in (facts.get("sources") or {}).items()]
+        graph.add(Version("artifact", _folder(content), facts["hash"]), origins, model=recipe)
+    folders = {_folder(content).rsplit("/", 1)[-1]: _folder(content) for content in lineage}
+    held = metadata.get("hashes") or {}
+    origins = [Version("artifact", folders[stage], hash) for stage, hash in held.items() if stage in folders]
+    version = Version("model", f"{description['name']}:{description['version']}")
+    graph.add(version, origins, STORE, recipe)
+    return version
+
+
+def add_bento(graph: Graph, description: dict[str, Any]) -> Version:
+    """Enter a bento.yaml; its models say what they were made from."""
+    version = Version("bento", f"{description['name']}:{description['version']}")
+    models = [Version("model", tag) for tag in bento.bento_models(description)]
+    names = [graph.versions[model].model for model in models if model in graph.versions]
+    graph.add(version, models, STORE, next(iter(names), ""))
+    return version
+
+
+def _source(path: str, hash: str) -> Version:
+    """A source as its artifact's manifest names it: a file, or the released checkpoint that a training went on from."""
+    base = BASE.fullmatch(path)
+    return Version("artifact", f"models/{base[1]}/{base[2]}", hash) if base else Version("source", path, hash)
+
+
+def _folder(content: str) -> str:
+    return content.removesuffix("/content")
+
+
+def _folder_of(project: Project, manifest: Path) -> str:
+    return manifest.parent.relative_to(project.root).as_posix()

@@ -1,0 +1,110 @@
+"""Training on from a released checkpoint, on the documents there are now, instead of from scratch.
+
+`continue_from: v1.2.0` of `reconstruction` and `cpt` in params.yaml says so; the stages, DVC and manifests read it
+there. The released reconstruction is taken over as it is and `cpt` trains on with the encoder frozen, so that the
+chunk store keeps the vectors of every passage that did not change.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.dials import set_override
+from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import whole
+from refrag_platform.history.versions import Release, release_named, released
+from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
+from refrag_platform.releases.restore import contents
+from refrag_platform.stages import SHIPPED
+
+CONTINUED = ("reconstruction", "cpt")
+WHOLE_STORE = "the whole chunk store is encoded again"
+# What the released checkpoint must share with the recipe, or its weights don't fit.
+SHAPE = ("decoder", "encoder", "projection")
+
+
+class Start(NamedTuple):
+    """`continue_from` by stage, and what it means, in a sentence."""
+
+    values: dict[str, str | None]
+    meaning: str
+
+
+def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -> str:
+    """Set in params.yaml from where the model's training starts; returns what that means, in a sentence.
+
+    To continue, there must be a release that fits the recipe; else the run is a full one, and the sentence says why.
+    A full run starts from the weights in models/NAME/release where params.yaml says so already, else from scratch.
+
+    Raises:
+        RefragError: params.yaml does not name the model, or can't be edited as it is laid out.
+    """
+    overrides = (project.params().get("overrides") or {}).get(model) or {}
+    set_now = {stage: (overrides.get(stage) or {}).get("continue_from") for stage in (*CONTINUED, "policy")}
+    if set_now["reconstruction"] == SHIPPED:
+        full = Start(
+            {stage: set_now[stage] for stage in CONTINUED},
+            f"training starts from models/{model}/{SHIPPED}, as params.yaml says",
+        )
+    else:
+        full = Start(dict.fromkeys(CONTINUED), f"training starts from scratch; {WHOLE_STORE}")
+    start = full._replace(meaning=f"full: {full.meaning}") if mode == "full" else _continued(project, model, full)
+    values = dict(start.values)
+    if set_now["policy"] is not None:
+        # It reads the vectors of the release's encoder, and of no other.
+        values["policy"] = set_now["policy"] if values["cpt"] == SHIPPED else None
+    set_override(project, model, "continue_from", values)
+    return start.meaning
+
+
+def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> None:
+    """Put the released checkpoint that `stage` starts from into the folder `target`, where it is not there yet.
+
+    Nothing happens when the stage starts from scratch.
+
+    Raises:
+        RefragError: there is no such release, it does not fit the recipe, or its bytes can't be had.
+    """
+    version = getattr(getattr(recipe, stage, None), "continue_from", None)
+    # The release itself needs no fetching: it comes with the repository.
+    if version in (None, SHIPPED) or target.is_dir():
+        return
+    release = release_named(project, recipe.name, version)
+    if why := _misfit(release, recipe):
+        raise RefragError(f"{stage}.continue_from of {recipe.name} is {version!r}, but {why}; train in full")
+    with contents(project, release, [stage]) as found, whole(target) as partial:
+        shutil.copytree(found[stage], partial)
+
+
+def _continued(project: Project, model: str, full: Start) -> Start:
+    """Continue from the released version; `full` is how a full run would start, where there is none that fits."""
+    release = released(project, model)
+    why = f"no version of {model} is released yet" if release is None else _misfit(release, project.recipe(model))
+    if release is None or why:
+        return full._replace(meaning=f"{why}, so this run is a full one: {full.meaning}")
+    try:
+        corpus = Manifest.read(project.stage_dir("corpus", model)).hash
+    except ArtifactError:
+        corpus = ""
+    if corpus == release.hashes["corpus"]:
+        # Continued from itself on the same text, a model would never be up to date.
+        own = {stage: release.manifests[stage].settings[stage].get("continue_from") for stage in CONTINUED}
+        return Start(own, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with")
+    return Start(
+        dict.fromkeys(CONTINUED, release.version),
+        f"continue: training goes on from {model}@{release.version} on the corpus as it is now, the encoder frozen; "
+        "only passages that changed are encoded again",
+    )
+
+
+def _misfit(release: Release, recipe: Recipe) -> str | None:
+    """Why a released checkpoint can't be trained on; None when it can."""
+    made = release.manifests["reconstruction"].settings
+    changed = [section for section in SHAPE if made.get(section) != recipe.section(section)]
+    if not changed:
+        return None
+    return f"the recipe's {' and '.join(changed)} changed since {release.model}@{release.version} was made"

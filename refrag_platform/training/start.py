@@ -1,0 +1,39 @@
+"""Packed weights as a pipeline's start: a stage whose `continue_from` is `release` takes its artifact from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from refrag_platform.compact.packing import load_packed, read_manifest
+from refrag_platform.errors import ArtifactError
+from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
+from refrag_platform.stages import SHIPPED, StageContext
+from refrag_platform.training.core.artifact import finish, parameter_counts, write_training
+from refrag_platform.training.core.ranks import is_main
+
+
+def take_over_packed(context: StageContext) -> dict[str, Any]:
+    """Make a stage's artifact of the packed weights: the model as it is, or its policy; returns its figures.
+
+    Raises:
+        ArtifactError: none are there, or they are not whole, of another recipe, or without a policy or the stage's
+            figures.
+    """
+    recipe, stage = context.recipe, context.stage
+    base_dir = context.project.recipe_path(recipe.name).parent
+    folder = base_dir / SHIPPED
+    manifest = read_manifest(folder)
+    if stage == "policy" and POLICY_WEIGHTS not in manifest["files"]:
+        raise ArtifactError(f"{folder} holds no policy; leave policy.continue_from out, so that one is trained")
+    if stage not in manifest["training"]:
+        raise ArtifactError(
+            f"{folder} holds no figures of the training of {stage}; pack it again with --training {stage}=FILE"
+        )
+    model, policy = load_packed(folder, recipe, base_dir)
+    figures = manifest["training"][stage]
+    if stage != "policy":
+        return finish(context, model, figures)
+    assert policy is not None
+    if is_main():
+        policy.save(context.out)
+    return write_training(context, figures, parameter_counts({"policy": policy}))

@@ -1,0 +1,134 @@
+"""Files that no stage made, wherever they lie: an edit makes what was made from them stale."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refrag_platform import runner
+from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.history.freshness import is_current
+from refrag_platform.model.refrag import FORMAT, SETTINGS_FILE
+from refrag_platform.project import Project
+from refrag_platform.stages import STAGES
+from tests.planted import MODEL, make_all
+
+QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
+
+
+def stale(project: Project) -> set[str]:
+    """Stages whose artifact a run now would not start from the same facts; what follows from them left out."""
+    return {stage for stage in STAGES if not is_current(project, stage, MODEL)}
+
+
+def override(project: Project, section: str, values: str) -> None:
+    dials = project.root / "params.yaml"
+    dials.write_text(dials.read_text().replace(f"{section}: {{}}", f"{section}: {values}"))
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def same_size(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+@pytest.mark.parametrize("edit", [append, same_size, Path.unlink])
+def test_sources_elsewhere_are_watched_through_environment_variables(
+    planted_project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[Path], None]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    text = tmp_path / "texts" / "a.txt"
+    text.write_text("The river rises in the north.")
+    monkeypatch.setenv("MY_TEXTS", str(tmp_path / "texts"))
+    override(planted_project, "corpus", "{sources: [{kind: files, path: $MY_TEXTS}]}")
+    make_all(planted_project)
+    assert stale(planted_project) == set()
+    edit(text)
+    assert stale(planted_project) == {"corpus"}
+    assert not runner.run_stage(planted_project, "corpus", MODEL).cached
+
+
+def test_sources_that_are_gone_leave_a_stale_corpus_and_no_error(planted_project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("The river rises in the north.")
+    override(planted_project, "corpus", f"{{sources: [{{kind: files, path: {folder}}}]}}")
+    make_all(planted_project)
+    shutil.rmtree(folder)
+    assert stale(planted_project) == {"corpus"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_tokenizers_files_are_watched_where_they_are_read(planted_project: Project, name: str) -> None:
+    hashes = make_all(planted_project)
+    append(planted_project.recipe_path(MODEL).parent / name)
+    assert stale(planted_project) == {"corpus", "reconstruction"}
+    changed = make_all(planted_project)
+    assert [stage for stage in hashes if hashes[stage] == changed[stage]] == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "override_of"),
+    [
+        ("cpt", "{{curriculum: null, reading: {{questions_share: 0.5, questions: {files}}}}}"),
+        ("policy", "{{question_share: 0.5, questions: {files}}}"),
+        ("finetuned", "{{questions: {files}}}"),
+        ("finetuned", "{{summaries: {files}}}"),
+    ],
+)
+def test_question_and_summary_files_are_watched_and_recorded(
+    planted_project: Project, tmp_path: Path, stage: str, override_of: str
+) -> None:
+    further, inside = tmp_path / "further.jsonl", planted_project.root / "more.jsonl"
+    for file in (further, inside):
+        file.write_text(QUESTION)
+    override(planted_project, stage, override_of.format(files=f"[{further}, more.jsonl]"))
+    make_all(planted_project)
+    manifest = Manifest.read(planted_project.stage_dir(stage, MODEL))
+    assert [source.path for source in manifest.sources] == [str(further), "more.jsonl"]
+    assert stale(planted_project) == set()
+    for file in (further, inside):
+        same_size(file)
+        assert stale(planted_project) == {stage}
+        make_all(planted_project)
+
+
+def test_tuned_controls_are_watched(planted_project: Project) -> None:
+    controls = planted_project.recipe_path(MODEL).parent / "controls"
+    override(planted_project, "evaluation", "{controls: controls}")
+    make_all(planted_project)
+    assert stale(planted_project) == set()
+    shutil.copytree(planted_project.content("cpt", MODEL), controls / "full")
+    (controls / "full" / SETTINGS_FILE).write_text(json.dumps({"format": FORMAT}))
+    assert stale(planted_project) == {"evaluation"}
+    make_all(planted_project)
+    same_size(controls / "full" / "train.json")
+    assert stale(planted_project) == {"evaluation"}
+
+
+def test_the_questions_of_the_evaluation_are_watched(planted_project: Project) -> None:
+    questions = planted_project.recipe_path(MODEL).parent / "asked.jsonl"
+    questions.write_text(QUESTION)
+    override(planted_project, "evaluation", "{question_file: asked.jsonl}")
+    make_all(planted_project, MODEL)
+    assert stale(planted_project) == set()
+    append(questions)
+    assert stale(planted_project) == {"evaluation"}
+
+
+def test_the_teacher_of_cpt_is_watched(planted_project: Project) -> None:
+    teacher = planted_project.recipe_path(MODEL).parent / "full"
+    override(planted_project, "cpt", "{teacher: full}")
+    make_all(planted_project)
+    shutil.copytree(planted_project.content("cpt", MODEL), teacher)
+    assert stale(planted_project) == {"cpt"}
+    make_all(planted_project)
+    same_size(teacher / "train.json")
+    assert stale(planted_project) == {"cpt"}
