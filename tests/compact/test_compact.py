@@ -72,7 +72,7 @@ def test_low_rank_updates_of_a_copy_of_the_decoder_s_layers_are_packed(tmp_path:
     model.save(tmp_path / "model")
     manifest = pack(tmp_path / "model", recipe, BASE, tmp_path / "release", FINE)
     assert manifest["relative_errors"]["encoder.safetensors"] < 0.1
-    found, _ = load_release(tmp_path / "release", recipe, BASE)
+    found, _ = load_packed(tmp_path / "release", recipe, BASE)
     chunks = chunk_tokens(list(range(20, 80)), model.chunk_size)
     near, exact = found.encode(chunks).detach(), model.eval().encode(chunks).detach()
     assert float((near - exact).norm() / exact.norm()) < 0.05
