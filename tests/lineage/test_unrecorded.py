@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.compact.test_start import MODEL, start_from_release, write_release
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
@@ -17,6 +16,7 @@ from refrag_platform.lineage.impact import forget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
+from tests.training.test_start import MODEL, start_from_release, write_release
 
 SOURCE = f"data/sources/{MODEL}/notes.txt"
 MADE = [f"models/{MODEL}/reconstruction", f"models/{MODEL}/cpt"]
