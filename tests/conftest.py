@@ -6,7 +6,9 @@ import gc
 import importlib
 import os
 import shutil
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -36,6 +38,14 @@ os.environ.pop("BENTOML_HOME", None)
 def pytest_collection_finish() -> None:
     """What the tests import is there to stay: looking through it for garbage would take half a second each time."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def sigterm() -> Iterator[None]:
+    """SIGTERM does afterwards what it did before: Dagster maps it to SIGINT, which workers of the tests ignore."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

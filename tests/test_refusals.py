@@ -12,7 +12,7 @@ from refrag_platform.cli import app
 from refrag_platform.project import Project
 
 ASK = ["ask", "What is the capital of Oman?"]
-UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, tiny"
+UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, smollm2-135m-reading, tiny"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, tiny"
                 "--json",
                 "out.json",
             ],
-            r"no model at 'nope': .*\(models: llama-2-7b, smollm2-135m, tiny\)",
+            r"no model at 'nope': .*\(models: llama-2-7b, smollm2-135m, smollm2-135m-reading, tiny\)",
         ),
     ],
 )
