@@ -15,8 +15,10 @@ from typing import Any, TextIO
 def whole(path: Path) -> Iterator[Path]:
     """Where to make the file or folder `path`, which has its name only after the block; folders above it are made.
 
-    What is there already is replaced. One writer at a time.
+    What is there already is replaced, and stays where the block or the replacing fails; behind a link the place that it
+    leads to. One writer at a time.
     """
+    path = path.resolve()
     partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)  # left by a killed process
@@ -30,11 +32,16 @@ def whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         _remove(partial)
+        if old.exists() and not path.exists():
+            old.rename(path)
     _remove(old)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole."""
+    """Write a file as a whole; what is there and no plain file, /dev/stdout say, is written to as it is."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -66,7 +73,7 @@ def lock_file(path: Path, wait: bool = True) -> TextIO:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +23,8 @@ PLUMBING = (
 )
 
 
-def code_files(root: Path, *starts: str) -> tuple[str, ...]:
-    """The files `starts` and all that running them may import of the package, without PLUMBING, sorted.
+def code_files(root: Path, *starts: str, leave_out: Sequence[str] = PLUMBING) -> tuple[str, ...]:
+    """The files `starts` and all that running them may import of the package, but for `leave_out`, sorted.
 
     Args:
         root: the checkout; paths are relative to it. starts: modules, or files that are no Python and import nothing.
@@ -33,7 +33,7 @@ def code_files(root: Path, *starts: str) -> tuple[str, ...]:
     waiting = list(starts)
     while waiting:
         file = waiting.pop()
-        if file not in reached and not is_plumbing(file):
+        if file not in reached and not _lies_in(file, leave_out):
             reached.add(file)
             waiting += _imports(root, file) if file.endswith(".py") else []
     return tuple(sorted(reached))
@@ -41,7 +41,11 @@ def code_files(root: Path, *starts: str) -> tuple[str, ...]:
 
 def is_plumbing(file: str) -> bool:
     """Whether a file, relative to the checkout, is one of PLUMBING or lies in one of its folders."""
-    return any(Path(file).is_relative_to(path) for path in PLUMBING)
+    return _lies_in(file, PLUMBING)
+
+
+def _lies_in(file: str, paths: Sequence[str]) -> bool:
+    return any(Path(file).is_relative_to(path) for path in paths)
 
 
 def _imports(root: Path, file: str) -> Iterator[str]:

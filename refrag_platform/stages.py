@@ -30,6 +30,7 @@ class Stage:
 
     `function`: module:name. `inputs`: earlier stages, whose artifacts it reads. `sections`: of the recipe.
     `further`: files that run without being imported, in a program that the function starts, and what that reads.
+    `packs_code`: whether the artifact holds the code itself, so that every file of it counts.
     """
 
     name: str
@@ -38,11 +39,13 @@ class Stage:
     inputs: tuple[str, ...]
     sections: tuple[str, ...]
     further: tuple[str, ...] = ()
+    packs_code: bool = False
 
     def code(self, root: Path) -> tuple[str, ...]:
         """The files that the stage runs, relative to the checkout `root`, sorted."""
         module, _ = self.function.split(":")
-        return code_files(root, f"{module.replace('.', '/')}.py", *self.further)
+        starts = (f"{module.replace('.', '/')}.py", *self.further)
+        return code_files(root, *starts, leave_out=()) if self.packs_code else code_files(root, *starts)
 
 
 STAGES: dict[str, Stage] = {
@@ -104,6 +107,7 @@ STAGES: dict[str, Stage] = {
             ("chunks", "finetuned", "evaluation"),
             ("policy", "serving"),
             further=("bentofile.yaml", "refrag_platform/serving/service.py"),
+            packs_code=True,
         ),
     )
 }

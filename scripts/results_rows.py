@@ -21,6 +21,7 @@ from refrag_platform.bench.report import headline, result_tables
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.report import gain, lookup_table, perplexity_report, rag_report
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
+from refrag_platform.files import write_text
 from refrag_platform.markdown import table
 
 TRAINING = (
@@ -235,7 +236,7 @@ def main(
     if not files and not write:
         raise typer.BadParameter("name result files, or a document: --write docs/results.md")
     for page in write or []:
-        page.write_text(written(page), encoding="utf-8")
+        write_text(page, written(page))
         for picture, draw_it in pictures(page).items():
             draw_it(picture)
     for path in files or []:

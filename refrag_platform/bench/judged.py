@@ -56,6 +56,10 @@ def read_judged(files: Sequence[Path], sets: Sequence[str]) -> list[Judged]:
     found: dict[tuple[Reading, str], Judged] = {}
     for file in files:
         for name, questions, row in _rows(file, sets):
+            if absent := [key for key in ("decoder", "share_kept", "tokens_of") if key not in row]:
+                raise RefragError(
+                    f"{file} was made by an older `refrag evaluate rag`: a row has no {absent[0]}; run it again"
+                )
             at = row["share_kept"] if row["system"] == "refrag" else row["tokens_of"]
             reading = Reading(row["system"], row["passages"], at)
             judged = found.setdefault((reading, row["decoder"]), Judged(reading, row["decoder"]))

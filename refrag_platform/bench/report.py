@@ -14,6 +14,7 @@ from typing import Any
 
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.report import figure, system_name
+from refrag_platform.files import write_text
 from refrag_platform.markdown import table
 
 # Of a time to first token from a question's arrival, in order. choice: by policy, or by sentences' nearness.
@@ -79,7 +80,7 @@ def write_tables(document: Path) -> tuple[int, list[str]]:
     except FileNotFoundError:
         raise RefragError(f"{document} does not exist") from None
     text, count = BLOCK.subn(filled, text)
-    document.write_text(text, encoding="utf-8")
+    write_text(document, text)
     return count, missing
 
 
@@ -212,7 +213,11 @@ def quality_and_speed(result: Mapping[str, Any]) -> str:
 
 
 def headline(result: Mapping[str, Any], share: float = 0.1) -> str:
-    """REFRAG of one k, the first, at p = `share`, beside full context and the nearest text: a row each."""
+    """REFRAG of one k and number of passages, the first, at p = `share`, beside full context and the nearest text.
+
+    Raises:
+        RefragError: one of them is missing on one of the machines.
+    """
     k = result["rows"][0]["k"]
     told = {
         "full": "full context: every passage as text",
@@ -224,9 +229,14 @@ def headline(result: Mapping[str, Any], share: float = 0.1) -> str:
     rows: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in result["rows"]:
         at = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
-        if row["k"] == k and at in (None, share):
+        if row["k"] == k and row["passages"] == result["rows"][0]["passages"] and at in (None, share):
             rows.setdefault(row["system"], {})[row["device"]] = row
     devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
+    if missing := [f"{one} on {device}" for one in told for device in devices if device not in rows.get(one, {})]:
+        raise RefragError(
+            f"the frontier has no row of {missing[0]} at p = {share:g}; judge and time full, first, sentences, "
+            "plain and refrag there"
+        )
     full = next(iter(rows["full"].values()))
     sets = {name: f"F1, {_set_name(name)} ({own['questions']:,})" for name, own in full["sets"].items()}
     body = []

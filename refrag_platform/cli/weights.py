@@ -40,7 +40,10 @@ def pack_weights(
     ] = None,
     encoder_bits: Annotated[int, typer.Option(min=1, max=8, help="Of each weight of encoder and projection.")] = 4,
     encoder_mib: Annotated[
-        Mib, typer.Option(min=0, help="MiB of low-rank factors of its change, if it is a copy of the decoder's layers.")
+        Mib,
+        typer.Option(
+            min=0, help="MiB of low-rank factors, of an encoder that copies the decoder's layers; no more is kept."
+        ),
     ] = 4,
     decoder_bits: Annotated[
         int, typer.Option(min=0, max=8, help="Of each weight of the decoder's change; 0: low-rank factors alone.")
@@ -152,6 +155,7 @@ def write_card(
     """Write the README.md of packed weights again, with these results; the weights stay as they are."""
     from refrag_platform.compact.card import model_card
     from refrag_platform.compact.packing import CARD, read_manifest
+    from refrag_platform.files import write_text
     from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
 
@@ -159,7 +163,7 @@ def write_card(
     # Without params.yaml's overrides, which are this project's own.
     recipe = read_recipe(Project.find().recipe_path(manifest["model"]))
     card = model_card(recipe, manifest, [], [_report(path) for path in results])
-    (folder / CARD).write_text(card, encoding="utf-8")
+    write_text(folder / CARD, card)
 
 
 def _report(path: Path) -> str:

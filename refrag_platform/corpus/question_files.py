@@ -210,7 +210,8 @@ def looked_up_questions(asked: Sequence[Question], settings: EvaluationRecipe, c
     there = own.is_file() and own.stat().st_size
     found: dict[object, Question] = {}
     for one in [*(read_questions(own, settings.questions) if there else []), *asked]:
-        found.setdefault((one.question, one.history), one)
+        if one.question:  # A summary asks nothing.
+            found.setdefault((one.question, one.history), one)
     return list(found.values())
 
 

@@ -108,7 +108,7 @@ class ChunkEncoder(nn.Module):
     def encode_rows(self, token_ids: Tensor, windows: Tensor) -> Tensor:
         """Rows of several passages each, [B, L, k] token ids, to vectors [B, L, dim]: as each passage has by itself.
 
-        Windows of many lengths take no padding so, where `forward` pads all to the longest.
+        Nothing is padded to the longest window, as `forward` does.
 
         Args: windows: [B, L], the number of a chunk's window in its row, -1 for padding; of one stand together.
         """
@@ -268,7 +268,9 @@ class BertEncoder(ChunkEncoder):
             return layers(inputs)
         if rows is not None:
             return self.backbone(
-                inputs_embeds=inputs, attention_mask=rows.mask, position_ids=rows.positions
+                inputs_embeds=inputs,
+                attention_mask=rows.mask,
+                position_ids=rows.positions + _first_position(self.backbone),
             ).last_hidden_state
         # Without a mask attention takes its fast path.
         mask = None
@@ -351,9 +353,12 @@ def first_layers(decoder: PreTrainedModel, layers: int) -> PreTrainedModel:
 def _positions(backbone: PreTrainedModel) -> int | None:
     """Tokens that a backbone reads at once; None where its config names no limit."""
     most = getattr(backbone.config, "max_position_embeddings", None)
-    # RoBERTa's positions begin behind that of padding.
-    first = getattr(getattr(backbone, "embeddings", None), "padding_idx", -1) + 1
-    return None if most is None else most - first
+    return None if most is None else most - _first_position(backbone)
+
+
+def _first_position(backbone: PreTrainedModel) -> int:
+    """RoBERTa's positions begin behind that of padding."""
+    return int(getattr(getattr(backbone, "embeddings", None), "padding_idx", -1)) + 1
 
 
 def embedding_weight(model: PreTrainedModel) -> Tensor:

@@ -228,7 +228,8 @@ def _encoder_maker(
 ) -> Callable[[], ChunkEncoder]:
     """What makes the encoder that the recipe names, its new weights drawn from the global random state."""
     settings, embeddings = recipe.encoder, embedding_weight(decoder).detach().float()
-    k, pooling, skip, window = settings.chunk_size, settings.pooling, settings.token_skip, settings.window_chunks
+    k, pooling, skip = settings.chunk_size, settings.pooling, settings.token_skip
+    window = 1 if settings.window == "chunk" else settings.window_tokens // k
     if settings.layers is not None:
         layers, size = first_layers(decoder, settings.layers), float(embedding_size(decoder))
         return lambda: LayersEncoder(strip_backbone(layers), embeddings, size, k, pooling, skip, window)

@@ -99,11 +99,6 @@ class EncoderRecipe(Section):
             )
         return self
 
-    @property
-    def window_chunks(self) -> int:
-        """Most chunks that are read together."""
-        return 1 if self.window == "chunk" else self.window_tokens // self.chunk_size
-
 
 class ProjectionRecipe(Section):
     """Two-layer MLP from the encoder's vector to the decoder's embedding size (section 2)."""

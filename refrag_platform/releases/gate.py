@@ -153,6 +153,7 @@ def _why_missing(metric: str) -> str:
     if metric.startswith("retrieval_"):
         return (
             " (made before questions were looked up in the store, or the store holds no gold passage of any, or fewer "
-            "passages than the figure looks at)"
+            "passages than the figure looks at; give evaluation.question_file questions whose gold passages it holds, "
+            f"or leave {metric} out of release.tolerances)"
         )
     return f" (evaluation.output_tokens must be {metric[1:]} or more)" if metric.startswith("P") else ""

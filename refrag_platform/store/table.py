@@ -8,6 +8,7 @@ Tables are a cache, never tracked: Lance names its files at random. Delete data/
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +210,8 @@ def _tables(content: Path, parent: Path) -> Path:
     if folder.is_dir():
         return folder
     with _only_builder(parent):
+        for left in parent.glob(".*.partial"):  # by a killed build, of this store or an older one
+            shutil.rmtree(left)
         # Another process may have built it while this one waited.
         if not folder.is_dir():
             with whole(folder) as building:

@@ -3,7 +3,8 @@
 Every sequence begins with the token that starts a text, whichever system reads it (`segments.window_layout` says why).
 
 The last part of the run keeps a random share of chunks as tokens, so that the model reads mixed input. Some steps may
-ask for the context itself: the token that starts a text, once more after the vectors, means "repeat" there.
+ask for the context itself: the token that starts a text, once more after the vectors, means "repeat" there. Or most of
+the steps ask what passages say (`cpt.reading`).
 The same task trains the controls that read the full context, none, or the last s/k tokens.
 Run: `refrag run cpt --model tiny`.
 """
@@ -338,7 +339,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     else:
         model = RefragModel.load(context.released)
         model.encoder.requires_grad_(False)
-        settings = settings.model_copy(update={"curriculum": None})
+        settings = settings.model_copy(update={"curriculum": None, "encoder_lora_rank": None})
     teacher = _teacher(context, model)
     task = cpt_task(
         model, context.inputs["corpus"], settings, context.recipe.seed, teacher=teacher, root=context.project.root

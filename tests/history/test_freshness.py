@@ -30,12 +30,12 @@ def test_a_change_of_one_byte_in_any_file_that_a_stage_runs_makes_it_stale(recor
     assert is_current(recorded, stage, MODEL)
 
 
-def test_plumbing_makes_nothing_stale(recorded: Project) -> None:
+def test_plumbing_makes_nothing_stale_but_the_bento_that_holds_it(recorded: Project) -> None:
     for path in PLUMBING:
         there = recorded.root / path
         for file in sorted(there.rglob("*.py")) if there.is_dir() else [there]:
             add_byte(file)
-    assert [stage for stage in STAGES if not is_current(recorded, stage, MODEL)] == []
+    assert [stage for stage in STAGES if not is_current(recorded, stage, MODEL)] == ["package"]
 
 
 def test_a_module_that_is_imported_anew_counts_from_then_on(recorded: Project) -> None:

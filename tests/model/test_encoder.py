@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import RobertaConfig, RobertaModel
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.model.encoder import LayersEncoder, embedding_size, embedding_weight, first_layers
+from refrag_platform.model.encoder import (
+    BertEncoder,
+    LayersEncoder,
+    embedding_size,
+    embedding_weight,
+    first_layers,
+    strip_backbone,
+)
 from refrag_platform.model.fused import FusedLayers
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens
@@ -77,6 +85,21 @@ def test_rows_of_several_passages_have_the_vectors_of_each(model: RefragModel) -
         wanted = torch.cat([model.encode(passages[place]) for place in order])
         close(vectors[row, : len(wanted)], wanted, atol=1e-4, rtol=1e-4)
     assert vectors.isfinite().all()
+
+
+@torch.no_grad()
+def test_rows_count_positions_as_the_backbone_does() -> None:
+    config = RobertaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=80,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    table, embeddings = torch.randn(900, 32), torch.randn(900, 64)
+    encoder = BertEncoder(strip_backbone(RobertaModel(config)), table, embeddings, K, "concat", False, False, 16).eval()
+    one, other = passage(24) % 900, passage(16, 1) % 900
+    rows = torch.cat([one, other])[None]
+    windows = torch.tensor([[0] * len(one) + [1] * len(other)])
+    close(encoder.encode_rows(rows, windows)[0], torch.cat([encoder(one), encoder(other)]), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

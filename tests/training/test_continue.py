@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from refrag_platform.training.core.artifact import write_training
 from refrag_platform.training.cpt import train_cpt
 from refrag_platform.training.reconstruction import train_reconstruction
 from tests.conftest import ROOT
+from tests.encoders import model_with, recipe_with
 from tests.training.conftest import repeating_documents, write_corpus
 
 
@@ -54,6 +56,18 @@ def test_cpt_trains_the_decoder_on_and_leaves_the_encoder(context: StageContext)
         not torch.equal(old, new)
         for old, new in zip(before.projection.parameters(), after.projection.parameters(), strict=True)
     ), "the projection is no part of the store's vectors, and trains"
+
+
+def test_cpt_leaves_an_encoder_that_has_low_rank_updates_too(context: StageContext) -> None:
+    model = model_with("layers, passage")
+    folder = context.work / RELEASED
+    shutil.rmtree(folder)
+    folder.mkdir()
+    model.save(folder)
+    cpt = context.recipe.cpt.model_copy(update={"encoder_lora_rank": 2})
+    context.recipe = recipe_with("layers, passage").model_copy(update={"cpt": cpt})
+    train_cpt(context)
+    assert RefragModel.load(context.out).encoder_digest() == model.eval().encoder_digest()
 
 
 def test_reconstruction_takes_the_checkpoint_over(context: StageContext) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from refrag_platform.training.cpt import CptTask, System, cpt_task
 from refrag_platform.training.reading.batches import window_numbers
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank, sentences
 from refrag_platform.training.reading.renaming import Renaming
+from tests.conftest import ROOT
 from tests.training.conftest import write_corpus
 
 NAMES = ("Ada Lovelace", "Karl Benz", "Mary Anning", "Ibn Sina", "Nikola Tesla", "Grace Hopper")
@@ -192,6 +197,55 @@ def test_contexts_of_questions_show_what_answers_them(model: RefragModel, tmp_pa
                         asked.add(question)
             assert any(passage in text for _, passage in PASSAGES)
     assert len(asked) == 2
+
+
+def test_what_is_cut_off_a_long_passage_is_not_asked_for(model: RefragModel, tmp_path: Path) -> None:
+    file = _questions(tmp_path / "q")
+    rows = [json.loads(line) for line in file.read_text().splitlines()][:1]
+    said = " ".join(f"On day {day} nothing happened in the old workshop." for day in range(200))
+    rows[0]["passages"] = [{"title": "Engines", "text": f"{said} The machine was built by Zuse."}]
+    file.write_text(json.dumps(rows[0] | {"answers": ["Zuse"]}) + "\n")
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=[str(file)])
+    batch = _batch(task)
+    text = model.tokenizer.decode(batch["chunks"][0][batch["chunks"][0] != PAD].tolist())
+    blocks = model.tokenizer.decode(batch["blocks"].flatten().tolist())
+    assert "On day 1 " in text and "Zuse" not in text
+    assert "Zuse" not in blocks and "Who built" not in blocks and len(batch["answers"]) > 0
+
+
+def test_ranks_share_a_batch(model: RefragModel, tmp_path: Path) -> None:
+    task = _task(model, tmp_path)
+    whole, halves = task.batch(1, 0, 2, 0, 1), [task.batch(1, 0, 2, rank, 2) for rank in range(2)]
+    for name in ("chunks", "windows", "keep", "known", "blocks"):
+        assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
+
+
+def test_a_signal_to_the_group_saves_a_training_with_workers(tmp_path: Path) -> None:
+    """A cancelled run sends SIGTERM to all processes of the group: workers leave the stop to the training."""
+    program = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from refrag_platform.training.core.prefetch import made_by_workers
+from refrag_platform.training.core.loop import _stop_on_signal
+def make(step):
+    time.sleep(0.2)
+    return step
+with _stop_on_signal() as stopped:
+    for step in made_by_workers(make, range(1000), 1):
+        print(step, flush=True)
+        if stopped["signal"]:
+            print("saved", flush=True)
+            break
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert said.endswith("saved\n") and process.returncode == 0
 
 
 def test_renamed_contexts_ask_for_what_they_say_now(model: RefragModel, tmp_path: Path) -> None:

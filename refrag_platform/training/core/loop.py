@@ -164,9 +164,12 @@ def train(
         size = task.samples(number, micro_size)
         return [task.batch(number, micro, size, accelerator.process_index, world) for micro in range(micro_steps)]
 
+    # Before the device has work of this process: a fork copies whatever locks are held.
+    steps, workers = range(started_at, settings.steps), getattr(settings, "workers", 0)
+    made_ahead = made_by_workers(make, steps, workers) if workers else map(make, steps)
+
     def batches() -> Iterator[list[Batch]]:
-        steps = range(started_at, settings.steps)
-        for made in made_by_workers(make, steps, settings.workers) if settings.workers else map(make, steps):
+        for made in made_ahead:
             yield [_pinned(batch) for batch in made] if on_gpu else made
 
     def save() -> None:

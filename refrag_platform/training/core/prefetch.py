@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,15 +31,20 @@ def made_by_workers(make: Callable[[int], T], steps: range, workers: int) -> Ite
             batch_size=None,
             sampler=steps,
             num_workers=workers,
+            collate_fn=_as_made,
             worker_init_fn=_begin_work,
             multiprocessing_context="fork",
         )
     )
 
 
+def _as_made(item: T) -> T:
+    return item
+
+
 def _begin_work(number: int) -> None:
-    # Ctrl-C asks the training process to stop, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A signal to the training's group, Ctrl-C or a cancelled run, asks it to stop; it ends its workers then itself.
+    os.setpgid(0, 0)
     # A tokenizer's threads don't survive a fork.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

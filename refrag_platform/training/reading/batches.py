@@ -1,7 +1,7 @@
 """Batches of contexts with questions over them (reading/loss.py has how a model reads them).
 
 A context stands once in a sequence, its chunks as vectors or as tokens, and behind it blocks of equal length, each a
-question in the decoder's chat format with its answer. A block sees the context and itself (core/packed.py). What is
+question in the decoder's chat format with its answer. A block sees the context and itself (model/packed.py). What is
 asked are blanks (reading/blanks.py), and quotes: some tokens of a passage, to be continued.
 """
 
@@ -111,7 +111,10 @@ class ReadingBatches:
         return self._contexts.draw(chance)
 
     def blocks(self, context: Context, chance: np.random.Generator) -> list[Block]:
-        """Questions over a context, as many as a sequence has or as are found: those it comes with, half at most."""
+        """Questions over a context, as many as a sequence has or as are found.
+
+        Those that it comes with take half of them at most, but one at least.
+        """
         wanted = self.settings.blocks
         asked: list[Asked] = context.questions[: max(1, wanted // 2)]
         quotes: list[Block] = []

@@ -18,7 +18,7 @@ Kind = Literal["name", "number", "word"]
 BREAK = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
 NAME = re.compile(r"\b[A-Z][\w’'-]+(?:\s+(?:(?:of|the|de|la|von|and)\s+)?[A-Z][\w’'-]+){0,3}")
 NUMBER = re.compile(r"\b\d(?:[\d,.]*\d)?\b")
-WORD = re.compile(r"\b[a-z]{5,}\b")
+WORD = re.compile(r"\b[a-z]{5,}\b(?![’'])")
 # Capitals of a sentence's first word: no names.
 OPENER = re.compile(
     r"(?:A|After|All|An|And|As|At|Before|But|By|Even|For|From|Had|He|Her|Here|His|How|I|If|In|It|Its|My|No|Not|Now|Of|Oh|On"
@@ -69,8 +69,10 @@ def blank(text: str, chance: np.random.Generator) -> Asked | None:
     if not spans:
         return None
     span = spans[int(chance.integers(len(spans)))]
-    question = _question(sentence, span, chance)
-    return None if question is None else Asked(question, sentence[span.start : span.end])
+    question, answer = _question(sentence, span, chance), sentence[span.start : span.end]
+    if question is None or re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", question, re.IGNORECASE):
+        return None  # It would be copied from the question.
+    return Asked(question, answer)
 
 
 def _spans(sentence: str, chance: np.random.Generator) -> Iterator[_Span]:

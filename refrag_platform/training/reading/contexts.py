@@ -57,12 +57,13 @@ class DocumentContexts:
         self._chunks, self._chunk_size = chunks, chunk_size
         if not self._shards.total or not self.draw(np.random.default_rng(0)).passages:
             raise RefragError(
-                f"the train split of {corpus} has no sentences to ask about, as cpt.reading does; add documents, or "
-                "leave cpt.reading out"
+                f"the train split of {corpus} has no sentences to ask about, as cpt.reading does, or contexts of "
+                f"{chunks * chunk_size} tokens are too short for a passage; add documents, raise cpt.context_tokens, "
+                "or leave cpt.reading out"
             )
 
     def draw(self, chance: np.random.Generator) -> Context:
-        """Passages that fill a context as far as they do; none only where a corpus has no sentences."""
+        """Passages that fill a context as far as they do; none where nothing that is drawn fits."""
         drawn: list[Passage] = []
         room = self._chunks
         for _ in range(TRIES):

@@ -23,7 +23,8 @@ def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: fl
         vectors = model.project(model.encoder.encode_rows(batch["chunks"], batch["windows"]))
         figures["vector_std"] = vector_std(model, vectors[batch["windows"] >= 0])
     states, labels = read(model, batch, vectors), batch["blocks"].flatten()
-    loss = states.sum() * 0.0  # Where no question fits.
+    # Where no question fits: all that trains has a gradient all the same, as processes add theirs up.
+    loss = 0.0 * (states.sum() + head_weight(model.decoder).sum())
     for kind, weight in (("answers", 1.0), ("quotes", quotes_weight)):
         if len(places := batch[kind]):
             # Their number differs from batch to batch, and each would be compiled anew.

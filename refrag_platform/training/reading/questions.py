@@ -51,14 +51,18 @@ class QuestionContexts:
             rename = self._renaming.draw([*texts, *(one.question for one in about)], chance)
             texts = [rename(text) for text in texts]
         shown: dict[Titled, Passage] = {}
+        whole: set[Titled] = set()
         room = self._chunks
         for passage, text, ids in zip(listed, texts, contents_ids(self._tokenizer, texts), strict=True):
             kept = ids if shown else ids[: room * self._chunk_size]
             if (size := -(-len(kept) // self._chunk_size)) <= room:
-                shown[passage] = Passage(text, kept)
+                # What is cut off can't be asked for.
+                cut = len(kept) < len(ids)
+                shown[passage] = Passage(str(self._tokenizer.decode(kept)) if cut else text, kept)
+                whole |= set() if cut else {passage}
                 room -= size
         passages = list(shown.values())
-        asked = [self._asked(one, rename) for one in about if all(one.passages[number] in shown for number in one.gold)]
+        asked = [self._asked(one, rename) for one in about if all(one.passages[number] in whole for number in one.gold)]
         return Context(
             [passages[number] for number in chance.permutation(len(passages))],
             [asked[number] for number in chance.permutation(len(asked))],

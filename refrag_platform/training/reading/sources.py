@@ -51,7 +51,7 @@ def reading_batches(
     batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked)
     require_positions(
         model.decoder,
-        batches.context_positions(seen, any_kept=True) + settings.reading.block_tokens,
+        batches.context_positions(seen, any_kept=reading.kept_steps_share > 0) + settings.reading.block_tokens,
         f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.reading.block_tokens",
     )
     return batches
