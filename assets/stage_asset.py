@@ -80,8 +80,10 @@ def _materialize(
     context: AssetExecutionContext, stage_process: StageProcess, name: str, describe: Callable[[Published], Metadata]
 ) -> Iterator[AssetCheckResult | MaterializeResult[Any]]:
     project, model = find_project(), context.partition_key
-    # Asked first: what DVC can't record is not made either.
-    recorded, cached = dvc.is_recorded(project, name, model), is_current(project, name, model)
+    dvc.require_recordable(project, name, model)
+    cached = is_current(project, name, model)
+    # Of what is made anew DVC is not asked: on a disk that a failed run filled it can't answer, and the run makes room.
+    recorded = cached and dvc.is_recorded(project, name, model)
     if not cached:
         yield from _run(context, stage_process, project, name, model)
     published = Published.read(project, name, model)
@@ -92,7 +94,7 @@ def _materialize(
         yield from results
         reason = f"{name} of {model} fails blocking checks:\n" + "\n".join(failures)
         raise Failure(reason, allow_retries=False)
-    if not (cached and recorded):
+    if not recorded:
         dvc.record(project, name, model)
     yield MaterializeResult(
         metadata=shown(published, cached, describe(published)),

@@ -39,14 +39,23 @@ def target(stage: str, model: str) -> str:
     return f"{stage}@{model}"
 
 
+def require_recordable(project: Project, stage: str, model: str) -> None:
+    """Refuse to make what DVC couldn't record.
+
+    Raises:
+        RefragError: no Git or DVC repository here, or a source that DVC can't hash.
+    """
+    ensure_repo(project)
+    require_hashable(project, stage, model)
+
+
 def is_recorded(project: Project, stage: str, model: str) -> bool:
     """Whether dvc.lock names the artifact in place, and what it is made from as that is now.
 
     Raises:
-        RefragError: no Git or DVC repository here, a source that DVC can't hash, or DVC fails.
+        RefragError: as `require_recordable`, or DVC fails.
     """
-    ensure_repo(project)
-    require_hashable(project, stage, model)
+    require_recordable(project, stage, model)
     try:
         if Manifest.read(project.stage_dir(stage, model)).hash != recorded_hash(project, stage, model):
             return False
