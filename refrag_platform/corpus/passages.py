@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,6 +41,12 @@ def cut_passages(document: Document, tokens: Tokens, passage_tokens: int) -> Ite
             if text := document.text[start:end].strip():
                 yield Passage(f"{document.id}:{number}", document.id, section.title, text, index)
                 number += 1
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences and lines of a text."""
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    return [part for start, end in pairwise([0, *ends, len(text)]) if (part := text[start:end].strip())]
 
 
 class _Cutter:

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from refrag_platform.corpus.passages import sentences
+
 Kind = Literal["name", "number", "word"]
 
-# Between two sentences.
-BREAK = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
 NAME = re.compile(r"\b[A-Z][\w’'-]+(?:\s+(?:(?:of|the|de|la|von|and)\s+)?[A-Z][\w’'-]+){0,3}")
 NUMBER = re.compile(r"\b\d(?:[\d,.]*\d)?\b")
 WORD = re.compile(r"\b[a-z]{5,}\b(?![’'])")
@@ -52,11 +52,6 @@ class _Span(NamedTuple):
     start: int
     end: int
     kind: Kind
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, long ones and short ones."""
-    return [sentence for part in BREAK.split(text) if (sentence := part.strip())]
 
 
 def blank(text: str, chance: np.random.Generator) -> Asked | None:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from refrag_platform.corpus.passages import sentences
 from refrag_platform.corpus.shards import TokenShards
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import contents_ids, passage_text
-from refrag_platform.training.reading.blanks import Asked, sentences
+from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.reading.renaming import names_in
 
 # Characters of a passage; a sentence may run over.

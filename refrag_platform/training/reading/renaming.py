@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from refrag_platform.training.reading.blanks import OPENER, sentences
+from refrag_platform.corpus.passages import sentences
+from refrag_platform.training.reading.blanks import OPENER
 
 CAPITALIZED = re.compile(r"(?<!\w)[A-Z][a-z’'-]*[a-z]{2}(?!\w)")
 DIGITS = re.compile(r"\d+")
