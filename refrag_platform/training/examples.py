@@ -6,7 +6,6 @@ Decided by the seed, the step and the row alone, as everything in training is.
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +22,13 @@ from refrag_platform.corpus.question_files import (
     keeps_order,
     mention,
     read_passages,
-    read_questions,
     read_summaries,
 )
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
-from refrag_platform.training.usable import LeftOut, refuse_held_out, usable
+from refrag_platform.training.usable import LeftOut, named_files, training_questions, usable
 
 SENTENCES = 3
 # Tries for each distractor wanted: in a small file every stranger may be the gold passage.
@@ -81,20 +79,15 @@ class Examples:
         self.settings, self.seed = settings, seed
         self.passages: list[Passage] = []
         self._numbers: dict[Passage, int] = {}
-        own = corpus / "questions" / "train.jsonl"
-        # A corpus of plain documents has no questions of its own.
-        files = [own] if own.is_file() and own.stat().st_size else []
-        files += _paths(root, settings.questions)
         self.left_out = LeftOut("finetuned")
-        found = [one for file in files for one in read_questions(file) if one.kind == "answer"]
-        refuse_held_out(found, corpus)
+        found = [one for one in training_questions(corpus, settings.questions, root) if one.kind == "answer"]
         self._total = len(found)
         asked = [self._asked(one) for one in usable(found, self.left_out)]
-        for file in _paths(root, settings.distractors):
+        for file in named_files(root, settings.distractors):
             self._number(read_passages(file, split="train"))
         # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
         self._pool = len(self.passages)
-        summaries = [one for file in _paths(root, settings.summaries) for one in read_summaries(file)]
+        summaries = [one for file in named_files(root, settings.summaries) for one in read_summaries(file)]
         if not summaries and settings.tasks.get("summarization", 0) > 0:
             summaries = list(_lead_summaries(corpus))
         self._total += len(summaries)
@@ -248,10 +241,6 @@ class Examples:
                 self._numbers[passage] = len(self.passages)
                 self.passages.append(passage)
         return [self._numbers[passage] for passage in passages]
-
-
-def _paths(root: Path, names: Sequence[str]) -> list[Path]:
-    return [root / os.path.expandvars(name) for name in names]
 
 
 def _gold(question: Question) -> tuple[int, ...]:

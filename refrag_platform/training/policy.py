@@ -11,7 +11,6 @@ Run: `refrag run policy --model tiny`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
@@ -54,7 +52,7 @@ from refrag_platform.training.episodes import (
 )
 from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_answers
 from refrag_platform.training.start import take_over_packed
-from refrag_platform.training.usable import refuse_held_out
+from refrag_platform.training.usable import training_questions
 
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED = 128
@@ -227,16 +225,9 @@ def policy_task(
         length = settings.context_tokens + settings.output_tokens
         windows = Windows(corpus, "train", length, seed, settings.batch_size, "policy")
     if settings.question_share:
-        files = [root / os.path.expandvars(name) for name in settings.questions]
-        own = corpus / "questions" / "train.jsonl"
-        # A corpus of plain documents has no questions of its own.
-        if own.is_file() and own.stat().st_size:
-            files.insert(0, own)
-        asked = [question for file in files for question in read_questions(file)]
-        refuse_held_out(asked, corpus)
         questions = QuestionEpisodes(
             model.tokenizer,
-            asked,
+            training_questions(corpus, settings.questions, root),
             settings.passages,
             model.chunk_size,
             seed,

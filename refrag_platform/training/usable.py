@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
 
@@ -28,6 +29,27 @@ class LeftOut:
         if self.reasons and is_main():
             left = self.reasons.total()
             print(f"{self.section}: {left:,} of {total:,} {things} left out: {self}", file=sys.stderr, flush=True)
+
+
+def named_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """Files that a recipe names by their path from `root`; environment variables are put in."""
+    return [root / os.path.expandvars(name) for name in names]
+
+
+def training_questions(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
+    """The corpus' own training questions, if it has any, and those of the files that a recipe names.
+
+    Args: corpus: its content folder.
+
+    Raises:
+        RefragError: a file is missing or wrong, or as `refuse_held_out`.
+    """
+    own = corpus / "questions" / "train.jsonl"
+    # A corpus of plain documents has no questions of its own.
+    paths = [own] if own.is_file() and own.stat().st_size else []
+    questions = [one for path in [*paths, *named_files(root, files)] for one in read_questions(path)]
+    refuse_held_out(questions, corpus)
+    return questions
 
 
 def usable(questions: Sequence[Question], left_out: LeftOut) -> list[Question]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.corpus.question_files import Question
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.families import attention_window, require_positions
 from refrag_platform.model.refrag import RefragModel
@@ -15,7 +14,7 @@ from refrag_platform.training.reading.batches import ReadingBatches, Seen
 from refrag_platform.training.reading.contexts import DocumentContexts
 from refrag_platform.training.reading.questions import QuestionContexts
 from refrag_platform.training.reading.renaming import Renaming
-from refrag_platform.training.usable import LeftOut, refuse_held_out
+from refrag_platform.training.usable import LeftOut, training_questions
 
 # Names to rename by.
 SUPPLY = 20_000
@@ -46,7 +45,7 @@ def reading_batches(
     asked = None
     if reading.questions_share:
         renaming = Renaming(contexts.names(SUPPLY, seed) if reading.renamed_share else ())
-        questions = training_questions(corpus, reading.questions, root)
+        questions = _answered(corpus, reading.questions, root)
         asked = QuestionContexts(questions, tokenizer, chunks, k, renaming, reading.renamed_share)
     batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked)
     require_positions(
@@ -57,17 +56,13 @@ def reading_batches(
     return batches
 
 
-def training_questions(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
+def _answered(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
     """The corpus' training questions and those of the files that have an answer, and a passage that holds it.
 
     Raises:
         RefragError: there are none, or one shows a passage that the corpus holds out.
     """
-    own = corpus / "questions" / "train.jsonl"
-    paths = [own] if own.is_file() and own.stat().st_size else []
-    paths += [root / os.path.expandvars(name) for name in files]
-    questions = [one for path in paths for one in read_questions(path) if one.kind == "answer"]
-    refuse_held_out(questions, corpus)
+    questions = [one for one in training_questions(corpus, files, root) if one.kind == "answer"]
     left_out = LeftOut("cpt.reading")
     kept = [one for one in questions if one.answers and one.gold and not one.history]
     if len(kept) < len(questions):
