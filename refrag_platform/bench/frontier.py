@@ -24,7 +24,7 @@ from refrag_platform.bench.judged import Judged, read_result
 from refrag_platform.bench.machine import measured_on
 from refrag_platform.bench.report import PARTS
 from refrag_platform.bench.stores import Store, open_store, passage_id
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question_files import Question, spread
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
@@ -92,12 +92,6 @@ def bench_frontier(
     }
     place = {"device": facts["device"], "k": model.chunk_size}
     return {"benchmark": "frontier", "machines": [machine], "rows": [{**place, **row} for row in rows]}
-
-
-def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """So many of them, evenly spread."""
-    count = min(limit or len(questions), len(questions))
-    return [questions[turn * len(questions) // count] for turn in range(count)]
 
 
 class Frontier:

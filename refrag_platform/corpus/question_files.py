@@ -164,9 +164,13 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     questions = [_question(row, where, str(number)) for number, (where, row) in enumerate(read_rows(path), 1)]
     if not questions:
         raise RefragError(f"{path} has no questions")
-    if limit is None or limit >= len(questions):
-        return questions
-    return [questions[turn * len(questions) // limit] for turn in range(limit)]
+    return spread(questions, limit)
+
+
+def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """At most `limit` of them, evenly spread; None: all."""
+    count = len(questions) if limit is None else min(limit, len(questions))
+    return [questions[turn * len(questions) // count] for turn in range(count)]
 
 
 def read_summaries(path: Path) -> list[Question]:
