@@ -118,6 +118,12 @@ def cut_windows(token_ids: Tensor, most: int, padded: bool) -> tuple[Tensor, Ten
     return windows.reshape(-1, width, k), rows + places.clamp(max=count * width - 1)
 
 
+def window_numbers(chunks: int, most: int) -> Tensor:
+    """The number of each chunk's window, [chunks], in a passage that `cut_windows` cuts."""
+    count = -(-chunks // most)
+    return torch.arange(chunks) // -(-chunks // count)
+
+
 def whole_chunks(key: str, tokens: int, chunk_size: int) -> int:
     """Chunks in a context of so many tokens.
 

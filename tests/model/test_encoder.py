@@ -21,10 +21,9 @@ from refrag_platform.model.encoder import (
 )
 from refrag_platform.model.fused import FusedLayers
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens
+from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens, window_numbers
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
-from refrag_platform.training.reading.batches import window_numbers
 from tests.conftest import ROOT
 from tests.encoders import ENCODERS, WHOLE_PASSAGES, model_with, recipe_with
 from tests.families import FAMILIES, family
@@ -77,7 +76,7 @@ def test_rows_of_several_passages_have_the_vectors_of_each(model: RefragModel) -
     for row, order in enumerate(((0, 1, 2), (4, 3))):
         at, number = 0, 0
         for one in (passages[place] for place in order):
-            numbers = torch.from_numpy(window_numbers(len(one), model.encoder.window_chunks))
+            numbers = window_numbers(len(one), model.encoder.window_chunks)
             chunks[row, at : at + len(one)], windows[row, at : at + len(one)] = one, number + numbers
             at, number = at + len(one), number + int(numbers[-1]) + 1
     vectors = model.encoder.encode_rows(chunks, windows)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
-from refrag_platform.model.segments import PAD
+from refrag_platform.model.segments import PAD, window_numbers
 from refrag_platform.recipes import ReadingRecipe
 from refrag_platform.training.reading.blanks import Asked, blank
 from refrag_platform.training.reading.contexts import Context, DocumentContexts, Passage
@@ -160,7 +160,7 @@ class ReadingBatches:
                 size = -(-len(passage.token_ids) // k)
                 chunks[row, at : at + size].flat[: len(passage.token_ids)] = passage.token_ids
                 cut = window_numbers(size, self._window_chunks)
-                windows[row, at : at + size] = number + cut
+                windows[row, at : at + size] = number + cut.numpy()
                 at, number = at + size, number + int(cut[-1]) + 1
         real = windows >= 0
         keep = real.copy() if seen == "full" else np.zeros_like(real)
@@ -198,15 +198,6 @@ class ReadingBatches:
             "answers": torch.tensor(judged[False], dtype=torch.long),
             "quotes": torch.tensor(judged[True], dtype=torch.long),
         }
-
-
-def window_numbers(chunks: int, most: int) -> NDArray[np.int64]:
-    """The number of each chunk's window, in a passage of so many chunks of which the encoder reads `most` together.
-
-    As `segments.cut_windows` cuts it.
-    """
-    count = -(-chunks // most)
-    return np.arange(chunks) // -(-chunks // count)
 
 
 def _choice(count: int, kept: int, chance: np.random.Generator) -> NDArray[np.int64]:
