@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
@@ -32,7 +33,7 @@ class Rows(NamedTuple):
     positions: Tensor
 
 
-class ChunkEncoder(nn.Module):
+class ChunkEncoder(nn.Module, ABC):
     """Token ids of passages to the vectors of their chunks: the base of encoders, which differ in how a window is read.
 
     With `token_skip` the vector lives in the decoder's embedding space, in units of its root mean square: it starts as
@@ -157,6 +158,7 @@ class ChunkEncoder(nn.Module):
             return pooled
         return self.pool(self.norm(pooled)) + self.skip(embeddings.reshape(len(pooled), -1))
 
+    @abstractmethod
     def states(
         self,
         ids: Tensor,
@@ -170,7 +172,6 @@ class ChunkEncoder(nn.Module):
         Args: ids: [m, T], 0 where there is padding. embeddings: [m, T, d] of the ids, in units of their root mean
             square. real: [m, T], what is no padding; None where nothing is. rows: where a row holds several windows.
         """
-        raise NotImplementedError
 
     def encode_passages(self, passages: Sequence[Tensor], at_once: int = ENCODED_AT_ONCE) -> list[Tensor]:
         """Vectors [L, dim] of each of these passages [L, k]: those of like length in one batch of `at_once` chunks."""
