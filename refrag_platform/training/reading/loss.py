@@ -23,15 +23,17 @@ def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: fl
         vectors = model.project(model.encoder.encode_rows(batch["chunks"], batch["windows"]))
         figures["vector_std"] = vector_std(model, vectors[batch["windows"] >= 0])
     states, labels = read(model, batch, vectors), batch["blocks"].flatten()
-    # Where no question fits: all that trains has a gradient all the same, as processes add theirs up.
-    loss = 0.0 * (states.sum() + head_weight(model.decoder).sum())
+    losses: list[Tensor] = []
     for kind, weight in (("answers", 1.0), ("quotes", quotes_weight)):
         if len(places := batch[kind]):
             # Their number differs from batch to batch, and each would be compiled anew.
             part = linear_cross_entropy(states[places], head_weight(model.decoder), labels[places], compiled=False)
-            loss = loss + weight * part
+            losses.append(weight * part)
             figures[f"{kind}_loss"] = part.detach()
-    return loss, figures
+    # Where no question fits: all that trains has a gradient all the same, as processes add theirs up.
+    if not losses:
+        losses.append(0.0 * (states.sum() + head_weight(model.decoder).sum()))
+    return torch.stack(losses).sum(), figures
 
 
 def read(model: RefragModel, batch: Batch, vectors: Tensor | None) -> Tensor:
