@@ -17,12 +17,12 @@ class Start(Config):
     """What the Launchpad asks of `reconstruction`, the first training."""
 
     mode: Literal["as set", "full", "continue"] = Field(
-        default="as set", description=f"{MODE_HELP} as set: what continue_from in params.yaml says; nothing is changed."
+        default="as set", description=f"{MODE_HELP} as set: nothing is changed."
     )
 
 
 def prepare_start(context: AssetExecutionContext, project: Project, start: Start) -> None:
-    """Put the mode into params.yaml, which DVC and every stage read, and say in the log what it means."""
+    """Put the mode into the run's overrides, which DVC and every stage read, and say in the log what it means."""
     if start.mode == "as set":
         return
     try:

@@ -1,6 +1,7 @@
 """Where things lie: the project's root, its models and the folder of each artifact.
 
 models/NAME/recipe.yaml         what the model is made of
+models/NAME/run/                what a run set over the recipe, and all settings as DVC watches them
 models/NAME/STAGE/content/      the artifact: what DVC hashes, content only
 models/NAME/STAGE/manifest.json beside it: inputs, settings, seed, commit, hardware, metrics
 data/NAME/{corpus,chunks}/      the same for data
@@ -17,8 +18,9 @@ from typing import Any
 import yaml
 
 from refrag_platform.errors import RecipeError, RefragError
-from refrag_platform.recipes import Recipe, read_recipe
+from refrag_platform.recipes import Layer, Recipe, extended, read_layer, recipe_layers, resolve
 
+DIALS = "params.yaml"
 DATA_STAGES = frozenset({"corpus", "chunks"})
 
 
@@ -37,7 +39,7 @@ class Project:
         """
         begin = (start or Path(os.environ.get("REFRAG_ROOT", "."))).resolve()
         for folder in (begin, *begin.parents):
-            if (folder / "params.yaml").is_file() and (folder / "models").is_dir():
+            if (folder / DIALS).is_file() and (folder / "models").is_dir():
                 return cls(folder)
         raise RefragError(
             f"{begin} is not inside a refrag project (no params.yaml with models/ beside it); "
@@ -46,7 +48,7 @@ class Project:
 
     def params(self) -> dict[str, Any]:
         """params.yaml as plain values."""
-        return yaml.safe_load((self.root / "params.yaml").read_text(encoding="utf-8")) or {}
+        return yaml.safe_load((self.root / DIALS).read_text(encoding="utf-8")) or {}
 
     def models(self) -> list[str]:
         """The models that DVC and Dagster run, in params.yaml's order."""
@@ -60,18 +62,41 @@ class Project:
         return self.root / "models" / model / "recipe.yaml"
 
     def recipe(self, model: str) -> Recipe:
-        """The recipe of `model` with params.yaml's overrides.
+        """The recipe of `model` with params.yaml's overrides, and what a run set.
 
         Raises:
             RecipeError: there is no such recipe, or it is wrong.
         """
         path = self.recipe_path(model)
-        if not path.is_file():
-            raise RecipeError(f"no model {model!r}; there are: {', '.join(self.recipes()) or 'none'}")
-        recipe = read_recipe(path, (self.params().get("overrides") or {}).get(model))
+        recipe = resolve(path, self.recipe_layers(model))
         if recipe.name != model:
             raise RecipeError(f"{path}: name is {recipe.name!r}; it must equal its folder, {model!r}")
         return recipe
+
+    def recipe_layers(self, model: str, of_runs: bool = True) -> list[Layer]:
+        """What the recipe of `model` is made of, the weakest first; `of_runs`: with what a run set itself.
+
+        Raises:
+            RecipeError: there is no such recipe, or one of its files can't be read.
+        """
+        path, run = self.recipe_path(model), self.run_overrides(model)
+        if not path.is_file():
+            raise RecipeError(f"no model {model!r}; there are: {', '.join(self.recipes()) or 'none'}")
+        layers = [*recipe_layers(path), read_layer(self.root / DIALS, "overrides", model)]
+        return [*layers, read_layer(run)] if of_runs and run.is_file() else layers
+
+    def run_overrides(self, model: str) -> Path:
+        """The settings that a run of `model` put over all others, from where it trains; not there if none did."""
+        return self.root / "models" / model / "run" / "overrides.yaml"
+
+    def resolved_recipe(self, model: str) -> Path:
+        """The recipe of `model` as a file of all its settings, by whose sections DVC knows what is stale."""
+        return self.root / "models" / model / "run" / "recipe.yaml"
+
+    def shipped(self, model: str) -> Path:
+        """The folder of weights that `continue_from: release` means: the recipe's own, or of one that it extends."""
+        folders = [file.parent / "release" for file in extended(self.recipe_path(model))]
+        return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def stage_dir(self, stage: str, model: str) -> Path:
         """The published folder of an artifact: `content/`, `manifest.json` and what lies beside them."""

@@ -15,10 +15,8 @@ from types import ModuleType
 import pytest
 
 from refrag_platform.dials import add_model
-from refrag_platform.history import dvc
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES
-from tests.planted import MODEL, make_all, plant, run
+from tests.planted import MODEL, make_all, plant, record_all
 
 ROOT = Path(__file__).resolve().parent.parent
 DVC_FILES = (".dvcignore", ".dvc/config", ".dvc/.gitignore")
@@ -76,8 +74,7 @@ def recorded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant(monkeypatch)
         make_all(project)
-    # What `record` does, for all stages at once.
-    run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
+    record_all(project)
     return project.root
 
 

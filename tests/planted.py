@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from refrag_platform import runner
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus import sources
+from refrag_platform.history.pipeline import RECIPE, write_resolved
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 
@@ -51,6 +53,20 @@ def planted(context: StageContext) -> dict[str, Any]:
 def make_all(project: Project, model: str = MODEL) -> dict[str, str]:
     """Run every stage; return the hashes."""
     return {stage: runner.run_stage(project, stage, model).manifest.hash for stage in STAGES}
+
+
+def override(project: Project, section: str, values: dict[str, Any], model: str = MODEL) -> None:
+    """Set a section of a model's overrides in params.yaml."""
+    params = project.params()
+    params["overrides"][model][section] = values
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def record_all(project: Project, *stages: str, model: str = MODEL) -> None:
+    """What `dvc.record` does, for all stages (or these) at once."""
+    write_resolved(project, model)
+    names = (RECIPE, *(stages or STAGES))
+    run(project.root, "dvc", "commit", "--force", *(f"{stage}@{model}" for stage in names))
 
 
 def run(folder: Path, *command: str) -> str:

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from refrag_platform.cli import app
 from refrag_platform.errors import RecipeError
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe, read_recipe
+from refrag_platform.recipes import Recipe, ServingRecipe, read_recipe
+from refrag_platform.weights import load_tokenizer
 from tests.conftest import ROOT
 
 TINY = ROOT / "models" / "tiny" / "recipe.yaml"
@@ -128,3 +131,87 @@ def test_stages_that_would_not_fit_each_other_are_refused(
         recipe[stage]["continue_from"] = start
     with pytest.raises(ValueError, match="continue_from is"):
         Recipe.model_validate(recipe)
+
+
+def write_recipe(project: Project, name: str, text: str) -> Path:
+    path = project.recipe_path(name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"name: {name}\n{text}")
+    return path
+
+
+def test_a_recipe_says_only_what_differs_from_the_one_that_it_extends(project: Project) -> None:
+    write_recipe(project, "middle", "extends: tiny\nseed: 3\ncpt: {steps: 7, curriculum: {stages: 2}}\n")
+    write_recipe(project, "top", "extends: middle\ncpt: {steps: 8}\nevaluation: {passages: [2]}\nserving: null\n")
+    tiny, top = project.recipe("tiny"), project.recipe("top")
+    assert (top.name, top.seed, top.cpt.steps, top.evaluation.passages) == ("top", 3, 8, [2])
+    assert top.cpt.curriculum is not None and top.cpt.curriculum.stages == 2
+    assert top.cpt.curriculum.max_factor == 16, "mappings are merged"
+    assert top.serving == ServingRecipe(), "null: the default again"
+    assert (top.corpus, top.policy, top.finetuned) == (tiny.corpus, tiny.policy, tiny.finetuned)
+
+
+def test_null_takes_away_what_may_be_absent(project: Project) -> None:
+    write_recipe(project, "top", "extends: tiny\ncpt: {curriculum: null}\n")
+    assert project.recipe("top").cpt.curriculum is None
+
+
+def test_files_that_an_extended_recipe_names_stay_its_own(project: Project) -> None:
+    named = "policy: {accelerate_config: /etc/all.yaml}\nevaluation: {question_file: asked.jsonl}\n"
+    write_recipe(project, "middle", f"extends: tiny\ncpt: {{teacher: full}}\n{named}")
+    write_recipe(project, "top", "extends: middle\n")
+    top = project.recipe("top")
+    assert top.decoder.tokenizer == "path:../tiny/tokenizer.json"
+    assert (top.cpt.teacher, top.evaluation.question_file) == ("../middle/full", "../middle/asked.jsonl")
+    assert top.policy.accelerate_config == "/etc/all.yaml"
+    assert load_tokenizer(top.decoder, project.recipe_path("top").parent)
+    assert project.shipped("top").parent.name == "top"
+    (project.recipe_path("tiny").parent / "release").mkdir()
+    assert project.shipped("top").parent.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("second", "third", r"second/recipe.yaml: extends is 'third', and there is no .*third/recipe.yaml; .*tiny"),
+        ("second", "first", r"extends is 'first', which goes round in a circle: first -> second -> first"),
+        ("first", "tiny", r"first/recipe.yaml: extends is 'first', which goes round in a circle: first -> first"),
+    ],
+)
+def test_what_can_not_be_extended_is_named(project: Project, first: str, second: str, message: str) -> None:
+    write_recipe(project, "first", f"extends: {first}\n")
+    write_recipe(project, "second", f"extends: {second}\n")
+    with pytest.raises(RecipeError, match=message):
+        project.recipe("first")
+
+
+def test_a_fault_is_named_with_the_file_and_line_that_it_is_written_in(project: Project) -> None:
+    write_recipe(project, "base", "extends: tiny\ncpt:\n  batch_size: 2\n  steps: 0\n")
+    top = write_recipe(project, "top", "extends: base\npolicy: {colour: red}\n")
+    dials = "models: []\noverrides:\n  top:\n    cpt: {output_tokens: -1}\n    corpus:\n"
+    (project.root / "params.yaml").write_text(dials)
+    with pytest.raises(RecipeError) as caught:
+        project.recipe("top")
+    first, *faults = str(caught.value).splitlines()
+    assert first == f"{top}:"
+    assert {fault.split(" is ")[0].strip(): fault.rsplit(" (")[-1] for fault in faults} == {
+        "cpt.steps": "models/base/recipe.yaml, line 5)",
+        "policy.colour": "models/top/recipe.yaml, line 3)",
+        "cpt.output_tokens": "params.yaml, line 4)",
+    }
+
+
+def test_show_prints_the_resolved_recipe_and_where_each_section_comes_from(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_recipe(project, "top", "extends: tiny\ncpt: {steps: 7}\n")
+    (project.root / "params.yaml").write_text("models: []\noverrides: {top: {cpt: {batch_size: 3}, serving: {}}}\n")
+    monkeypatch.chdir(project.root)
+    result = CliRunner().invoke(app, ["recipes", "show", "top"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "cpt:  # models/tiny/recipe.yaml, models/top/recipe.yaml, params.yaml" in lines
+    assert "serving:  # models/tiny/recipe.yaml" in lines and "projection:  # defaults" in lines
+    shown = yaml.safe_load(result.output)
+    assert Recipe.model_validate(shown) == project.recipe("top")
+    assert (shown["cpt"]["steps"], shown["cpt"]["batch_size"]) == (7, 3)

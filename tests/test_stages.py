@@ -21,7 +21,7 @@ from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, StageContext
-from tests.planted import MODEL, plant
+from tests.planted import MODEL, override, plant
 from tests.planted import planted as plants
 
 HOLD_THE_LOCK = """
@@ -155,8 +155,7 @@ def test_an_unchanged_stage_is_cached_and_force_makes_it_again(planted: Project)
 def test_a_change_of_what_it_is_made_from_makes_it_again(planted: Project, change: str) -> None:
     run_stage(planted, "corpus", MODEL)
     if change == "settings":
-        text = (planted.root / "params.yaml").read_text()
-        (planted.root / "params.yaml").write_text(text.replace("corpus: {}", "corpus: {passage_tokens: 32}"))
+        override(planted, "corpus", {"passage_tokens": 32})
     elif change == "code":
         with (planted.root / "refrag_platform" / "corpus" / "build.py").open("a") as module:
             module.write("# changed\n")

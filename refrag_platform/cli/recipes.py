@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ def register(app: typer.Typer) -> None:
     family.command("show")(show_recipe)
     family.command("validate")(validate_recipe)
     family.command("add")(add_recipe)
+    family.command("resolve")(resolve_recipe)
     app.add_typer(family, name="recipes")
 
 
@@ -30,11 +32,16 @@ def list_recipes() -> None:
 
 
 def show_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]) -> None:
-    """Print a recipe with params.yaml's overrides and the defaults, every key explained."""
-    from refrag_platform.project import Project
+    """Print a recipe with all that it extends, params.yaml's overrides and the defaults, every key explained.
 
-    recipe = Project.find().recipe(name)
-    typer.echo("\n".join(_explained(recipe, 0)))
+    Behind each section stands which files say something of it; where they differ, the last one counts.
+    """
+    from refrag_platform.project import Project
+    from refrag_platform.recipes import origins
+
+    project = Project.find()
+    recipe = project.recipe(name)
+    typer.echo("\n".join(_explained(recipe, 0, origins(project.recipe_layers(name)))))
 
 
 def validate_recipe(path: Annotated[Path, typer.Argument(help="A recipe file.")]) -> None:
@@ -48,14 +55,30 @@ def validate_recipe(path: Annotated[Path, typer.Argument(help="A recipe file.")]
 def add_recipe(name: Annotated[str, typer.Argument(help="A model with a recipe, e.g. tiny.")]) -> None:
     """Add a model to params.yaml, so that DVC and Dagster run it too; nothing else in the file changes."""
     from refrag_platform.dials import add_model
+    from refrag_platform.history.pipeline import write_pipeline
     from refrag_platform.project import Project
 
-    added = add_model(Project.find(), name)
+    project = Project.find()
+    added = add_model(project, name)
+    write_pipeline(project)
     typer.echo(f"params.yaml: {f'added {name}' if added else f'{name} is there'}; DVC and Dagster run it")
 
 
-def _explained(section: Any, depth: int) -> list[str]:
-    """YAML lines of a section, each key with its description behind it."""
+def resolve_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]) -> None:
+    """Write all settings of a model into models/NAME/run/recipe.yaml, by which DVC sees what changed.
+
+    The first stage of dvc.yaml runs it; `refrag recipes show` explains the same settings.
+    """
+    from refrag_platform.history.pipeline import write_resolved
+    from refrag_platform.project import Project
+
+    project = Project.find()
+    path = project.resolved_recipe(name).relative_to(project.root)
+    typer.echo(f"{path}: {'written' if write_resolved(project, name) else 'is up to date'}")
+
+
+def _explained(section: Any, depth: int, origins: Mapping[str, Sequence[str]]) -> list[str]:
+    """YAML lines of a section, each key with its description behind it, each section with its `origins`."""
     import yaml
     from pydantic import BaseModel
 
@@ -65,12 +88,14 @@ def _explained(section: Any, depth: int) -> list[str]:
         pad = "  " * depth
         note = f"  # {field.description}" if field.description else ""
         if isinstance(value, BaseModel):
-            lines += [f"{pad}{key}:{note}", *_explained(value, depth + 1)]
+            if not depth:
+                note = f"  # {', '.join(origins.get(key, ['defaults']))}"
+            lines += [f"{pad}{key}:{note}", *_explained(value, depth + 1, origins)]
             continue
         if isinstance(value, list) and value and isinstance(value[0], BaseModel):
             lines.append(f"{pad}{key}:{note}")
             for item in value:
-                first, *rest = _explained(item, depth + 2)
+                first, *rest = _explained(item, depth + 2, origins)
                 lines += [f"{pad}  - {first.strip()}", *rest]
             continue
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()

@@ -27,6 +27,7 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file, whole
 from refrag_platform.history import git
 from refrag_platform.history.freshness import standing
+from refrag_platform.history.pipeline import RECIPE, write_resolved
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
@@ -61,6 +62,7 @@ def is_recorded(project: Project, stage: str, model: str) -> bool:
             return False
     except ArtifactError:
         return False
+    write_resolved(project, model)
     return not json.loads(_dvc(project, "status", "--json", target(stage, model)))
 
 
@@ -82,7 +84,8 @@ def record(project: Project, stage: str, model: str) -> str:
         )
     require_named(project, model)
     require_hashable(project, stage, model)
-    _dvc(project, "commit", "--force", target(stage, model), writes=True)
+    write_resolved(project, model)
+    _dvc(project, "commit", "--force", target(RECIPE, model), target(stage, model), writes=True)
     found = recorded_hash(project, stage, model)
     if found != manifest.hash:
         raise ArtifactError(

@@ -69,7 +69,7 @@ def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]
         return []
     if version == SHIPPED:
         # It states the digest of every other file.
-        manifest = project.recipe_path(recipe.name).parent / SHIPPED / "manifest.json"
+        manifest = project.shipped(recipe.name) / "manifest.json"
         return [InputRecord.of(project.root, manifest, str(manifest))] if manifest.is_file() else []
     try:
         digest = release_named(project, recipe.name, version).hashes[stage]

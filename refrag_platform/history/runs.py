@@ -12,14 +12,14 @@ from pathlib import Path
 import yaml
 
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
-from refrag_platform.dials import DIALS, only_model, require_named
+from refrag_platform.dials import only_model, require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history import dvc
 from refrag_platform.history.git import Git
-from refrag_platform.project import Project
-from refrag_platform.stages import SHIPPED, STAGES
-
-PIPELINE_FILE = "dvc.yaml"
+from refrag_platform.history.pipeline import FILE_NAME as PIPELINE_FILE
+from refrag_platform.project import DIALS, Project
+from refrag_platform.recipes import extended
+from refrag_platform.stages import STAGES
 
 
 def branch(model: str) -> str:
@@ -95,11 +95,12 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
 def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Manifest]) -> str:
     """Git's tree of the run, built in an index of its own."""
     code = {path for manifest in manifests for path in STAGES[manifest.stage].code(project.root)}
-    beside = project.recipe_path(model).parent
+    recipes = extended(project.recipe_path(model))
     # The release may have been packed anew since HEAD: a run that starts from it needs the files that it saw.
-    shipped = sorted((beside / SHIPPED).rglob("*")) if (beside / SHIPPED).is_dir() else []
-    recipe = [path for path in (*beside.iterdir(), *shipped) if path.is_file()]
+    recipe = [*(path for file in recipes for path in file.parent.iterdir()), *project.shipped(model).rglob("*")]
+    recipe = sorted(path for path in recipe if path.is_file())
     made = [project.stage_dir(manifest.stage, model) / FILE_NAME for manifest in manifests]
+    made += [file for file in (project.resolved_recipe(model), project.run_overrides(model)) if file.is_file()]
     for kind in ("metrics", "curves", "learning_rates", "perplexity"):
         made += sorted((project.root / "reports" / kind / model).glob("*.*"))
     with tempfile.TemporaryDirectory(prefix="refrag-") as folder:

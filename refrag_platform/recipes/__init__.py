@@ -1,12 +1,13 @@
 """Recipes: what a model is made of and how it is trained, typed and checked at load.
 
-A recipe is `models/NAME/recipe.yaml`; `params.yaml` may override single keys of it under
-`overrides.NAME`. `refrag recipes show NAME` prints the result of both, every key explained.
+A recipe is `models/NAME/recipe.yaml`, over another one if it `extends` that; `params.yaml` may override single keys
+of it under `overrides.NAME`. `refrag recipes show NAME` prints the result, every key explained.
 """
 
 from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
 from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe, SourceRecipe
-from refrag_platform.recipes.loading import merge, read_recipe
+from refrag_platform.recipes.layers import Layer, extended, read_layer, recipe_layers
+from refrag_platform.recipes.loading import merge, origins, read_recipe, resolve
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
 from refrag_platform.recipes.recipe import Recipe
 from refrag_platform.recipes.training import (
@@ -30,6 +31,7 @@ __all__ = [
     "EncoderRecipe",
     "EvaluationRecipe",
     "FinetunedRecipe",
+    "Layer",
     "PolicyRecipe",
     "ProjectionRecipe",
     "ReadingRecipe",
@@ -41,6 +43,11 @@ __all__ = [
     "TrainingRecipe",
     "TrainsDecoder",
     "TrainsEncoder",
+    "extended",
     "merge",
+    "origins",
+    "read_layer",
     "read_recipe",
+    "recipe_layers",
+    "resolve",
 ]

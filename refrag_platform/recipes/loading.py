@@ -1,16 +1,18 @@
-"""Reading a recipe file, and saying all that is wrong with it at once."""
+"""A recipe out of its files, and all that is wrong with it at once, with the file and line of each fault."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.faults import explain
+from refrag_platform.faults import explain, section_at
+from refrag_platform.recipes.layers import Keys, Layer, recipe_layers
 from refrag_platform.recipes.recipe import Recipe
 
 
@@ -26,24 +28,59 @@ def merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Load and check a recipe file.
+    """Load and check a recipe file, with all that it extends.
 
     Raises:
-        RecipeError: the file is missing, is not YAML, or has a wrong key or value; every fault is
-            listed with its key, its value and what is allowed.
+        RecipeError: as `resolve`, or a file is missing or is not YAML.
     """
+    return resolve(path, [*recipe_layers(path), Layer("", overrides or {}, {})])
+
+
+def resolve(path: Path, layers: Sequence[Layer]) -> Recipe:
+    """The recipe of these layers, each put over those before it, checked.
+
+    `null` takes away a value that may be absent, and gives any other setting its default again.
+
+    Raises:
+        RecipeError: a key or value is wrong; every fault of the recipe, which is that at `path`, is listed with its
+            key, its value, what is allowed, and the file and line that it is written in.
+    """
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer.values)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe at {path}; `refrag recipes ls` lists the ones there are") from None
-    except IsADirectoryError:
-        raise RecipeError(f"{path} is a folder; give the recipe's file, e.g. {path / 'recipe.yaml'}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path} must be a mapping of keys, not {type(values).__name__}")
-    values = merge(values, {key: value for key, value in (overrides or {}).items() if value not in (None, {})})
-    try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(_without_nulls(values, Recipe))
     except ValidationError as error:
-        raise RecipeError(f"{path}:\n{explain(error, Recipe)}") from None
+        raise RecipeError(f"{path}:\n{explain(error, Recipe, places=_places(layers))}") from None
+
+
+def origins(layers: Sequence[Layer]) -> dict[str, list[str]]:
+    """By section, the files that say something of it, the one that wins last."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        for section, value in layer.values.items():
+            if value != {}:
+                found.setdefault(section, []).append(layer.name)
+    return found
+
+
+def _places(layers: Sequence[Layer]) -> dict[Keys, str]:
+    """Where each value that counts was written."""
+    found: dict[Keys, str] = {}
+    for layer in layers:
+        found |= {keys: f"{layer.name}, line {line}" for keys, line in layer.lines.items()}
+        if not layer.name:
+            found = {keys: place for keys, place in found.items() if keys[0] not in layer.values}
+    return found
+
+
+def _without_nulls(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Values of a section without the nulls of keys that have a default and can't be null."""
+    kept = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        if field and value is None and not field.is_required() and NoneType not in get_args(field.annotation):
+            continue
+        inner = section_at(model, (key,))
+        kept[key] = _without_nulls(value, inner) if isinstance(value, dict) and inner is not model else value
+    return kept

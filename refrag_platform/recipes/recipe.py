@@ -12,11 +12,18 @@ from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
 from refrag_platform.recipes.training import CptRecipe, FinetunedRecipe, PolicyRecipe, ReconstructionRecipe
 
+NAME = r"^[a-z0-9][a-z0-9-]*$"
+
 
 class Recipe(Section):
     """One model: what it is made of, how each stage makes it, how good it must be."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="lower-case letters, digits and hyphens")
+    name: str = Field(pattern=NAME, description="lower-case letters, digits and hyphens")
+    extends: str | None = Field(
+        None,
+        pattern=NAME,
+        description="recipe in a folder beside this one's: its settings hold where this one says nothing else",
+    )
     description: str = Field(description="one sentence for `refrag recipes ls`")
     seed: int = Field(0, ge=0, description="of weights, data order and sampling")
     maturity: Literal["undertrained", "released"] = Field(

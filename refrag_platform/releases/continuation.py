@@ -1,8 +1,8 @@
 """Training on from a released checkpoint, on the documents there are now, instead of from scratch.
 
-`continue_from: v1.2.0` of `reconstruction` and `cpt` in params.yaml says so; the stages, DVC and manifests read it
-there. The released reconstruction is taken over as it is and `cpt` trains on with the encoder frozen, so that the
-chunk store keeps the vectors of every passage that did not change.
+`continue_from: v1.2.0` of `reconstruction` and `cpt` says so, in the run's own overrides: params.yaml is the user's.
+The released reconstruction is taken over as it is and `cpt` trains on with the encoder frozen, so that the chunk store
+keeps the vectors of every passage that did not change.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import yaml
+
 from refrag_platform.artifacts.manifest import Manifest
-from refrag_platform.dials import set_override
+from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.files import whole
+from refrag_platform.files import whole, write_text
+from refrag_platform.history.pipeline import write_resolved
 from refrag_platform.history.versions import Release, release_named, released
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import Recipe, resolve
 from refrag_platform.releases.restore import contents
 from refrag_platform.stages import SHIPPED
 
 CONTINUED = ("reconstruction", "cpt")
+OVERRIDES_HEAD = """\
+# From where the last retraining run trained, over the recipe and params.yaml; the next one writes this file anew.
+"""
 WHOLE_STORE = "the whole chunk store is encoded again"
 # What the released checkpoint must share with the recipe, or its weights don't fit.
 SHAPE = ("decoder", "encoder", "projection")
@@ -35,20 +41,21 @@ class Start(NamedTuple):
 
 
 def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -> str:
-    """Set in params.yaml from where the model's training starts; returns what that means, in a sentence.
+    """Set in the run's overrides from where the model's training starts; returns what that means, in a sentence.
 
     To continue, there must be a release that fits the recipe; else the run is a full one, and the sentence says why.
-    A full run starts from the weights in models/NAME/release where params.yaml says so already, else from scratch.
+    A full run starts from the weights in models/NAME/release where recipe or params.yaml say so, else from scratch.
 
     Raises:
-        RefragError: params.yaml does not name the model, or can't be edited as it is laid out.
+        RecipeError: the recipe is wrong. RefragError: params.yaml does not name the model.
     """
-    overrides = (project.params().get("overrides") or {}).get(model) or {}
-    set_now = {stage: (overrides.get(stage) or {}).get("continue_from") for stage in (*CONTINUED, "policy")}
+    require_named(project, model)
+    users = resolve(project.recipe_path(model), project.recipe_layers(model, of_runs=False))
+    set_now = {stage: getattr(users, stage).continue_from for stage in (*CONTINUED, "policy")}
     if set_now["reconstruction"] == SHIPPED:
         full = Start(
             {stage: set_now[stage] for stage in CONTINUED},
-            f"training starts from models/{model}/{SHIPPED}, as params.yaml says",
+            f"training starts from models/{model}/{SHIPPED}, as the settings say",
         )
     else:
         full = Start(dict.fromkeys(CONTINUED), f"training starts from scratch; {WHOLE_STORE}")
@@ -57,7 +64,13 @@ def set_start(project: Project, model: str, mode: Literal["full", "continue"]) -
     if set_now["policy"] is not None:
         # It reads the vectors of the release's encoder, and of no other.
         values["policy"] = set_now["policy"] if values["cpt"] == SHIPPED else None
-    set_override(project, model, "continue_from", values)
+    changed = {stage: {"continue_from": value} for stage, value in values.items() if value != set_now[stage]}
+    file = project.run_overrides(model)
+    if changed:
+        write_text(file, OVERRIDES_HEAD + yaml.safe_dump(changed, sort_keys=False))
+    else:
+        file.unlink(missing_ok=True)
+    write_resolved(project, model)
     return start.meaning
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from refrag_platform.compact.packing import load_packed, read_manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
-from refrag_platform.stages import SHIPPED, StageContext
+from refrag_platform.stages import StageContext
 from refrag_platform.training.core.artifact import finish, parameter_counts, write_training
 from refrag_platform.training.core.ranks import is_main
 
@@ -21,7 +21,7 @@ def take_over_packed(context: StageContext) -> dict[str, Any]:
     """
     recipe, stage = context.recipe, context.stage
     base_dir = context.project.recipe_path(recipe.name).parent
-    folder = base_dir / SHIPPED
+    folder = context.project.shipped(recipe.name)
     manifest = read_manifest(folder)
     if stage == "policy" and POLICY_WEIGHTS not in manifest["files"]:
         raise ArtifactError(f"{folder} holds no policy; leave policy.continue_from out, so that one is trained")

@@ -10,7 +10,7 @@ import pytest
 from refrag_platform.artifacts.digest import code_digest, folder_digest
 from refrag_platform.history import dvc
 from refrag_platform.project import Project
-from tests.planted import MODEL, run
+from tests.planted import MODEL, record_all
 
 # Sorted as strings "a-b" and "a.txt" stand before "a/b", sorted by folder after it.
 ODD_NAMES = (
@@ -26,7 +26,7 @@ def test_a_folder_hashes_as_dvc_hashes_it_whatever_its_files_are_called(reposito
         (content / name).write_text(name)
     (content / "empty").mkdir()
     (content / "link").symlink_to("a-b")
-    run(repository.root, "dvc", "commit", "--force", f"corpus@{MODEL}")
+    record_all(repository, "corpus")
     assert folder_digest(content) == dvc.recorded_hash(repository, "corpus", MODEL)
 
 
@@ -34,7 +34,7 @@ def test_the_hash_is_that_of_the_listing_in_dvcs_cache(repository: Project) -> N
     content = repository.content("corpus", MODEL)
     (content / "sub").mkdir(parents=True)
     (content / "sub" / "x").write_bytes(b"\x00" * 3_000_000)
-    run(repository.root, "dvc", "commit", "--force", f"corpus@{MODEL}")
+    record_all(repository, "corpus")
     found = folder_digest(content)
     listing = repository.root / ".dvc" / "cache" / "files" / "md5" / found[:2] / found[2:]
     assert [entry["relpath"] for entry in json.loads(listing.read_text())] == ["sub/x"]

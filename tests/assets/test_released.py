@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from dagster import AssetKey, DagsterEventType, DagsterInstance, EventRecordsFilter, RunConfig, materialize
 
 from assets.definitions import defs
@@ -15,12 +14,11 @@ from assets.released import Promotion, released
 from assets.settings import RetrainingSettings
 from refrag_platform import runner
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
-from refrag_platform.history import dvc
 from refrag_platform.history.versions import released as released_now
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 from tests.assets.conftest import MODEL, copy_planted, plant_stage, planted_project, use
-from tests.planted import plant, run
+from tests.planted import override, plant, record_all, run
 from tests.planted import planted as make
 
 RELEASED = AssetKey("released")
@@ -45,12 +43,10 @@ def make_candidate(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int
 
     plant(monkeypatch)
     monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
-    params = project.params()
-    params["overrides"][MODEL]["finetuned"] = {"steps": steps}
-    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    override(project, "finetuned", {"steps": steps})
     for stage in STAGES:
         runner.run_stage(project, stage, MODEL)
-    run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
+    record_all(project)
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from refrag_platform import runner
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest, published
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history import dvc
+from refrag_platform.history.pipeline import RECIPE, write_pipeline, write_resolved
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from tests.planted import MODEL, make_all, plant, run
+from tests.planted import MODEL, make_all, override, plant, run
 
-TARGETS = [dvc.target(stage, MODEL) for stage in STAGES]
+TARGETS = [dvc.target(stage, MODEL) for stage in (RECIPE, *STAGES)]
 RECORD = """
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ with repo.lock:
 
 
 def changed(project: Project) -> set[str]:
-    """The model's stages that DVC would run again for a reason of their own."""
+    """The model's stages that DVC would run again for a reason of their own, its recipe put together."""
+    write_resolved(project, MODEL)
     status = json.loads(run(project.root, "dvc", "status", "--json", *TARGETS))
     return {target.removesuffix(f"@{MODEL}") for target in status}
 
@@ -81,8 +83,8 @@ def test_an_edit_to_the_model_stales_all_that_use_it(recorded: Project) -> None:
 
 
 def test_cpts_learning_rate_leaves_reconstruction_cached(recorded: Project) -> None:
-    edit(recorded.root / "params.yaml", "cpt: {}", "cpt: {decoder_learning_rate: 0.25}")
-    assert changed(recorded) == {"cpt"}
+    override(recorded, "cpt", {"decoder_learning_rate": 0.25})
+    assert changed(recorded) == {RECIPE, "cpt"}
     assert dvc.is_recorded(recorded, "reconstruction", MODEL)
     assert runner.run_stage(recorded, "reconstruction", MODEL).cached
     assert not runner.run_stage(recorded, "cpt", MODEL).cached
@@ -90,7 +92,29 @@ def test_cpts_learning_rate_leaves_reconstruction_cached(recorded: Project) -> N
 
 def test_the_recipes_own_settings_are_watched_as_the_overrides_are(recorded: Project) -> None:
     edit(recorded.recipe_path(MODEL), "chunks: {batch_size: 512", "chunks: {batch_size: 64")
+    assert RECIPE in run(recorded.root, "dvc", "status", *TARGETS)
+    assert changed(recorded) == {RECIPE, "chunks"}
+
+
+def test_dvc_watches_what_a_recipe_extends_and_repro_makes_what_changed(recorded: Project) -> None:
+    """The base of tiny, its old recipe, is another recipe now: all settings are the same, so nothing is stale."""
+    path = recorded.recipe_path(MODEL)
+    base = path.parent.parent / "base" / path.name
+    base.parent.mkdir()
+    base.write_text(path.read_text().replace("name: tiny", "name: base"))
+    path.write_text("name: tiny\nextends: base\ndecoder: {tokenizer: path:tokenizer.json}\n")
+    with pytest.raises(RefragError, match=r"dvc.yaml does not name models/base/recipe.yaml.*`refrag pipeline`"):
+        write_resolved(recorded, MODEL)
+    write_pipeline(recorded)
+    assert changed(recorded) == {RECIPE}
+    assert runner.run_stage(recorded, "corpus", MODEL).cached
+    dvc.record(recorded, "corpus", MODEL)
+    assert changed(recorded) == set()
+    edit(base, "chunks: {batch_size: 512", "chunks: {batch_size: 64")
+    assert RECIPE in run(recorded.root, "dvc", "status", *TARGETS)
+    run(recorded.root, "dvc", "repro", dvc.target(RECIPE, MODEL))
     assert changed(recorded) == {"chunks"}
+    assert not runner.run_stage(recorded, "chunks", MODEL).cached
 
 
 @pytest.mark.parametrize("part", ["source", "content", "manifest", "lock"])
@@ -111,7 +135,7 @@ def test_what_was_not_made_from_todays_settings_is_not_recorded_as_if_it_were(
 ) -> None:
     plant(monkeypatch)
     runner.run_stage(repository, "corpus", MODEL)
-    edit(repository.root / "params.yaml", "corpus: {}", "corpus: {passage_tokens: 32}")
+    override(repository, "corpus", {"passage_tokens": 32})
     with pytest.raises(ArtifactError, match="settings or code of corpus changed"):
         dvc.record(repository, "corpus", MODEL)
     assert dvc.recorded_hash(repository, "corpus", MODEL) is None

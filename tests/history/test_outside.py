@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from refrag_platform import runner
 from refrag_platform.artifacts.manifest import Manifest
@@ -15,7 +16,7 @@ from refrag_platform.history.freshness import is_current
 from refrag_platform.model.refrag import FORMAT, SETTINGS_FILE
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from tests.planted import MODEL, make_all
+from tests.planted import MODEL, make_all, override
 
 QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
 
@@ -23,11 +24,6 @@ QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": 
 def stale(project: Project) -> set[str]:
     """Stages whose artifact a run now would not start from the same facts; what follows from them left out."""
     return {stage for stage in STAGES if not is_current(project, stage, MODEL)}
-
-
-def override(project: Project, section: str, values: str) -> None:
-    dials = project.root / "params.yaml"
-    dials.write_text(dials.read_text().replace(f"{section}: {{}}", f"{section}: {values}"))
 
 
 def append(path: Path) -> None:
@@ -47,7 +43,7 @@ def test_sources_elsewhere_are_watched_through_environment_variables(
     text = tmp_path / "texts" / "a.txt"
     text.write_text("The river rises in the north.")
     monkeypatch.setenv("MY_TEXTS", str(tmp_path / "texts"))
-    override(planted_project, "corpus", "{sources: [{kind: files, path: $MY_TEXTS}]}")
+    override(planted_project, "corpus", {"sources": [{"kind": "files", "path": "$MY_TEXTS"}]})
     make_all(planted_project)
     assert stale(planted_project) == set()
     edit(text)
@@ -59,7 +55,7 @@ def test_sources_that_are_gone_leave_a_stale_corpus_and_no_error(planted_project
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.txt").write_text("The river rises in the north.")
-    override(planted_project, "corpus", f"{{sources: [{{kind: files, path: {folder}}}]}}")
+    override(planted_project, "corpus", {"sources": [{"kind": "files", "path": str(folder)}]})
     make_all(planted_project)
     shutil.rmtree(folder)
     assert stale(planted_project) == {"corpus"}
@@ -89,7 +85,7 @@ def test_question_and_summary_files_are_watched_and_recorded(
     further, inside = tmp_path / "further.jsonl", planted_project.root / "more.jsonl"
     for file in (further, inside):
         file.write_text(QUESTION)
-    override(planted_project, stage, override_of.format(files=f"[{further}, more.jsonl]"))
+    override(planted_project, stage, yaml.safe_load(override_of.format(files=f"[{further}, more.jsonl]")))
     make_all(planted_project)
     manifest = Manifest.read(planted_project.stage_dir(stage, MODEL))
     assert [source.path for source in manifest.sources] == [str(further), "more.jsonl"]
@@ -102,7 +98,7 @@ def test_question_and_summary_files_are_watched_and_recorded(
 
 def test_tuned_controls_are_watched(planted_project: Project) -> None:
     controls = planted_project.recipe_path(MODEL).parent / "controls"
-    override(planted_project, "evaluation", "{controls: controls}")
+    override(planted_project, "evaluation", {"controls": "controls"})
     make_all(planted_project)
     assert stale(planted_project) == set()
     shutil.copytree(planted_project.content("cpt", MODEL), controls / "full")
@@ -116,7 +112,7 @@ def test_tuned_controls_are_watched(planted_project: Project) -> None:
 def test_the_questions_of_the_evaluation_are_watched(planted_project: Project) -> None:
     questions = planted_project.recipe_path(MODEL).parent / "asked.jsonl"
     questions.write_text(QUESTION)
-    override(planted_project, "evaluation", "{question_file: asked.jsonl}")
+    override(planted_project, "evaluation", {"question_file": "asked.jsonl"})
     make_all(planted_project, MODEL)
     assert stale(planted_project) == set()
     append(questions)
@@ -125,7 +121,7 @@ def test_the_questions_of_the_evaluation_are_watched(planted_project: Project) -
 
 def test_the_teacher_of_cpt_is_watched(planted_project: Project) -> None:
     teacher = planted_project.recipe_path(MODEL).parent / "full"
-    override(planted_project, "cpt", "{teacher: full}")
+    override(planted_project, "cpt", {"teacher": "full"})
     make_all(planted_project)
     shutil.copytree(planted_project.content("cpt", MODEL), teacher)
     assert stale(planted_project) == {"cpt"}

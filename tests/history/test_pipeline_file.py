@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from refrag_platform.history.pipeline import pipeline_text, write_pipeline
+from refrag_platform.history.pipeline import RECIPE, pipeline_text, write_pipeline
 from refrag_platform.project import Project
+from refrag_platform.recipes import read_layer
 from refrag_platform.stages import STAGES
 from tests.conftest import ROOT
 
@@ -32,21 +33,20 @@ def test_dvc_yaml_is_up_to_date() -> None:
 
 
 def test_the_stages_are_those_of_the_registry_in_the_same_order() -> None:
-    assert list(PIPELINE["stages"]) == list(STAGES)
+    assert list(PIPELINE["stages"]) == [RECIPE, *STAGES]
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_has_the_registrys_inputs_settings_and_output_and_the_code_that_it_runs(name: str) -> None:
     stage, written = STAGES[name], PIPELINE["stages"][name]
     made = [f"data/sources/{MODEL}"] if name == "corpus" else [content(put) for put in stage.inputs]
-    settings = {f"models/{MODEL}/recipe.yaml": [*stage.sections, "seed"]}
     assert written["matrix"] == {"model": "${models}"}
     assert written["desc"] == stage.title
-    assert written["cmd"] == f"${{run}} {name} --model {MODEL}"
+    assert written["cmd"] == f"${{refrag}} run {name} --model {MODEL}"
     assert written["deps"][: len(made)] == made
     code = [file for dependency in written["deps"][len(made) :] for file in modules(dependency)]
     assert sorted(code) == list(stage.code(ROOT))
-    assert written["params"] == [settings, *(f"overrides.{MODEL}.{section}" for section in stage.sections)]
+    assert written["params"] == [{f"models/{MODEL}/run/recipe.yaml": [*stage.sections, "seed"]}]
     assert written["outs"] == [{content(name): {"persist": True}}]
 
 
@@ -59,10 +59,11 @@ def test_what_else_is_in_dvc_yaml_stays_where_its_stages_are_written(project: Pr
     assert not write_pipeline(project)
 
 
-@pytest.mark.parametrize("model", PROJECT.models())
-def test_every_section_that_dvc_watches_is_written_down(model: str) -> None:
-    """DVC refuses a key that is not there, even where the default would do."""
-    watched = {section for stage in STAGES.values() for section in stage.sections}
-    recipe = yaml.safe_load(PROJECT.recipe_path(model).read_text())
-    assert watched | {"seed"} <= set(recipe)
-    assert watched <= set(PROJECT.params()["overrides"][model])
+def test_settings_come_out_of_one_stage_which_depends_on_every_file_that_they_are_written_in() -> None:
+    written = PIPELINE["stages"][RECIPE]
+    assert written["outs"] == [{f"models/{MODEL}/run/recipe.yaml": {"cache": False, "persist": True}}]
+    assert written["params"] == [f"overrides.{MODEL}"]
+    assert set(PROJECT.models()) <= set(PROJECT.params()["overrides"]), "DVC refuses a key that is not there"
+    extends = {read_layer(PROJECT.recipe_path(model)).values.get("extends") for model in PROJECT.recipes()}
+    for name in (MODEL, *filter(None, extends)):
+        assert f"models/{name}/recipe.yaml" in written["deps"]

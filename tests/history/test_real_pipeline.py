@@ -11,6 +11,7 @@ import yaml
 
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.history import dvc
+from refrag_platform.history.pipeline import RECIPE
 from refrag_platform.lineage.impact import forget
 from refrag_platform.lineage.lineage import find, trace
 from refrag_platform.model.loading import load_bundle
@@ -24,7 +25,7 @@ from tests.planted import MODEL, run
 from tests.traced import run_traced
 
 pytestmark = pytest.mark.slow
-TARGETS = [dvc.target(stage, MODEL) for stage in STAGES]
+TARGETS = [dvc.target(stage, MODEL) for stage in (RECIPE, *STAGES)]
 SOURCE = "The river rises in the north of the country and flows south. " * 20
 
 

@@ -21,6 +21,7 @@ from refrag_platform.errors import RefragError
 from refrag_platform.history import dvc, retention, tags
 from refrag_platform.history.cache import Cache
 from refrag_platform.history.git import Git
+from refrag_platform.history.pipeline import RECIPE
 from refrag_platform.history.runs import commit_run
 from refrag_platform.history.versions import releases
 from refrag_platform.project import Project
@@ -28,10 +29,10 @@ from refrag_platform.releases.restore import restore
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES
 from tests.conftest import copy_project, init_repository
-from tests.planted import MODEL, make_all, run
+from tests.planted import MODEL, make_all, record_all, run
 from tests.planted_store import plant_bento, plant_packages
 
-TARGETS = [dvc.target(stage, MODEL) for stage in STAGES]
+TARGETS = [dvc.target(stage, MODEL) for stage in (RECIPE, *STAGES)]
 TEXTS = ("north", "south", "west")
 LAST = len(TEXTS) - 1
 
@@ -66,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             (project.source_dir(MODEL) / "notes.txt").write_text(f"The river rises in the {text}.")
             found.hashes.append(make_all(project))
             found.bentos.append(bento.Package.of(project, MODEL).bento_tag)
-            run(project.root, "dvc", "commit", "--force", *TARGETS)
+            record_all(project)
             commit = commit_run(project, MODEL, text)
             if number == 0:
                 git = Git(project.root)
@@ -192,9 +193,10 @@ def test_nothing_goes_while_a_model_is_being_packaged(runs: Runs) -> None:
 def test_what_is_in_place_stays_with_all_that_it_was_made_from(runs: Runs) -> None:
     run(runs.project.root, "git", "branch", "-D", f"runs/{MODEL}")
     (runs.project.source_dir(MODEL) / "notes.txt").write_text("The river is dry.")
-    for stage in ("corpus", "reconstruction", "cpt"):
+    stages = ("corpus", "reconstruction", "cpt")
+    for stage in stages:
         runner.run_stage(runs.project, stage, MODEL)
-    run(runs.project.root, "dvc", "commit", "--force", *TARGETS[:3])
+    record_all(runs.project, *stages)
     # Nothing names the old reconstruction and corpus any more but the old checkpoint that the policy was made from.
     plan = retention.collect(runs.project, 0)
     assert plan.kept[runs.hashes[LAST]["reconstruction"]].startswith("behind")

@@ -14,7 +14,7 @@ from refrag_platform.history import dvc
 from refrag_platform.history.runs import commit_run
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
-from tests.planted import MODEL, plant, run
+from tests.planted import MODEL, override, plant, run
 
 BRANCH = f"runs/{MODEL}"
 
@@ -74,9 +74,7 @@ def test_the_users_branch_index_and_files_stay_as_they_are(recorded: Project) ->
 
 
 def test_the_commit_holds_dvc_lock_the_manifests_and_the_settings_that_made_them(recorded: Project) -> None:
-    (recorded.root / "params.yaml").write_text(
-        (recorded.root / "params.yaml").read_text().replace("serving: {}", "serving: {passages: 3}")
-    )
+    override(recorded, "serving", {"passages": 3})
     for stage in STAGES:
         runner.run_stage(recorded, stage, MODEL)
     commit_run(recorded, MODEL)

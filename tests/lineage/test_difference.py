@@ -15,7 +15,7 @@ from refrag_platform.lineage.difference import Row, compare, side
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 from tests.conftest import copy_project, init_repository
-from tests.planted import MODEL, make_all, plant, planted, run
+from tests.planted import MODEL, make_all, override, plant, planted, record_all
 
 SOURCE = f"data/sources/{MODEL}/notes.txt"
 
@@ -38,16 +38,14 @@ def evaluated(context: StageContext) -> dict[str, object]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two committed runs that differ in a source, a setting and the evaluation; only to be read."""
     project = init_repository(copy_project(tmp_path_factory.mktemp("two") / "project"))
-    dials = project.root / "params.yaml"
-    settings = dials.read_text()
     with pytest.MonkeyPatch.context() as monkeypatch:
         plant(monkeypatch)
         monkeypatch.setattr(runner, "stage_function", lambda stage: evaluated)
-        for text, setting in (("The river rises in the west.", "0.25"), ("It rises in the east.", "0.5")):
+        for text, setting in (("The river rises in the west.", 0.25), ("It rises in the east.", 0.5)):
             (project.root / SOURCE).write_text(text)
-            dials.write_text(settings.replace("cpt: {}", f"cpt: {{decoder_learning_rate: {setting}}}"))
+            override(project, "cpt", {"decoder_learning_rate": setting})
             make_all(project)
-            run(project.root, "dvc", "commit", "--force", *(f"{stage}@{MODEL}" for stage in STAGES))
+            record_all(project)
             commit_run(project, MODEL)
     return project
 

@@ -19,7 +19,7 @@ from refrag_platform.history.status import status
 from refrag_platform.lineage.impact import forget
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
-from tests.planted import MODEL, make_all, planted
+from tests.planted import MODEL, make_all, override, planted
 
 OTHER = "other"
 SOURCE = f"data/sources/{MODEL}/notes.txt"
@@ -99,8 +99,7 @@ def test_a_file_that_only_fine_tuning_read_leaves_what_came_before(planted_proje
     (planted_project.root / "more.jsonl").write_text(
         '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
     )
-    dials = planted_project.root / "params.yaml"
-    dials.write_text(dials.read_text().replace("finetuned: {}", "finetuned: {questions: [more.jsonl]}"))
+    override(planted_project, "finetuned", {"questions": ["more.jsonl"]})
     make_all(planted_project)
     expected = {f"models/{MODEL}/{stage}" for stage in ("finetuned", "evaluation", "package")}
     assert named(forget(planted_project, "more.jsonl")) == expected

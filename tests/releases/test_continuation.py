@@ -18,7 +18,7 @@ from refrag_platform.lineage.graph import Version, read_graph
 from refrag_platform.project import Project
 from refrag_platform.releases.continuation import set_start
 from refrag_platform.store.content import StoreDescription
-from tests.planted import MODEL
+from tests.planted import MODEL, make_all, run
 
 UP_TO_CHUNKS = ("corpus", "reconstruction", "cpt", "chunks")
 SMALL = {
@@ -138,6 +138,26 @@ def test_a_full_run_starts_from_the_weights_that_come_with_the_repository_where_
     said = set_start(small, MODEL, "continue")
     assert "no version of tiny is released yet, so this run is a full one: training starts from models/tiny" in said
     assert continue_from(small) == ("release", cpt)
+
+
+def test_a_run_leaves_params_yaml_to_the_user_and_dvc_sees_where_it_starts(recorded: Project) -> None:
+    params, file = (recorded.root / "params.yaml").read_bytes(), recorded.run_overrides(MODEL)
+    version = release(recorded)
+    (recorded.source_dir(MODEL) / "more.txt").write_text("The sea is deep.")
+    make(recorded, "corpus")
+    set_start(recorded, MODEL, "continue")
+    assert (recorded.root / "params.yaml").read_bytes() == params
+    assert yaml.safe_load(file.read_text()) == {
+        stage: {"continue_from": version} for stage in ("reconstruction", "cpt")
+    }
+    assert "reconstruction@tiny" in run(recorded.root, "dvc", "status")
+    assert run(recorded.root, "git", "status", "--porcelain").split() == ["??", "dvc.lock"]
+    make_all(recorded)
+    commit = commit_run(recorded, MODEL)
+    kept = run(recorded.root, "git", "show", f"{commit}:models/{MODEL}/run/overrides.yaml")
+    assert kept == file.read_text(), "a clone of the run trains from the same"
+    set_start(recorded, MODEL, "full")
+    assert not file.exists()
 
 
 def test_a_policy_of_the_release_is_trained_once_its_encoder_is_another(recorded: Project) -> None:

@@ -27,7 +27,7 @@ from refrag_platform.releases.promotion import promote, rollback
 from refrag_platform.releases.restore import SERVED, restore
 from refrag_platform.stages import StageContext
 from tests.conftest import set_remote
-from tests.planted import MODEL, make_all, plant, planted, run
+from tests.planted import MODEL, make_all, override, plant, planted, run
 
 METRICS = ("P32", "exact_match", "f1")
 Make = Callable[..., dict[str, str]]
@@ -53,16 +53,8 @@ def make(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int, items: I
 
     plant(monkeypatch)
     monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
-    params = project.root / "params.yaml"
-    before = dvc_override(params.read_text())
-    params.write_text(params.read_text().replace(before, f"finetuned: {{steps: {steps}}}"))
+    override(project, "finetuned", {"steps": steps})
     return make_all(project)
-
-
-def dvc_override(text: str) -> str:
-    """The `finetuned` override of the model, which comes first in params.yaml."""
-    start = text.index("finetuned: {", text.index(f"{MODEL}: {{"))
-    return text[start : text.index("}", start) + 1]
 
 
 @pytest.fixture(scope="session")
@@ -240,8 +232,7 @@ def test_a_chain_that_does_not_hold_together_is_not_released(first: Project, can
     shutil.rmtree(first.stage_dir("finetuned", MODEL))
     with pytest.raises(ArtifactError, match=r"fine-tuned model of tiny is missing.*refrag run finetuned"):
         promote(first, MODEL)
-    params = first.root / "params.yaml"
-    params.write_text(params.read_text().replace("steps: 60", "steps: 61"))
+    override(first, "finetuned", {"steps": 61})
     runner.run_stage(first, "finetuned", MODEL)
     with pytest.raises(ArtifactError, match=r"evaluation of tiny was made from finetuned .* one chain"):
         promote(first, MODEL)

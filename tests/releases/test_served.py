@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.history import dvc, tags
+from refrag_platform.history import tags
 from refrag_platform.history.git import Git
 from refrag_platform.history.runs import commit_run
 from refrag_platform.processes import free_port
@@ -24,10 +24,9 @@ from refrag_platform.project import Project
 from refrag_platform.releases import served
 from refrag_platform.releases.served import bento_to_serve
 from refrag_platform.serving import bento
-from refrag_platform.stages import STAGES
 from tests.assets.conftest import MODEL, planted_project
 from tests.conftest import ROOT
-from tests.planted import run
+from tests.planted import record_all, run
 from tests.processes import answers, wait_for
 
 pytestmark = pytest.mark.slow
@@ -55,7 +54,7 @@ def _two_releases(folder: Path) -> tuple[Project, list[str]]:
         recipe = project.recipe_path(MODEL)
         recipe.write_text(recipe.read_text().replace("seed: 0", f"seed: {seed}"))
         run(project.root, sys.executable, "-m", "refrag_platform", "run", "all", "--model", MODEL)
-        run(project.root, "dvc", "commit", "--force", *(dvc.target(stage, MODEL) for stage in STAGES))
+        record_all(project)
         git, commit = Git(project.root), commit_run(project, MODEL)
         tags.register(git, MODEL, commit, f"seed {seed}")
         tags.assign(git, MODEL, commit, f"seed {seed}")
