@@ -34,6 +34,10 @@ def add_model(project: Project, model: str) -> bool:
         RefragError: params.yaml is laid out in a way that can't be edited.
     """
     project.recipe(model)
+    if project.control(model):
+        raise RefragError(
+            f"{model} is a control, which `refrag run all --model {model}` trains; DVC and Dagster run models"
+        )
     path = project.root / DIALS
     before = text = path.read_text(encoding="utf-8")
     wanted = project.params()

@@ -18,7 +18,18 @@ from typing import Any
 import yaml
 
 from refrag_platform.errors import RecipeError, RefragError
-from refrag_platform.recipes import Layer, Recipe, extended, read_layer, recipe_layers, resolve
+from refrag_platform.recipes import (
+    CONTROL_STAGES,
+    ControlName,
+    Layer,
+    Recipe,
+    control_settings,
+    extended,
+    read_layer,
+    recipe_layers,
+    resolve,
+    split_name,
+)
 
 DIALS = "params.yaml"
 DATA_STAGES = frozenset({"corpus", "chunks"})
@@ -58,8 +69,14 @@ class Project:
         """Every model with a recipe, run or not."""
         return sorted(path.parent.name for path in (self.root / "models").glob("*/recipe.yaml"))
 
+    def control(self, model: str) -> ControlName | None:
+        """Whose control this is, and what it reads, by its name; None of a model with a recipe file of its own."""
+        return None if (self.root / "models" / model / "recipe.yaml").is_file() else split_name(model)
+
     def recipe_path(self, model: str) -> Path:
-        return self.root / "models" / model / "recipe.yaml"
+        """The recipe's file; a control's is its model's."""
+        control = self.control(model)
+        return self.root / "models" / (control.model if control else model) / "recipe.yaml"
 
     def recipe(self, model: str) -> Recipe:
         """The recipe of `model` with params.yaml's overrides, and what a run set.
@@ -82,7 +99,12 @@ class Project:
         path, run = self.recipe_path(model), self.run_overrides(model)
         if not path.is_file():
             raise RecipeError(f"no model {model!r}; there are: {', '.join(self.recipes()) or 'none'}")
-        layers = [*recipe_layers(path), read_layer(self.root / DIALS, "overrides", model)]
+        if control := self.control(model):
+            settings = Layer(f"controls.{control.kind}", control_settings(model, control.kind), {})
+            layers = [*self.recipe_layers(control.model), settings]
+        else:
+            layers = recipe_layers(path)
+        layers.append(read_layer(self.root / DIALS, "overrides", model))
         return [*layers, read_layer(run)] if of_runs and run.is_file() else layers
 
     def run_overrides(self, model: str) -> Path:
@@ -99,7 +121,12 @@ class Project:
         return next((folder for folder in folders if folder.is_dir()), folders[0])
 
     def stage_dir(self, stage: str, model: str) -> Path:
-        """The published folder of an artifact: `content/`, `manifest.json` and what lies beside them."""
+        """The published folder of an artifact: `content/`, `manifest.json` and what lies beside them.
+
+        A control has its model's artifacts of the stages that are none of its own.
+        """
+        if (control := self.control(model)) and stage not in CONTROL_STAGES:
+            model = control.model
         return self.root / ("data" if stage in DATA_STAGES else "models") / model / stage
 
     def content(self, stage: str, model: str) -> Path:
@@ -111,7 +138,7 @@ class Project:
 
     def source_dir(self, model: str) -> Path:
         """Where a user drops documents of the `files` source."""
-        return self.root / "data" / "sources" / model
+        return self.root / "data" / "sources" / self.recipe_path(model).parent.name
 
     def source_path(self, model: str, given: str | None) -> Path:
         """The folder or file of a `files` source whose `path` is `given`: $VARIABLES and ~ count; may not exist."""

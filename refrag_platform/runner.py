@@ -21,7 +21,7 @@ from refrag_platform.history.freshness import dependencies, input_records, stand
 from refrag_platform.history.git import git_commit
 from refrag_platform.project import Project
 from refrag_platform.releases.continuation import fetch_base
-from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, stage_function
+from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, inputs_of, stage_function, stages_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
     if name not in STAGES:
         raise RefragError(f"no stage {name!r}; the stages are: {', '.join(STAGES)}")
     stage, recipe = STAGES[name], project.recipe(model)
+    if stage not in stages_of(project, model):
+        raise RefragError(
+            f"{model} is a control and has {' and '.join(own.name for own in stages_of(project, model))} alone; "
+            f"{name} is its model's: `refrag run {name} --model {project.recipe_path(model).parent.name}`"
+        )
     folder, work = project.stage_dir(name, model), project.work_dir(name, model)
     with publication.only_runner(work):
         publication.recover(folder, work)
@@ -100,7 +105,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
 
 def _recover_inputs(project: Project, stage: Stage, model: str) -> None:
     """Put inputs into place whose publication was killed."""
-    for name in stage.inputs:
+    for name in inputs_of(project, stage, model):
         folder, work = project.stage_dir(name, model), project.work_dir(name, model)
         if not folder.exists():
             # Where the stage is running, its own runner does this.

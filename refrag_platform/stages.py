@@ -14,12 +14,15 @@ from typing import Any
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.imports import code_files
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import CONTROL_STAGES, Recipe
 
 # As a stage's `continue_from`: the weights in models/NAME/release, in place of a released version.
 SHIPPED = "release"
 # What counts of a section whose stage takes its artifact over: from where, and how weights are written.
 OF_TAKEN = ("continue_from", "precision")
+# A control reads text: neither vectors nor a policy come before it, but the untrained decoder.
+INPUTS_OF_CONTROL = frozenset({"corpus", "cpt"})
+UNTRAINED = ("decoder", "encoder", "projection")
 # In a stage's state/: the released checkpoint that it continues from.
 RELEASED = "released"
 
@@ -154,7 +157,20 @@ def takes_over(stage: str, continue_from: str | None) -> bool:
 def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     """The recipe sections a stage depends on; of a training that doesn't take place only where its result is from."""
     settings = {name: recipe.section(name) for name in stage.sections}
+    if recipe.as_control and stage.name in CONTROL_STAGES:
+        settings |= {"system": recipe.system, "control": recipe.as_control.model_dump(mode="json")}
+        settings |= {name: recipe.section(name) for name in UNTRAINED if stage.name == "cpt"}
     own = settings.get(stage.name, {})
     if takes_over(stage.name, own.get("continue_from")):
         settings[stage.name] = {name: own[name] for name in OF_TAKEN if name in own}
     return settings
+
+
+def stages_of(project: Project, model: str) -> list[Stage]:
+    """The stages that make a model, or a control."""
+    return [stage for stage in STAGES.values() if stage.name in CONTROL_STAGES or not project.control(model)]
+
+
+def inputs_of(project: Project, stage: Stage, model: str) -> tuple[str, ...]:
+    """The earlier stages whose artifacts a stage of this model reads."""
+    return tuple(name for name in stage.inputs if name in INPUTS_OF_CONTROL or not project.control(model))

@@ -17,7 +17,7 @@ def run(
     stage: Annotated[
         str, typer.Argument(help="corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package, or all.")
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or its control, e.g. NAME--full.")],
     force: Annotated[bool, typer.Option("--force", help="Run even if the artifact is up to date.")] = False,
 ) -> None:
     """Make the artifact STAGE of a model from the artifacts before it.
@@ -28,10 +28,10 @@ def run(
     """
     from refrag_platform.project import Project
     from refrag_platform.runner import run_stage
-    from refrag_platform.stages import STAGES
+    from refrag_platform.stages import stages_of
 
     project = Project.find()
-    for name in STAGES if stage == "all" else [stage]:
+    for name in [own.name for own in stages_of(project, model)] if stage == "all" else [stage]:
         result = run_stage(project, name, model, force=force)
         state = "cached" if result.cached else f"made in {result.manifest.seconds:.1f} s"
         typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")

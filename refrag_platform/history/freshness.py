@@ -13,7 +13,7 @@ from refrag_platform.errors import ArtifactError
 from refrag_platform.history.outside import outside_digest, outside_files
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
-from refrag_platform.stages import STAGES, settings_of
+from refrag_platform.stages import STAGES, inputs_of, settings_of
 
 State = Literal["current", "stale", "damaged", "missing"]
 
@@ -53,7 +53,7 @@ def input_records(project: Project, stage: str, model: str) -> dict[str, InputRe
         ArtifactError: an input has not been made.
     """
     records = {}
-    for name in STAGES[stage].inputs:
+    for name in inputs_of(project, STAGES[stage], model):
         folder = project.stage_dir(name, model)
         if not (folder / FILE_NAME).is_file():
             raise ArtifactError(

@@ -11,13 +11,13 @@ import os
 from pathlib import Path
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import InputRecord
+from refrag_platform.artifacts.manifest import InputRecord, trained_controls
 from refrag_platform.corpus.question_files import question_file
 from refrag_platform.errors import RefragError
 from refrag_platform.history.versions import release_named
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import CONTROL_STAGES, Recipe
 from refrag_platform.stages import SHIPPED
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja")
@@ -28,7 +28,7 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
     if stage == "corpus":
         return _tokenizer(project, recipe)
     if stage in {"reconstruction", "cpt"}:
-        tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" else []
+        tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" or recipe.as_control else []
         beside = [*_teacher(project, recipe), *_asked(project, recipe)] if stage == "cpt" else []
         return [*tokenizer, *_released(project, stage, recipe), *beside]
     if stage in {"policy", "finetuned"}:
@@ -37,9 +37,8 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
             named = [*recipe.finetuned.questions, *recipe.finetuned.summaries, *recipe.finetuned.distractors]
         return [*_named(project, named), *(_released(project, stage, recipe) if stage == "policy" else [])]
     if stage == "evaluation":
-        base, settings = project.recipe_path(recipe.name).parent, recipe.evaluation
-        found = [] if settings.controls is None else _controls(base / settings.controls)
-        asked = question_file(settings, base)
+        found = _controls(project, recipe)
+        asked = question_file(recipe.evaluation, project.recipe_path(recipe.name).parent)
         if asked is not None and asked.is_file():
             found.append(InputRecord.of(project.root, asked, str(asked)))
         return found
@@ -108,12 +107,10 @@ def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
     return [InputRecord.of(project.root, file, f"{name.removesuffix(path.name)}{file.name}") for file in found]
 
 
-def _controls(folder: Path) -> list[InputRecord]:
-    """The tuned controls that the evaluation reads, as it records them itself."""
-    from refrag_platform.evaluation.decoders import control_folders
-
-    try:
-        folders = [path for _, path in sorted(control_folders(folder).items())]
-        return [InputRecord(path=name_text(path), hash=folder_digest(path)) for path in folders]
-    except RefragError:
-        return []
+def _controls(project: Project, recipe: Recipe) -> list[InputRecord]:
+    """The trained controls that the evaluation takes."""
+    found = [control for stage in CONTROL_STAGES for control in trained_controls(project, recipe, stage).items()]
+    return [
+        InputRecord(path=f"models/{manifest.model}/{manifest.stage}/content", hash=manifest.hash)
+        for _, manifest in sorted(found, key=lambda control: control[0])
+    ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from refrag_platform.history.dvc import recorded_hash
 from refrag_platform.history.freshness import State, standing
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES
+from refrag_platform.stages import STAGES, inputs_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def status(project: Project, model: str) -> list[ArtifactStatus]:
     """
     states: dict[str, ArtifactStatus] = {}
     for stage in STAGES.values():
-        fresh = all(states[name].state == "current" for name in stage.inputs)
+        fresh = all(states[name].state == "current" for name in inputs_of(project, stage, model))
         states[stage.name] = _status(project, stage.name, model, fresh)
     return list(states.values())
 

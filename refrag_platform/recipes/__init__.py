@@ -5,6 +5,16 @@ of it under `overrides.NAME`. `refrag recipes show NAME` prints the result, ever
 """
 
 from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
+from refrag_platform.recipes.controls import (
+    CONTROL_STAGES,
+    Control,
+    ControlName,
+    ControlRecipe,
+    System,
+    control_name,
+    control_settings,
+    split_name,
+)
 from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe, SourceRecipe
 from refrag_platform.recipes.layers import Layer, extended, read_layer, recipe_layers
 from refrag_platform.recipes.loading import merge, origins, read_recipe, resolve
@@ -23,7 +33,11 @@ from refrag_platform.recipes.training import (
 )
 
 __all__ = [
+    "CONTROL_STAGES",
     "ChunksRecipe",
+    "Control",
+    "ControlName",
+    "ControlRecipe",
     "CorpusRecipe",
     "CptRecipe",
     "CurriculumRecipe",
@@ -40,9 +54,12 @@ __all__ = [
     "ReleaseRecipe",
     "ServingRecipe",
     "SourceRecipe",
+    "System",
     "TrainingRecipe",
     "TrainsDecoder",
     "TrainsEncoder",
+    "control_name",
+    "control_settings",
     "extended",
     "merge",
     "origins",
@@ -50,4 +67,5 @@ __all__ = [
     "read_recipe",
     "recipe_layers",
     "resolve",
+    "split_name",
 ]

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
 from refrag_platform.recipes.base import Section
+from refrag_platform.recipes.controls import Control, ControlRecipe, System
 from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
 from refrag_platform.recipes.training import CptRecipe, FinetunedRecipe, PolicyRecipe, ReconstructionRecipe
@@ -30,6 +31,14 @@ class Recipe(Section):
         "undertrained",
         description="quality thresholds warn for an undertrained recipe and block for a released one",
     )
+    controls: dict[Control, ControlRecipe] = Field(
+        default_factory=dict,
+        description="plain decoders that this model is held against, by what they read; `refrag run all --model "
+        "NAME--full` trains the one that reads all text, and the evaluation takes those that are trained",
+    )
+    system: System = Field(
+        "refrag", description="what the decoder is trained to read; a control's own name, NAME--full, sets it"
+    )
     decoder: DecoderRecipe
     encoder: EncoderRecipe
     projection: ProjectionRecipe = ProjectionRecipe()
@@ -43,8 +52,17 @@ class Recipe(Section):
     release: ReleaseRecipe = ReleaseRecipe()
     serving: ServingRecipe = ServingRecipe()
 
+    @property
+    def as_control(self) -> ControlRecipe | None:
+        """How this recipe's control is trained, where it is one's."""
+        return None if self.system == "refrag" else self.controls[self.system]
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
+        if self.system not in ("refrag", *self.controls):
+            raise ValueError(
+                f"system is {self.system!r}, and controls names {', '.join(self.controls) or 'none'}; declare it there"
+            )
         for section in ("cpt", "policy", "evaluation"):
             tokens = getattr(self, section).context_tokens
             if tokens % self.encoder.chunk_size:

@@ -5,7 +5,8 @@ Every sequence begins with the token that starts a text, whichever system reads 
 The last part of the run keeps a random share of chunks as tokens, so that the model reads mixed input. Some steps may
 ask for the context itself: the token that starts a text, once more after the vectors, means "repeat" there. Or most of
 the steps ask what passages say (`cpt.reading`).
-The same task trains the controls that read the full context, none, or the last s/k tokens.
+The same task trains the controls that read the full context, none, or the last s/k tokens, each from the untrained
+decoder.
 Run: `refrag run cpt --model tiny`.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from refrag_platform.model.packed import known_positions, packed_layout, predict
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import whole_chunks, window_layout
-from refrag_platform.recipes import CptRecipe
+from refrag_platform.recipes import CptRecipe, System
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.curriculum import Curriculum
@@ -42,7 +43,6 @@ from refrag_platform.training.reading.loss import reading_loss
 from refrag_platform.training.reading.sources import reading_batches
 from refrag_platform.training.start import take_over_packed
 
-System = Literal["refrag", "full", "none", "truncated"]
 # Chunks in a sample of a step that repeats its context.
 REPEATED_CHUNKS = (1, 8, 32)
 
@@ -290,6 +290,9 @@ def cpt_task(
             are shorter than what the control `truncated` reads before each.
         RefragError: the corpus is too small.
     """
+    if system == "plain":
+        # No question is asked that a passage could be near to: the nearest text is the last.
+        system = "truncated"
     k, o = model.chunk_size, settings.output_tokens
     chunks = whole_chunks("cpt.context_tokens", settings.context_tokens, k)
     kept = budget(chunks, settings.mixed_share_kept) if settings.mixed_steps_share else 0
@@ -331,20 +334,21 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     Where it continues from a released checkpoint, the encoder stays as it is, and with it the chunk store's vectors;
     contexts have their full length from the start. The release in models/NAME/release is taken over as it is.
     """
-    settings = context.recipe.cpt
+    settings, recipe = context.recipe.cpt, context.recipe
     if settings.continue_from == SHIPPED:
         return take_over_packed(context)
-    if context.released is None:
+    if recipe.as_control:
+        model = RefragModel.create(recipe, context.project.recipe_path(recipe.name).parent)
+    elif context.released is None:
         model = load_model(context, "reconstruction")
     else:
         model = RefragModel.load(context.released)
         model.encoder.requires_grad_(False)
         settings = settings.model_copy(update={"curriculum": None, "encoder_lora_rank": None})
     teacher = _teacher(context, model)
-    task = cpt_task(
-        model, context.inputs["corpus"], settings, context.recipe.seed, teacher=teacher, root=context.project.root
-    )
-    summary = train(task, settings, context.work, f"cpt of {context.recipe.name}")
+    corpus, root = context.inputs["corpus"], context.project.root
+    task = cpt_task(model, corpus, settings, recipe.seed, recipe.system, teacher, root)
+    summary = train(task, settings, context.work, f"cpt of {recipe.name}")
     return finish(context, model, summary)
 
 
