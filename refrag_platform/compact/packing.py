@@ -74,6 +74,7 @@ def pack(
     terms: str = "",
     limit: int = 24 * MIB,
     replace: bool = False,
+    policy: Path | None = None,
 ) -> dict[str, Any]:
     """Pack the model folder `model` into the new folder `out`; returns its manifest.
 
@@ -86,6 +87,7 @@ def pack(
         data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
         limit: bytes of all files together.
         replace: `out` may hold packed weights already; they are replaced as a whole.
+        policy: the folder of the model's policy, if it has one.
 
     Raises:
         RefragError: `out` is there, or holds something else; the new ones are larger than `limit`.
@@ -104,11 +106,11 @@ def pack(
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
             errors[file] = _write(partial / file, own, changed, coding, layers)
-        if (model / POLICY_WEIGHTS).is_file():
-            policy = load_file(model / POLICY_WEIGHTS)
-            nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.items()}
-            errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, policy, Coding(POLICY_BITS))
-            shutil.copy(model / POLICY_SETTINGS, partial)
+        if policy is not None:
+            weights = load_file(policy / POLICY_WEIGHTS)
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+            errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, weights, Coding(POLICY_BITS))
+            shutil.copy(policy / POLICY_SETTINGS, partial)
         for system, folder in (controls or {}).items():
             changed = _part(_trained_state(folder, base), True)
             name = f"{CONTROLS}/{system}.safetensors"
@@ -181,6 +183,8 @@ def read_policy(folder: Path, manifest: Mapping[str, Any]) -> PolicyNetwork | No
     policy = PolicyNetwork(**json.loads((folder / POLICY_SETTINGS).read_text(encoding="utf-8")))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.state_dict().items()}
     policy.load_state_dict(decode(nothing, load_file(folder / POLICY_WEIGHTS)))
+    # What it was before it was packed, in fewer bits.
+    policy.encoder_digest = None
     return policy.eval()
 
 

@@ -40,7 +40,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         RefragError: the test split has no document as long as a window, or no questions; or as `held_out_questions`.
     """
     settings, recipe = context.recipe.evaluation, context.recipe
-    bundle = load_bundle(str(context.inputs["finetuned"]))
+    bundle = load_bundle(str(context.inputs["finetuned"]), policy=context.inputs["policy"])
     StoreDescription.read(context.inputs["chunks"]).require_encoder(bundle.model.encoder_digest())
     base = context.project.recipe_path(recipe.name).parent
     controls = _controls(context, base)

@@ -39,7 +39,7 @@ DRAWS = 20
 class Example:
     """One instruction: the passages it may use, the turns before it, and the answer to learn.
 
-    passages: their numbers in `Examples.passages`.
+    passages: their numbers in `Examples.passages`. gold: of those, the ones that hold the answer, where that is known.
     """
 
     task: str
@@ -47,6 +47,7 @@ class Example:
     history: list[Turn]
     question: str
     answer: str
+    gold: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class Examples:
             ]
         passages, answered = self._draw_passages(turns[-1], self.count(step), self._room(turns), random)
         last = turns[-1].question
-        return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER)
+        gold = turns[-1].gold if answered and last.gold else ()
+        return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER, gold)
 
     def count(self, step: int) -> int:
         """Passages in each question's prompt of a step, 1 to max_passages: prompts of one length waste no padding."""

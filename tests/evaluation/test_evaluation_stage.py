@@ -36,7 +36,7 @@ def context(project: Project, folder: Path) -> StageContext:
     out, work = folder / "content", folder / "state"
     for path in (out, work):
         path.mkdir(parents=True)
-    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "finetuned")}
+    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "policy", "finetuned")}
     recipe = project.recipe("tiny")
     short = recipe.evaluation.model_copy(update={"windows": 6, "questions": 3, "max_new_tokens": 2})
     recipe = recipe.model_copy(update={"evaluation": short})
@@ -80,16 +80,16 @@ def test_a_model_that_is_measured_again_has_the_same_figure_of_every_item(
     assert row["system"] == "refrag"
     assert np.mean(found.windows.values["P32"]) == pytest.approx(row["P32"], abs=2e-5)
     made = context(evaluation_project, tmp_path / "run")
-    model, chunks = made.inputs["finetuned"], made.inputs["chunks"]
+    model = made.inputs["finetuned"]
     base = evaluation_project.recipe_path("tiny").parent
-    assert measure(model, chunks, model, made.inputs["corpus"], made.recipe, base) == found
+    assert measure(made.inputs, model, made.inputs["corpus"], made.recipe, base) == found
     other = tmp_path / "other" / "tokenizer"
     shutil.copytree(model / "tokenizer", other)
     values = json.loads((other / "tokenizer.json").read_text())
     values["normalizer"] = {"type": "Lowercase"}
     (other / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="another tokenizer"):
-        measure(model, chunks, other.parent, made.inputs["corpus"], made.recipe, base)
+        measure(made.inputs, other.parent, made.inputs["corpus"], made.recipe, base)
 
 
 def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
@@ -116,8 +116,8 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
     (asked,) = held_out_questions(settings, made.inputs["corpus"], file.parent)
     assert [text for _, text in asked.take(2)] == ["The well of Oz is deep.", "The well of Id is deep."]
     assert made.sources == outside_files(evaluation_project, "evaluation", made.recipe) != []
-    model, chunks = made.inputs["finetuned"], made.inputs["chunks"]
-    assert measure(model, chunks, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
+    model = made.inputs["finetuned"]
+    assert measure(made.inputs, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
     # The store holds nothing about that well; the corpus' own questions are looked up beside it.
     lookups = json.loads((made.out / "rag.json").read_text())["retrieval"]["lookups"]
     assert {row["kind"]: row["questions"] for row in lookups} == {"in the store": 3, "not in the store": 1}
