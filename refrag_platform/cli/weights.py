@@ -88,10 +88,9 @@ def pack_weights(
     from refrag_platform.compact.coding import MIB, Coding
     from refrag_platform.compact.packing import Codings, pack
     from refrag_platform.evaluation.decoders import control_folders
-    from refrag_platform.model.loading import model_folder, policy_folder
+    from refrag_platform.model.loading import model_folder
 
     recipe, base = _recipe(model)
-    source = model_folder(str(folder or model))
     codings = Codings(
         encoder=Coding(encoder_bits),
         decoder=Coding(decoder_bits, int(decoder_mib * MIB), factor_bits),
@@ -99,7 +98,7 @@ def pack_weights(
         encoder_layers=Coding(0, int(encoder_mib * MIB), factor_bits),
     )
     manifest = pack(
-        source,
+        model_folder(str(folder or model)),
         recipe,
         base,
         out or base / "release",
@@ -112,7 +111,7 @@ def pack_weights(
         terms=terms.read_text(encoding="utf-8") if terms else "",
         limit=int(limit_mib * MIB),
         replace=replace,
-        policy=policy or policy_folder(source),
+        policy=policy,
     )
     for name, facts in manifest["files"].items():
         error = manifest["relative_errors"].get(name)

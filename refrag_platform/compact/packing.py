@@ -33,6 +33,7 @@ from refrag_platform.compact.card import model_card, notice
 from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import whole, write_json
+from refrag_platform.model.loading import policy_folder
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
@@ -87,11 +88,11 @@ def pack(
         data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
         limit: bytes of all files together.
         replace: `out` may hold packed weights already; they are replaced as a whole.
-        policy: the folder of the model's policy, if it has one.
+        policy: the folder of the model's policy; default: as `policy_folder` finds it.
 
     Raises:
         RefragError: `out` is there, or holds something else; the new ones are larger than `limit`.
-        ArtifactError: the model is not of this recipe.
+        ArtifactError: the model is not of this recipe, or its policy is missing.
     """
     if out.exists() and not replace:
         raise RefragError(f"{out} is there already; give --replace, or another --out")
@@ -106,11 +107,11 @@ def pack(
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
             errors[file] = _write(partial / file, own, changed, coding, layers)
-        if policy is not None:
-            weights = load_file(policy / POLICY_WEIGHTS)
+        if place := policy or policy_folder(model):
+            weights = PolicyNetwork.load(place).state_dict()
             nothing = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
             errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, weights, Coding(POLICY_BITS))
-            shutil.copy(policy / POLICY_SETTINGS, partial)
+            shutil.copy(place / POLICY_SETTINGS, partial)
         for system, folder in (controls or {}).items():
             changed = _part(_trained_state(folder, base), True)
             name = f"{CONTROLS}/{system}.safetensors"

@@ -48,17 +48,7 @@ def write_release(project: Project, seed: int, with_policy: bool = True, data: S
         PolicyNetwork(model.vector_dim, 32, 2, 2, recipe.policy.share_kept).save(folder)
     codings = Codings(Coding(8), Coding(8), Coding(0))
     figures = dict.fromkeys(STARTED, FIGURES)
-    pack(
-        folder,
-        recipe,
-        base,
-        base / "release",
-        codings,
-        training=figures,
-        data=data,
-        replace=True,
-        policy=folder if with_policy else None,
-    )
+    pack(folder, recipe, base, base / "release", codings, training=figures, data=data, replace=True)
 
 
 def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
