@@ -1,6 +1,6 @@
 """All of the code location on one screen. `dagster dev` (or `make ui`) loads `defs`.
 
-corpus -> reconstruction -> cpt -> {chunks, policy} -> finetuned -> evaluation -> package -> released
+corpus -> reconstruction -> cpt -> finetuned -> {chunks, policy} -> evaluation -> package -> released
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from assets.webhook import failure_webhook
 def definitions(stage_process: StageProcess) -> Definitions:
     """The code location, with the given way to run a stage."""
     return Definitions(
-        assets=[corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package, released],
+        assets=[corpus, reconstruction, cpt, finetuned, chunks, policy, evaluation, package, released],
         jobs=[refrag_pipeline, retraining],
         schedules=[retraining_schedule],
         sensors=[source_documents, failure_webhook],

@@ -1,4 +1,4 @@
-"""Fine-tuned model: RAG questions, conversations, summaries; with its policy, all that serving needs."""
+"""Fine-tuned model: RAG questions, conversations, summaries; the last training of encoder and decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RL policy: scores chunks and keeps the best share of them as tokens; GRPO with PPO clipping."""
+"""RL policy: which share of the chunks the fine-tuned model reads as tokens; GRPO with PPO clipping."""
 
 from __future__ import annotations
 

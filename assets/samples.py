@@ -16,9 +16,8 @@ from refrag_platform.files import write_json
 from refrag_platform.project import Project
 
 if TYPE_CHECKING:
-    from refrag_platform.model.loading import Bundle
+    from refrag_platform.model.refrag import RefragModel
     from refrag_platform.model.segments import Prompt
-    from refrag_platform.store.relevance import PassageRelevance
 
 FILE_NAME = "samples.json"
 SAMPLES, CHUNKS, ANSWER_TOKENS = 6, 4, 32
@@ -47,21 +46,17 @@ def write_samples(project: Project, stage: str, model: str) -> None:
     target = project.stage_dir(stage, model) / FILE_NAME
     if target.is_file():
         return
-    from refrag_platform.model.loading import load_bundle
+    from refrag_platform.model.loading import default_device, default_dtype
+    from refrag_platform.model.refrag import RefragModel
 
-    bundle = load_bundle(str(project.content(stage, model)))
+    device = default_device()
+    trained = RefragModel.load(project.content(stage, model), default_dtype(device), device)
     corpus = project.content("corpus", model)
-    if stage in REBUILT:
-        rows = _rebuilt(bundle, corpus, stage == "cpt")
-    else:
-        from refrag_platform.store.relevance import relevance_for
-
-        base = project.recipe_path(model).parent
-        rows = _answered(bundle, corpus, relevance_for(bundle.policy, project.recipe(model), base, bundle.model.device))
+    rows = _rebuilt(trained, corpus, stage == "cpt") if stage in REBUILT else _answered(trained, corpus)
     write_json(target, rows, ensure_ascii=False)
 
 
-def _rebuilt(bundle: Bundle, corpus: Path, after_cpt: bool) -> list[dict[str, str]]:
+def _rebuilt(model: RefragModel, corpus: Path, after_cpt: bool) -> list[dict[str, str]]:
     """Text in chunks, and what the decoder writes from their vectors alone.
 
     The token that starts a text stands before them; behind them as well after cpt, to which it says "repeat" there.
@@ -69,7 +64,6 @@ def _rebuilt(bundle: Bundle, corpus: Path, after_cpt: bool) -> list[dict[str, st
     from refrag_platform.model.segments import Chunks, Text
     from refrag_platform.training.core.windows import Windows
 
-    model = bundle.model
     length = CHUNKS * model.chunk_size
     rows = []
     for tokens in Windows(corpus, "validation", length, seed=0).batch(0, 0, SAMPLES):
@@ -77,36 +71,29 @@ def _rebuilt(bundle: Bundle, corpus: Path, after_cpt: bool) -> list[dict[str, st
         if after_cpt:
             prompt.append(Text([model.start_token_id]))
         text = str(model.tokenizer.decode(tokens))
-        rows.append({f"text of {CHUNKS} chunks": text, "written from their vectors": _written(bundle, prompt, length)})
+        rows.append({f"text of {CHUNKS} chunks": text, "written from their vectors": _written(model, prompt, length)})
     return rows
 
 
-def _answered(bundle: Bundle, corpus: Path, relevance: PassageRelevance | None) -> list[dict[str, str]]:
-    """Held-out questions, the passages as vectors but for the share of chunks that the policy keeps."""
+def _answered(model: RefragModel, corpus: Path) -> list[dict[str, str]]:
+    """Held-out questions over passages as vectors alone: no policy is trained yet that would keep chunks."""
     from refrag_platform.corpus.question_files import read_questions
-    from refrag_platform.model.prompts import content_ids, passage_chunks, rag_prompt
-    from refrag_platform.model.selection import expand
+    from refrag_platform.model.prompts import passage_chunks, rag_prompt
 
-    model, rows = bundle.model, []
+    rows = []
     for question in read_questions(corpus / "questions" / "validation.jsonl", SAMPLES):
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in question.passages]
-        if relevance:
-            cut = relevance.tell(question.question, question.passages, cut)
-        asked = content_ids(model.tokenizer, question.question)
-        read = expand(model, cut, bundle.share_kept, bundle.policy, question=asked)
-        prompt = rag_prompt(model.tokenizer, question.question, read)
-        answer = _written(bundle, prompt, ANSWER_TOKENS)
+        answer = _written(model, rag_prompt(model.tokenizer, question.question, cut), ANSWER_TOKENS)
         rows.append({"question": question.question, "expected": " or ".join(question.answers), "answer": answer})
     return rows
 
 
-def _written(bundle: Bundle, prompt: Prompt, tokens: int) -> str:
+def _written(model: RefragModel, prompt: Prompt, tokens: int) -> str:
     from refrag_platform.model.generate import generate
     from refrag_platform.model.prompts import stop_ids
 
-    tokenizer = bundle.model.tokenizer
-    ids = list(generate(bundle.model, prompt, tokens, stop_ids(tokenizer)))
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    ids = list(generate(model, prompt, tokens, stop_ids(model.tokenizer)))
+    return str(model.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _cell(text: str) -> str:

@@ -76,39 +76,40 @@ STAGES: dict[str, Stage] = {
             ("cpt",),
         ),
         Stage(
+            "finetuned",
+            "fine-tuned model",
+            "refrag_platform.training.finetuned:train_finetuned",
+            ("corpus", "cpt"),
+            ("finetuned",),
+        ),
+        # What reads the encoder's vectors comes after all that trains it.
+        Stage(
             "chunks",
             "chunk-embedding store",
             "refrag_platform.store.build:build_chunks",
-            ("corpus", "cpt"),
+            ("corpus", "finetuned"),
             ("chunks",),
         ),
         Stage(
             "policy",
             "RL policy",
             "refrag_platform.training.policy:train_policy",
-            ("corpus", "cpt"),
+            ("corpus", "finetuned"),
             ("policy",),
-        ),
-        Stage(
-            "finetuned",
-            "fine-tuned model",
-            "refrag_platform.training.finetuned:train_finetuned",
-            ("corpus", "cpt", "policy"),
-            ("finetuned", "policy"),
         ),
         Stage(
             "evaluation",
             "evaluation",
             "refrag_platform.evaluation.stage:evaluate_stage",
-            ("corpus", "chunks", "finetuned"),
-            ("policy", "evaluation", "serving"),
+            ("corpus", "chunks", "policy", "finetuned"),
+            ("evaluation", "serving"),
         ),
         Stage(
             "package",
             "Bento",
             "refrag_platform.serving.package:build_package",
-            ("chunks", "finetuned", "evaluation"),
-            ("policy", "serving"),
+            ("chunks", "policy", "finetuned", "evaluation"),
+            ("serving",),
             further=("bentofile.yaml", "refrag_platform/serving/service.py"),
             packs_code=True,
         ),
@@ -156,7 +157,7 @@ def takes_over(stage: str, continue_from: str | None) -> bool:
 
 def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     """The recipe sections a stage depends on; of a training that doesn't take place only where its result is from."""
-    settings = {name: recipe.section(name) for name in stage.sections}
+    settings: dict[str, Any] = {name: recipe.section(name) for name in stage.sections}
     if recipe.as_control and stage.name in CONTROL_STAGES:
         settings |= {"system": recipe.system, "control": recipe.as_control.model_dump(mode="json")}
         settings |= {name: recipe.section(name) for name in UNTRAINED if stage.name == "cpt"}

@@ -3,12 +3,14 @@
 python scripts/gpu_run.py train reconstruction --base /tmp/base --runs /tmp/runs --seconds 500
 python scripts/gpu_run.py train cpt --base /tmp/base --runs /tmp/runs --set steps=1500           (`none`: a control)
 python scripts/gpu_run.py evaluate --base /tmp/base --runs /tmp/runs --out results
-python scripts/gpu_run.py train policy --base /tmp/base --runs /tmp/runs --start cpt --set questions=[train.jsonl]
-python scripts/gpu_run.py selection --base /tmp/base --runs /tmp/runs --policy policy --questions dev.jsonl --out out
-python scripts/gpu_run.py train finetuned --base /tmp/base --runs /tmp/runs --start cpt --policy policy
+python scripts/gpu_run.py train finetuned --base /tmp/base --runs /tmp/runs --start cpt
     --set questions=[train.jsonl] --set distractors=[passages.jsonl]
 python scripts/gpu_run.py train finetuned-full ... --start full --name tuned/full                  (a control)
+python scripts/gpu_run.py train policy --base /tmp/base --runs /tmp/runs --start finetuned --set questions=[train.jsonl]
 python scripts/gpu_run.py average policy-a=0.7 policy-b=0.3 --runs /tmp/runs --name policy
+python scripts/gpu_run.py selection --base /tmp/base --runs /tmp/runs --model /tmp/runs/finetuned/model --policy policy
+    --questions dev.jsonl --out out
+cp /tmp/runs/policy/model/policy.* /tmp/runs/finetuned/model
 python -m refrag_platform evaluate rag --model /tmp/runs/finetuned/model --controls /tmp/runs/tuned
     --recipe /tmp/base/recipe.yaml --questions dev.jsonl --batch-size 32 --json rag.json
 
@@ -45,12 +47,12 @@ from refrag_platform.files import write_json
 from refrag_platform.model.loading import default_device, default_dtype, load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import Recipe, TrainingRecipe
-from refrag_platform.store.relevance import recipe_relevance, relevance_for
+from refrag_platform.recipes import Recipe, System, TrainingRecipe
+from refrag_platform.store.relevance import recipe_relevance
 from refrag_platform.training.core.loop import Task, TrainingInterrupted, train
 from refrag_platform.training.core.lora import continue_lora, lora_state, merge_lora
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.cpt import System, cpt_task
+from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import FinetunedTask, text_windows
 from refrag_platform.training.policy import PolicyTask, policy_task
@@ -74,9 +76,7 @@ def train_stage(
     start: Annotated[
         str | None, typer.Option("--start", help="Start from the model of this run; default: base.")
     ] = None,
-    policy: Annotated[
-        str | None, typer.Option("--policy", help="The run whose policy expands chunks; of a policy: to go on from.")
-    ] = None,
+    policy: Annotated[str | None, typer.Option("--policy", help="policy: the run of another to go on from.")] = None,
     lora: Annotated[
         str | None, typer.Option("--lora", help="Go on with this run's low-rank updates; --start is that run, too.")
     ] = None,
@@ -98,7 +98,7 @@ def train_stage(
         raise typer.BadParameter(f"--lora {lora}: its updates are merged into its own model; give --start {lora}, too")
     if start and model_values:
         raise typer.BadParameter(f"--model-set {model_values[0]}: --start {start} has its model; leave one of them out")
-    if policy and (stage not in ("policy", "finetuned") or policy == (name or stage)):
+    if policy and (stage != "policy" or policy == (name or stage)):
         raise typer.BadParameter(f"--policy {policy}: {stage} reads none, or it is the run to make; give --name, too")
     if teacher and stage != "cpt":
         raise typer.BadParameter(f"--teacher {teacher}: only cpt learns from a teacher, not {stage}")
@@ -136,8 +136,6 @@ def train_stage(
         task.policy.save(folder / "model")
     else:
         model.save(folder / "model")
-        if network is not None:
-            network.cpu().save(folder / "model")
     # The optimizer's state is of no more use, and large.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     write_json(folder / "summary.json", {**summary, "seconds": time.monotonic() - begun})
@@ -327,8 +325,7 @@ def _task(
         system = cast(System, stage.partition("-")[2] or "refrag")
         examples = Examples(corpus, recipe.finetuned, recipe.seed)
         windows = text_windows(corpus, recipe.finetuned, model, recipe.seed)
-        told = relevance_for(policy, recipe, base, default_device())
-        task = FinetunedTask(model, policy, recipe.finetuned, examples, system, windows, told)
+        task = FinetunedTask(model, recipe.finetuned, examples, system, windows)
     else:
         system = cast(System, "refrag" if stage == "cpt" else stage)
         teacher = load_control(Path(recipe.cpt.teacher), model) if recipe.cpt.teacher else None

@@ -36,7 +36,11 @@ def test_shipped_recipes_are_valid_as_written_as_overridden_and_as_recorded(mode
         ({"cpt": {"curriculum": None, "curriculum_share": 0.7}}, r"cpt: curriculum_share is 0\.7 .*curriculum is null"),
         ({"policy": {"passages": 4}}, r"policy: passages is 4 .*question_share is 0"),
         ({"policy": {"questions": ["q.jsonl"]}}, r"policy: questions is .*question_share is 0"),
-        ({"finetuned": {"encoder_learning_rate": 0.1}}, r"encoder_learning_rate is 0\.1 .*train_encoder is false"),
+        ({"finetuned": {"encoder_lora_rank": 8}}, r"encoder_lora_rank is 8 .*encoder_learning_rate is 0"),
+        (
+            {"finetuned": {"kept_prompts_share": 0.0, "most_share_kept": 0.1}},
+            r"most_share_kept is 0\.1 .*kept_prompts_share is 0",
+        ),
         ({"decoder": {"config": {"vocab_size": 9}}}, r"decoder: config\.vocab_size has no effect"),
         ({"encoder": {"source": "path:minilm"}}, r"encoder: config is .*source is path:minilm"),
         ({"encoder": {"layers": 2}}, r"encoder: layers is 2 .*source is random, not decoder"),
@@ -61,9 +65,9 @@ def test_a_key_without_effect_is_refused(overrides: dict[str, Any], message: str
         ("cpt", {"batch_size": 0}),
         ("cpt", {"steps": 0}),
         ("finetuned", {"tasks": {"rag": float("inf")}}),
-        ("finetuned", {"shares_kept": [0.5, 1.5]}),
-        ("finetuned", {"shares_kept": [-0.1]}),
-        ("finetuned", {"shares_kept": [float("nan")]}),
+        ("finetuned", {"most_share_kept": 1.5}),
+        ("finetuned", {"most_share_kept": 0.0}),
+        ("finetuned", {"kept_prompts_share": float("nan")}),
     ],
 )
 def test_a_number_out_of_range_or_that_is_none_is_refused_with_its_key(section: str, values: dict[str, Any]) -> None:
@@ -75,8 +79,9 @@ def test_a_number_out_of_range_or_that_is_none_is_refused_with_its_key(section: 
 def test_a_switch_makes_its_keys_count() -> None:
     values = {"train_decoder": True, "decoder_learning_rate": 0.1, "lora_rank": 8}
     assert read_recipe(TINY, {"reconstruction": values}).reconstruction.lora_rank == 8
-    values = {"train_encoder": True, "encoder_learning_rate": 0.1}
-    assert read_recipe(TINY, {"finetuned": values}).finetuned.encoder_learning_rate == 0.1
+    values = {"encoder_learning_rate": 0.1, "encoder_lora_rank": 8}
+    reading = ROOT / "models" / "smollm2-135m-reading" / "recipe.yaml"
+    assert read_recipe(reading, {"finetuned": values}).finetuned.encoder_lora_rank == 8
 
 
 @pytest.mark.parametrize("source", ["foo:bar", "minilm", "package:", "hash"])
@@ -215,3 +220,10 @@ def test_show_prints_the_resolved_recipe_and_where_each_section_comes_from(
     shown = yaml.safe_load(result.output)
     assert Recipe.model_validate(shown) == project.recipe("top")
     assert (shown["cpt"]["steps"], shown["cpt"]["batch_size"]) == (7, 3)
+
+
+def test_the_releases_policy_is_refused_where_fine_tuning_changes_the_encoder() -> None:
+    release = {stage: {"continue_from": "release"} for stage in ("reconstruction", "cpt", "policy")}
+    assert read_recipe(TINY, release).policy.continue_from == "release"
+    with pytest.raises(RecipeError, match=r"policy\.continue_from is 'release', finetuned\.encoder_learning_rate 0\.1"):
+        read_recipe(TINY, release | {"finetuned": {"encoder_learning_rate": 0.1}})

@@ -19,6 +19,7 @@ from refrag_platform.artifacts.manifest import FILE_NAME, Manifest, published
 from refrag_platform.artifacts.publication import recover
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe, TrainsEncoder
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, StageContext
 from tests.planted import MODEL, override, plant
@@ -280,6 +281,20 @@ def test_a_failing_blocking_check_keeps_the_last_good_version(
 def test_an_unknown_stage_is_refused_with_the_names_there_are(project: Project) -> None:
     with pytest.raises(RefragError, match=r"no stage 'pretraining'; the stages are: corpus, reconstruction"):
         run_stage(project, "pretraining", MODEL)
+
+
+def inputs_behind(stage: str) -> set[str]:
+    """All that a stage is made from, directly or not."""
+    return {name for put in STAGES[stage].inputs for name in (put, *inputs_behind(put))}
+
+
+def test_what_reads_the_encoder_s_vectors_comes_after_all_that_trains_it() -> None:
+    sections = {name: Recipe.model_fields[name].annotation for name in STAGES if name in Recipe.model_fields}
+    training = {name for name, section in sections.items() if section and issubclass(section, TrainsEncoder)}
+    assert {"cpt", "finetuned"} <= training
+    readers = set(STAGES) - training - {"corpus"}
+    assert {"chunks", "policy"} <= readers
+    assert all(training <= inputs_behind(stage) for stage in readers)
 
 
 def test_the_registry_lists_inputs_before_what_is_made_from_them() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.options import Controls, Json, Model, Report, Seed, known_recipe
+from refrag_platform.cli.options import Controls, Json, Model, Report, Seed, known_controls, known_recipe
 from refrag_platform.cli.rag import rag
 from refrag_platform.cli.retrieval import retrieval
 from refrag_platform.cli.selection import selection
@@ -67,7 +67,7 @@ def perplexity(
     recovered between no and full context is given against tuned controls only.
     """
     from refrag_platform.errors import RefragError
-    from refrag_platform.evaluation.decoders import control_folders
+    from refrag_platform.evaluation.decoders import control_folders, declared_controls
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
     from refrag_platform.evaluation.stage import write_reports
@@ -86,7 +86,7 @@ def perplexity(
             bundle.policy,
             found,
             untuned=untuned,
-            controls=control_folders(controls) if controls else {},
+            controls=control_folders(controls) if controls else known_controls(model, bundle, declared_controls),
             shares=share_kept or [0.0],
             batch_size=batch_size,
             seed=seed,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
+    from refrag_platform.project import Project
     from refrag_platform.recipes import Recipe
     from refrag_platform.store.relevance import PassageRelevance
+
+K = TypeVar("K", bound=str)
 
 Model = Annotated[
     str,
@@ -27,7 +31,8 @@ Controls = Annotated[
     Path | None,
     typer.Option(
         "--controls",
-        help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain.",
+        help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain. "
+        "Default: those of the recipe's `controls` that are trained.",
     ),
 ]
 RecipeFile = Annotated[
@@ -50,6 +55,15 @@ def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe
     from refrag_platform.recipes import read_recipe
 
     return (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+
+
+def known_controls(model: str, bundle: Bundle, declared: Callable[[Project, Recipe], dict[K, Path]]) -> dict[K, Path]:
+    """The trained controls that the model's own recipe declares, where that is known."""
+    from refrag_platform.evaluation.decoders import recipe_of
+    from refrag_platform.project import Project
+
+    known = recipe_of(model, bundle.folder)
+    return declared(Project.find(), known[0]) if known else {}
 
 
 def relevance_or_refuse(

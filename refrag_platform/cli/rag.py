@@ -17,6 +17,7 @@ from refrag_platform.cli.options import (
     Relevance,
     Report,
     Seed,
+    known_controls,
     known_recipe,
     parse_shares,
     relevance_or_refuse,
@@ -105,11 +106,12 @@ def rag(
     """Exact match, F1, decoder tokens and time to first token on questions with passages.
 
     REFRAG beside baselines that read the same passages in the same order, cut to as many decoder tokens.
-    Each row says which decoder read it: a tuned control where one was trained for that (a folder of that
-    name under --controls), else the model's own. Where a question names its `gold` passages, these are read.
+    Each row says which decoder read it: a tuned control where one was trained for that (of the recipe's
+    `controls`, or a folder of that name under --controls), else the model's own. Where a question names
+    its `gold` passages, these are read.
     """
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
-    from refrag_platform.evaluation.decoders import question_controls
+    from refrag_platform.evaluation.decoders import declared_question_controls, question_controls
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_reports
@@ -138,6 +140,7 @@ def rag(
         chosen = [system for system in chosen if system not in left_out]
     elif "untuned" in chosen:
         untuned = _untuned_or_refuse(model, bundle, recipe)
+    tuned = question_controls(controls) if controls else known_controls(model, bundle, declared_question_controls)
     found = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -146,7 +149,7 @@ def rag(
         share_kept=share,
         shares=further,
         systems=chosen,
-        controls=question_controls(controls) if controls else {},
+        controls=tuned,
         untuned=untuned,
         relevance=near,
         told=relevance,
@@ -170,7 +173,7 @@ def rag(
         "order": found.order,
         "left_out": left_out,
         "relevance": relevance and bundle.policy is not None and bundle.policy.reads_relevance,
-        "plain_decoder": "controls" if controls else "the model's own",
+        "plain_decoder": "controls" if tuned else "the model's own",
         "device": str(bundle.model.device),
         "seed": seed,
     }

@@ -17,7 +17,9 @@ def run(
     stage: Annotated[
         str, typer.Argument(help="corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package, or all.")
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or its control, e.g. NAME--full.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a control, e.g. NAME--full.")
+    ],
     force: Annotated[bool, typer.Option("--force", help="Run even if the artifact is up to date.")] = False,
 ) -> None:
     """Make the artifact STAGE of a model from the artifacts before it.

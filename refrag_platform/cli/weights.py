@@ -35,6 +35,10 @@ def pack_weights(
             help="The trained model folder. Default: the fine-tuned one; give CPT's for pipelines to start from.",
         ),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="Folder of its policy. Default: the pipeline's, or what --folder holds."),
+    ] = None,
     controls: Annotated[
         Path | None, typer.Option("--controls", help="Folder of tuned controls to take along, as adapters.")
     ] = None,
@@ -107,6 +111,7 @@ def pack_weights(
         terms=terms.read_text(encoding="utf-8") if terms else "",
         limit=int(limit_mib * MIB),
         replace=replace,
+        policy=policy,
     )
     for name, facts in manifest["files"].items():
         error = manifest["relative_errors"].get(name)
@@ -180,7 +185,7 @@ def _stage_manifests(name: str) -> list[Manifest]:
     from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
     from refrag_platform.project import Project
 
-    folders = [Project.find().stage_dir(stage, name) for stage in ("reconstruction", "cpt", "policy", "finetuned")]
+    folders = [Project.find().stage_dir(stage, name) for stage in ("reconstruction", "cpt", "finetuned", "policy")]
     return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
 
 

@@ -33,6 +33,7 @@ from refrag_platform.compact.card import model_card, notice
 from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import whole, write_json
+from refrag_platform.model.loading import policy_folder
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
@@ -74,6 +75,7 @@ def pack(
     terms: str = "",
     limit: int = 24 * MIB,
     replace: bool = False,
+    policy: Path | None = None,
 ) -> dict[str, Any]:
     """Pack the model folder `model` into the new folder `out`; returns its manifest.
 
@@ -86,10 +88,11 @@ def pack(
         data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
         limit: bytes of all files together.
         replace: `out` may hold packed weights already; they are replaced as a whole.
+        policy: the folder of the model's policy; default: as `policy_folder` finds it.
 
     Raises:
         RefragError: `out` is there, or holds something else; the new ones are larger than `limit`.
-        ArtifactError: the model is not of this recipe.
+        ArtifactError: the model is not of this recipe, or its policy is missing.
     """
     if out.exists() and not replace:
         raise RefragError(f"{out} is there already; give --replace, or another --out")
@@ -104,11 +107,11 @@ def pack(
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
             errors[file] = _write(partial / file, own, changed, coding, layers)
-        if (model / POLICY_WEIGHTS).is_file():
-            policy = load_file(model / POLICY_WEIGHTS)
-            nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.items()}
-            errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, policy, Coding(POLICY_BITS))
-            shutil.copy(model / POLICY_SETTINGS, partial)
+        if place := policy or policy_folder(model):
+            weights = PolicyNetwork.load(place).state_dict()
+            nothing = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+            errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, weights, Coding(POLICY_BITS))
+            shutil.copy(place / POLICY_SETTINGS, partial)
         for system, folder in (controls or {}).items():
             changed = _part(_trained_state(folder, base), True)
             name = f"{CONTROLS}/{system}.safetensors"
@@ -181,6 +184,8 @@ def read_policy(folder: Path, manifest: Mapping[str, Any]) -> PolicyNetwork | No
     policy = PolicyNetwork(**json.loads((folder / POLICY_SETTINGS).read_text(encoding="utf-8")))
     nothing = {name: torch.zeros_like(tensor) for name, tensor in policy.state_dict().items()}
     policy.load_state_dict(decode(nothing, load_file(folder / POLICY_WEIGHTS)))
+    # What it was before it was packed, in fewer bits.
+    policy.encoder_digest = None
     return policy.eval()
 
 

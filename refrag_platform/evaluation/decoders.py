@@ -1,8 +1,9 @@
 """The plain decoders that REFRAG is held against: the untrained base, and controls tuned on the same tokens.
 
-A controls folder holds model folders (docs/architecture.md) named full, none and truncated, each trained by
-`cpt` on the same documents with that kind of context; fewer are allowed. For questions there may be one of any kind of
-plain text (`CONTROL_KINDS`), fine-tuned on the same questions.
+A recipe declares its controls, which the stages cpt (for log-perplexity) and finetuned (for questions) train. A folder
+of controls holds model folders (docs/architecture.md) named full, none and truncated, each trained by `cpt` on the same
+documents with that kind of context; fewer are allowed. For questions there may be one of any kind of plain text
+(`CONTROL_KINDS`), fine-tuned on the same questions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
+from refrag_platform.artifacts.manifest import FILE_NAME, Manifest, trained_controls
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
 from refrag_platform.evaluation.systems import CONTROL_KINDS, System
@@ -42,6 +43,40 @@ def question_controls(controls: Path) -> dict[System, Path]:
         ArtifactError: the folder is missing or holds none.
     """
     return _model_folders(controls, CONTROL_KINDS)
+
+
+def declared_controls(project: Project, recipe: Recipe) -> dict[PlainSystem, Path]:
+    """The controls of a recipe that cpt has trained, which continue text, by what they read.
+
+    Raises:
+        ArtifactError: as `trained_controls`, or one was trained on another corpus.
+    """
+    found = _trained(project, recipe, "cpt")
+    return {system: found[system] for system in PLAIN_SYSTEMS if system in found}
+
+
+def declared_question_controls(project: Project, recipe: Recipe) -> dict[System, Path]:
+    """The controls of a recipe that are fine-tuned, which answer questions, by what they read.
+
+    Raises:
+        ArtifactError: as `declared_controls`.
+    """
+    found = _trained(project, recipe, "finetuned")
+    return {system: found[system] for system in CONTROL_KINDS if system in found}
+
+
+def _trained(project: Project, recipe: Recipe, stage: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    corpus = project.stage_dir("corpus", recipe.name)
+    now = Manifest.read(corpus).hash if (corpus / FILE_NAME).is_file() else None
+    for kind, manifest in trained_controls(project, recipe, stage).items():
+        if now not in (None, manifest.inputs["corpus"].hash):
+            raise ArtifactError(
+                f"{stage} of the control {manifest.model} was trained on another corpus than the one in place, whose "
+                f"held-out documents it may know; `refrag run all --model {manifest.model}` trains it again"
+            )
+        found[kind] = project.content(stage, manifest.model)
+    return found
 
 
 def _model_folders(controls: Path, kinds: Sequence[K]) -> dict[K, Path]:

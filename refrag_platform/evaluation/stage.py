@@ -11,39 +11,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus.question_files import Question, held_out_questions, looked_up_questions, question_file
-from refrag_platform.evaluation.decoders import control_folders, untuned_decoder
+from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.retrieval import IN_STORE
-from refrag_platform.evaluation.scoring import PlainSystem
 from refrag_platform.evaluation.served import evaluate_served
+from refrag_platform.evaluation.systems import DEFAULT_SYSTEMS
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.files import write_json
 from refrag_platform.model.loading import load_bundle
-from refrag_platform.names import name_text
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.relevance import recipe_relevance
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
-    """Log-perplexity on the test split against all controls, answers to the test questions, and what search finds.
+    """Log-perplexity on the test split, answers to the test questions, and what search finds.
+
+    Beside the model's, those of the recipe's controls that are trained.
 
     Raises:
         ArtifactError: the chunk store was made by another encoder than the fine-tuned model's, or by another retriever.
         RefragError: the test split has no document as long as a window, or no questions; or as `held_out_questions`.
     """
     settings, recipe = context.recipe.evaluation, context.recipe
-    bundle = load_bundle(str(context.inputs["finetuned"]))
+    bundle = load_bundle(str(context.inputs["finetuned"]), policy=context.inputs["policy"])
     StoreDescription.read(context.inputs["chunks"]).require_encoder(bundle.model.encoder_digest())
     base = context.project.recipe_path(recipe.name).parent
-    controls = _controls(context, base)
     corpus = context.inputs["corpus"]
     windows = split_windows(
         corpus, "test", settings.context_tokens, settings.output_tokens, settings.windows, recipe.seed
@@ -55,7 +54,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         bundle.policy,
         windows,
         untuned=untuned_decoder(recipe, base, like=bundle.model),
-        controls=controls,
+        controls=declared_controls(context.project, recipe),
         shares=shares,
         batch_size=settings.batch_size,
         seed=recipe.seed,
@@ -63,6 +62,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     relevance = recipe_relevance(recipe, base, bundle.model.device)
     relevance.take_stored(context.inputs["chunks"])
     asked = _questions(context, base)
+    controls = declared_question_controls(context.project, recipe)
     rag = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -70,7 +70,8 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         passages=settings.passages,
         share_kept=bundle.share_kept,
         relevance=relevance,
-        # The controls are trained by CPT and answer no questions: the fine-tuned decoder itself reads the plain text.
+        systems=(*DEFAULT_SYSTEMS, *(("plain",) if "plain" in controls else ())),
+        controls=controls,
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,
     )
@@ -120,17 +121,6 @@ def _questions(context: StageContext, base: Path) -> list[Question]:
     if file := question_file(settings, base):
         context.sources.append(InputRecord.of(context.project.root, file, str(file)))
     return asked
-
-
-def _controls(context: StageContext, base: Path) -> dict[PlainSystem, Path]:
-    """The tuned controls that the recipe names, recorded as sources of the artifact."""
-    if context.recipe.evaluation.controls is None:
-        return {}
-    folder = base / context.recipe.evaluation.controls
-    found = control_folders(folder)
-    for path in found.values():
-        context.sources.append(InputRecord(path=name_text(path), hash=folder_digest(path)))
-    return found
 
 
 def _metrics(perplexity: Mapping[str, Any], rag: list[dict[str, Any]], retrieval: Mapping[str, Any]) -> dict[str, Any]:

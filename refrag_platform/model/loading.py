@@ -76,19 +76,47 @@ def model_folder(name_or_dir: str, project: Project | None = None) -> Path:
     )
 
 
+def policy_folder(folder: Path) -> Path | None:
+    """Where the policy of a model folder lies: in it, or for a pipeline's fine-tuned model in the artifact `policy`.
+
+    None where a model comes without one.
+
+    Raises:
+        ArtifactError: the pipeline has not made it yet.
+    """
+    if (folder / POLICY_FILE).is_file():
+        return folder
+    stage = folder.resolve().parent
+    if (stage.name, folder.resolve().name) != ("finetuned", "content"):
+        return None
+    artifact, name = stage.parent / "policy" / "content", stage.parent.name
+    if not (artifact / POLICY_FILE).is_file():
+        raise ArtifactError(f"{name} has no policy yet at {artifact}; make it with `refrag run policy --model {name}`")
+    return artifact
+
+
 def load_bundle(
     name_or_dir: str,
     project: Project | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    policy: Path | None = None,
 ) -> Bundle:
     """Load a model and its policy in evaluation mode.
 
+    Args: policy: the folder that holds it; default: as `policy_folder` finds it.
+
     Raises:
-        ArtifactError: there is no such model.
+        ArtifactError: there is no such model, its policy is missing, or was trained on another encoder's vectors.
     """
     folder = model_folder(name_or_dir, project)
     target = torch.device(device) if device else default_device()
     model = RefragModel.load(folder, dtype or default_dtype(target), target)
-    policy = PolicyNetwork.load(folder, target) if (folder / POLICY_FILE).is_file() else None
-    return Bundle(model, policy, folder)
+    place = policy or policy_folder(folder)
+    network = PolicyNetwork.load(place, target) if place else None
+    if network and network.encoder_digest not in (None, model.encoder_digest()):
+        raise ArtifactError(
+            f"the policy in {place} was trained on vectors of the encoder {network.encoder_digest}, and {folder} has "
+            f"{model.encoder_digest()}; train it again, in a pipeline with `refrag run policy`"
+        )
+    return Bundle(model, network, folder)

@@ -56,9 +56,11 @@ class PolicyNetwork(nn.Module):
         share_kept: float,
         query: Query = "none",
         relevance: bool = False,
+        encoder_digest: str | None = None,
     ) -> None:
+        """Args: encoder_digest: of the encoder whose vectors it was trained on, where that is known."""
         super().__init__()
-        self.share_kept = share_kept
+        self.share_kept, self.encoder_digest = share_kept, encoder_digest
         self.settings: dict[str, Any] = {
             "vector_dim": vector_dim,
             "hidden_size": hidden_size,
@@ -188,7 +190,7 @@ class PolicyNetwork(nn.Module):
             {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
             folder / WEIGHTS_FILE,
         )
-        settings = self.settings | {"share_kept": self.share_kept}
+        settings = self.settings | {"share_kept": self.share_kept, "encoder_digest": self.encoder_digest}
         write_json(folder / SETTINGS_FILE, settings, sort_keys=True)
 
     @classmethod

@@ -119,7 +119,13 @@ CHUNKS = (
     none_of("chunk_spans", "store", "spans_wrong", "Passages' chunks must follow one another without gaps"),
     same("counts", "store", "passages", "passages_stated", "There must be as many passages as store.json states"),
     none_of("duplicates", "store", "duplicates", "No passage id may occur twice"),
-    same("encoder_digest", "store", "encoder_digest", "encoder_digest_cpt", "The encoder must be the CPT checkpoint's"),
+    same(
+        "encoder_digest",
+        "store",
+        "encoder_digest",
+        "encoder_digest_of_model",
+        "The encoder must be the fine-tuned model's",
+    ),
     same("chunk_size", "store", "chunk_size", "chunk_size_of_recipe", "k must be the recipe's"),
     none_of("retrieval_vectors", "store", "retrieval_faults", "Retrieval vectors must be finite and not zero"),
 )
@@ -152,6 +158,13 @@ POLICY = (
     within("scores_differ", "scores", "spread", "Scores must differ between chunks", low=1e-6, integrity=False),
     same("budget_kept", "scores", "kept", "budget", "As many chunks must be kept as the budget allows"),
     same("vectors_fit", "budget", "vector_dim", "vector_dim_of_encoder", "It must read vectors of the encoder's size"),
+    same(
+        "encoder_digest",
+        "budget",
+        "encoder_digest",
+        "encoder_digest_of_model",
+        "It must have learnt on vectors of the fine-tuned model's encoder",
+    ),
     same("budget_of_recipe", "budget", "share_kept", "share_of_recipe", "The budget must be the recipe's"),
 )
 

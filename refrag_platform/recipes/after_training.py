@@ -41,7 +41,6 @@ class EvaluationRecipe(Section):
         description="share of the held-out questions in the chunk store whose gold passage must be among the first 20 "
         "that its search finds; below, the evaluation's check warns, or blocks a released recipe",
     )
-    controls: str | None = Field(None, description="folder of tuned controls; without it gap_recovered is null")
 
 
 class ReleaseRecipe(Section):

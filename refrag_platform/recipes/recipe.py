@@ -45,9 +45,9 @@ class Recipe(Section):
     corpus: CorpusRecipe
     reconstruction: ReconstructionRecipe
     cpt: CptRecipe
+    finetuned: FinetunedRecipe
     chunks: ChunksRecipe = ChunksRecipe()
     policy: PolicyRecipe
-    finetuned: FinetunedRecipe
     evaluation: EvaluationRecipe = EvaluationRecipe()
     release: ReleaseRecipe = ReleaseRecipe()
     serving: ServingRecipe = ServingRecipe()
@@ -91,6 +91,12 @@ class Recipe(Section):
             raise ValueError(
                 f"policy.continue_from is {self.policy.continue_from!r}, cpt.continue_from {self.cpt.continue_from!r}: "
                 "a policy reads the vectors of its own encoder, so take both from the release, or train the policy"
+            )
+        if self.policy.continue_from and self.finetuned.encoder_learning_rate:
+            raise ValueError(
+                f"policy.continue_from is {self.policy.continue_from!r}, finetuned.encoder_learning_rate "
+                f"{self.finetuned.encoder_learning_rate}: a policy reads the vectors of its own encoder, and "
+                "fine-tuning changes it; set the rate to 0, or train the policy"
             )
         if self.policy.relevance not in (None, self.chunks.retriever):
             raise ValueError(

@@ -314,17 +314,17 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
         default={"rag": 0.6, "multi_turn": 0.2, "summarization": 0.2},
         description="mixing weights",
     )
-    train_encoder: bool = Field(
-        False,
-        description="train the encoder, not the projection alone; refused as long as the chunk store and the policy "
-        "come before fine-tuning, whose encoder must be theirs: put both after it in stages.py first",
+    encoder_learning_rate: float = Field(
+        0.0, ge=0, description="peak, encoder; 0: it stays as cpt left it, and so do the vectors"
     )
-    shares_kept: list[Annotated[Share, Field(ge=0, le=1)]] | None = Field(
-        None,
-        min_length=1,
-        description="shares p of chunks that the policy keeps as tokens, one drawn for each prompt; null: every other "
-        "prompt at the policy's own, the others with none",
+    kept_prompts_share: Share = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the prompts in which some chunks are kept as tokens, those with the answer first or any, "
+        "as the policy, which is trained later, will keep some",
     )
+    most_share_kept: Share = Field(0.25, gt=0, le=1, description="of a prompt's chunks in such a prompt, at most")
     max_passages: int = Field(8, ge=1, description="passages in one prompt, at most")
     ranked_share: Share = RANKED_SHARE
     no_answer_share: Share = Field(0.1, ge=0, lt=1, description="share of questions without the gold passage")
@@ -352,8 +352,10 @@ class FinetunedRecipe(TrainsEncoder, TrainsDecoder):
     def _settings_agree(self) -> FinetunedRecipe:
         if not sum(self.tasks.values()):
             raise ValueError(f"tasks is {self.tasks}: no task has a weight above 0")
-        if not self.train_encoder:
-            self.refuse_idle("train_encoder is false", "encoder_learning_rate", "encoder_lora_rank")
+        if not self.encoder_learning_rate:
+            self.refuse_idle("encoder_learning_rate is 0", "encoder_lora_rank")
+        if not self.kept_prompts_share:
+            self.refuse_idle("kept_prompts_share is 0", "most_share_kept")
         if not self.text_share:
             self.refuse_idle("text_share is 0", "context_tokens", "output_tokens")
         return self

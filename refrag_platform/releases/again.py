@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -19,18 +20,23 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.store.relevance import recipe_relevance
 from refrag_platform.weights import tokenizer_digest
 
+# What it takes of the released version.
+MEASURED = ("finetuned", "chunks", "policy")
 
-def measure(folder: Path, chunks: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
-    """REFRAG's figures of the model in `folder`, on the windows and questions that `recipe` takes from `corpus`.
+
+def measure(released: Mapping[str, Path], candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
+    """REFRAG's figures of a released version, on the windows and questions that `recipe` takes from `corpus`.
 
     Args:
-        chunks: its own store, in which questions are looked up by the settings that `recipe` has for serving.
+        released: content folders of its artifacts MEASURED; questions are looked up in its own store, by the settings
+            that `recipe` has for serving.
         candidate: the model folder whose tokenizer made the corpus. base: the recipe's folder.
 
     Raises:
         ArtifactError: the model can't read that set: its tokenizer is another, or k does not divide the context.
     """
-    bundle, settings = load_bundle(str(folder)), recipe.evaluation
+    bundle = load_bundle(str(released["finetuned"]), policy=released["policy"])
+    settings = recipe.evaluation
     wanted = PreTrainedTokenizerFast.from_pretrained(candidate / "tokenizer")
     if tokenizer_digest(bundle.model.tokenizer) != tokenizer_digest(wanted):
         raise ArtifactError(
@@ -59,5 +65,5 @@ def measure(folder: Path, chunks: Path, candidate: Path, corpus: Path, recipe: R
         seed=recipe.seed,
     )
     questions = looked_up_questions(asked, settings, corpus)
-    served = evaluate_served(bundle, questions, chunks, recipe, base, relevance)
+    served = evaluate_served(bundle, questions, released["chunks"], recipe, base, relevance)
     return Items(windows=window_items(nll, windows), questions=answers, retrieval=served.items)

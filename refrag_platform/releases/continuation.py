@@ -1,8 +1,8 @@
 """Training on from a released checkpoint, on the documents there are now, instead of from scratch.
 
 `continue_from: v1.2.0` of `reconstruction` and `cpt` says so, in the run's own overrides: params.yaml is the user's.
-The released reconstruction is taken over as it is and `cpt` trains on with the encoder frozen, so that the chunk store
-keeps the vectors of every passage that did not change.
+The released reconstruction is taken over as it is and `cpt` trains on with the encoder frozen, so that, unless
+fine-tuning trains it, the chunk store keeps the vectors of every passage that did not change.
 """
 
 from __future__ import annotations
@@ -107,10 +107,12 @@ def _continued(project: Project, model: str, full: Start) -> Start:
         # Continued from itself on the same text, a model would never be up to date.
         own = {stage: release.manifests[stage].settings[stage].get("continue_from") for stage in CONTINUED}
         return Start(own, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with")
+    frozen = not project.recipe(model).finetuned.encoder_learning_rate
+    store = "only passages that changed are encoded again" if frozen else f"fine-tuning trains it, so {WHOLE_STORE}"
     return Start(
         dict.fromkeys(CONTINUED, release.version),
-        f"continue: training goes on from {model}@{release.version} on the corpus as it is now, the encoder frozen; "
-        "only passages that changed are encoded again",
+        f"continue: training goes on from {model}@{release.version} on the corpus as it is now, in cpt the encoder "
+        f"frozen; {store}",
     )
 
 

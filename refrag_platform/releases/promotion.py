@@ -121,12 +121,12 @@ def _judge(project: Project, model: str, current: Release | None, evaluate_again
         known = Items.read(found["evaluation"])
     decision = decide(candidate, known, recipe.release)
     if evaluate_again and decision.needs_again:
-        from refrag_platform.releases.again import measure
+        from refrag_platform.releases.again import MEASURED, measure
 
         own, corpus = project.content("finetuned", model), project.content("corpus", model)
         base = project.recipe_path(model).parent
-        with contents(project, current, ["finetuned", "chunks"]) as found:
-            again = measure(found["finetuned"], found["chunks"], own, corpus, recipe, base)
+        with contents(project, current, MEASURED) as found:
+            again = measure(found, own, corpus, recipe, base)
         decision = decide(candidate, again, recipe.release)
     return decision
 

@@ -21,7 +21,7 @@ from refrag_platform.history.git import Git
 from refrag_platform.history.versions import Release
 from refrag_platform.project import Project
 
-SERVED = ("chunks", "finetuned", "package")
+SERVED = ("finetuned", "chunks", "policy", "package")
 PIPELINE = ("dvc.yaml", "dvc.lock", "params.yaml")
 
 

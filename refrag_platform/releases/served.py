@@ -23,7 +23,7 @@ from refrag_platform.project import Project
 from refrag_platform.releases.restore import contents
 from refrag_platform.serving import bento
 
-PACKAGED = ("chunks", "finetuned", "evaluation")
+PACKAGED = ("finetuned", "chunks", "policy", "evaluation")
 SECONDS_BETWEEN_LOOKS = 10.0
 
 

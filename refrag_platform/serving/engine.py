@@ -90,17 +90,19 @@ class Engine:
         tables: Path | None = None,
         base: Path | None = None,
         retriever: str | None = None,
+        policy: Path | None = None,
     ) -> Engine:
         """The model and the store in two content folders.
 
         Args:
+            policy: the folder of the model's policy; default: as `load_bundle` finds it.
             tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
             retriever: source of the retriever, if it is no longer where the store says.
 
         Raises:
             RefragError: either is damaged, or the store was made by another encoder.
         """
-        bundle = load_bundle(str(model_dir))
+        bundle = load_bundle(str(model_dir), policy=policy)
         store = ChunkStore.open(
             chunks_dir,
             expect_encoder=bundle.model.encoder_digest(),

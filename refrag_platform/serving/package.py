@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine
 
 PREFIX = "refrag-"
-MODEL, CHUNKS, TABLES, RETRIEVER, RECIPE_FILE = "model", "chunks", "tables", "retriever", "recipe.json"
+MODEL, CHUNKS, POLICY, TABLES, RETRIEVER = "model", "chunks", "policy", "tables", "retriever"
+RECIPE_FILE = "recipe.json"
 
 
 def build_package(context: StageContext) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def build_package(context: StageContext) -> dict[str, Any]:
     hashes = {name: folder_digest(path) for name, path in context.inputs.items()}
     recipe = context.recipe
     settings = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    model_tag = f"{PREFIX}{recipe.name}:{_version(hashes['finetuned'], hashes['chunks'], settings)}"
+    packed = (hashes["finetuned"], hashes["chunks"], hashes["policy"])
+    model_tag = f"{PREFIX}{recipe.name}:{_version(*packed, settings)}"
     code = code_digest(context.project.root, STAGES["package"].code(context.project.root))
     bento_tag = f"{PREFIX}{recipe.name}:{_version(model_tag, code)}"
     model_made = _save_model(context, model_tag, hashes)
@@ -101,6 +103,7 @@ def load_packaged(folder: Path) -> Engine:
         ServingRecipe.model_validate(recipe["serving"]),
         tables=folder / TABLES,
         retriever=f"path:{own_retriever}" if own_retriever.is_dir() else None,
+        policy=folder / POLICY,
     )
 
 
@@ -144,8 +147,8 @@ def _save_model(context: StageContext, tag: str, hashes: Mapping[str, str]) -> b
     ) as model:
         inside = Path(model.path)
         # Links here: the store's own copy is the only one that is made.
-        (inside / MODEL).symlink_to(context.inputs["finetuned"].resolve())
-        (inside / CHUNKS).symlink_to(context.inputs["chunks"].resolve())
+        for name, stage in ((MODEL, "finetuned"), (CHUNKS, "chunks"), (POLICY, "policy")):
+            (inside / name).symlink_to(context.inputs[stage].resolve())
         base = context.project.recipe_path(recipe.name).parent
         ChunkStore.open(context.inputs["chunks"], tables=inside / TABLES, base=base)
         if recipe.chunks.retriever.startswith("path:"):

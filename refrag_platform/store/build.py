@@ -25,7 +25,6 @@ from refrag_platform.model.prompts import content_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import chunk_tokens
 from refrag_platform.progress import Progress, say
-from refrag_platform.recipes import Recipe
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
@@ -50,10 +49,10 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
 
     Raises:
         ArtifactError: the corpus has no passages.
-        RefragError: vectors don't fit float16, or the recipe trains the encoder after this stage.
+        RefragError: vectors don't fit float16.
     """
     passages = context.inputs["corpus"] / PASSAGES_FILE
-    model = RefragModel.load(encoder_folder(context.recipe, context.inputs))
+    model = RefragModel.load(context.inputs["finetuned"])
     device = default_device()
     # Float32 whatever the device: vectors are made once and read for ever. The decoder stays where it is.
     model.encoder.to(device)
@@ -113,26 +112,6 @@ def write_store(
     files, metrics = _assemble(passages, work, out, retriever.dim)
     replace(wanted, chunks=sum(files.values()), files=files).write(out)
     return {"passages": wanted.passages, "chunks": sum(files.values()), **metrics}
-
-
-def encoder_folder(recipe: Recipe, inputs: dict[str, Path]) -> Path:
-    """The model whose encoder makes the store: the last one that trains it.
-
-    Fine-tuning keeps the encoder frozen unless `finetuned.train_encoder` says otherwise; then the
-    pipeline must give this stage the fine-tuned model.
-
-    Raises:
-        RefragError: `finetuned.train_encoder` is true and the fine-tuned model is not an input.
-    """
-    if not recipe.finetuned.train_encoder:
-        return inputs["cpt"]
-    if "finetuned" not in inputs:
-        raise RefragError(
-            "finetuned.train_encoder is true, so the store must be made from the fine-tuned encoder, "
-            "but this stage has only the CPT checkpoint; set finetuned.train_encoder to false, or list "
-            "`finetuned` among the inputs of `chunks` in refrag_platform/stages.py and run `refrag pipeline`"
-        )
-    return inputs["finetuned"]
 
 
 def _passages(path: Path) -> int:

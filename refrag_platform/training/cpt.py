@@ -168,7 +168,7 @@ class CptTask(Task):
 
     @property
     def _seen(self) -> Seen:
-        assert self.system != "truncated"
+        assert self.system != "truncated" and self.system != "plain"
         return self.system
 
     def chunk_embeds(self, batch: Batch) -> Tensor:

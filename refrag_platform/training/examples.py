@@ -24,6 +24,7 @@ from refrag_platform.corpus.question_files import (
     read_passages,
     read_summaries,
 )
+from refrag_platform.corpus.splits import Split
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
@@ -39,7 +40,7 @@ DRAWS = 20
 class Example:
     """One instruction: the passages it may use, the turns before it, and the answer to learn.
 
-    passages: their numbers in `Examples.passages`.
+    passages: their numbers in `Examples.passages`. gold: of those, the ones that hold the answer, where that is known.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Example:
     history: list[Turn]
     question: str
     answer: str
+    gold: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,13 @@ class Examples:
     passages: every passage and document once, (title, text).
     """
 
-    def __init__(self, corpus: Path, settings: FinetunedRecipe, seed: int, root: Path = Path()) -> None:
+    def __init__(
+        self, corpus: Path, settings: FinetunedRecipe, seed: int, root: Path = Path(), split: Split = "train"
+    ) -> None:
         """
-        Args: root: the recipe's question, summary and distractor files are relative to it.
+        Args:
+            root: the recipe's question, summary and distractor files are relative to it.
+            split: of the corpus' own questions.
 
         Raises:
             RefragError: a task of the recipe has nothing to draw from.
@@ -80,7 +86,7 @@ class Examples:
         self.passages: list[Passage] = []
         self._numbers: dict[Passage, int] = {}
         self.left_out = LeftOut("finetuned")
-        found = [one for one in training_questions(corpus, settings.questions, root) if one.kind == "answer"]
+        found = [one for one in training_questions(corpus, settings.questions, root, split) if one.kind == "answer"]
         self._total = len(found)
         asked = [self._asked(one) for one in usable(found, self.left_out)]
         for file in named_files(root, settings.distractors):
@@ -179,7 +185,8 @@ class Examples:
             ]
         passages, answered = self._draw_passages(turns[-1], self.count(step), self._room(turns), random)
         last = turns[-1].question
-        return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER)
+        gold = turns[-1].gold if answered and last.gold else ()
+        return Example(task, passages, history, last.question, _answer(last) if answered else NO_ANSWER, gold)
 
     def count(self, step: int) -> int:
         """Passages in each question's prompt of a step, 1 to max_passages: prompts of one length waste no padding."""

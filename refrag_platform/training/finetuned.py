@@ -1,18 +1,21 @@
 """Fine-tuning (section 4): instruction tuning on RAG questions, conversations and summaries.
 
-Encoder and policy stay frozen unless the recipe says otherwise, so that store, policy and model agree.
-Half of the prompts have chunks expanded by the policy at its budget, half have none (or as the recipe says,
-`shares_kept`): the model learns to read both. Some steps may continue windows of text, as CPT does (ours). The same
-task trains the controls, on the same examples: all passages as text, none of them, or their last tokens.
+Projection and decoder train, and where the recipe says so the encoder: whatever reads its vectors, the chunk store and
+the policy, comes after. Some prompts have chunks kept as tokens (ours): as a good policy would, those with the answer
+first, or any. So the model reads what every policy may keep, and none. Some steps may continue windows of text, as CPT
+does (ours). The same task trains the controls, on the same examples: all passages as text, none of them, their last
+tokens, or (`plain`) the first tokens of the passages nearest to the question.
 Run: `refrag run finetuned --model tiny`.
 """
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,62 +23,61 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.errors import RecipeError
+from refrag_platform.corpus.splits import Split
 from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
-from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Text, pack_slots, prompt_length, whole_chunks
-from refrag_platform.recipes import FinetunedRecipe
-from refrag_platform.stages import STAGES, StageContext
-from refrag_platform.store.relevance import PassageRelevance, relevance_for
+from refrag_platform.model.segments import PAD, Chunks, Text, pack_slots, prompt_length, whole_chunks
+from refrag_platform.recipes import FinetunedRecipe, System
+from refrag_platform.stages import StageContext
+from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.groups import decoder_group, encoder_groups
 from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.examples import Example, Examples
+from refrag_platform.training.kept import kept_at_random, kept_by_evidence
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable, encoded_rows
-
-if TYPE_CHECKING:
-    from refrag_platform.training.cpt import System
+from refrag_platform.training.rates import best_rate, mean_loss
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
 LENGTH_STEP = 64
+# What a control's learning rate is chosen by: the corpus' own questions, each with its answer among the passages.
+QUESTIONS_ALONE: dict[str, Any] = {
+    "tasks": {"rag": 1.0}, "questions": [], "summaries": [], "distractors": [],
+    "text_share": 0.0, "no_answer_share": 0.0, "lora_rank": None,
+}  # fmt: skip
 # Windows of text that are continued; their vectors, too, are made once.
 WINDOWS = 2048
+# Of the prompts that keep chunks and whose answer stands in a passage that is known, those that keep its chunks first.
+EVIDENT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class _Row:
     """One sequence: ids before the passages, the passages' chunks in the table, ids after them, and the answer's.
 
-    question: its ids, for a policy that reads them. relevance: of each chunk's passage, for one that is told it.
+    keep: flags of the chunks that are kept as tokens.
     """
 
     before: list[int]
     chunks: NDArray[np.int64]
+    keep: NDArray[np.bool_]
     after: list[int]
     answer: list[int]
-    question: list[int]
-    relevance: NDArray[np.float32] | None = None
 
 
 class FinetunedTask(Task):
-    """The answers' loss, the passages read as vectors, or by a control as text.
-
-    Which chunks are compressed is known on the device only, by the policy: there the slots in use are moved together
-    (`segments.pack_slots`), and a step never waits for it.
-    """
+    """The answers' loss, the passages read as vectors, or by a control as text."""
 
     def __init__(
         self,
         model: RefragModel,
-        policy: PolicyNetwork | None,
         settings: FinetunedRecipe,
         examples: Examples,
         system: System = "refrag",
@@ -84,13 +86,12 @@ class FinetunedTask(Task):
     ) -> None:
         """
         Args:
-            policy: expands chunks in half of the prompts; without one none is expanded. A control has none.
-            relevance: what a policy is told that reads it.
+            relevance: by which the control `plain` orders the passages; without it they stand as they are drawn.
             windows: of text to continue, each a context and its output; needed where `settings.text_share` asks for it.
         """
         super().__init__()
         self.model, self.settings, self.examples, self.system = model, settings, examples, system
-        self.train_encoder = settings.train_encoder and system == "refrag"
+        self.train_encoder = settings.encoder_learning_rate > 0 and system == "refrag"
         if self.train_encoder:
             prepare_encoder(model, settings, examples.seed)
         else:
@@ -99,7 +100,7 @@ class FinetunedTask(Task):
         if system != "refrag":
             model.projection.requires_grad_(False)
         prepare_decoder(model, settings, examples.seed)
-        self._policy, self._relevance = [policy], relevance
+        self._relevance = relevance
         self._tokenizer = cast(PreTrainedTokenizerFast, _Remembering(model.tokenizer))
         # Drawn once, as all passages lie in one table.
         self._windows = windows.batch(0, 0, WINDOWS).numpy() if windows else np.empty((0, 0), np.int64)
@@ -117,8 +118,7 @@ class FinetunedTask(Task):
         positions = most_positions(self.model.decoder)
         if positions is None:
             return
-        k, policy = self.model.chunk_size, self._policy[0]
-        share = max(self.settings.shares_kept or [policy.share_kept]) if policy else 0.0
+        k, share = self.model.chunk_size, self.settings.most_share_kept if self.settings.kept_prompts_share else 0.0
 
         def cost(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
             """Positions of passages of so many chunks."""
@@ -144,23 +144,18 @@ class FinetunedTask(Task):
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         rows = range(rank * size // world, (rank + 1) * size // world)
         numbers = [micro * size + row for row in rows]
-        shares = [self._share(step, number) for number in numbers]
         continues = np.random.default_rng([self.examples.seed, 9, step]).random() < self.settings.text_share
-        if continues:
-            made = [self._text_row(step, number, own) for number, own in zip(numbers, shares, strict=True)]
-        else:
-            examples = [self.examples.draw(step, number) for number in numbers]
-            self._embed([one for one, own in zip(examples, shares, strict=True) if own])
-            made = [self._row(one, own) for one, own in zip(examples, shares, strict=True)]
+        if self._relevance and not continues:
+            self._embed([self.examples.draw(step, number) for number in numbers])
+        make = self._text_row if continues else self._row
+        made = [make(step, number) for number in numbers]
         k = self.model.chunk_size
         counts = np.array([len(row.chunks) for row in made])
-        kept = np.array([budget(int(count), own) for count, own in zip(counts, shares, strict=True)])
         texts = np.array([len(row.before) + len(row.after) + len(row.answer) for row in made])
         slots = np.full((len(made), int((texts + counts * k).max())), PAD, np.int64)
         owners = np.full_like(slots, -1)
         chunk_rows = np.full((len(made), max(1, int(counts.max()))), -1, np.int64)
-        relevance = np.full(chunk_rows.shape, np.nan, np.float32)
-        asked = np.full((len(made), max(1, *(-(-len(row.question) // k) for row in made)) * k), PAD, np.int64)
+        keep = np.zeros(chunk_rows.shape, bool)
         for number, row in enumerate(made):
             start, end = len(row.before), len(row.before) + len(row.chunks) * k
             slots[number, :start] = row.before
@@ -168,49 +163,33 @@ class FinetunedTask(Task):
             slots[number, end : end + len(row.after) + len(row.answer)] = [*row.after, *row.answer]
             owners[number, start:end] = np.repeat(np.arange(len(row.chunks)), k)
             chunk_rows[number, : len(row.chunks)] = row.chunks
-            if row.relevance is not None:
-                relevance[number, : len(row.chunks)] = row.relevance
-            asked[number, : len(row.question)] = row.question
-        answers = [row.answer for row in made]
+            keep[number, : len(row.chunks)] = row.keep
         # A kept chunk may be partial, and the prompt shorter than this.
-        longest = int((texts + counts + kept * (k - 1)).max())
+        length = -(-int((texts + counts + keep.sum(1) * (k - 1)).max()) // LENGTH_STEP) * LENGTH_STEP
+        token_ids, chunk_index, positions = pack_slots(
+            torch.from_numpy(slots), torch.from_numpy(owners), torch.from_numpy(keep), length
+        )
+        answers = [row.answer for row in made]
+        answer_rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer])
+        to_end = torch.tensor([left for answer in answers for left in range(len(answer), 0, -1)])
         return {
-            "slots": torch.from_numpy(slots),
-            "owners": torch.from_numpy(owners),
-            "kept": torch.from_numpy(kept),
-            "counts": torch.from_numpy(counts),
+            "token_ids": token_ids,
+            "chunk_index": chunk_index,
             "chunk_rows": chunk_rows,
-            "relevance": torch.from_numpy(relevance),
-            "asked": torch.from_numpy(asked.reshape(len(made), -1, k)),
-            "expanded": bool(kept.any()),
-            "length": -(-longest // LENGTH_STEP) * LENGTH_STEP,
             "answers": torch.tensor([token for answer in answers for token in answer]),
-            "answer_rows": torch.tensor([row for row, answer in enumerate(answers) for _ in answer]),
-            "to_end": torch.tensor([left for answer in answers for left in range(len(answer), 0, -1)]),
+            "predicting": answer_rows * length + positions[answer_rows] - to_end - 1,
         }
 
-    def _share(self, step: int, row: int) -> float:
-        """Share of a prompt's chunks that are kept, however the run is cut into micro-batches and over ranks."""
-        if self._policy[0] is None:
-            return 0.0
-        if shares := self.settings.shares_kept:
-            return shares[int(np.random.default_rng([self.examples.seed, 11, step, row]).integers(len(shares)))]
-        return self._policy[0].share_kept if (step + row) % 2 == 0 else 0.0
-
-    def _text_row(self, step: int, row: int, share: float) -> _Row:
+    def _text_row(self, step: int, row: int) -> _Row:
         """A window of text: after the token that starts one, its context, and what follows as the answer."""
         number = int(np.random.default_rng([self.examples.seed, 10, step, row]).integers(len(self._windows)))
         output = self._windows[number, self.settings.context_tokens :].tolist()
-        return self._read([self.model.start_token_id], [len(self.examples.passages) + number], [], output, [], share)
+        chunks = self._table.rows([len(self.examples.passages) + number])
+        keep = self._keep(step, row, len(chunks))
+        return self._read([self.model.start_token_id], chunks, keep, [], output, from_end=True)
 
-    def _embed(self, examples: Sequence[Example]) -> None:
-        """What the policy will be told of these, embedded together."""
-        if self._relevance:
-            passages = [self.examples.passages[number] for one in examples for number in one.passages]
-            self._relevance.learn([one.question for one in examples], passages)
-
-    def _row(self, example: Example, share: float) -> _Row:
-        tokenizer = self._tokenizer
+    def _row(self, step: int, row: int) -> _Row:
+        tokenizer, example = self._tokenizer, self.examples.draw(step, row)
         kind = "summary" if example.task == "summarization" else "answer"
         before, after = [
             part.token_ids
@@ -218,65 +197,74 @@ class FinetunedTask(Task):
             if isinstance(part, Text)
         ]
         answer = [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
-        row = self._read(before, example.passages, after, answer, content_ids(tokenizer, example.question), share)
+        chunks = self._table.rows(self._ordered(example))
+        return self._read(before, chunks, self._keep(step, row, len(chunks), example), after, answer)
+
+    def _embed(self, examples: Sequence[Example]) -> None:
+        """Embed what the passages of these are ordered by, together."""
+        assert self._relevance is not None
+        passages = [self.examples.passages[number] for one in examples for number in one.passages]
+        self._relevance.learn([one.question for one in examples if one.question], passages)
+
+    def _ordered(self, example: Example) -> list[int]:
+        """The passages as they are read: nearest first by the control `plain`, which has no room for all of them."""
         # A summary has no question that a passage could be near to.
-        if not share or not self._relevance or not example.question:
-            return row
-        found = self._relevance.of(example.question, [self.examples.passages[number] for number in example.passages])
-        lengths = [len(self._table.rows([number])) for number in example.passages]
-        return replace(row, relevance=np.repeat(np.array(found, np.float32), lengths))
+        if self.system != "plain" or not self._relevance or not example.question:
+            return example.passages
+        shown = [self.examples.passages[number] for number in example.passages]
+        near = dict(zip(example.passages, self._relevance.of(example.question, shown), strict=True))
+        return sorted(example.passages, key=lambda number: -near[number])
+
+    def _keep(self, step: int, row: int, count: int, example: Example | None = None) -> NDArray[np.bool_]:
+        """Which of a prompt's chunks [count] are kept, however the run is cut into micro-batches and over ranks."""
+        chance, keep = np.random.default_rng([self.examples.seed, 11, step, row]), np.zeros(count, bool)
+        if self.system in ("full", "none") or not count or chance.random() >= self.settings.kept_prompts_share:
+            return keep
+        kept = int(chance.integers(1, math.ceil(self.settings.most_share_kept * count) + 1))
+        if self.system == "refrag" and example and example.gold and chance.random() < EVIDENT_SHARE:
+            keep[kept_by_evidence(self._evidence(example), kept, chance)] = True
+        else:
+            keep[kept_at_random(count, kept, chance)] = True
+        return keep
+
+    def _evidence(self, example: Example) -> NDArray[np.int8]:
+        """Levels [L], as `evidence_levels` has them, of the chunks of an example whose gold passages are known."""
+        shown, gold = ([self.examples.passages[number] for number in own] for own in (example.passages, example.gold))
+        cut = [Chunks(torch.from_numpy(self._table.chunks[self._table.rows([number])])) for number in example.passages]
+        return evidence_levels(self.model.tokenizer, shown, cut, gold, [example.answer]).numpy()
 
     def _read(
         self,
         before: list[int],
-        passages: list[int],
+        chunks: NDArray[np.int64],
+        keep: NDArray[np.bool_],
         after: list[int],
         answer: list[int],
-        question: list[int],
-        share: float,
+        from_end: bool = False,
     ) -> _Row:
-        """The sequence as the system reads it: passages as chunks, or by a control as text."""
-        chunks = self._table.rows(passages)
+        """The sequence as the system reads it: passages as chunks, or by a control as text.
+
+        Args: from_end: let `plain`, too, read the last tokens: what follows is near to those.
+        """
         if self.system == "refrag":
-            return _Row(before, chunks, after, answer, question)
+            return _Row(before, chunks, keep, after, answer)
         tokens = self._table.chunks[chunks]
         read = tokens[tokens != PAD].tolist()
-        if self.system == "truncated":
-            # As many as REFRAG's passages take positions.
-            read = read[-(len(chunks) + budget(len(chunks), share) * (self.model.chunk_size - 1)) :]
+        # As many as REFRAG's passages take positions.
+        room = len(chunks) + int(keep.sum()) * (self.model.chunk_size - 1)
+        if self.system == "truncated" or (self.system == "plain" and from_end):
+            read = read[-room:]
+        elif self.system == "plain":
+            read = read[:room]
         elif self.system == "none":
             read = []
-        return _Row([*before, *read], chunks[:0], after, answer, [])
+        return _Row([*before, *read], chunks[:0], keep[:0], after, answer)
 
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:
-        """Choose the chunks to expand and move the slots in use together."""
-        slots, owners = batch["slots"], batch["owners"]
-        chunk_rows = batch["chunk_rows"]
-        count = chunk_rows.shape[1]
-        real = torch.arange(count, device=slots.device) < batch["counts"][:, None]
-        policy = self._policy[0] if batch["expanded"] else None
-        vectors = None
-        if self.system == "refrag" and (policy or not self.train_encoder):
-            vectors = self._vectors.of(chunk_rows)
-        keep = torch.zeros_like(real)
-        if policy and vectors is not None:
-            asked = self._asked(batch["asked"], policy)
-            logits = policy.to(slots.device)(vectors, real, *asked, batch["relevance"])
-            rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            keep = rank < batch["kept"][:, None]
-        batch["token_ids"], batch["chunk_index"], positions = pack_slots(slots, owners, keep, batch["length"])
-        rows = batch["answer_rows"]
-        batch["predicting"] = rows * batch["length"] + positions[rows] - batch["to_end"] - 1
-        batch["vectors"] = None if self.train_encoder else vectors
-
-    def _asked(self, token_ids: Tensor, policy: PolicyNetwork) -> tuple[Tensor | None, Tensor | None]:
-        """The questions' chunk vectors [B, Q, dim] and which of them are real, for a policy that reads questions."""
-        if not policy.reads_question:
-            return None, None
-        bf16 = self.settings.precision == "bf16" and token_ids.is_cuda
-        with torch.autocast(token_ids.device.type, torch.bfloat16, enabled=bf16):
-            return self.model.encode(token_ids, padded=True).float(), token_ids[..., 0] != PAD
+        """Look up what a frozen encoder makes of the chunks."""
+        frozen = self.system == "refrag" and not self.train_encoder
+        batch["vectors"] = self._vectors.of(batch["chunk_rows"]) if frozen else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         # Padding stands to the right, where nothing that counts can see it: no mask is needed.
@@ -335,22 +323,43 @@ def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, se
 
 
 def train_finetuned(context: StageContext) -> dict[str, Any]:
-    """The stage: the CPT checkpoint and the policy in; all that serving needs out."""
-    settings = context.recipe.finetuned
-    if settings.train_encoder and "finetuned" not in STAGES["chunks"].inputs:
-        raise RecipeError(
-            "finetuned.train_encoder is true, but in this pipeline the chunk store and the policy come before "
-            "fine-tuning; set it to false, or put both after it in stages.py"
-        )
-    model = load_model(context, "cpt")
-    policy = PolicyNetwork.load(context.inputs["policy"])
-    corpus, seed = context.inputs["corpus"], context.recipe.seed
-    examples = Examples(corpus, settings, seed, context.project.root)
-    windows = text_windows(corpus, settings, model, seed)
-    base = context.project.recipe_path(context.recipe.name).parent
-    relevance = relevance_for(policy, context.recipe, base, default_device())
-    task = FinetunedTask(model, policy, settings, examples, windows=windows, relevance=relevance)
-    summary = train(task, settings, context.work, f"finetuned of {context.recipe.name}")
-    if is_main():
-        policy.cpu().save(context.out)
-    return finish(context, model, summary)
+    """The stage: the CPT checkpoint in, a model that answers out; `policy` learns afterwards what it should read.
+
+    A control for which the recipe lists several learning rates is trained with each; its metrics say how they did.
+
+    Raises:
+        RefragError: as `Examples`; several rates are listed, and the corpus has no validation questions to choose by.
+    """
+    recipe, corpus, root = context.recipe, context.inputs["corpus"], context.project.root
+    base = context.project.recipe_path(recipe.name).parent
+    relevance = recipe_relevance(recipe, base, default_device()) if recipe.system == "plain" else None
+
+    def task_of(model: RefragModel, settings: FinetunedRecipe, split: Split = "train") -> FinetunedTask:
+        examples = Examples(corpus, settings, recipe.seed, root, split)
+        windows = text_windows(corpus, settings, model, recipe.seed)
+        return FinetunedTask(model, settings, examples, recipe.system, windows, relevance)
+
+    def trained(settings: FinetunedRecipe, work: Path, about: str = "") -> tuple[RefragModel, dict[str, Any]]:
+        model = load_model(context, "cpt")
+        return model, train(task_of(model, settings), settings, work, f"finetuned of {recipe.name}{about}")
+
+    def with_rate(rate: float) -> FinetunedRecipe:
+        return recipe.finetuned.model_copy(update={"decoder_learning_rate": rate})
+
+    def work_of(rate: float) -> Path:
+        return context.work / f"rate-{rate:g}"
+
+    def judged(model: RefragModel) -> float:
+        asked = recipe.finetuned.model_copy(update=QUESTIONS_ALONE)
+        return mean_loss(task_of(model, asked, "validation"), settings.batch_size, model.device)
+
+    rates, settings = recipe.as_control.learning_rates if recipe.as_control else [], recipe.finetuned
+    if len(rates) < 2:
+        model, summary = trained(with_rate(rates[0]) if rates else settings, context.work)
+        return finish(context, model, summary)
+    best, model, summary, losses = best_rate(
+        rates, lambda rate: trained(with_rate(rate), work_of(rate), f" at {rate:g}"), judged
+    )
+    shutil.copy(work_of(best) / "metrics.jsonl", context.work)
+    tried = {f"validation_loss_at_{rate}": loss for rate, loss in losses.items()}
+    return finish(context, model, summary) | {"learning_rate": best, **tried}

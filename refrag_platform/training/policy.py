@@ -253,6 +253,7 @@ def policy_task(
         policy = _as_set(start, policy)
     elif questions and policy.reads_question:
         policy.fit(_sample(model, questions))
+    policy.encoder_digest = model.encoder_digest()
     return PolicyTask(model, policy, settings, windows, questions, seed)
 
 
@@ -279,10 +280,10 @@ def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
 
 
 def train_policy(context: StageContext) -> dict[str, Any]:
-    """The stage: the CPT checkpoint, frozen, in; a policy network out, or the release's."""
+    """The stage: the fine-tuned model, frozen, in; a policy network out, or the release's."""
     if context.recipe.policy.continue_from == SHIPPED:
         return take_over_packed(context)
-    model, recipe = load_model(context, "cpt"), context.recipe
+    model, recipe = load_model(context, "finetuned"), context.recipe
     base = context.project.recipe_path(recipe.name).parent
     relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
     task = policy_task(

@@ -34,6 +34,7 @@ def take_over_packed(context: StageContext) -> dict[str, Any]:
     if stage != "policy":
         return finish(context, model, figures)
     assert policy is not None
+    policy.encoder_digest = model.encoder_digest()
     if is_main():
         policy.save(context.out)
     return write_training(context, figures, parameter_counts({"policy": policy}))

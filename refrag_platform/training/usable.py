@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
 
@@ -36,19 +37,20 @@ def named_files(root: Path, names: Sequence[str]) -> list[Path]:
     return [root / os.path.expandvars(name) for name in names]
 
 
-def training_questions(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
-    """The corpus' own training questions, if it has any, and those of the files that a recipe names.
+def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Split = "train") -> list[Question]:
+    """The corpus' own questions of a split, if it has any, and those of the files that a recipe names.
 
     Args: corpus: its content folder.
 
     Raises:
         RefragError: a file is missing or wrong, or as `refuse_held_out`.
     """
-    own = corpus / "questions" / "train.jsonl"
+    own = corpus / "questions" / f"{split}.jsonl"
     # A corpus of plain documents has no questions of its own.
     paths = [own] if own.is_file() and own.stat().st_size else []
     questions = [one for path in [*paths, *named_files(root, files)] for one in read_questions(path)]
-    refuse_held_out(questions, corpus)
+    if split == "train":
+        refuse_held_out(questions, corpus)
     return questions
 
 

@@ -32,18 +32,17 @@ def evaluation_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     recipe = project.recipe("tiny")
     model = RefragModel.create(recipe, project.recipe_path("tiny").parent)
     torch.manual_seed(0)
-    policy = PolicyNetwork(model.vector_dim, 32, 2, 2, SHARE_KEPT)
+    policy = PolicyNetwork(model.vector_dim, 32, 2, 2, SHARE_KEPT, encoder_digest=model.encoder_digest())
     torch.nn.init.normal_(policy.head[1].weight)
-    for stage in ("cpt", "finetuned"):
+    for part, stage in ((model, "finetuned"), (policy, "policy")):
         folder = project.content(stage, "tiny")
         folder.mkdir(parents=True)
-        model.save(folder)
-    policy.save(project.content("finetuned", "tiny"))
+        part.save(folder)
     _write_corpus(project.content("corpus", "tiny"), model)
     chunks = project.content("chunks", "tiny")
     (chunks.parent / "state").mkdir(parents=True)
     chunks.mkdir()
-    inputs = {name: project.content(name, "tiny") for name in ("corpus", "cpt")}
+    inputs = {name: project.content(name, "tiny") for name in ("corpus", "finetuned")}
     build_chunks(StageContext(project, recipe, "chunks", inputs, chunks, chunks.parent / "state", chunks.parent))
     return project
 
@@ -55,7 +54,7 @@ def model(evaluation_project: Project) -> RefragModel:
 
 @pytest.fixture(scope="session")
 def policy(evaluation_project: Project) -> PolicyNetwork:
-    return PolicyNetwork.load(evaluation_project.content("finetuned", "tiny"))
+    return PolicyNetwork.load(evaluation_project.content("policy", "tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import held_out_questions
 from refrag_platform.errors import ArtifactError, RefragError
@@ -36,7 +37,7 @@ def context(project: Project, folder: Path) -> StageContext:
     out, work = folder / "content", folder / "state"
     for path in (out, work):
         path.mkdir(parents=True)
-    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "finetuned")}
+    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "policy", "finetuned")}
     recipe = project.recipe("tiny")
     short = recipe.evaluation.model_copy(update={"windows": 6, "questions": 3, "max_new_tokens": 2})
     recipe = recipe.model_copy(update={"evaluation": short})
@@ -80,16 +81,16 @@ def test_a_model_that_is_measured_again_has_the_same_figure_of_every_item(
     assert row["system"] == "refrag"
     assert np.mean(found.windows.values["P32"]) == pytest.approx(row["P32"], abs=2e-5)
     made = context(evaluation_project, tmp_path / "run")
-    model, chunks = made.inputs["finetuned"], made.inputs["chunks"]
+    model = made.inputs["finetuned"]
     base = evaluation_project.recipe_path("tiny").parent
-    assert measure(model, chunks, model, made.inputs["corpus"], made.recipe, base) == found
+    assert measure(made.inputs, model, made.inputs["corpus"], made.recipe, base) == found
     other = tmp_path / "other" / "tokenizer"
     shutil.copytree(model / "tokenizer", other)
     values = json.loads((other / "tokenizer.json").read_text())
     values["normalizer"] = {"type": "Lowercase"}
     (other / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="another tokenizer"):
-        measure(model, chunks, other.parent, made.inputs["corpus"], made.recipe, base)
+        measure(made.inputs, other.parent, made.inputs["corpus"], made.recipe, base)
 
 
 def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
@@ -116,8 +117,8 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
     (asked,) = held_out_questions(settings, made.inputs["corpus"], file.parent)
     assert [text for _, text in asked.take(2)] == ["The well of Oz is deep.", "The well of Id is deep."]
     assert made.sources == outside_files(evaluation_project, "evaluation", made.recipe) != []
-    model, chunks = made.inputs["finetuned"], made.inputs["chunks"]
-    assert measure(model, chunks, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
+    model = made.inputs["finetuned"]
+    assert measure(made.inputs, model, made.inputs["corpus"], made.recipe, file.parent).questions == items
     # The store holds nothing about that well; the corpus' own questions are looked up beside it.
     lookups = json.loads((made.out / "rag.json").read_text())["retrieval"]["lookups"]
     assert {row["kind"]: row["questions"] for row in lookups} == {"in the store": 3, "not in the store": 1}
@@ -144,26 +145,74 @@ def test_reports_lie_beside_the_content(evaluated: Path) -> None:
     assert values["perplexity"]["context_tokens"] == 64
 
 
-def test_controls_that_the_recipe_names_are_used_and_recorded(
-    evaluation_project: Project, evaluated: Path, model: RefragModel, tmp_path: Path
-) -> None:
-    made, controls = context(evaluation_project, tmp_path / "run"), tmp_path / "controls"
+@pytest.fixture
+def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Path) -> Project:
+    """The project, and full and none among tiny's controls: trained, and silent; plain isn't."""
+    project = Project(tmp_path / "project")
+    shutil.copytree(evaluation_project.root, project.root)
+    recipe = project.recipe_path("tiny")
+    recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}, none: {{}}, plain: {{}}}}\n")
+    corpus = manifest_of("corpus", "tiny", project.content("corpus", "tiny"))
+    corpus.write(project.stage_dir("corpus", "tiny"))
     mute = copy.deepcopy(model)
     mute.decoder.get_output_embeddings().weight.data.zero_()
-    for system in ("full", "none"):
-        (controls / system).mkdir(parents=True)
-        mute.save(controls / system)
-    named = made.recipe.evaluation.model_copy(update={"controls": str(controls)})
-    made.recipe = made.recipe.model_copy(update={"evaluation": named})
+    for stage in ("cpt", "finetuned"):
+        for kind in ("full", "none"):
+            name, content = f"tiny--{kind}", project.content(stage, f"tiny--{kind}")
+            content.mkdir(parents=True)
+            mute.save(content)
+            record = InputRecord(path="data/tiny/corpus/content", hash=corpus.hash)
+            made = manifest_of(stage, name, content).model_copy(update={"inputs": {"corpus": record}})
+            made.write(content.parent)
+    return project
+
+
+def manifest_of(stage: str, model: str, content: Path) -> Manifest:
+    said = {"fingerprint": "", "settings": {}, "seed": 0, "code": "", "commit": "", "started": "", "finished": ""}
+    facts = {"seconds": 0.0, "hardware": {}, "libraries": {}, "metrics": {}}
+    return Manifest.model_validate({"stage": stage, "model": model, "hash": folder_digest(content), **said, **facts})
+
+
+def test_controls_that_the_recipe_declares_are_used_where_they_are_trained(
+    with_controls: Project, evaluated: Path, tmp_path: Path
+) -> None:
+    made = context(with_controls, tmp_path / "run")
     evaluate_stage(made)
     rows = json.loads((made.out / "perplexity.json").read_text())["rows"]
     for system in ("full", "none"):
         assert [row["tuned"] for row in rows if row["system"] == system] == [False, True]
-    assert {(source.path, source.hash) for source in made.sources} == {
-        (str(folder), folder_digest(folder)) for folder in (controls / "full", controls / "none")
-    }
-    # They come from CPT and answer no questions: the fine-tuned decoder reads the plain text of those.
-    assert (made.beside / "answers.json").read_bytes() == (evaluated / "answers.json").read_bytes()
+    assert [row["tuned"] for row in rows if row["system"] == "truncated"] == [False]
+    decoders = {row["system"]: row["decoder"] for row in json.loads((made.out / "rag.json").read_text())["rows"]}
+    assert (decoders["full"], decoders["none"], decoders["truncated"]) == ("tuned", "tuned", "own decoder")
+    assert "plain" not in decoders, "it is declared and not trained"
+    before = json.loads((evaluated / "content" / "rag.json").read_text())["rows"]
+    assert {row["decoder"] for row in before} == {"own decoder"}
+
+
+def test_trained_controls_are_watched(with_controls: Project) -> None:
+    recipe = with_controls.recipe("tiny")
+    assert [record.path for record in outside_files(with_controls, "evaluation", recipe)] == [
+        f"models/tiny--{kind}/{stage}/content" for kind in ("full", "none") for stage in ("cpt", "finetuned")
+    ]
+
+
+def test_a_control_of_another_corpus_is_refused(with_controls: Project, tmp_path: Path) -> None:
+    folder = with_controls.stage_dir("corpus", "tiny")
+    Manifest.read(folder).model_copy(update={"hash": "another.dir"}).write(folder)
+    with pytest.raises(ArtifactError, match=r"control tiny--full was trained on another corpus.*refrag run all"):
+        evaluate_stage(context(with_controls, tmp_path / "run"))
+
+
+def test_the_commands_take_the_controls_that_the_recipe_declares(
+    with_controls: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(with_controls.root)
+    asked, out = with_controls.content("corpus", "tiny") / "questions" / "test.jsonl", tmp_path / "rag.json"
+    command = ["evaluate", "rag", "--model", "tiny", "--questions", str(asked), "--passages", "1", "--json", str(out)]
+    result = CliRunner().invoke(app, [*command, "--systems", "full,plain,refrag", "--limit", "2"])
+    assert result.exit_code == 0, result.output
+    decoders = {row["system"]: row["decoder"] for row in json.loads(out.read_text())["rows"]}
+    assert decoders == {"full": "tuned", "plain": "tuned for full", "refrag": "own decoder"}
 
 
 def test_a_store_of_another_encoder_is_refused(evaluation_project: Project, tmp_path: Path) -> None:

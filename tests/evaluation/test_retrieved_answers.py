@@ -144,7 +144,7 @@ def test_a_store_without_some_passages_is_refused_with_the_same_model(
     pq.write_table(passages.filter(pa.compute.field("title") != "Land2"), corpus / "passages.parquet")
     for folder in (chunks, chunks.parent / "state"):
         folder.mkdir(parents=True)
-    inputs = {"corpus": corpus, "cpt": evaluation_project.content("cpt", "tiny")}
+    inputs = {"corpus": corpus, "finetuned": evaluation_project.content("finetuned", "tiny")}
     context = StageContext(evaluation_project, recipe, "chunks", inputs, chunks, chunks.parent / "state", chunks.parent)
     build_chunks(context)
     fewer = evaluated(evaluation_project, recipe, questions, chunks)

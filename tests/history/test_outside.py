@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ import yaml
 
 from refrag_platform import runner
 from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.history.freshness import is_current
-from refrag_platform.model.refrag import FORMAT, SETTINGS_FILE
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from tests.planted import MODEL, make_all, override
@@ -96,17 +95,27 @@ def test_question_and_summary_files_are_watched_and_recorded(
         make_all(planted_project)
 
 
-def test_tuned_controls_are_watched(planted_project: Project) -> None:
-    controls = planted_project.recipe_path(MODEL).parent / "controls"
-    override(planted_project, "evaluation", {"controls": "controls"})
-    make_all(planted_project)
+def test_controls_are_trained_from_the_model_s_corpus_and_make_its_evaluation_stale(planted_project: Project) -> None:
+    recipe = planted_project.recipe_path(MODEL)
+    recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}}}\n")
+    made = make_all(planted_project)
     assert stale(planted_project) == set()
-    shutil.copytree(planted_project.content("cpt", MODEL), controls / "full")
-    (controls / "full" / SETTINGS_FILE).write_text(json.dumps({"format": FORMAT}))
-    assert stale(planted_project) == {"evaluation"}
-    make_all(planted_project)
-    same_size(controls / "full" / "train.json")
-    assert stale(planted_project) == {"evaluation"}
+    control = f"{MODEL}--full"
+    for stage in ("cpt", "finetuned"):
+        found = runner.run_stage(planted_project, stage, control).manifest
+        assert found.inputs["corpus"].hash == made["corpus"] and found.hash != made[stage]
+        assert found.settings["system"] == "full"
+        assert stale(planted_project) == {"evaluation"}
+        make_all(planted_project)
+    assert runner.run_stage(planted_project, "cpt", control).cached
+    override(planted_project, "reconstruction", {"steps": 2})
+    assert is_current(planted_project, "cpt", control), "it starts from the untrained decoder"
+    override(planted_project, "finetuned", {"steps": 2})
+    assert not is_current(planted_project, "finetuned", control), "trained as the model is"
+    with pytest.raises(RefragError, match=r"tiny--full is a control and has cpt and finetuned alone.*--model tiny`"):
+        runner.run_stage(planted_project, "evaluation", control)
+    with pytest.raises(RecipeError, match=r"system is 'none', and controls names full; declare it there"):
+        planted_project.recipe(f"{MODEL}--none")
 
 
 def test_the_questions_of_the_evaluation_are_watched(planted_project: Project) -> None:

@@ -119,7 +119,7 @@ def test_a_released_commit_is_restored_from_what_is_left(runs: Runs, tmp_path: P
         assert folder_digest(clone.content(stage, MODEL)) == runs.hashes[0][stage]
         assert Manifest.read(clone.stage_dir(stage, MODEL)).hash == runs.hashes[0][stage]
     (release,) = releases(runs.project, MODEL)
-    assert restore(runs.project, release) == ["chunks", "finetuned", "package"]
+    assert restore(runs.project, release) == ["finetuned", "chunks", "policy", "package"]
     assert bento.Package.of(runs.project, MODEL).bento_tag == runs.bentos[0]
 
 

@@ -88,10 +88,10 @@ def test_an_artifacts_side_holds_its_chain_and_the_evaluation_of_just_that(plant
     make_all(planted_project)
     folder = planted_project.stage_dir("finetuned", MODEL)
     found = side(planted_project, str(folder)).manifests
-    assert set(found) == {"corpus", "reconstruction", "cpt", "policy", "finetuned", "evaluation"}
+    assert set(found) == {"corpus", "reconstruction", "cpt", "finetuned", "evaluation"}
     assert set(side(planted_project, str(folder.parent / "cpt")).manifests) == {"corpus", "reconstruction", "cpt"}
     (planted_project.root / SOURCE).write_text("It rises in the south.")
-    for stage in ("corpus", "reconstruction", "cpt", "policy", "finetuned"):
+    for stage in ("corpus", "reconstruction", "cpt", "finetuned"):
         runner.run_stage(planted_project, stage, MODEL)
     assert "evaluation" not in side(planted_project, str(folder)).manifests
 

@@ -78,8 +78,9 @@ def test_a_bento_alone_leads_to_the_source_files_without_the_project(
 
 def test_down_from_an_artifact_leaves_out_what_it_was_made_from(packaged: Project) -> None:
     tag = the_bento(packaged)
-    stages = ("finetuned", "evaluation", "package")
+    stages = ("finetuned", "policy", "evaluation", "package")
     assert nodes(f"models/{MODEL}/finetuned", "--down") == {
+        f"artifact data/{MODEL}/chunks",
         *(f"artifact models/{MODEL}/{stage}" for stage in stages),
         *(f"{kind} {tag}" for kind in ("model", "bento")),
     }

@@ -101,8 +101,8 @@ def test_a_file_that_only_fine_tuning_read_leaves_what_came_before(planted_proje
     )
     override(planted_project, "finetuned", {"questions": ["more.jsonl"]})
     make_all(planted_project)
-    expected = {f"models/{MODEL}/{stage}" for stage in ("finetuned", "evaluation", "package")}
-    assert named(forget(planted_project, "more.jsonl")) == expected
+    expected = {f"models/{MODEL}/{stage}" for stage in ("finetuned", "policy", "evaluation", "package")}
+    assert named(forget(planted_project, "more.jsonl")) == expected | {f"data/{MODEL}/chunks"}
 
 
 def test_the_same_bytes_under_another_name_are_the_same_document(two_models: Project) -> None:

@@ -38,7 +38,7 @@ def test_no_line_of_settings_or_figures_is_longer_than_a_screen(planted_project:
 def test_the_chain_of_the_fine_tuned_model_ends_at_the_source_files(planted_project: Project) -> None:
     hashes = make_all(planted_project)
     chain = json.loads(lineage(planted_project, "--json"))
-    corpus = chain["inputs"]["policy"]["inputs"]["cpt"]["inputs"]["reconstruction"]["inputs"]["corpus"]
+    corpus = chain["inputs"]["cpt"]["inputs"]["reconstruction"]["inputs"]["corpus"]
     assert {chain["hash"], corpus["hash"]} == {hashes["finetuned"], hashes["corpus"]}
     assert chain["path"] == f"models/{MODEL}/finetuned"
     assert chain["settings"]["finetuned"]["steps"] == planted_project.recipe(MODEL).finetuned.steps
@@ -53,7 +53,7 @@ def test_the_chain_of_the_fine_tuned_model_ends_at_the_source_files(planted_proj
 def test_the_tree_shows_every_artifact_behind_it_with_its_hash(planted_project: Project) -> None:
     hashes = make_all(planted_project)
     printed = lineage(planted_project)
-    for stage in ("finetuned", "policy", "cpt", "reconstruction", "corpus"):
+    for stage in ("finetuned", "cpt", "reconstruction", "corpus"):
         assert f"{planted_project.stage_dir(stage, MODEL).relative_to(planted_project.root)} {hashes[stage]}" in printed
     assert "notes.txt" in printed
     assert "chunks" not in printed
@@ -112,7 +112,7 @@ def test_status_tells_current_stale_damaged_and_missing_apart(
     states = {entry.stage: entry.state for entry in status(planted_project, MODEL)}
     assert states["corpus"] == "current"
     assert states["reconstruction"] == "damaged"
-    assert states["cpt"] == states["chunks"] == states["finetuned"] == "stale"
+    assert states["cpt"] == states["finetuned"] == states["chunks"] == states["evaluation"] == "stale"
     assert states["policy"] == "missing"
     monkeypatch.chdir(planted_project.root)
     result = CliRunner().invoke(app, ["status", "--model", MODEL])

@@ -39,7 +39,7 @@ def write(stage: str, recipe: Recipe, base: Path, out: Path, inputs: dict[str, P
     elif stage == "chunks":
         write_chunks(recipe, out, inputs)
     elif stage == "policy":
-        write_policy(recipe, out, json.loads((inputs["cpt"] / "model.json").read_text())["vector_dim"])
+        write_policy(recipe, out, json.loads((inputs["finetuned"] / "model.json").read_text()))
     elif stage == "evaluation":
         write_evaluation(recipe, out)
     else:
@@ -88,16 +88,15 @@ def write_model(stage: str, recipe: Recipe, base: Path, out: Path) -> None:
     model = RefragModel.create(recipe, base)
     model.save(out)
     modules: dict[str, torch.nn.Module] = {part: getattr(model, part) for part in ("encoder", "projection", "decoder")}
-    if stage == "finetuned":
-        write_policy(recipe, out, model.vector_dim)
     write_training(out, recipe, stage, modules)
 
 
-def write_policy(recipe: Recipe, out: Path, vector_dim: int) -> None:
+def write_policy(recipe: Recipe, out: Path, model: dict[str, Any]) -> None:
     from refrag_platform.model.policy import PolicyNetwork
 
     settings = recipe.policy
-    policy = PolicyNetwork(vector_dim, settings.hidden_size, settings.layers, settings.heads, settings.share_kept)
+    shape = (model["vector_dim"], settings.hidden_size, settings.layers, settings.heads, settings.share_kept)
+    policy = PolicyNetwork(*shape, encoder_digest=model["encoder_digest"])
     torch.nn.init.normal_(policy.head[1].weight, generator=torch.Generator().manual_seed(0))
     policy.save(out)
     write_training(out, recipe, "policy", {"policy": policy})
@@ -113,7 +112,7 @@ def write_chunks(recipe: Recipe, out: Path, inputs: dict[str, Path]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    model = json.loads((inputs["cpt"] / "model.json").read_text())
+    model = json.loads((inputs["finetuned"] / "model.json").read_text())
     generator = torch.Generator().manual_seed(0)
     chunks, k = PASSAGES * CHUNKS_OF_PASSAGE, recipe.encoder.chunk_size
     token_ids = torch.randint(0, 100, (chunks, k), generator=generator, dtype=torch.int32)

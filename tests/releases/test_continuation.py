@@ -20,11 +20,12 @@ from refrag_platform.releases.continuation import set_start
 from refrag_platform.store.content import StoreDescription
 from tests.planted import MODEL, make_all, run
 
-UP_TO_CHUNKS = ("corpus", "reconstruction", "cpt", "chunks")
+UP_TO_CHUNKS = ("corpus", "reconstruction", "cpt", "finetuned", "chunks")
 SMALL = {
     "corpus": {"sources": [{"kind": "factbook", "documents": 12}, {"kind": "files"}]},
     "reconstruction": {"steps": 2, "curriculum": {"max_factor": 2, "stages": 1}},
     "cpt": {"steps": 2, "curriculum": {"max_factor": 2, "stages": 1}},
+    "finetuned": {"steps": 2},
 }
 
 
@@ -170,8 +171,19 @@ def test_a_policy_of_the_release_is_trained_once_its_encoder_is_another(recorded
     make(recorded, "corpus")
     assert "full: training starts from models/tiny/release" in set_start(recorded, MODEL, "full")
     assert recorded.recipe(MODEL).policy.continue_from == "release"
-    assert "continue: training goes on" in set_start(recorded, MODEL, "continue")
+    said = set_start(recorded, MODEL, "continue")
+    assert "continue: training goes on" in said and "only passages that changed are encoded again" in said
     assert recorded.recipe(MODEL).policy.continue_from is None
+
+
+def test_a_run_that_continues_says_that_fine_tuning_will_change_all_vectors(recorded: Project) -> None:
+    release(recorded)
+    (recorded.source_dir(MODEL) / "more.txt").write_text("The sea is deep.")
+    params = recorded.params()
+    params["overrides"][MODEL]["finetuned"] = {"encoder_learning_rate": 0.1}
+    (recorded.root / "params.yaml").write_text(yaml.safe_dump(params))
+    make(recorded, "corpus")
+    assert "fine-tuning trains it, so the whole chunk store is encoded again" in set_start(recorded, MODEL, "continue")
 
 
 def test_both_trainings_continue_from_one_version_that_is_there(recorded: Project) -> None:

@@ -199,17 +199,17 @@ def test_the_released_version_can_be_evaluated_again_on_the_candidates_set(
 ) -> None:
     old = released(first, MODEL)
     candidate(40, held_out(0.2, held_out_set="other"))
-    read: list[str] = []
+    read: dict[str, str] = {}
 
-    def measured(folder: Path, chunks: Path, candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
-        read.extend((folder_digest(folder), folder_digest(chunks)))
+    def measured(released: dict[str, Path], candidate: Path, corpus: Path, recipe: Recipe, base: Path) -> Items:
+        read.update({stage: folder_digest(folder) for stage, folder in released.items()})
         assert candidate == first.content("finetuned", MODEL) and corpus == first.content("corpus", MODEL)
         assert base == first.recipe_path(MODEL).parent
         return held_out(0.5, held_out_set="other")
 
     monkeypatch.setattr(again, "measure", measured)
     assert "refused: P32 worse" in refrag(first, monkeypatch, "promote", MODEL, "--again", status=1)
-    assert old is not None and read == [old.hashes["finetuned"], old.hashes["chunks"]]
+    assert old is not None and read == {stage: old.hashes[stage] for stage in ("finetuned", "chunks", "policy")}
 
 
 def test_a_refused_candidate_can_be_forced_with_a_reason_that_is_kept(
@@ -283,7 +283,7 @@ def test_a_release_is_restored_without_touching_anything_else(second: Project) -
     (second.work_dir("finetuned", MODEL) / "state").mkdir()
     (second.root / "README.md").write_text("edited\n")
     before = (git(second, "status", "--porcelain"), (second.root / "dvc.lock").read_bytes(), git(second, "diff"))
-    assert restore(second, old) == ["finetuned", "package"]
+    assert restore(second, old) == ["finetuned", "chunks", "policy", "package"]
     for stage in SERVED:
         made = published(second, stage, MODEL)
         assert made is not None and made.hash == old.hashes[stage]

@@ -51,15 +51,15 @@ def packaged_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     for stage in ("cpt", "finetuned"):
         model.save(_content(project, stage))
     torch.manual_seed(0)
-    policy = PolicyNetwork(model.vector_dim, 32, 2, 2, SHARE_KEPT)
+    policy = PolicyNetwork(model.vector_dim, 32, 2, 2, SHARE_KEPT, encoder_digest=model.encoder_digest())
     torch.nn.init.normal_(policy.head[1].weight)
-    policy.save(project.content("finetuned", "tiny"))
+    policy.save(_content(project, "policy"))
     (_content(project, "evaluation") / "rag.json").write_text(json.dumps({"rows": []}))
     context = StageContext(
         project=project,
         recipe=recipe,
         stage="chunks",
-        inputs={"corpus": corpus, "cpt": project.content("cpt", "tiny")},
+        inputs={"corpus": corpus, "finetuned": project.content("finetuned", "tiny")},
         out=_content(project, "chunks"),
         work=_folder(project.work_dir("chunks", "tiny") / "state"),
         beside=project.stage_dir("chunks", "tiny"),
@@ -68,9 +68,10 @@ def packaged_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     inputs = {
         "corpus": (),
         "cpt": ("corpus",),
-        "chunks": ("corpus", "cpt"),
         "finetuned": ("corpus", "cpt"),
-        "evaluation": ("chunks", "finetuned"),
+        "chunks": ("corpus", "finetuned"),
+        "policy": ("corpus", "finetuned"),
+        "evaluation": ("chunks", "policy", "finetuned"),
     }
     for stage, before in inputs.items():
         _write_manifest(project, stage, before)

@@ -26,7 +26,7 @@ from refrag_platform.serving import bento, client
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.package import build_package, load_packaged
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import STAGES, StageContext
 from tests.conftest import ROOT
 
 QUESTION = "What is the capital of Peru?"
@@ -39,7 +39,7 @@ def package(project: Project) -> dict[str, Any]:
         project=project,
         recipe=project.recipe("tiny"),
         stage="package",
-        inputs={name: project.content(name, "tiny") for name in ("chunks", "finetuned", "evaluation")},
+        inputs={name: project.content(name, "tiny") for name in STAGES["package"].inputs},
         out=out,
         work=out.parent,
         beside=out.parent,

@@ -22,7 +22,7 @@ ODD_ID = "d'Ivoire/0"
 
 @dataclass(frozen=True)
 class Made:
-    """A project whose corpus and CPT checkpoint are in place, and the content of its chunk store."""
+    """A project whose corpus and fine-tuned model are in place, and the content of its chunk store."""
 
     project: Project
     model: RefragModel
@@ -33,7 +33,7 @@ class Made:
         out = folder / "content"
         for path in (out, folder / "state"):
             path.mkdir(parents=True, exist_ok=True)
-        inputs = {name: self.project.content(name, "tiny") for name in ("corpus", "cpt")}
+        inputs = {name: self.project.content(name, "tiny") for name in ("corpus", "finetuned")}
         return StageContext(self.project, self.project.recipe("tiny"), "chunks", inputs, out, folder / "state", folder)
 
 
@@ -61,9 +61,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     project = copy_project(tmp_path_factory.mktemp("store") / "project")
     write_passages(project.content("corpus", "tiny"), PASSAGES)
     model = RefragModel.create(project.recipe("tiny"), project.recipe_path("tiny").parent).eval()
-    cpt = project.content("cpt", "tiny")
-    cpt.mkdir(parents=True)
-    model.save(cpt)
+    finetuned = project.content("finetuned", "tiny")
+    finetuned.mkdir(parents=True)
+    model.save(finetuned)
     made = Made(project, model, project.content("chunks", "tiny"))
     build_chunks(made.context(project.stage_dir("chunks", "tiny")))
     return made

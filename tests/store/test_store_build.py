@@ -19,7 +19,6 @@ from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import Recipe
 from refrag_platform.store import build as stage
 from refrag_platform.store.content import StoreDescription
 from tests.encoders import WHOLE_PASSAGES, model_with
@@ -34,7 +33,7 @@ from refrag_platform.store.build import build_chunks
 
 root, folder = map(Path, sys.argv[1:])
 project = Project(root)
-inputs = {name: project.content(name, "tiny") for name in ("corpus", "cpt")}
+inputs = {name: project.content(name, "tiny") for name in ("corpus", "finetuned")}
 recipe = project.recipe("tiny")
 build_chunks(StageContext(project, recipe, "chunks", inputs, folder / "content", folder / "state", folder))
 """
@@ -62,10 +61,10 @@ def test_every_passage_has_the_chunks_of_its_text_and_their_vectors(made: Made) 
 @pytest.mark.parametrize("encoder", WHOLE_PASSAGES)
 def test_a_passage_s_chunks_are_encoded_together(made: Made, tmp_path: Path, encoder: str) -> None:
     model, context = model_with(encoder), made.context(tmp_path / "run")
-    context.inputs |= {"corpus": tmp_path / "corpus", "cpt": tmp_path / "cpt"}
+    context.inputs |= {"corpus": tmp_path / "corpus", "finetuned": tmp_path / "finetuned"}
     write_passages(context.inputs["corpus"], 20)
-    context.inputs["cpt"].mkdir()
-    model.save(context.inputs["cpt"])
+    context.inputs["finetuned"].mkdir()
+    model.save(context.inputs["finetuned"])
     stage.build_chunks(context)
     stored = load_file(context.out / "chunks-00000.safetensors")
     ends = np.cumsum(pq.read_table(context.out / "passages.parquet")["chunk_count"].to_numpy())
@@ -130,26 +129,14 @@ def test_a_half_written_part_is_not_taken_for_a_whole_one(made: Made, tmp_path: 
     assert folder_digest(context.out) == folder_digest(made.content)
 
 
-def test_a_recipe_that_trains_the_encoder_later_takes_the_fine_tuned_one(made: Made) -> None:
-    frozen = made.project.recipe("tiny")
-    values = frozen.model_dump(mode="json")
-    values["finetuned"]["train_encoder"] = True
-    trains = Recipe.model_validate(values)
-    folders = {"cpt": Path("cpt"), "finetuned": Path("finetuned")}
-    assert stage.encoder_folder(frozen, folders) == Path("cpt")
-    assert stage.encoder_folder(trains, folders) == Path("finetuned")
-    with pytest.raises(RefragError, match=r"finetuned\.train_encoder is true"):
-        stage.encoder_folder(trains, {"cpt": Path("cpt")})
-
-
 def test_vectors_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
-    broken = RefragModel.load(made.project.content("cpt", "tiny"))
+    broken = RefragModel.load(made.project.content("finetuned", "tiny"))
     with torch.no_grad():
         broken.encoder.skip.weight.fill_(torch.inf)
     context = made.context(tmp_path / "run")
-    context.inputs["cpt"] = tmp_path / "cpt"
-    context.inputs["cpt"].mkdir()
-    broken.save(context.inputs["cpt"])
+    context.inputs["finetuned"] = tmp_path / "finetuned"
+    context.inputs["finetuned"].mkdir()
+    broken.save(context.inputs["finetuned"])
     with pytest.raises(RefragError, match="don't fit float16"):
         stage.build_chunks(context)
 

@@ -93,12 +93,12 @@ def test_another_encoder_encodes_the_whole_store_and_says_so(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(stage, "published", lambda *arguments: "the store that `made` has built")
-    other = RefragModel.load(made.project.content("cpt", "tiny"))
+    other = RefragModel.load(made.project.content("finetuned", "tiny"))
     other.encoder.skip.weight.data += 0.1
     context = made.context(tmp_path / "run")
-    context.inputs["cpt"] = tmp_path / "cpt"
-    context.inputs["cpt"].mkdir()
-    other.save(context.inputs["cpt"])
+    context.inputs["finetuned"] = tmp_path / "finetuned"
+    context.inputs["finetuned"].mkdir()
+    other.save(context.inputs["finetuned"])
     stage.build_chunks(context)
     said = capfd.readouterr().err
     assert "the whole chunk store of tiny is encoded again: its encoder digest is" in said

@@ -12,10 +12,10 @@ from torch import Tensor
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.decoder import token_losses
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import CptRecipe, Recipe
+from refrag_platform.recipes import CptRecipe, Recipe, System
 from refrag_platform.training.core.loop import Batch, train
 from refrag_platform.training.core.precision import autocast
-from refrag_platform.training.cpt import CptTask, System, cpt_task
+from refrag_platform.training.cpt import CptTask, cpt_task
 from tests.training.conftest import repeating_documents, write_corpus
 
 # Tokens of context and of a block; the tiny model's k is 4.

@@ -116,18 +116,18 @@ def test_what_cannot_be_learned_is_left_out_and_counted(
     corpus = write(tmp_path / "some", [row(0), row(1), row(2, **changed)])
     settings = rag(recipe, no_answer_share=0.0)
     examples = Examples(corpus, settings, 0)
-    task = FinetunedTask(model, None, settings, examples)
+    task = FinetunedTask(model, settings, examples)
     said = capsys.readouterr().err
     assert "finetuned: 1 of 3 questions and summaries left out: 1 " + reason.replace("\\", "") in said
     answers = {examples.draw(step, one).answer for step in range(8) for one in range(4)}
     assert answers == {"answer 0", "answer 1"}
-    assert all(task.batch(step, 0, 4, 0, 1)["length"] <= 2048 for step in range(8))
+    assert all(task.batch(step, 0, 4, 0, 1)["token_ids"].shape[1] <= 2048 for step in range(8))
     policy_task(model, corpus, asked_policy(recipe), 0, tmp_path)
     assert "policy: 1 of 3 questions left out: 1 " in capsys.readouterr().err
 
     nothing = write(tmp_path / "nothing", [row(2, **changed)])
     with pytest.raises(RefragError, match=rf"nothing to learn from .left out: 1 {reason}.*finetuned\.questions"):
-        FinetunedTask(model, None, settings, Examples(nothing, settings, 0))
+        FinetunedTask(model, settings, Examples(nothing, settings, 0))
     with pytest.raises(RefragError, match=rf"to learn the choice of chunks from .1 {reason}.*policy\.questions"):
         policy_task(model, nothing, asked_policy(recipe), 0, tmp_path)
 
@@ -146,8 +146,8 @@ def test_long_passages_do_not_push_a_prompt_over_the_decoders_positions(
     rows = [row(n, passages=[{"title": "", "text": f"answer {n} " + "muscat " * 1000}]) for n in range(4)]
     rows += [row(n) for n in range(4, 8)]
     corpus, settings = write(tmp_path / "corpus", rows), rag(recipe, max_passages=8)
-    task = FinetunedTask(model, None, settings, Examples(corpus, settings, 0))
-    lengths = [task.batch(step, 0, 4, 0, 1)["length"] for step in range(16)]
+    task = FinetunedTask(model, settings, Examples(corpus, settings, 0))
+    lengths = [task.batch(step, 0, 4, 0, 1)["token_ids"].shape[1] for step in range(16)]
     assert 1000 < max(lengths) <= 2048
     passages = [(one["passages"][0]["title"], one["passages"][0]["text"]) for one in rows]
     asked = [Question(str(n), f"What is {n}?", (f"answer {n}",), (own,), (0,)) for n, own in enumerate(passages)]
@@ -170,7 +170,7 @@ def test_documents_over_the_decoders_positions_are_left_out(model: RefragModel, 
     file.write_text("".join(json.dumps(one) + "\n" for one in rows))
     settings = rag(recipe, tasks={"summarization": 1.0}, summaries=[str(file)])
     examples = Examples(corpus, settings, 0)
-    FinetunedTask(model, None, settings, examples)
+    FinetunedTask(model, settings, examples)
     assert {examples.draw(step, 0).answer for step in range(16)} == {"Both."}
     assert examples.left_out.reasons.total() == 1
 

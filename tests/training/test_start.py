@@ -54,7 +54,7 @@ def write_release(project: Project, seed: int, with_policy: bool = True, data: S
 def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:
     write_release(project, seed=1)
     start_from_release(project)
-    for stage in ("corpus", *STARTED):
+    for stage in ("corpus", "reconstruction", "cpt", "finetuned", "policy"):
         run_stage(project, stage, MODEL)
     base = project.recipe_path(MODEL).parent
     model, policy = load_packed(base / "release", project.recipe(MODEL), base)
@@ -96,7 +96,7 @@ def test_what_the_release_lacks_is_named(project: Project) -> None:
     with pytest.raises(ArtifactError, match=r"holds no packed weights: manifest\.json"):
         run_stage(project, "reconstruction", MODEL)
     write_release(project, seed=1, with_policy=False)
-    for stage in ("reconstruction", "cpt"):
+    for stage in ("reconstruction", "cpt", "finetuned"):
         run_stage(project, stage, MODEL)
     with pytest.raises(ArtifactError, match=r"holds no policy; leave policy\.continue_from out"):
         run_stage(project, "policy", MODEL)

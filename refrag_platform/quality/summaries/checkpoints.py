@@ -19,11 +19,8 @@ NOT_PARAMETERS = {"encoder": {"encoder.decoder_embeddings"}, "decoder": {"lm_hea
 
 
 def files(artifact: Artifact) -> list[Row]:
-    """The parts of a model folder; the fine-tuned model carries its policy too."""
-    names = ["model.json", "encoder.safetensors", "decoder/*.safetensors", "tokenizer/*", TRAINING_FILE]
-    if artifact.stage == "finetuned":
-        names += ["policy.json", "policy.safetensors"]
-    return artifact.files(names)
+    """The parts of a model folder."""
+    return artifact.files(["model.json", "encoder.safetensors", "decoder/*.safetensors", "tokenizer/*", TRAINING_FILE])
 
 
 def weights(artifact: Artifact) -> list[Row]:
@@ -41,7 +38,7 @@ def weights(artifact: Artifact) -> list[Row]:
 
 
 def parameters(artifact: Artifact) -> list[Row]:
-    """One row per part (encoder, projection, decoder, policy): parameters in its files and in training.json."""
+    """One row per part (encoder, projection, decoder): parameters in its files and in training.json."""
     from safetensors import safe_open
 
     tied = _ties_its_head(artifact.content)

@@ -87,7 +87,7 @@ def store(artifact: Artifact) -> list[Row]:
         vectors = np.stack(batch.column("retrieval_vector").to_numpy(zero_copy_only=False)).astype(np.float32)
         norms = np.linalg.norm(vectors, axis=1)
         retrieval_faults += int((~np.isfinite(norms) | (norms < 1e-6)).sum())
-    served = read_json(artifact.inputs["cpt"] / "model.json")
+    served = read_json(artifact.inputs["finetuned"] / "model.json")
     return [
         {
             "row": "store",
@@ -98,7 +98,7 @@ def store(artifact: Artifact) -> list[Row]:
             "spans_wrong": spans_wrong,
             "duplicates": sum(times - 1 for times in identities.values()),
             "encoder_digest": wanted(facts, "encoder_digest", "store.json"),
-            "encoder_digest_cpt": wanted(served, "encoder_digest", "model.json of cpt"),
+            "encoder_digest_of_model": wanted(served, "encoder_digest", "model.json of finetuned"),
             "chunk_size": width,
             "chunk_size_of_recipe": artifact.recipe.encoder.chunk_size,
             "retrieval_faults": retrieval_faults,

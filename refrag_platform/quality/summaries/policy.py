@@ -46,14 +46,16 @@ def scores(artifact: Artifact) -> list[Row]:
 def budget(artifact: Artifact) -> list[Row]:
     """The one row of what the policy was made for: its share of chunks and the encoder's vectors."""
     facts = artifact.read_json("policy.json")
-    encoder = read_json(artifact.inputs["cpt"] / "model.json")
+    model = read_json(artifact.inputs["finetuned"] / "model.json")
     return [
         {
             "row": "policy",
             "share_kept": wanted(facts, "share_kept", "policy.json"),
             "share_of_recipe": artifact.recipe.policy.share_kept,
             "vector_dim": wanted(facts, "vector_dim", "policy.json"),
-            "vector_dim_of_encoder": wanted(encoder, "vector_dim", "model.json of cpt"),
+            "vector_dim_of_encoder": wanted(model, "vector_dim", "model.json of finetuned"),
+            "encoder_digest": wanted(facts, "encoder_digest", "policy.json"),
+            "encoder_digest_of_model": wanted(model, "encoder_digest", "model.json of finetuned"),
         }
     ]
 

@@ -13,13 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
 from refrag_platform.model.segments import PAD, window_numbers
 from refrag_platform.recipes import ReadingRecipe
+from refrag_platform.training.kept import kept_at_random
 from refrag_platform.training.reading.blanks import Asked, blank
 from refrag_platform.training.reading.contexts import Context, DocumentContexts, Passage
 from refrag_platform.training.reading.questions import QuestionContexts
@@ -167,7 +167,7 @@ class ReadingBatches:
         if seen == "refrag" and kept:
             for row, chance in enumerate(chances):
                 count = int(real[row].sum())
-                keep[row, _choice(count, min(kept, count), chance)] = True
+                keep[row, kept_at_random(count, min(kept, count), chance)] = True
         shown = real if seen != "none" else np.zeros_like(real)
         slots = np.where(np.repeat(shown, k, 1), chunks.reshape(rows, -1), PAD)
         owners = np.repeat(np.where(shown, np.arange(most), -1), k, 1)
@@ -198,10 +198,3 @@ class ReadingBatches:
             "answers": torch.tensor(judged[False], dtype=torch.long),
             "quotes": torch.tensor(judged[True], dtype=torch.long),
         }
-
-
-def _choice(count: int, kept: int, chance: np.random.Generator) -> NDArray[np.int64]:
-    """The chunks that a context keeps: any, or one after another."""
-    if chance.random() < 0.5:
-        return chance.permutation(count)[:kept]
-    return int(chance.integers(count - kept + 1)) + np.arange(kept)

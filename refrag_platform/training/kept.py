@@ -1,0 +1,19 @@
+"""Which chunks a prompt keeps as tokens in training before there is a policy (ours): a policy chooses once all else is
+trained, and the decoder must read whatever it keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def kept_at_random(count: int, kept: int, chance: np.random.Generator) -> NDArray[np.int64]:
+    """`kept` of `count` chunks: any, or one after another."""
+    if chance.random() < 0.5:
+        return chance.permutation(count)[:kept]
+    return int(chance.integers(count - kept + 1)) + np.arange(kept)
+
+
+def kept_by_evidence(levels: NDArray[np.int8], kept: int, chance: np.random.Generator) -> NDArray[np.int64]:
+    """The `kept` chunks of the highest of levels [L] (`evidence_levels`), as a good policy keeps; of equal ones any."""
+    return np.lexsort((chance.random(len(levels)), -levels))[:kept]

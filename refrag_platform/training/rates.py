@@ -1,0 +1,59 @@
+"""A control's learning rate: each of those that its recipe lists is tried, the best on validation questions is kept.
+
+Chosen by the loss of answers, and never on test questions: on what is reported nothing is chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.training.core.loop import Task, TrainingDiverged
+from refrag_platform.training.core.lora import merge_lora
+
+BATCHES = 16
+
+
+def best_rate(
+    rates: Sequence[float],
+    trained: Callable[[float], tuple[RefragModel, dict[str, Any]]],
+    judged: Callable[[RefragModel], float],
+) -> tuple[float, RefragModel, dict[str, Any], dict[str, float]]:
+    """The best of these rates, the model and summary of its training, and the loss that `judged` each.
+
+    Raises:
+        TrainingDiverged: all of them diverged.
+    """
+    best: tuple[float, RefragModel, dict[str, Any]] | None = None
+    losses: dict[str, float] = {}
+    lowest, said = math.inf, None
+    for rate in rates:
+        try:
+            model, summary = trained(rate)
+        except TrainingDiverged as error:
+            said = error
+            continue
+        merge_lora(model)
+        losses[f"{rate:g}"] = judged(model)
+        if best is None or losses[f"{rate:g}"] < lowest:
+            best, lowest = (rate, model, summary), losses[f"{rate:g}"]
+    if best is None:
+        raise said or ValueError("no learning rates to try")
+    return *best, losses
+
+
+@torch.no_grad()
+def mean_loss(task: Task, size: int, device: torch.device) -> float:
+    """Mean loss, in nats, of batches of `size`, the same in every process."""
+    task.to(device).eval()
+    losses = []
+    for step in range(BATCHES):
+        made = task.batch(step, 0, size, 0, 1)
+        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in made.items()}
+        task.prepare_updates(batch)
+        losses.append(task(batch)[0])
+    return float(torch.stack(losses).mean())
