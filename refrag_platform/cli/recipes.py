@@ -82,7 +82,7 @@ def _explained(section: Any, depth: int, origins: Mapping[str, Sequence[str]]) -
     import yaml
     from pydantic import BaseModel
 
-    lines = []
+    lines, plain = [], section.model_dump(mode="json")
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         pad = "  " * depth
@@ -98,6 +98,6 @@ def _explained(section: Any, depth: int, origins: Mapping[str, Sequence[str]]) -
                 first, *rest = _explained(item, depth + 2, origins)
                 lines += [f"{pad}  - {first.strip()}", *rest]
             continue
-        text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+        text = yaml.safe_dump(plain[key], default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
         lines.append(f"{pad}{key}: {text}{note}")
     return lines

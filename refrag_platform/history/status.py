@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from refrag_platform.history.dvc import recorded_hash
 from refrag_platform.history.freshness import State, standing
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES, inputs_of
+from refrag_platform.stages import STAGES, inputs_of, stages_of
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class ArtifactStatus:
 
 
 def status(project: Project, model: str) -> list[ArtifactStatus]:
-    """The state of every artifact of `model`, in the pipeline's order.
+    """The state of every artifact of `model`, in the pipeline's order; of a control beside its model's corpus.
 
     Raises:
         RecipeError: the recipe is missing or wrong.
     """
     states: dict[str, ArtifactStatus] = {}
-    for stage in STAGES.values():
+    for stage in dict.fromkeys([STAGES["corpus"], *stages_of(project, model)]):
         fresh = all(states[name].state == "current" for name in inputs_of(project, stage, model))
         states[stage.name] = _status(project, stage.name, model, fresh)
     return list(states.values())

@@ -95,6 +95,20 @@ def test_a_file_that_two_models_read_concerns_both(two_models: Project, tmp_path
     assert set(forget(two_models, str(tmp_path / "shared" / "notes.txt"), OTHER).rebuild) == {OTHER}
 
 
+def test_controls_are_trained_again_too(planted_project: Project) -> None:
+    recipe = planted_project.recipe_path(MODEL)
+    recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}}}\n")
+    make_all(planted_project)
+    for stage in ("cpt", "finetuned"):
+        runner.run_stage(planted_project, stage, f"{MODEL}--full")
+    make_all(planted_project)
+    assert {state.state for state in status(planted_project, f"{MODEL}--full")} == {"current"}
+    found = forget(planted_project, SOURCE).rebuild
+    assert [version.name for version in found[f"{MODEL}--full"]] == [
+        f"models/{MODEL}--full/{stage}" for stage in ("cpt", "finetuned")
+    ]
+
+
 def test_a_file_that_only_fine_tuning_read_leaves_what_came_before(planted_project: Project) -> None:
     (planted_project.root / "more.jsonl").write_text(
         '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
