@@ -140,7 +140,7 @@ def _trace(
 ) -> Node:
     """Args: seen: manifests read so far. after: what was made from it, directly or not."""
     if folder in after:
-        raise ArtifactError(f"{folder} was made from it since, in another order of stages")
+        raise ArtifactError(f"{folder} was made from it, in a former order of the stages")
     if folder not in seen:
         seen[folder] = Manifest.read(folder)
     manifest = seen[folder]
