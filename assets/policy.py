@@ -1,4 +1,4 @@
-"""RL policy: which share of the chunks the fine-tuned model reads as tokens; GRPO with PPO clipping."""
+"""RL policy: chooses the share of the chunks that the fine-tuned model reads as tokens; GRPO with PPO clipping."""
 
 from __future__ import annotations
 

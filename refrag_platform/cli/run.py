@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     stage: Annotated[
-        str, typer.Argument(help="corpus, reconstruction, cpt, chunks, policy, finetuned, evaluation, package, or all.")
+        str, typer.Argument(help="corpus, reconstruction, cpt, finetuned, chunks, policy, evaluation, package, or all.")
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a control, e.g. NAME--full.")

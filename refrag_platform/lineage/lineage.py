@@ -132,10 +132,15 @@ def trace(project: Project, path: Path) -> Node:
     Raises:
         ArtifactError: `path`, or something it was made from, has no readable manifest.
     """
-    return _trace(project, artifact_folder(path), None, {})
+    return _trace(project, artifact_folder(path), None, {}, ())
 
 
-def _trace(project: Project, folder: Path, recorded: str | None, seen: dict[Path, Manifest]) -> Node:
+def _trace(
+    project: Project, folder: Path, recorded: str | None, seen: dict[Path, Manifest], after: tuple[Path, ...]
+) -> Node:
+    """Args: seen: manifests read so far. after: what was made from it, directly or not."""
+    if folder in after:
+        raise ArtifactError(f"{folder} was made from it, in a former order of the stages")
     if folder not in seen:
         seen[folder] = Manifest.read(folder)
     manifest = seen[folder]
@@ -143,7 +148,7 @@ def _trace(project: Project, folder: Path, recorded: str | None, seen: dict[Path
     for name, record in manifest.inputs.items():
         below = (project.root / record.path).parent
         try:
-            inputs[name] = _trace(project, below, record.hash, seen)
+            inputs[name] = _trace(project, below, record.hash, seen, (*after, folder))
         except ArtifactError as error:
             raise ArtifactError(
                 f"the chain of {folder} breaks at its input {name} ({record.hash}): {error}; fetch it with "

@@ -145,6 +145,11 @@ def _chain(project: Project, model: str) -> dict[str, Manifest]:
                 f"the {stage.title} of {model} is missing or damaged at {project.stage_dir(stage.name, model)}, so "
                 f"the model can't be released; make it with `refrag run {stage.name} --model {model}`"
             )
+        if manifest.inputs.keys() != set(stage.inputs):
+            raise ArtifactError(
+                f"the {stage.title} of {model} was made from {', '.join(manifest.inputs)}, in a former order of the "
+                f"stages; make it again, from {', '.join(stage.inputs)}: `refrag run {stage.name} --model {model}`"
+            )
         for name, record in manifest.inputs.items():
             if record.hash != found[name].hash:
                 raise ArtifactError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import yaml
@@ -92,21 +90,3 @@ def test_the_policy_comes_from_its_artifact_and_its_absence_is_named(started: Pr
         found = load_bundle(name, started, policy=own).policy
         assert found is not None
         torch.testing.assert_close(dict(found.state_dict()), dict(wanted))
-
-
-def test_artifacts_of_the_former_order_are_stale_and_are_made_again(started: Project) -> None:
-    """Then `policy` and `chunks` were made from cpt, and the fine-tuned model held the policy."""
-    make_readers(started)
-    folder, artifact = started.content("finetuned", MODEL), started.content("policy", MODEL)
-    for name in ("policy.json", "policy.safetensors"):
-        (folder / name).write_bytes((artifact / name).read_bytes())
-    for stage in ("chunks", "policy"):
-        path = started.stage_dir(stage, MODEL) / "manifest.json"
-        values = json.loads(path.read_text())
-        values["inputs"]["cpt"] = values["inputs"].pop("finetuned")
-        path.write_text(json.dumps(values | {"fingerprint": "of the former order"}))
-    assert load_bundle(MODEL, started).folder == folder
-    assert not any(is_current(started, stage, MODEL) for stage in ("finetuned", "chunks", "policy"))
-    make_readers(started)
-    assert all(is_current(started, stage, MODEL) for stage in ("finetuned", "chunks", "policy"))
-    assert not (folder / "policy.json").exists()
