@@ -43,10 +43,10 @@ def make_candidate(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int
 
     plant(monkeypatch)
     monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
-    override(project, "finetuned", {"steps": steps})
+    override(project, "finetuned", {"steps": steps}, MODEL)
     for stage in STAGES:
         runner.run_stage(project, stage, MODEL)
-    record_all(project)
+    record_all(project, model=MODEL)
 
 
 @pytest.fixture(scope="module")

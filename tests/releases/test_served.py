@@ -54,7 +54,7 @@ def _two_releases(folder: Path) -> tuple[Project, list[str]]:
         recipe = project.recipe_path(MODEL)
         recipe.write_text(recipe.read_text().replace("seed: 0", f"seed: {seed}"))
         run(project.root, sys.executable, "-m", "refrag_platform", "run", "all", "--model", MODEL)
-        record_all(project)
+        record_all(project, model=MODEL)
         git, commit = Git(project.root), commit_run(project, MODEL)
         tags.register(git, MODEL, commit, f"seed {seed}")
         tags.assign(git, MODEL, commit, f"seed {seed}")
