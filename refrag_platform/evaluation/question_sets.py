@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,10 +88,15 @@ def whole_documents(questions: Iterable[Question], content: Path, most: int) -> 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
     """Write a question file, as a whole; returns how many questions it has."""
+    return write_rows(path, map(_row, questions))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows of a question file, as a whole; returns how many they are."""
     count = 0
     with whole(path) as partial, partial.open("w", encoding="utf-8") as stream:
-        for question in questions:
-            stream.write(json.dumps(_row(question), ensure_ascii=False) + "\n")
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
 
