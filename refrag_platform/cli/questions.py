@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from refrag_platform.cli.options import Seed
+from refrag_platform.corpus.wordings import EXPLAINED
 
 Out = Annotated[Path, typer.Option("--out", help="The question file to write, .jsonl; it must not be there yet.")]
+_KINDS = "; ".join(f"{kind}: {what}" for kind, what in EXPLAINED.items())
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="This many questions, spread evenly over the file.")]
 
 
@@ -112,11 +114,13 @@ def many(
             "--split", help="Of the corpus: its countries. Only train is asked in the wordings that are trained on."
         ),
     ] = "test",
-    count: Annotated[int, typer.Option("--count", min=1, help="Questions.")] = 600,
+    count: Annotated[int, typer.Option("--count", min=1, help=f"Questions: in turn {_KINDS}.")] = 600,
     passages: Annotated[str, typer.Option("--passages", help="Least and most passages of a context.")] = "10,20",
     context_tokens: Annotated[
         int,
-        typer.Option("--context-tokens", min=64, help="A context's passages take no more, cut into the model's chunks."),
+        typer.Option(
+            "--context-tokens", min=64, help="A context's passages take no more, cut into the model's chunks."
+        ),
     ] = 1024,
     swapped_share: Annotated[
         float,
@@ -133,8 +137,8 @@ def many(
 
     Train on the split train (cpt.reading.questions, finetuned.questions); evaluate test with --passages 20.
     """
-    from refrag_platform.corpus.many import Settings, many_questions
     from refrag_platform.corpus.factbook import read_factbook_profiles
+    from refrag_platform.corpus.many import Settings, many_questions
     from refrag_platform.corpus.splits import split_of
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.markdown import table

@@ -25,6 +25,7 @@ class Words(NamedTuple):
     below: str = "below"
 
 
+MEASURE = Words()
 SIZE = Words("larger", "smaller", "largest", "smallest")
 LENGTH = Words("longer", "shorter", "longest", "shortest")
 TIME = Words("later", "earlier", "latest", "earliest", "after", "before")
@@ -64,7 +65,7 @@ class Quantity(Attribute):
     """An attribute whose values are numbers in one unit; `limit` writes a value that others are above or below."""
 
     limit: str = "{:,.10g}"
-    words: Words = Words()
+    words: Words = MEASURE
     number: str = NUMBER
 
     def value(self, shown: str) -> float:
@@ -92,7 +93,7 @@ class Quality(Attribute):
 
 def _quantity(
     name: str, label: str, section: str, field: str, subfield: str | None, pattern: str, limit: str,
-    words: Words = Words(), number: str = NUMBER,
+    words: Words = MEASURE, number: str = NUMBER,
 ) -> Quantity:  # fmt: skip
     return Quantity(name, label, (section, field), subfield, rf"^{pattern}", limit=limit, words=words, number=number)
 
@@ -107,21 +108,23 @@ def _listed(shown: str) -> Sequence[str]:
 
 
 PEOPLE, LAND, STATE, ECONOMY = "People and Society", "Geography", "Government", "Economy"
-PERCENT, COUNT = r"[\d.]+%", r"\d[\d,]*(?= \()"
+PERCENT, COUNT, METERS = r"[\d.]+%", r"\d[\d,]*(?= \()", r"\d[\d,.]* m\b"
 
 QUANTITIES: tuple[Quantity, ...] = (
     _quantity("population", "Population", PEOPLE, "Population", "total", r"\d[\d,]*\d", "{:,.10g}", SIZE),
     _quantity("total area", "Total area", LAND, "Area", "total", r"\d[\d,.]* sq km", "{:,.10g} sq km", SIZE),
     _quantity("coastline", "Coastline", LAND, "Coastline", "", r"\d[\d,.]* km", "{:,.10g} km", LENGTH),
-    _quantity("land border", "Land boundaries", LAND, "Land boundaries", "total", r"\d[\d,.]* km", "{:,.10g} km", LENGTH),
-    _quantity("summit", "Highest point", LAND, "Elevation", "highest point", r"[A-Z][^\d,;(]* \d[\d,.]* m\b", "{:,.10g} m"),
-    _quantity("mean elevation", "Mean elevation", LAND, "Elevation", "mean elevation", r"\d[\d,.]* m\b", "{:,.10g} m"),
+    _quantity("land border", "Land boundaries", LAND, "Land boundaries", "total", r"\d[\d,.]* km", "{:,.10g} km",
+              LENGTH),
+    _quantity("summit", "Highest point", LAND, "Elevation", "highest point", rf"[A-Z][^\d,;(]* {METERS}", "{:,.10g} m"),
+    _quantity("mean elevation", "Mean elevation", LAND, "Elevation", "mean elevation", METERS, "{:,.10g} m"),
     _quantity("median age", "Median age", PEOPLE, "Median age", "total", r"[\d.]+ years", "{:g} years"),
     _quantity("life expectancy", "Life expectancy at birth", PEOPLE, "Life expectancy at birth", "total population",
               r"[\d.]+ years", "{:g} years"),
     _quantity("fertility rate", "Total fertility rate", PEOPLE, "Total fertility rate", "",
               r"[\d.]+ children born/woman", "{:g}"),
-    _quantity("birth rate", "Birth rate", PEOPLE, "Birth rate", "", r"[\d.]+ births/1,000 population", "{:g} per 1,000"),
+    _quantity("birth rate", "Birth rate", PEOPLE, "Birth rate", "", r"[\d.]+ births/1,000 population",
+              "{:g} per 1,000"),
     _quantity("rate of infant mortality", "Infant mortality rate", PEOPLE, "Infant mortality rate", "total",
               r"[\d.]+ deaths/1,000 live births", "{:g} per 1,000"),
     _quantity("literacy rate", "Literacy", PEOPLE, "Literacy", "total population", PERCENT, "{:g}%"),
@@ -134,7 +137,8 @@ QUANTITIES: tuple[Quantity, ...] = (
     _quantity("number of airports", "Airports", "Transportation", "Airports", "", COUNT, "{:,.10g}"),
     _quantity("number of World Heritage Sites", "World Heritage Sites", STATE, "National heritage",
               "total World Heritage Sites", COUNT, "{:,.10g}"),
-    _quantity("GDP per capita", "Real GDP per capita", ECONOMY, "Real GDP per capita", None, r"\$\d[\d,]*", "${:,.10g}"),
+    _quantity("GDP per capita", "Real GDP per capita", ECONOMY, "Real GDP per capita", None, r"\$\d[\d,]*",
+              "${:,.10g}"),
     _quantity("rate of unemployment", "Unemployment rate", ECONOMY, "Unemployment rate", None, PERCENT, "{:g}%"),
     _quantity("year of independence", "Independence", STATE, "Independence", "", r"\d{1,2} [A-Z][a-z]+ \d{4}", "{:.0f}",
               TIME, r"\d{4}"),

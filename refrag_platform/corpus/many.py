@@ -35,8 +35,8 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 class Settings:
     """What a file of questions is made by.
 
-    count: rows. passages: least and most of a context. room: positions of its passages together, at most. swapped_share:
-    of the contexts, those with swapped values.
+    count: rows. passages: least and most of a context. room: tokens of its passages together, at most, each cut into
+    whole chunks. swapped_share: of the contexts, those with swapped values.
     """
 
     count: int
@@ -116,7 +116,7 @@ def many_questions(
 ) -> Iterator[dict[str, Any]]:
     """Rows of a question file (id, question, answers, passages, gold, document_id), a question of each kind a context.
 
-    Beside these a row has its `kind`, and `closed`: the answer is of these passages, none may be left out or added.
+    Beside these a row has its `kind`, its `split`, and `closed`: it is about all of its passages and about no others.
     `document_id` names the context, whose questions intervals resample together.
 
     Args:
@@ -150,6 +150,7 @@ def many_questions(
                 "document_id": name,
                 "kind": kind,
                 "closed": True,
+                "split": split,
             }
         number += 1
 
@@ -176,7 +177,7 @@ def _context(
         for number, name in enumerate(names):
             lines = [f"{one.label}: {shown[one][number]}" for one in chance.sample(attributes, len(attributes))]
             passage = {"title": name, "text": "\n".join(lines)}
-            room -= positions(**passage)
+            room -= positions(name, passage["text"])
             if room < 0:
                 break
             passages.append(passage)

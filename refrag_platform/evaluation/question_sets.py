@@ -33,11 +33,13 @@ def ranked(
     The questions' own passages are part of the pool, and where those that were gold come up, they are gold again.
 
     Raises:
-        RefragError: one asks for a summary: there is no question to rank by.
+        RefragError: one asks for a summary: there is no question to rank by. Or one is closed.
     """
     for question in questions:
         if question.kind == "summary":
             raise RefragError(f"{question.id} asks for a summary, by which no passage can be ranked; leave it out")
+        if question.closed:
+            raise RefragError(f"{question.id} is about just the passages that it lists (`closed`); leave it out")
     every = list(dict.fromkeys([*pool, *(passage for question in questions for passage in question.passages)]))
     top = min(top, len(every))
     with Progress("rank", len(every) + len(questions), "texts") as progress:
@@ -111,6 +113,12 @@ def _row(question: Question) -> dict[str, Any]:
         "document_id": question.document,
         "answerable": question.answerable,
     }
+    if question.category:
+        row["kind"] = question.category
+    if question.closed:
+        row["closed"] = True
+    if question.split:
+        row["split"] = question.split
     if question.history:
         row["history"] = [{"role": role, "text": text} for role, text in question.history]
     return row

@@ -24,8 +24,9 @@ LINES = {
     "summit": "Highest point", "mean elevation": "Mean elevation", "median age": "Median age",
     "life expectancy": "Life expectancy at birth", "fertility rate": "Total fertility rate", "birth rate": "Birth rate",
     "rate of infant mortality": "Infant mortality rate", "literacy rate": "Literacy", "rate of obesity": "Obesity",
-    "share of urban population": "Urban population", "share of forest": "Forest", "GDP per capita": "Real GDP per capita",
-    "share of internet users": "Internet users", "number of airports": "Airports",
+    "share of urban population": "Urban population", "share of forest": "Forest",
+    "GDP per capita": "Real GDP per capita", "share of internet users": "Internet users",
+    "number of airports": "Airports",
     "number of World Heritage Sites": "World Heritage Sites", "rate of unemployment": "Unemployment rate",
     "year of independence": "Independence",
 }  # fmt: skip
@@ -114,7 +115,9 @@ def read(row: dict[str, Any]) -> tuple[str, dict[str, str]]:
     countries = "|".join(re.escape(with_article(passage["title"])) for passage in row["passages"])
     filled = {**FILLED, "a": countries, "b": countries}
     for wording in WORDINGS[row["kind"]]:
-        pattern = re.sub(r"\\\{(\w+)\\\}", lambda word: f"(?P<{word[1]}>{filled.get(word[1], '.+')})", re.escape(wording))
+        pattern = re.sub(
+            r"\\\{(\w+)\\\}", lambda word: f"(?P<{word[1]}>{filled.get(word[1], '.+')})", re.escape(wording)
+        )
         if match := re.fullmatch(pattern, row["question"], re.IGNORECASE):
             return wording, match.groupdict()
     raise AssertionError(row["question"])
@@ -189,7 +192,10 @@ def test_no_country_and_no_wording_of_training_is_held_out(
 def test_swapped_contexts_say_other_values_and_the_others_what_the_factbook_says(
     rows: dict[Split, list[dict[str, Any]]], profiles: dict[Split, list[tuple[str, Any]]]
 ) -> None:
-    own = {name: "\n".join(text for texts in profile.values() for text in texts.values()) for name, profile in profiles["test"]}
+    own = {
+        name: "\n".join(text for texts in profile.values() for text in texts.values())
+        for name, profile in profiles["test"]
+    }
     agreed: dict[bool, list[bool]] = {False: [], True: []}
     for row in rows["test"]:
         for country, said in table(row).items():
@@ -219,5 +225,5 @@ def test_rows_are_fixed_by_the_seed(profiles: dict[Split, list[tuple[str, Any]]]
 
 
 def test_too_little_room_is_refused(profiles: dict[Split, list[tuple[str, Any]]]) -> None:
-    with pytest.raises(RefragError, match="no 10 of these 24 countries .* in 40 positions"):
+    with pytest.raises(RefragError, match=r"no 10 of these 24 countries .* in 40 positions"):
         next(many_questions(profiles["test"], "test", Settings(1, room=40), size))
