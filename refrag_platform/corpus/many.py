@@ -8,6 +8,7 @@ answer can be known by heart: it has to be found in the passages. All else is de
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -56,7 +57,10 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Context:
-    """Countries by name, and for each attribute what the passage of each of them says."""
+    """Countries by name, and for each attribute what the passage of each of them says.
+
+    One attribute at least is a quantity, and one a quality that two countries can have alike.
+    """
 
     countries: list[str]
     shown: dict[Attribute, list[str]]
@@ -68,32 +72,29 @@ class Context:
     def numbers(self, quantity: Quantity) -> list[float]:
         return [quantity.value(shown) for shown in self.shown[quantity]]
 
-    def quantity(self, chance: random.Random) -> Quantity | None:
-        found = [one for one in self.shown if isinstance(one, Quantity)]
-        return chance.choice(found) if found else None
+    def quantity(self, chance: random.Random) -> Quantity:
+        return chance.choice([one for one in self.shown if isinstance(one, Quantity)])
 
-    def qualities(self, whole: bool = False) -> list[Quality]:
-        return [one for one in self.shown if isinstance(one, Quality) and (one.whole or not whole)]
+    def qualities(self) -> list[Quality]:
+        return [one for one in self.shown if isinstance(one, Quality)]
 
     def of_quality(self, chance: random.Random) -> tuple[str, list[int]] | None:
-        """Something that some countries have, in words, and who."""
-        found = self.qualities()
-        if not found:
+        """Something that countries have, in words, and who does; what many have is as likely as what one has."""
+        quality = chance.choice(self.qualities())
+        having: dict[str, list[int]] = defaultdict(list)
+        for number, shown in enumerate(self.shown[quality]):
+            for thing in quality.holding(shown):
+                having[thing].append(number)
+        if not having:
             return None
-        quality = chance.choice(found)
-        held = [quality.holding(shown) for shown in self.shown[quality]]
-        things = sorted({thing for own in held for thing in own})
-        if not things:
-            return None
-        thing = chance.choice(things)
-        return quality.having.format(thing), [number for number, own in enumerate(held) if thing in own]
+        count = chance.choice(sorted({len(numbers) for numbers in having.values()}))
+        thing = chance.choice(sorted(thing for thing, numbers in having.items() if len(numbers) == count))
+        return quality.having.format(thing), having[thing]
 
     def beyond_limit(self, most: int, chance: random.Random) -> tuple[str, list[int]] | None:
         """That a number is above, or below, a limit, in words, and for whom: 1 to `most` of the countries."""
-        quantity = self.quantity(chance)
-        if quantity is None:
-            return None
-        values, above = self.numbers(quantity), chance.random() < 0.5
+        quantity, above = self.quantity(chance), chance.random() < 0.5
+        values = self.numbers(quantity)
         ranked = sorted(range(len(values)), key=lambda number: values[number], reverse=above)
         count = chance.randint(1, min(most, len(values) - 1))
         low, high = sorted((values[ranked[count - 1]], values[ranked[count]]))
@@ -190,10 +191,10 @@ def _context(
 
 
 def _attributes(chance: random.Random) -> list[Attribute]:
-    """Fields for a context, at least one of each sort; no two are one line of the passage."""
+    """Fields for a context, the first two of each sort; no two are one line of the passage."""
     drawn: list[Attribute] = [chance.choice(QUANTITIES), chance.choice([one for one in QUALITIES if one.whole])]
     drawn += chance.sample([*QUANTITIES, *QUALITIES], chance.randint(LEAST_FIELDS, MOST_FIELDS) - 2)
-    return list({one.label: one for one in drawn}.values())
+    return [one for place, one in enumerate(drawn) if one.label not in {other.label for other in drawn[:place]}]
 
 
 def _value(name: str, values: Mapping[str, str], swapped: bool, chance: random.Random) -> str:
@@ -204,10 +205,8 @@ def _value(name: str, values: Mapping[str, str], swapped: bool, chance: random.R
 
 
 def _compare(context: Context, chance: random.Random) -> Asked | None:
-    quantity = context.quantity(chance)
-    if quantity is None:
-        return None
-    values, (a, b) = context.numbers(quantity), chance.sample(context.every(), 2)
+    quantity, (a, b) = context.quantity(chance), chance.sample(context.every(), 2)
+    values = context.numbers(quantity)
     if values[a] == values[b]:
         return None
     more = chance.random() < 0.5
@@ -229,10 +228,8 @@ def _extreme_of(context: Context, chance: random.Random) -> Asked | None:
 
 def _best(context: Context, among: Sequence[int], words: dict[str, str], chance: random.Random) -> Asked | None:
     """Who of these has the most, or the least; everyone's passage is needed to know."""
-    quantity = context.quantity(chance)
-    if quantity is None:
-        return None
-    values, most = context.numbers(quantity), chance.random() < 0.5
+    quantity, most = context.quantity(chance), chance.random() < 0.5
+    values = context.numbers(quantity)
     first, second = sorted(among, key=lambda number: values[number], reverse=most)[:2]
     if values[first] == values[second]:
         return None
@@ -273,7 +270,8 @@ def _same(context: Context, chance: random.Random) -> Asked | None:
     alike, pairs = chance.random() < 0.5, list(combinations(context.every(), 2))
     found = {
         quality: [(a, b) for a, b in pairs if (said[a] == said[b]) == alike]
-        for quality in context.qualities(whole=True)
+        for quality in context.qualities()
+        if quality.whole
         for said in [context.shown[quality]]
     }
     possible = [quality for quality in found if found[quality]]

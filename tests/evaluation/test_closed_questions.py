@@ -115,7 +115,7 @@ def test_open_questions_of_several_gold_passages_pass_through_the_same_evaluatio
     """As multi-hop sets have them: twenty passages, two to four of them gold, no kinds."""
     row = {
         "question": "Who led the city of the tower?", "answers": ["Ada", "Ada L."], "gold": [3, 11],
-        "passages": [{"title": f"T{n}", "text": f"Tower {n} stands in a city. It is {n} years old."} for n in range(20)],
+        "passages": [{"title": f"T{n}", "text": f"Tower {n} is in a town. It is {n} years old."} for n in range(20)],
     }  # fmt: skip
     path = tmp_path / "hops.jsonl"
     path.write_text("".join(json.dumps(row | {"id": f"2hop__{n}"}) + "\n" for n in range(3)))
