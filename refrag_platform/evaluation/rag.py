@@ -156,7 +156,8 @@ def _refuse_parts(questions: Sequence[Question], passages: int) -> None:
         most = max(over, key=lambda one: len(one.passages))
         raise RefragError(
             f"{most.where or most.id}: the question is about all of its {len(most.passages)} passages, and only "
-            f"{passages} are to be read (as with {len(over):,} questions in all); read {len(most.passages)}"
+            f"{passages} are to be read (as with {len(over):,} questions in all); read {len(most.passages)} (--passages, "
+            "evaluation.passages)"
         )
 
 

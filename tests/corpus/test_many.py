@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from refrag_platform.cli import app
 from refrag_platform.corpus.factbook import read_factbook_profiles
 from refrag_platform.corpus.facts import with_article
 from refrag_platform.corpus.many import Settings, many_questions
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.corpus.splits import SPLITS, Split, split_of
 from refrag_platform.corpus.wordings import HELD_OUT, KINDS, WORDINGS
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import CorpusRecipe
+from tests.conftest import ROOT
 
 RECIPE = CorpusRecipe.model_validate({"sources": [{"kind": "factbook"}]})
 SETTINGS = Settings(count=420, swapped_share=0.6)
@@ -227,3 +232,29 @@ def test_rows_are_fixed_by_the_seed(profiles: dict[Split, list[tuple[str, Any]]]
 def test_too_little_room_is_refused(profiles: dict[Split, list[tuple[str, Any]]]) -> None:
     with pytest.raises(RefragError, match=r"no 10 of these 24 countries .* in 40 positions"):
         next(many_questions(profiles["test"], "test", Settings(1, room=40), size))
+
+
+def test_the_verb_writes_a_question_file_says_what_it_holds_and_overwrites_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFRAG_ROOT", str(ROOT))
+    command = ["questions", "many", "--model", "tiny", "--count", "14", "--out", str(tmp_path / "many.jsonl")]
+    made = CliRunner().invoke(app, command)
+    assert made.exit_code == 0, made.output
+    assert "14 questions on 2 contexts of 24 countries" in made.stdout and "| extreme_of | 2 |" in made.stdout
+    written = read_questions(tmp_path / "many.jsonl")
+    assert {one.category for one in written} == set(KINDS) and len({one.document for one in written}) == 2
+    assert all(one.closed and one.split == "test" for one in written)
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2 and "is there already" in again.stderr
+    wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "new.jsonl"), "--passages", "20,10"])
+    assert wrong.exit_code == 2 and "give the least and the most" in wrong.stderr
+
+
+def test_the_page_s_examples_are_what_is_made(profiles: dict[Split, list[tuple[str, Any]]]) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    made = [*many_questions(profiles["test"], "test", Settings(21), size)]
+    shown = [row for row in made if row["document_id"] == "many/test/0-2"]
+    assert len(shown) == len(KINDS)
+    for row in shown:
+        assert f"| {row['kind']} | {row['question']} | {row['answers'][0]} | {len(row['gold'])} |" in page
