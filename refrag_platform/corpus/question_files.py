@@ -226,9 +226,8 @@ def looked_up_questions(asked: Sequence[Question], settings: EvaluationRecipe, c
     there = own.is_file() and own.stat().st_size
     found: dict[object, Question] = {}
     for one in [*(read_questions(own, settings.questions) if there else []), *asked]:
-        if (
-            one.question and not one.closed
-        ):  # A summary asks nothing, and what is closed is about no passage of a store.
+        # A summary asks nothing, and a closed question is about no passage of a store.
+        if one.question and not one.closed:
             found.setdefault((one.question, one.history), one)
     return list(found.values())
 

@@ -41,10 +41,9 @@ class RagEvaluation:
     compression, rouge_l, set_match, refusal_accuracy}. differences: {over, tuned, decoder, passages, share_kept,
     exact_match, f1, rouge_l, set_match}, each [gain of refrag, low, high]. parts: rows, intervals and differences of
     each set of questions and of each `kind` that their rows name, by its name, where there are several, with the number
-    of them, `questions_used`. answers: the texts. items: exact match
-    and F1 of every question, refrag at the most passages. skipped: {questions_used, questions_skipped,
-    references_skipped}: references of which normalization leaves nothing judge no answer, and a question that has no
-    other isn't asked. order: in which the passages were read.
+    of them, `questions_used`. answers: the texts. items: exact match and F1 of every question, refrag at the most
+    passages. skipped: {questions_used, questions_skipped, references_skipped}: references of which normalization leaves
+    nothing judge no answer, and a question that has no other isn't asked. order: in which the passages were read.
     """
 
     rows: list[dict[str, Any]]
@@ -153,11 +152,11 @@ def _refuse_parts(questions: Sequence[Question], passages: int) -> None:
     """Refuse closed questions that would be asked over a part of the passages that they are about."""
     over = [one for one in questions if one.closed and len(one.passages) > passages]
     if over:
-        most = max(over, key=lambda one: len(one.passages))
+        longest = max(over, key=lambda one: len(one.passages))
+        needed = len(longest.passages)
         raise RefragError(
-            f"{most.where or most.id}: the question is about all of its {len(most.passages)} passages, and only "
-            f"{passages} are to be read (as with {len(over):,} questions in all); read {len(most.passages)} (--passages, "
-            "evaluation.passages)"
+            f"{longest.where or longest.id}: the question is about all of its {needed} passages, and only {passages} are "
+            f"to be read (as with {len(over):,} questions in all); read {needed} (--passages, evaluation.passages)"
         )
 
 
