@@ -155,8 +155,8 @@ def _refuse_parts(questions: Sequence[Question], passages: int) -> None:
         longest = max(over, key=lambda one: len(one.passages))
         needed = len(longest.passages)
         raise RefragError(
-            f"{longest.where or longest.id}: the question is about all of its {needed} passages, and only {passages} are "
-            f"to be read (as with {len(over):,} questions in all); read {needed} (--passages, evaluation.passages)"
+            f"{longest.where or longest.id}: the question is about all of its {needed} passages, and only {passages} "
+            f"are to be read (as with {len(over):,} questions in all); read {needed} (--passages, evaluation.passages)"
         )
 
 

@@ -87,7 +87,13 @@ def rag_report(result: Mapping[str, Any]) -> str:
             f"Skipped: {result['references_skipped']:,} references of which normalization leaves nothing, and "
             f"{result['questions_skipped']:,} questions that have no other."
         )
-    for name, own in (result.get("parts") or {}).items():
+    parts = result.get("parts") or {}
+    if parts:
+        columns = [[figure(row["exact_match"]) for row in own["rows"]] for own in parts.values()]
+        systems = [[system_name(row), str(row["passages"])] for row in result["rows"]]
+        rows = [[*system, *cells] for system, *cells in zip(systems, *columns, strict=True)]
+        text += ["Exact match of each part:", table(["system", "passages", *parts], rows)]
+    for name, own in parts.items():
         text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
     if found := result.get("retrieval"):
         text += _retrieval(found)

@@ -63,6 +63,7 @@ def test_each_kind_has_figures_and_gains_over_every_plain_system_at_equal_tokens
             assert budget - 20 < rows["sentences", share]["decoder_tokens"] <= budget
         assert rows["refrag", 0.0]["compression"] > rows["refrag", 0.15]["compression"] > 1
     said = rag_report(vars(found))
+    assert "| system | passages | extreme | list |" in said
     assert "### Of these, extreme: 3 questions" in said and "### Of these, list: 3 questions" in said
 
 
