@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from statistics import fmean
+from typing import Annotated, Any, Literal
 
 import typer
 
+from refrag_platform.cli.options import Seed
+from refrag_platform.corpus.wordings import EXPLAINED
+
 Out = Annotated[Path, typer.Option("--out", help="The question file to write, .jsonl; it must not be there yet.")]
+_KINDS = "; ".join(f"{kind}: {what}" for kind, what in EXPLAINED.items())
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="This many questions, spread evenly over the file.")]
 
 
@@ -16,6 +23,7 @@ def register(app: typer.Typer) -> None:
     family = typer.Typer(no_args_is_help=True, help="Question files for `refrag evaluate rag`.")
     family.command("rank")(rank)
     family.command("whole")(whole)
+    family.command("many")(many)
     app.add_typer(family, name="questions")
 
 
@@ -93,6 +101,100 @@ def whole(
     asked = read_questions(content / "questions" / f"{split}.jsonl", limit)
     count = write_questions(out, whole_documents(asked, content, most))
     typer.echo(f"{out}: {count} of {len(asked)} questions; of the others the answer lies beyond passage {most}")
+
+
+def many(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The model whose recipe is read: its corpus' splits, its tokens.")
+    ],
+    out: Out,
+    split: Annotated[
+        Literal["train", "validation", "test"],
+        typer.Option(
+            "--split", help="Of the corpus: its countries. Only train is asked in the wordings that are trained on."
+        ),
+    ] = "test",
+    count: Annotated[int, typer.Option("--count", min=1, help=f"Questions: in turn {_KINDS}.")] = 600,
+    passages: Annotated[str, typer.Option("--passages", help="Least and most passages of a context.")] = "10,20",
+    context_tokens: Annotated[
+        int,
+        typer.Option(
+            "--context-tokens", min=64, help="A context's passages take no more, cut into the model's chunks."
+        ),
+    ] = 1024,
+    swapped_share: Annotated[
+        float,
+        typer.Option(
+            "--swapped-share", min=0, max=1, help="Share of the contexts in which every value is another country's."
+        ),
+    ] = 0.5,
+    seed: Seed = 0,
+) -> None:
+    """Ask questions over ten to twenty passages at once: compare countries of the Factbook, count and list them.
+
+    Each passage says a few fields of a country, and every answer is computed from what the passages say. All of a
+    context's questions are about all of its passages: none may be left out or added.
+
+    Train on the split train (cpt.reading.questions, finetuned.questions); evaluate test with --passages 20.
+    """
+    from refrag_platform.corpus.factbook import read_factbook_profiles
+    from refrag_platform.corpus.many import Settings, many_questions
+    from refrag_platform.corpus.splits import split_of
+    from refrag_platform.evaluation.question_sets import write_rows
+    from refrag_platform.markdown import table
+    from refrag_platform.model.prompts import content_ids, passage_text
+    from refrag_platform.progress import Progress
+    from refrag_platform.project import Project
+    from refrag_platform.weights import load_tokenizer
+
+    _refuse_existing(out)
+    project = Project.find()
+    recipe = project.recipe(model)
+    tokenizer = load_tokenizer(recipe.decoder, project.recipe_path(model).parent)
+    k = recipe.encoder.chunk_size
+
+    def positions(title: str, text: str) -> int:
+        return -(-len(content_ids(tokenizer, passage_text(title, text))) // k) * k
+
+    least, most = _range(passages)
+    settings = Settings(count, (least, most), context_tokens, swapped_share, seed)
+    profiles = [
+        (name, profile)
+        for document, name, profile in read_factbook_profiles()
+        if split_of(document, recipe.corpus) == split
+    ]
+    kinds: Counter[str] = Counter()
+    contexts: dict[str, tuple[int, int]] = {}
+
+    def counted() -> Iterator[dict[str, Any]]:
+        with Progress("questions", count, "questions") as progress:
+            for row in many_questions(profiles, split, settings, positions):
+                kinds[row["kind"]] += 1
+                if (context := row["document_id"]) not in contexts:
+                    contexts[context] = len(row["passages"]), sum(positions(**one) for one in row["passages"])
+                progress.update()
+                yield row
+
+    write_rows(out, counted())
+    shown, tokens = zip(*contexts.values(), strict=True)
+    typer.echo(f"{out}: {kinds.total():,} questions on {len(contexts):,} contexts of {len(profiles)} countries")
+    typer.echo(table(["kind", "questions"], [[kind, f"{number:,}"] for kind, number in kinds.items()]))
+    typer.echo(
+        f"passages of a context: {min(shown)} to {max(shown)}, mean {fmean(shown):.1f}; their tokens: {min(tokens)} to "
+        f"{max(tokens)}, mean {fmean(tokens):.0f}"
+    )
+
+
+def _range(passages: str) -> tuple[int, int]:
+    from refrag_platform.errors import RefragError
+
+    try:
+        least, most = map(int, passages.split(","))
+    except ValueError:
+        least, most = 0, 0
+    if not 3 <= least <= most:
+        raise RefragError(f"--passages is {passages!r}; give the least and the most, 3 or more, e.g. 10,20")
+    return least, most
 
 
 def _refuse_existing(out: Path) -> None:

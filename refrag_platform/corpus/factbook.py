@@ -89,6 +89,13 @@ def read_factbook_facts() -> Iterator[tuple[str, str, list[Found]]]:
         yield _id(country), country.name, _facts(country, _profile(country))
 
 
+def read_factbook_profiles() -> Iterator[tuple[str, str, Profile]]:
+    """(document, country, profile) of every country."""
+    for country in countries():
+        if country.region != "world":
+            yield _id(country), country.name, _profile(country)
+
+
 def choose_part(found: list[Country], recipe: CorpusRecipe, limit: int) -> list[Country]:
     """`limit` countries in the shares of the splits, spread over the regions, fully described ones first.
 

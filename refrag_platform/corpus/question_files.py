@@ -47,6 +47,8 @@ class Question:
     passage may stand anywhere.
     history: earlier turns, (user or assistant, text). kind: what is asked for; a summary has no question.
     answerable: whether the passages hold the answer; None where it isn't known or is debatable.
+    closed: it is about all of its passages, and about no others: none may be left out or added. category: what its row
+    calls its `kind`, e.g. count; figures are given of each. split: of the corpus, if its row names one.
     where: the file and row it was read from, for messages.
     """
 
@@ -61,7 +63,15 @@ class Question:
     history: tuple[tuple[str, str], ...] = ()
     kind: Literal["answer", "summary"] = "answer"
     answerable: bool | None = None
+    closed: bool = False
+    category: str = ""
+    split: str = ""
     where: str = field(default="", compare=False, repr=False)
+
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """Numbers of the passages that a reader must have seen: the gold ones, or all."""
+        return tuple(range(len(self.passages))) if self.closed else self.gold
 
     def take(self, count: int) -> tuple[Passage, ...]:
         """`count` passages: the gold ones and the first of the others, as listed or in an order fixed by id and count.
@@ -102,8 +112,10 @@ def retrieved(question: Question, retriever: Retriever) -> Question:
 def with_distractors(question: Question, pool: Sequence[Passage], count: int) -> Question:
     """The question with passages of `pool` added until it has `count`, all in random order, fixed by its id.
 
-    None of those added says one of the answers. Where none is wanted the order stays as it is.
+    None of those added says one of the answers. Where none is wanted, as where it is closed, the order stays as it is.
     """
+    if question.closed:
+        return question
     chance = random.Random(f"distractors {question.id}")
     says = mention(question.answers)
     known = set(question.passages)
@@ -149,7 +161,7 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     """Questions in any of three forms of row; blank lines are skipped.
 
     - id, question, answers, passages [{title, text}] and, if known, gold [numbers], document_id, answerable, history
-      [{role, text}].
+      [{role, text}], kind, closed, split.
     - Conversations: input [{speaker, text}], targets [{text}], contexts [{title, text}], answerability.
     - Summaries: id, document, summaries, title.
 
@@ -214,7 +226,8 @@ def looked_up_questions(asked: Sequence[Question], settings: EvaluationRecipe, c
     there = own.is_file() and own.stat().st_size
     found: dict[object, Question] = {}
     for one in [*(read_questions(own, settings.questions) if there else []), *asked]:
-        if one.question:  # A summary asks nothing.
+        # A summary asks nothing, and a closed question is about no passage of a store.
+        if one.question and not one.closed:
             found.setdefault((one.question, one.history), one)
     return list(found.values())
 
@@ -317,6 +330,9 @@ def _question(row: dict[str, Any], where: str, default_id: str) -> Question:
     answerable = row.get("answerable", bool(answers))
     if answerable is not None and not isinstance(answerable, bool):
         raise RefragError(f"{where}: `answerable` is {said(answerable)}; it must be true, false or null")
+    closed = row.get("closed", False)
+    if not isinstance(closed, bool):
+        raise RefragError(f"{where}: `closed` is {said(closed)}; it must be true or false")
     name = name_field(row, where, "id") or default_id
     return Question(
         id=name,
@@ -327,6 +343,9 @@ def _question(row: dict[str, Any], where: str, default_id: str) -> Question:
         document=name_field(row, where, "document_id") or (_passage_id(passages[gold[0]]) if gold else name),
         history=tuple(history),
         answerable=answerable,
+        closed=closed,
+        category=name_field(row, where, "kind") or "",
+        split=name_field(row, where, "split") or "",
         where=where,
     )
 

@@ -96,6 +96,16 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
     return float(any(normalize_answer(answer) == normalize_answer(reference) for reference in judgeable(references)))
 
 
+def set_match(answer: str, references: Sequence[str]) -> float:
+    """1 where exact match is, or where the answer lists what a reference does in another order; commas part a list."""
+    listed = _listed(answer)
+    return max(exact_match(answer, references), float(any(listed == _listed(one) for one in judgeable(references))))
+
+
+def _listed(text: str) -> Counter[str]:
+    return Counter(part for one in text.split(",") if (part := normalize_answer(one)))
+
+
 def f1(answer: str, references: Sequence[str]) -> float:
     """Harmonic mean of word precision and recall against the nearest reference, 0 to 1."""
     return max((_f1(answer, reference) for reference in references), default=0.0)

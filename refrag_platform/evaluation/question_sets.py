@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,13 @@ def ranked(
     The questions' own passages are part of the pool, and where those that were gold come up, they are gold again.
 
     Raises:
-        RefragError: one asks for a summary: there is no question to rank by.
+        RefragError: one asks for a summary: there is no question to rank by. Or one is closed.
     """
     for question in questions:
         if question.kind == "summary":
             raise RefragError(f"{question.id} asks for a summary, by which no passage can be ranked; leave it out")
+        if question.closed:
+            raise RefragError(f"{question.id} is about just the passages that it lists (`closed`); leave it out")
     every = list(dict.fromkeys([*pool, *(passage for question in questions for passage in question.passages)]))
     top = min(top, len(every))
     with Progress("rank", len(every) + len(questions), "texts") as progress:
@@ -88,10 +90,15 @@ def whole_documents(questions: Iterable[Question], content: Path, most: int) -> 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> int:
     """Write a question file, as a whole; returns how many questions it has."""
+    return write_rows(path, map(_row, questions))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write rows of a question file, as a whole; returns how many they are."""
     count = 0
     with whole(path) as partial, partial.open("w", encoding="utf-8") as stream:
-        for question in questions:
-            stream.write(json.dumps(_row(question), ensure_ascii=False) + "\n")
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -106,6 +113,12 @@ def _row(question: Question) -> dict[str, Any]:
         "document_id": question.document,
         "answerable": question.answerable,
     }
+    if question.category:
+        row["kind"] = question.category
+    if question.closed:
+        row["closed"] = True
+    if question.split:
+        row["split"] = question.split
     if question.history:
         row["history"] = [{"role": role, "text": text} for role, text in question.history]
     return row

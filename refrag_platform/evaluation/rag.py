@@ -38,12 +38,12 @@ class RagEvaluation:
     """What `refrag evaluate rag` found.
 
     rows: {system, passages, share_kept, exact_match, f1, decoder_tokens, ttft_ms; tuned, decoder, order, tokens_of,
-    compression, rouge_l, refusal_accuracy}. differences: {over, tuned, decoder, passages, share_kept, exact_match, f1,
-    rouge_l}, each [gain of refrag, low, high]. parts: rows, intervals and differences of each set of questions, by its
-    name, where there are several, with the number of them, `questions_used`. answers: the texts. items: exact match
-    and F1 of every question, refrag at the most passages. skipped: {questions_used, questions_skipped,
-    references_skipped}: references of which normalization leaves nothing judge no answer, and a question that has no
-    other isn't asked. order: in which the passages were read.
+    compression, rouge_l, set_match, refusal_accuracy}. differences: {over, tuned, decoder, passages, share_kept,
+    exact_match, f1, rouge_l, set_match}, each [gain of refrag, low, high]. parts: rows, intervals and differences of
+    each set of questions and of each `kind` that their rows name, by its name, where there are several, with the number
+    of them, `questions_used`. answers: the texts. items: exact match and F1 of every question, refrag at the most
+    passages. skipped: {questions_used, questions_skipped, references_skipped}: references of which normalization leaves
+    nothing judge no answer, and a question that has no other isn't asked. order: in which the passages were read.
     """
 
     rows: list[dict[str, Any]]
@@ -93,8 +93,10 @@ def evaluate_rag(
         batch_size: prompts answered at once; above 1 the time to first token is null.
 
     Raises:
-        RefragError: no question has a reference by which an answer can be judged, or a system lacks what it needs.
+        RefragError: no question has a reference by which an answer can be judged, a system lacks what it needs, or a
+            closed question has more passages than are read.
     """
+    _refuse_parts(questions, min(passages))
     places = [place for place, one in enumerate(questions) if judgeable(one.answers) or not one.answers]
     if not places:
         raise RefragError(
@@ -137,12 +139,25 @@ def evaluate_rag(
     scores = list(found.values())
     return RagEvaluation(
         **judged(scores, questions, seed),
-        parts=parts(scores, questions, sets or [], seed),
+        parts=parts(scores, questions, sets or [], seed)
+        | parts(scores, questions, [q.category for q in questions], seed),
         answers=texts,
         items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
         skipped=skipped,
         order=readers.order,
     )
+
+
+def _refuse_parts(questions: Sequence[Question], passages: int) -> None:
+    """Refuse closed questions that would be asked over a part of the passages that they are about."""
+    over = [one for one in questions if one.closed and len(one.passages) > passages]
+    if over:
+        longest = max(over, key=lambda one: len(one.passages))
+        needed = len(longest.passages)
+        raise RefragError(
+            f"{longest.where or longest.id}: the question is about all of its {needed} passages, and only {passages} "
+            f"are to be read (as with {len(over):,} questions in all); read {needed} (--passages, evaluation.passages)"
+        )
 
 
 def answer_items(

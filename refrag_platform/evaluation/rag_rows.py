@@ -11,12 +11,20 @@ import numpy as np
 
 from refrag_platform.corpus.question_files import Question
 from refrag_platform.evaluation.answering import Answer
-from refrag_platform.evaluation.metrics import bootstrap_interval, exact_match, f1, is_refusal, rouge_l, rounded
+from refrag_platform.evaluation.metrics import (
+    bootstrap_interval,
+    exact_match,
+    f1,
+    is_refusal,
+    rouge_l,
+    rounded,
+    set_match,
+)
 from refrag_platform.evaluation.systems import VECTOR_SYSTEMS, Decoder, Order, Reading
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.segments import compression_rate
 
-SCORES = ("exact_match", "f1", "rouge_l")
+SCORES = ("exact_match", "f1", "rouge_l", "set_match")
 
 
 @dataclass
@@ -33,6 +41,7 @@ class Scores:
     exact_match: list[float] = field(default_factory=list)
     f1: list[float] = field(default_factory=list)
     rouge_l: list[float] = field(default_factory=list)
+    set_match: list[float] = field(default_factory=list)
     refused: list[bool] = field(default_factory=list)
     decoder_tokens: list[int] = field(default_factory=list)
     full_tokens: list[int] = field(default_factory=list)
@@ -53,6 +62,7 @@ class Scores:
         self.exact_match.append(exact_match(text, references))
         self.f1.append(f1(text, references))
         self.rouge_l.append(rouge_l(text, references))
+        self.set_match.append(set_match(text, references))
         self.refused.append(is_refusal(text))
         self.decoder_tokens.append(tokens)
         self.full_tokens.append(full_tokens)
@@ -63,8 +73,9 @@ class Scores:
 def parts(
     scores: Sequence[Scores], questions: Sequence[Question], sets: Sequence[str], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """What is found of each set alone, where there are several."""
-    numbers = {name: [number for number, own in enumerate(sets) if own == name] for name in dict.fromkeys(sets)}
+    """What is found of each set alone, where there are several; a question without a name is of none."""
+    named = dict.fromkeys(name for name in sets if name)
+    numbers = {name: [number for number, own in enumerate(sets) if own == name] for name in named}
     if len(numbers) < 2:
         return {}
     return {
@@ -117,6 +128,7 @@ def _row(scores: Scores, questions: Sequence[Question]) -> dict[str, Any]:
         **named,
         "compression": compression_rate(full, tokens) if tokens and scores.reading.passages else None,
         "rouge_l": mean(scores.rouge_l),
+        "set_match": mean(scores.set_match),
         "refusal_accuracy": _refusal_accuracy(scores, questions),
     }
 

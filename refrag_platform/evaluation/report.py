@@ -87,7 +87,13 @@ def rag_report(result: Mapping[str, Any]) -> str:
             f"Skipped: {result['references_skipped']:,} references of which normalization leaves nothing, and "
             f"{result['questions_skipped']:,} questions that have no other."
         )
-    for name, own in (result.get("parts") or {}).items():
+    parts = result.get("parts") or {}
+    if parts:
+        columns = [[figure(row["exact_match"]) for row in own["rows"]] for own in parts.values()]
+        systems = [[system_name(row), str(row["passages"])] for row in result["rows"]]
+        rows = [[*system, *cells] for system, *cells in zip(systems, *columns, strict=True)]
+        text += ["Exact match of each part:", table(["system", "passages", *parts], rows)]
+    for name, own in parts.items():
         text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
     if found := result.get("retrieval"):
         text += _retrieval(found)
@@ -188,26 +194,31 @@ def _rag_tables(result: Mapping[str, Any]) -> list[str]:
     further = [
         ("compression", "compression", 1),
         ("ROUGE-L", "rouge_l", 3),
+        ("set match", "set_match", 3),
         ("refusal accuracy", "refusal_accuracy", 3),
         ("first token, ms", "ttft_ms", 1),
     ]
+    # Lists in another order are the only answers that a set matches and exact match doesn't.
+    lists = any(row.get("set_match", row["exact_match"]) != row["exact_match"] for row in rows)
     for title, key, digits in further:
-        if any(row.get(key) is not None for row in rows):
+        if any(row.get(key) is not None for row in rows) and (lists or key != "set_match"):
             columns.append((title, partial(_cell, key, digits)))
     tables = [table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows])]
     if result.get("differences"):
+        scores = {"exact_match": "exact match", "f1": "F1", "rouge_l": "ROUGE-L"}
+        scores |= {"set_match": "set match"} if lists else {}
         gains = [
             [
                 system_name({**row, "system": row["over"], "share_kept": None}),
                 str(row["passages"]),
                 f"{row['share_kept']:g}",
-                *(gain(row[name]) for name in ("exact_match", "f1", "rouge_l")),
+                *(gain(row[name]) for name in scores),
             ]
             for row in result["differences"]
         ]
         tables += [
             "Paired gain of refrag, question by question; above zero, refrag is better:",
-            table(["over", "passages", "p", "exact match", "F1", "ROUGE-L"], gains),
+            table(["over", "passages", "p", *scores.values()], gains),
         ]
     return tables
 

@@ -134,7 +134,7 @@ class QuestionEpisodes:
         self._share_kept, self._positions = share_kept, positions
         left_out = LeftOut("policy")
         answered = [one for one in questions if one.kind == "answer" and one.answers]
-        self.questions = usable(answered, left_out)
+        self.questions = usable(answered, passages, left_out)
         if positions is not None:
             fitting = [one for one in self.questions if self._room(one) >= 0]
             if len(fitting) < len(self.questions):
@@ -149,7 +149,8 @@ class QuestionEpisodes:
                 "policy.questions, or set policy.question_share to 0"
             )
         left_out.say("questions", len(answered))
-        self._pool = list({passage: None for question in self.questions for passage in question.passages})
+        # What closed questions list says other things of the same matters, each its own.
+        self._pool = list({passage: None for one in self.questions if not one.closed for passage in one.passages})
         self._ranked_share, self._min_passages, self._relevance = ranked_share, min_passages or passages, relevance
 
     def refuse_no_choice(self, batch_size: int) -> None:
@@ -183,7 +184,8 @@ class QuestionEpisodes:
         own = [passage for passage in question.passages if passage not in gold]
         ranked = keeps_order(self._ranked_share, own, random)
         order = range(len(own)) if ranked else random.permutation(len(own))
-        room = math.inf if self._positions is None else self._room(question)
+        count = len(question.passages) if question.closed else count
+        room = math.inf if self._positions is None or question.closed else self._room(question)
         others: list[Passage] = []
 
         def take(passage: Passage) -> None:
@@ -214,12 +216,12 @@ class QuestionEpisodes:
         return chunks + math.ceil(chunks * self._share_kept) * (self._chunk_size - 1)
 
     def _room(self, question: Question) -> float:
-        """Positions that are left for other passages beside a question, its gold ones and its answer."""
+        """Positions that are left for other passages beside a question, those that it needs and its answer."""
         assert self._positions is not None
         prompt = rag_prompt(self._tokenizer, question.question, [], as_turns(question.history))
         text = prompt_length(prompt) + len(content_ids(self._tokenizer, question.answers[0]))
-        gold = {question.passages[number] for number in question.gold or (0,)}
-        return self._positions - text - sum(map(self._cost, gold))
+        needed = {question.passages[number] for number in question.needed or (0,)}
+        return self._positions - text - sum(map(self._cost, needed))
 
     def _episode(self, drawn: _Drawn) -> Episode:
         question, shown = drawn.question, drawn.shown

@@ -53,7 +53,7 @@ class Example:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question and its own passages, as numbers in `Examples.passages`: as listed; with the answer; the others.
+    """A question and its own passages, as numbers in `Examples.passages`: as listed; those that it needs; the others.
 
     positions: of its text, the answer counted, once `Examples.fit` knows them.
     """
@@ -88,10 +88,12 @@ class Examples:
         self.left_out = LeftOut("finetuned")
         found = [one for one in training_questions(corpus, settings.questions, root, split) if one.kind == "answer"]
         self._total = len(found)
-        asked = [self._asked(one) for one in usable(found, self.left_out)]
+        learned = usable(found, settings.max_passages, self.left_out)
+        asked = [self._asked(one) for one in learned if not one.closed]
         for file in named_files(root, settings.distractors):
             self._number(read_passages(file, split="train"))
-        # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not.
+        # Whatever lies here by now may be a distractor; summaries' documents, which come after, may not, nor the
+        # passages of closed questions, which say other things of the same matters, each its own.
         self._pool = len(self.passages)
         summaries = [one for file in named_files(root, settings.summaries) for one in read_summaries(file)]
         if not summaries and settings.tasks.get("summarization", 0) > 0:
@@ -105,6 +107,7 @@ class Examples:
                 f"{found[0].where}: none of these questions lists a passage, and there are no others to show; list "
                 "passages, or name a file of them in finetuned.distractors"
             )
+        asked += [self._asked(one) for one in learned if one.closed]
         self._positions, self._costs = math.inf, np.zeros(len(self.passages), dtype=np.int64)
         self._set_sources(asked, list(_conversations(asked)), summarized)
         self._tasks = [task for task, weight in settings.tasks.items() if weight > 0]
@@ -197,8 +200,11 @@ class Examples:
     ) -> tuple[list[int], bool]:
         """The gold passages among others, as listed or shuffled; sometimes without the gold: then there is no answer.
 
-        Where the gold isn't known, any passage may hold the answer: no example without one can be made.
+        Where the gold isn't known, any passage may hold the answer: no example without one can be made. A closed
+        question is about all of its passages and no others.
         """
+        if asked.question.closed:
+            return arranged(asked.gold, asked.listed, False, random), True
         ranked = keeps_order(self.settings.ranked_share, asked.others, random)
         if asked.question.gold and random.random() < self.settings.no_answer_share:
             freed = room + sum(self._costs[number] for number in asked.gold)
@@ -252,7 +258,7 @@ class Examples:
 
 def _gold(question: Question) -> tuple[int, ...]:
     """Places of the gold passages; where they aren't known, the first is taken for it, as a retriever ranked them."""
-    return question.gold or ((0,) if question.passages else ())
+    return question.needed or ((0,) if question.passages else ())
 
 
 def _answer(question: Question) -> str:

@@ -54,25 +54,36 @@ def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Sp
     return questions
 
 
-def usable(questions: Sequence[Question], left_out: LeftOut) -> list[Question]:
+def usable(questions: Sequence[Question], passages: int, left_out: LeftOut) -> list[Question]:
     """The questions from which an answer can be learned.
 
-    One without any answer is answered by saying so. One with an answer but no passage would teach to invent.
+    One without any answer is answered by saying so. One with an answer but no passage would teach to invent, and so
+    would a part of the passages that a closed one is about.
+
+    Args: passages: that are shown at most.
     """
     kept = [question for question in questions if question.passages or not question.answers]
     if kept_out := len(questions) - len(kept):
         left_out.reasons["without passages"] += kept_out
-    return kept
+    whole = [question for question in kept if not question.closed or len(question.passages) <= passages]
+    if kept_out := len(kept) - len(whole):
+        left_out.reasons[f"about more than {passages} passages at once"] += kept_out
+    return whole
 
 
 def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
-    """Refuse questions that show a passage of the corpus' validation or test documents: it would be trained on.
+    """Refuse questions that show a passage of the corpus' validation or test documents, or say that they are of those.
 
     Args: corpus: its content folder.
 
     Raises:
-        RefragError: a question lists one; the message names its row and the number of such questions.
+        RefragError: there is one; the message names its row and the number of such questions.
     """
+    if others := [one for one in questions if one.split not in ("", "train")]:
+        raise RefragError(
+            f"{others[0].where}: the question is of the split {others[0].split!r}, as are {len(others):,} in all; "
+            "train on questions of the split 'train'"
+        )
     path = corpus / "passages.parquet"
     if not questions or not path.is_file():
         return

@@ -99,6 +99,19 @@ def test_a_question_stands_over_its_gold_passage_among_others(model: RefragModel
     assert len(places) > 2
 
 
+def test_a_closed_question_stands_over_just_its_own_passages(model: RefragModel) -> None:
+    lands = tuple((f"land {number}", f"It has {number} rivers.") for number in range(4))
+    closed = Question("c", "Which of the lands has most?", ("land 3",), lands, gold=(1, 3), closed=True)
+    other = Question("o", "Where?", ("here",), (("a", "It is here."), ("b", "Far away.")), gold=(0,))
+    drawn = QuestionEpisodes(model.tokenizer, [closed, other], 5, model.chunk_size, seed=0, min_passages=1).draw(
+        0, range(30)
+    )
+    said = [(model.tokenizer.decode(one.question), model.tokenizer.decode(unchunk(one.chunks))) for one in drawn]
+    own = [text for question, text in said if "lands" in question]
+    assert own and all(all(text in one for _, text in lands) and "here" not in one for one in own)
+    assert not any("rivers" in text for question, text in said if "lands" not in question)
+
+
 def test_questions_without_an_answer_to_learn_from_are_refused(model: RefragModel) -> None:
     asked = [Question("1", "?", (), (("", "text"),)), Question("2", "?", ("a",), ())]
     with pytest.raises(RefragError, match=r"policy\.questions"):

@@ -202,3 +202,40 @@ def test_a_swapped_answer_is_asked_for_but_is_no_turn_of_a_conversation(recipe: 
     assert any(example.answer == "swapped" for example in drawn["rag"])
     said = [turn["content"] for example in drawn["multi_turn"] for turn in example.history]
     assert said and "swapped" not in [*said, *(example.answer for example in drawn["multi_turn"])]
+
+
+def _closed(folder: Path, count: int, **changes: object) -> Path:
+    passages = [{"title": f"land {n}", "text": f"Land {n} has {n} rivers."} for n in range(count)]
+    row = {"id": "c", "question": "Which has most?", "answers": [f"land {count - 1}"], "passages": passages}
+    row |= {"gold": [0, count - 1], "closed": True, "kind": "extreme", **changes}
+    path = folder / f"closed-{count}.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    return path
+
+
+def test_a_closed_question_shows_all_of_its_passages_and_they_are_shown_with_no_other(
+    recipe: Recipe, corpus: Path, tmp_path: Path
+) -> None:
+    changes = {"tasks": {"rag": 1.0}, "no_answer_share": 0.5, "questions": [str(_closed(tmp_path, 4))]}
+    examples = Examples(corpus, settings(recipe, **changes), seed=0)
+    drawn = [examples.draw(step, row) for step in range(40) for row in range(8)]
+    closed = [example for example in drawn if example.question == "Which has most?"]
+    assert len(closed) > 5 and {example.answer for example in closed} == {"land 3"}
+    assert all(sorted(texts(examples, one)) == [f"Land {n} has {n} rivers." for n in range(4)] for one in closed)
+    assert len({tuple(one.passages) for one in closed}) > 3
+    others = [text for one in drawn if one.question != "Which has most?" for text in texts(examples, one)]
+    assert others and not any("rivers" in text for text in others)
+
+
+def test_closed_questions_of_more_passages_than_are_shown_are_left_out_and_counted(
+    recipe: Recipe, corpus: Path, tmp_path: Path
+) -> None:
+    changes = {"tasks": {"rag": 1.0}, "questions": [str(_closed(tmp_path, 4)), str(_closed(tmp_path, 5))]}
+    examples = Examples(corpus, settings(recipe, **changes), seed=0)
+    assert str(examples.left_out) == "1 about more than 4 passages at once"
+
+
+def test_questions_that_say_they_are_held_out_are_refused(recipe: Recipe, corpus: Path, tmp_path: Path) -> None:
+    changes = {"questions": [str(_closed(tmp_path, 4, split="test"))]}
+    with pytest.raises(RefragError, match=r"closed-4\.jsonl, row 1: the question is of the split 'test'"):
+        Examples(corpus, settings(recipe, **changes), seed=0)

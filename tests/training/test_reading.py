@@ -213,6 +213,53 @@ def test_what_is_cut_off_a_long_passage_is_not_asked_for(model: RefragModel, tmp
     assert "Zuse" not in blocks and "Who built" not in blocks and len(batch["answers"]) > 0
 
 
+def _closed_rows(count: int) -> list[dict[str, Any]]:
+    """Two closed questions on each of two contexts, which share all passages but one."""
+    towns = [
+        {"title": f"Town {number}", "text": f"Town {number} has {900 + number} inhabitants."} for number in range(7)
+    ]
+    first, second = towns[:count], [*towns[: count - 1], {"title": "Town 6", "text": "Town 6 has 100 inhabitants."}]
+    contexts = (("a", first, f"Town {count - 1}", "Town 0"), ("b", second, "Town 4", "Town 6"))
+    return [
+        {"id": f"{name}/{kind}", "question": question, "answers": [answer], "passages": passages, "closed": True,
+         "gold": list(range(count)), "kind": kind}
+        for name, passages, most, least in contexts
+        for kind, question, answer in (("most", "Who is largest?", most), ("least", "Who is smallest?", least))
+    ]  # fmt: skip
+
+
+def test_a_closed_question_is_asked_over_all_of_its_passages_as_they_are(model: RefragModel, tmp_path: Path) -> None:
+    rows = _closed_rows(6)
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=1.0, questions=[str(tmp_path / "asked.jsonl")])
+    seen = set()
+    for step in range(1, 10):
+        batch = _batch(task, step)
+        for row in range(2):
+            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            (name,) = {one["id"][0] for one in rows if all(passage["text"] in text for passage in one["passages"])}
+            assert text.count("inhabitants") == 6
+            blocks = [model.tokenizer.decode(ids) for ids in batch["blocks"][row].tolist()]
+            for one in rows:
+                if asked := [block for block in blocks if one["question"] in block]:
+                    own = next(other for other in rows if other["id"] == f"{name}/{one['kind']}")
+                    assert all(own["answers"][0] in block.split("assistant")[-1] for block in asked)
+                    seen.add(own["id"])
+    assert seen == {row["id"] for row in rows}
+
+
+def test_questions_whose_passages_do_not_fit_together_are_left_out_and_counted(
+    model: RefragModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = [{"title": str(n), "text": f"In {n} " + "nothing happened. " * 30} for n in range(3)]
+    both = {"id": "x", "question": "Who?", "answers": ["Ada"], "passages": long, "gold": [0, 2]}
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*_closed_rows(3), both]))
+    _task(model, tmp_path, questions_share=1.0, questions=[str(tmp_path / "asked.jsonl")])
+    assert (
+        "cpt.reading: 1 of 5 questions left out: 1 whose passages take more than 256 tokens" in capsys.readouterr().err
+    )
+
+
 def test_ranks_share_a_batch(model: RefragModel, tmp_path: Path) -> None:
     task = _task(model, tmp_path)
     whole, halves = task.batch(1, 0, 2, 0, 1), [task.batch(1, 0, 2, rank, 2) for rank in range(2)]

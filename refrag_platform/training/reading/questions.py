@@ -14,10 +14,28 @@ from refrag_platform.model.prompts import contents_ids, passage_text
 from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.reading.contexts import Context, Passage
 from refrag_platform.training.reading.renaming import Renaming
+from refrag_platform.training.usable import LeftOut
+
+
+def fitting(
+    questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, chunks: int, chunk_size: int, left_out: LeftOut
+) -> list[Question]:
+    """Those whose passages, where they need several, fit in a context together; the others are counted."""
+    several = [one for one in questions if len(one.needed) > 1]
+    passages = list({one.passages[number]: None for one in several for number in one.needed})
+    ids = contents_ids(tokenizer, [passage_text(*passage) for passage in passages])
+    sizes = {passage: -(-len(own) // chunk_size) for passage, own in zip(passages, ids, strict=True)}
+    over = {id(one) for one in several if sum(sizes[one.passages[number]] for number in one.needed) > chunks}
+    if over:
+        left_out.reasons[f"whose passages take more than {chunks * chunk_size:,} tokens"] = len(over)
+    return [one for one in questions if id(one) not in over]
 
 
 class QuestionContexts:
-    """Draws a question's passages, some of the others that it lists, and every question that these answer."""
+    """Draws a question's passages, some of the others that it lists, and every question that these answer.
+
+    Of a closed question the context is its passages, all of them as they are: of those that list the same, one context.
+    """
 
     def __init__(
         self,
@@ -29,25 +47,35 @@ class QuestionContexts:
         renamed_share: float,
     ) -> None:
         """
-        Args: questions: with answers and gold passages. chunks: of a context, at most. renamed_share: of the contexts.
+        Args: questions: with answers and gold passages, and `fitting`. chunks: of a context, at most. renamed_share: of
+            the contexts.
         """
         self._questions, self._tokenizer, self._chunks, self._chunk_size = questions, tokenizer, chunks, chunk_size
         self._renaming, self._renamed_share = renaming, renamed_share
         self._about: dict[Titled, list[int]] = defaultdict(list)
+        self._closed: dict[frozenset[Titled], list[int]] = defaultdict(list)
         for number, question in enumerate(questions):
-            self._about[question.passages[question.gold[0]]].append(number)
+            if question.closed:
+                self._closed[frozenset(question.passages)].append(number)
+            else:
+                self._about[question.passages[question.gold[0]]].append(number)
 
     def draw(self, chance: np.random.Generator) -> Context:
         """Passages in random order, of which none is cut but the first gold one, where it alone doesn't fit."""
         question = self._questions[int(chance.integers(len(self._questions)))]
-        gold = [question.passages[number] for number in question.gold]
+        gold = [question.passages[number] for number in question.needed]
         others = [passage for passage in question.passages if passage not in gold]
         wanted = int(chance.integers(len(others) + 1))
         listed = [*gold, *(others[number] for number in chance.permutation(len(others))[:wanted])]
-        about = [self._questions[number] for passage in listed for number in self._about[passage]]
+        if question.closed:
+            numbers = self._closed[frozenset(question.passages)]
+        else:
+            numbers = [number for passage in listed for number in self._about[passage]]
+        about = [self._questions[number] for number in numbers]
         texts = [passage_text(*passage) for passage in listed]
         rename: Callable[[str], str] | None = None
-        if chance.random() < self._renamed_share:
+        # Other numbers would make other answers of what is compared.
+        if not question.closed and chance.random() < self._renamed_share:
             rename = self._renaming.draw([*texts, *(one.question for one in about)], chance)
             texts = [rename(text) for text in texts]
         shown: dict[Titled, Passage] = {}
@@ -62,7 +90,7 @@ class QuestionContexts:
                 whole |= set() if cut else {passage}
                 room -= size
         passages = list(shown.values())
-        asked = [self._asked(one, rename) for one in about if all(one.passages[number] in whole for number in one.gold)]
+        asked = [self._asked(one, rename) for one in about if whole.issuperset(one.passages[n] for n in one.needed)]
         return Context(
             [passages[number] for number in chance.permutation(len(passages))],
             [asked[number] for number in chance.permutation(len(asked))],

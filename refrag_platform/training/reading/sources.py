@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from refrag_platform.corpus.question_files import Question
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.families import attention_window, require_positions
@@ -12,7 +14,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
 from refrag_platform.training.reading.batches import ReadingBatches, Seen
 from refrag_platform.training.reading.contexts import DocumentContexts
-from refrag_platform.training.reading.questions import QuestionContexts
+from refrag_platform.training.reading.questions import QuestionContexts, fitting
 from refrag_platform.training.reading.renaming import Renaming
 from refrag_platform.training.usable import LeftOut, training_questions
 
@@ -45,7 +47,7 @@ def reading_batches(
     asked = None
     if reading.questions_share:
         renaming = Renaming(contexts.names(SUPPLY, seed) if reading.renamed_share else ())
-        questions = _answered(corpus, reading.questions, root)
+        questions = _answered(corpus, reading.questions, root, tokenizer, chunks, k)
         asked = QuestionContexts(questions, tokenizer, chunks, k, renaming, reading.renamed_share)
     batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked)
     require_positions(
@@ -56,8 +58,10 @@ def reading_batches(
     return batches
 
 
-def _answered(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
-    """The corpus' training questions and those of the files that have an answer, and a passage that holds it.
+def _answered(
+    corpus: Path, files: Sequence[str], root: Path, tokenizer: PreTrainedTokenizerFast, chunks: int, chunk_size: int
+) -> list[Question]:
+    """The corpus' training questions and those of the files with an answer, and passages that hold it and fit.
 
     Raises:
         RefragError: there are none, or one shows a passage that the corpus holds out.
@@ -67,6 +71,7 @@ def _answered(corpus: Path, files: Sequence[str], root: Path) -> list[Question]:
     kept = [one for one in questions if one.answers and one.gold and not one.history]
     if len(kept) < len(questions):
         left_out.reasons["without an answer or its passage, or in a conversation"] = len(questions) - len(kept)
+    kept = fitting(kept, tokenizer, chunks, chunk_size, left_out)
     if not kept:
         raise RefragError(
             f"cpt.reading.questions_share is set, and there is nothing to ask ({left_out or 'no questions'}); name "
