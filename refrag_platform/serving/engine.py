@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from refrag_platform.agreement import refuse_other_serving
 from refrag_platform.decoding.prefix import PrefixCache
@@ -28,8 +30,8 @@ from refrag_platform.decoding.scheduler import Scheduler
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
-from refrag_platform.model.segments import Chunks, Prompt, compression_rate, plain_tokens, prompt_length
+from refrag_platform.model.prompts import Turn, content_ids, contents_ids, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.segments import Chunks, Prompt, Text, compression_rate, plain_tokens, prompt_length
 from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
@@ -125,6 +127,18 @@ class Engine:
             raise BadRequest(f"{self.name} is served without a chunk store; send `passages`", param="retrieve")
         return [_passage(hit) for hit in self.store.search(query, count, before)]
 
+    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+        """The retriever's vectors [n, dim] of texts, and the texts' length in tokens of this model.
+
+        Raises:
+            BadRequest: this engine has no store, and so no retriever.
+        """
+        if self.store is None:
+            raise BadRequest(f"{self.name} is served without a chunk store, and so without a retriever", param="model")
+        with self._reading:
+            tokens = sum(map(len, contents_ids(self.bundle.model.tokenizer, list(texts))))
+        return self.store.retriever.encode(texts), tokens
+
     @property
     def alive(self) -> bool:
         """Whether it can answer at all; after a fault of the device it can't, and its process must be started anew."""
@@ -157,6 +171,8 @@ class Engine:
         sent: Sequence[Passage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
+        *,
+        continues: bool = False,
     ) -> Generation | Refusal:
         """Look passages up and answer over them; refuse where none is near enough to the question.
 
@@ -167,6 +183,7 @@ class Engine:
             messages: the conversation; the last one is the question, and what the user said before is searched with it.
             count: passages to look up.
             sent: passages to read before them. Who sends some has chosen them, and is answered in any case.
+            continues: as of `start`.
 
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
@@ -180,11 +197,11 @@ class Engine:
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
-            self.start(messages, (), sampling, share_kept)
+            self.start(messages, (), sampling, share_kept, continues=continues)
             return self._refuse(found, similarity, least, sampling, share_kept)
-        if nearest and nearest.follows and not messages[-1].is_result:
+        if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
-        generation = self.start(messages, [*sent, *found], sampling, share_kept)
+        generation = self.start(messages, [*sent, *found], sampling, share_kept, continues=continues)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
         return generation
 
@@ -217,6 +234,8 @@ class Engine:
         passages: Sequence[Passage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
+        *,
+        continues: bool = False,
     ) -> Generation:
         """Build the prompt; the answer is generated as the result is iterated.
 
@@ -224,12 +243,13 @@ class Engine:
             messages: the conversation; the last one is the question.
             passages: what to read, in this order.
             share_kept: p, share of chunks kept as tokens; default the recipe's.
+            continues: whether the decoder goes on with the last message as with any text, instead of answering it.
 
         Raises:
             BadRequest: the prompt is too long, or p needs a policy that the model hasn't got.
         """
         try:
-            return self._start(messages, passages, sampling, share_kept)
+            return self._start(messages, passages, sampling, share_kept, continues)
         except torch.AcceleratorError:
             self._faulty = True
             raise
@@ -240,6 +260,7 @@ class Engine:
         passages: Sequence[Passage],
         sampling: Sampling | None,
         share_kept: float | None,
+        continues: bool,
     ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
@@ -247,9 +268,8 @@ class Engine:
         if passages:
             self._check_share(share)
         chunks = self._expand(passages, share, messages[-1].content)
-        history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
         with self._reading:
-            prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
+            prompt = self._prompt(messages, chunks, continues)
         self._check_length(prompt, sampling)
         read = [_cited(passage, part) for passage, part in zip(passages, chunks, strict=True)]
         positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
@@ -274,6 +294,14 @@ class Engine:
             usage,
             begun,
         )
+
+    def _prompt(self, messages: Sequence[Message], chunks: Sequence[Chunks], continues: bool) -> Prompt:
+        model, last = self.bundle.model, messages[-1].content
+        if continues:
+            # As in continual pre-training: the context compressed, then the text (REFRAG, section 2.2).
+            return [Text([model.start_token_id]), *chunks, Text(content_ids(model.tokenizer, last))]
+        history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
+        return rag_prompt(model.tokenizer, last, chunks, history)
 
     def _expand(self, passages: Sequence[Passage], share: float, question: str) -> list[Chunks]:
         """The passages as chunks, the share that the policy scores highest kept as tokens (appendix A.1)."""

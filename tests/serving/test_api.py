@@ -16,7 +16,7 @@ import torch
 
 from refrag_platform.evaluation.metrics import is_refusal
 from refrag_platform.project import Project
-from refrag_platform.serving import api, guard
+from refrag_platform.serving import answering, api, guard
 from refrag_platform.serving import engine as engine_module
 from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
@@ -295,7 +295,7 @@ def test_a_client_that_leaves_frees_the_model(server: Server, engine: Engine, st
 def test_a_client_that_does_not_read_is_left_after_the_deadline(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "SECONDS_TO_READ", 0.1)
+    monkeypatch.setattr(answering, "SECONDS_TO_READ", 0.1)
     app = api.create_app("tiny", ApiSettings(deadline=0.3), "refrag-tiny:0123")
     app.state.engine = engine
     body = json.dumps({"model": "tiny", "messages": ASKED, "stream": True} | LONG).encode()

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from refrag_platform import limits
-from refrag_platform.serving.schema import ChatRequest
+from refrag_platform.serving.chat import ChatRequest
 
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Capital of Peru?"}]}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -107,7 +107,7 @@ def test_a_history_that_openai_s_api_takes_is_read_whole(
 ) -> None:
     body = ASKED | {"messages": [*ASKED["messages"], *history]}
     assert post(url, **body | {"max_tokens": 2}).status_code == 200
-    read = [message.content for message in ChatRequest.model_validate(body).conversation()[1:]]
+    read = [message.content for message in ChatRequest.model_validate(body).turns()[1:]]
     assert all(part in said for part, said in zip(reads, read, strict=False))
 
 

@@ -11,8 +11,12 @@ import pytest
 from starlette.testclient import TestClient
 
 from refrag_platform.serving.api import create_app
+from refrag_platform.serving.chat import ChatRequest
+from refrag_platform.serving.completions import CompletionRequest
+from refrag_platform.serving.embeddings import EmbeddingRequest
 from refrag_platform.serving.engine import Engine
-from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
+from refrag_platform.serving.responses import ResponseRequest
+from refrag_platform.serving.schema import RetrieveRequest
 
 CHAT, RETRIEVE = "/v1/chat/completions", "/v1/retrieve"
 ASKED: dict[str, Any] = {
@@ -63,7 +67,13 @@ BODIES: dict[str, bytes] = {
 
 
 def each_field_with_each_value() -> Iterator[tuple[str, str, bytes]]:
-    for path, model, sound in ((CHAT, ChatRequest, ASKED), (RETRIEVE, RetrieveRequest, QUERY)):
+    for path, model, sound in (
+        (CHAT, ChatRequest, ASKED),
+        (RETRIEVE, RetrieveRequest, QUERY),
+        ("/v1/completions", CompletionRequest, {"model": "tiny", "prompt": "Lima is", "max_tokens": 2}),
+        ("/v1/responses", ResponseRequest, {"model": "tiny", "input": "Peru?", "max_output_tokens": 2}),
+        ("/v1/embeddings", EmbeddingRequest, {"model": "tiny", "input": "Peru"}),
+    ):
         for field in model.model_fields:
             for name, value in VALUES.items():
                 yield f"{field}: {name}", path, json.dumps(sound | {field: value}).encode()
@@ -154,7 +164,7 @@ def test_half_an_emoji_is_refused_wherever_it_stands(client: TestClient, field: 
     [
         ("GET", "/v1", 404), ("GET", "/v1/nothing", 404), ("GET", "/v1/models/%ff%00", 404), ("PUT", CHAT, 405),
         ("GET", "/schema.json", 404), ("GET", "/docs.json", 404), ("GET", "/static_content/index.css", 404),
-        ("GET", "/../../etc/passwd", 404), ("GET", "/v1/models/" + "x" * 5000, 404), ("POST", "/v1/embeddings", 404),
+        ("GET", "/../../etc/passwd", 404), ("GET", "/v1/models/" + "x" * 5000, 404), ("POST", "/v1/images", 404),
         ("DELETE", "/v1/models/tiny", 405), ("POST", f"{CHAT}/", 404),
         ("POST", "/metrics", 405), ("OPTIONS", CHAT, 405),
     ],
