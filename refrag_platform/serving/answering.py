@@ -62,7 +62,15 @@ def _start(engine: Engine, asked: AnswerRequest) -> Generation | Refusal:
     count = asked.to_retrieve(engine.settings.passages if engine.store else 0)
     sampling = asked.sampling(engine.settings.max_new_tokens)
     try:
-        return engine.ask(asked.turns(), count, asked.given(), sampling, asked.share_kept, continues=asked.continues)
+        return engine.ask(
+            asked.turns(),
+            count,
+            asked.given(),
+            sampling,
+            asked.share,
+            expand=asked.expand,
+            continues=asked.continues,
+        )
     except BadRequest as error:
         # The engine speaks of a chat's fields.
         error.param = asked.fields_here.get(error.param or "", error.param)

@@ -165,5 +165,5 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def refrag_body(usage: Usage, sources: Sources) -> dict[str, Any]:
-    """The `refrag` field: what was read, how far it was compressed, how soon the first token came."""
+    """The `refrag` field: what was read and why, how far it was compressed, what took how long."""
     return {**asdict(sources), **asdict(usage)}

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -32,17 +33,25 @@ from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
 from refrag_platform.model.prompts import Turn, content_ids, contents_ids, passage_chunks, rag_prompt, stop_ids
 from refrag_platform.model.segments import Chunks, Prompt, Text, compression_rate, plain_tokens, prompt_length
-from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
-from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Sources, Usage
+from refrag_platform.serving.citations import chunk_spans, citation, sources
+from refrag_platform.serving.contract import (
+    BadRequest,
+    Citation,
+    Message,
+    Passage,
+    Sampling,
+    Seconds,
+    Sources,
+    Usage,
+)
+from refrag_platform.serving.fitting import require_choice, require_positions, require_room
 from refrag_platform.serving.generation import Generation, Refusal
+from refrag_platform.serving.selecting import Expand, Selected, choose, wanted_chunks, with_relevance
 from refrag_platform.store.ranking import texts_to_ask
-from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
-
-SNIPPET_CHARACTERS = 240
 
 
 class Engine:
@@ -172,6 +181,7 @@ class Engine:
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
+        expand: Expand = MappingProxyType({}),
         continues: bool = False,
     ) -> Generation | Refusal:
         """Look passages up and answer over them; refuse where none is near enough to the question.
@@ -183,37 +193,40 @@ class Engine:
             messages: the conversation; the last one is the question, and what the user said before is searched with it.
             count: passages to look up.
             sent: passages to read before them. Who sends some has chosen them, and is answered in any case.
-            continues: as of `start`.
+            expand, continues: as of `start`.
 
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
         """
         if count or sent:
-            self._check_share(self.bundle.share_kept if share_kept is None else share_kept)
+            require_choice(self.name, self.bundle, self.bundle.share_kept if share_kept is None else share_kept)
         question, before = asked_last(messages)
+        begun = time.monotonic()
         found = self.retrieve(question, count, before)
+        retrieve = time.monotonic() - begun
         nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
             self.start(messages, (), sampling, share_kept, continues=continues)
-            return self._refuse(found, similarity, least, sampling, share_kept)
+            return self._refuse(found, Sources([], [], False, similarity, least), retrieve, sampling, share_kept)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
-        generation = self.start(messages, [*sent, *found], sampling, share_kept, continues=continues)
+        generation = self.start(messages, [*sent, *found], sampling, share_kept, expand=expand, continues=continues)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
+        generation.add_seconds(retrieve=retrieve)
         return generation
 
     def _refuse(
         self,
         found: Sequence[Passage],
-        similarity: float | None,
-        least: float,
+        sources: Sources,
+        retrieve: float,
         sampling: Sampling | None,
         share_kept: float | None,
     ) -> Refusal:
-        retrieved = [_cited(passage, self._chunks(passage)) for passage in found]
+        retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
         usage = Usage(
             prompt_positions=0,
             positions_reused=0,
@@ -224,8 +237,9 @@ class Engine:
             share_kept=self.bundle.share_kept if share_kept is None else share_kept,
             compression_rate=1.0,
             time_to_first_token_ms=None,
+            seconds=Seconds(retrieve=round(retrieve, 6)),
         )
-        return Refusal(Sources([], retrieved, False, similarity, least), usage, sampling.n if sampling else 1)
+        return Refusal(replace(sources, retrieved=retrieved), usage, sampling.n if sampling else 1)
 
     @torch.inference_mode()
     def start(
@@ -235,6 +249,7 @@ class Engine:
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
+        expand: Expand = MappingProxyType({}),
         continues: bool = False,
     ) -> Generation:
         """Build the prompt; the answer is generated as the result is iterated.
@@ -243,13 +258,14 @@ class Engine:
             messages: the conversation; the last one is the question.
             passages: what to read, in this order.
             share_kept: p, share of chunks kept as tokens; default the recipe's.
+            expand: chunks to keep as tokens beside that share, by the id of their passage.
             continues: whether the decoder goes on with the last message as with any text, instead of answering it.
 
         Raises:
-            BadRequest: the prompt is too long, or p needs a policy that the model hasn't got.
+            BadRequest: the prompt is too long, p needs a policy that the model hasn't got, or there is no such chunk.
         """
         try:
-            return self._start(messages, passages, sampling, share_kept, continues)
+            return self._start(messages, passages, sampling, share_kept, expand, continues)
         except torch.AcceleratorError:
             self._faulty = True
             raise
@@ -260,18 +276,20 @@ class Engine:
         passages: Sequence[Passage],
         sampling: Sampling | None,
         share_kept: float | None,
+        expand: Expand,
         continues: bool,
     ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
         if passages:
-            self._check_share(share)
-        chunks = self._expand(passages, share, messages[-1].content)
+            require_choice(self.name, self.bundle, share)
+        selected = self._select(passages, share, messages[-1].content, expand)
+        select = time.monotonic() - begun
         with self._reading:
-            prompt = self._prompt(messages, chunks, continues)
-        self._check_length(prompt, sampling)
-        read = [_cited(passage, part) for passage, part in zip(passages, chunks, strict=True)]
+            prompt = self._prompt(messages, [one.chunks for one in selected], continues)
+        require_room(self.name, prompt, sampling, self.settings, self.max_positions)
+        read = [self._cited(passage, one) for passage, one in zip(passages, selected, strict=True)]
         positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
         usage = Usage(
             prompt_positions=positions,
@@ -283,17 +301,21 @@ class Engine:
             share_kept=share,
             compression_rate=compression_rate(plain, positions),
             time_to_first_token_ms=None,
+            seconds=Seconds(),
         )
-        given = prompt_input(self.bundle.model, prompt)
-        return Generation(
-            lambda: self._scheduler.submit(given, sampling, self._stop_ids),
+        begun_to_project = time.monotonic()
+        embeds = prompt_input(self.bundle.model, prompt)
+        generation = Generation(
+            lambda: self._scheduler.submit(embeds, sampling, self._stop_ids),
             self._decode,
             self._token_text,
             sampling,
-            _sources(read),
+            sources(read),
             usage,
             begun,
         )
+        generation.add_seconds(select=select, project=time.monotonic() - begun_to_project)
+        return generation
 
     def _prompt(self, messages: Sequence[Message], chunks: Sequence[Chunks], continues: bool) -> Prompt:
         model, last = self.bundle.model, messages[-1].content
@@ -303,30 +325,28 @@ class Engine:
         history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
         return rag_prompt(model.tokenizer, last, chunks, history)
 
-    def _expand(self, passages: Sequence[Passage], share: float, question: str) -> list[Chunks]:
-        """The passages as chunks, the share that the policy scores highest kept as tokens (appendix A.1)."""
-        if not passages:
-            return []
+    def _select(
+        self, passages: Sequence[Passage], share: float, question: str, expand: Expand = MappingProxyType({})
+    ) -> list[Selected]:
+        """The passages as chunks, some of them kept as tokens."""
         chunks = [self._chunks(passage) for passage in passages]
         # One position each at the least: what can't fit is not encoded.
-        self._check_positions(chunks, "the passages take")
-        told = self._told(passages, share, question)
+        require_positions(self.name, chunks, self.settings, "the passages take")
+        wanted = wanted_chunks(expand, passages, [len(part.token_ids) for part in chunks])
+        if not passages:
+            return []
+        retriever = self.store.retriever if self.store else None
+        told = with_relevance(self.bundle, retriever, passages, share, question)
         chunks = [replace(part, relevance=one.score) for part, one in zip(chunks, told, strict=True)]
         with self._reading:
             asked = content_ids(self.bundle.model.tokenizer, question)
-        return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
+        return choose(self.bundle, chunks, share, asked, wanted)
 
-    def _told(self, passages: Sequence[Passage], share: float, question: str) -> Sequence[Passage]:
-        """The passages with their relevance, for a policy that is told it and has a choice; without a store as sent."""
-        policy = self.bundle.policy
-        if policy is None or not policy.reads_relevance or share in (0, 1) or self.store is None:
-            return passages
-        if all(passage.score is not None for passage in passages):
-            return passages
-        texts = [(passage.title, passage.text) for passage in passages]
-        # Not kept from one request to the next: what is sent has no end.
-        found = PassageRelevance(self.store.retriever).of(question, texts)
-        return [replace(passage, score=value) for passage, value in zip(passages, found, strict=True)]
+    def _cited(self, passage: Passage, selected: Selected) -> Citation:
+        model = self.bundle.model
+        with self._reading:
+            spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)
+        return citation(passage, selected, spans)
 
     def _chunks(self, passage: Passage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
@@ -341,38 +361,6 @@ class Engine:
 
     def _token_text(self, token_id: int) -> str:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
-
-    def _check_share(self, share: float) -> None:
-        if self.bundle.policy is None and share not in (0, 1):
-            raise BadRequest(
-                f"share_kept is {share}, but {self.name} has no policy to choose with; use 0 or 1",
-                param="share_kept",
-            )
-
-    def _check_positions(self, prompt: Prompt, what: str) -> int:
-        positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
-        if positions > limit:
-            raise BadRequest(
-                f"{what} {positions} decoder positions, the limit of {self.name} is {limit}; "
-                "send fewer or shorter passages or messages, or a lower share_kept",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return positions
-
-    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
-        positions = self._check_positions(prompt, "the prompt takes")
-        if positions + sampling.max_tokens > self.max_positions:
-            raise BadRequest(
-                f"the prompt takes {positions} decoder positions and max_tokens asks for {sampling.max_tokens} more, "
-                f"{self.name} holds {self.max_positions} in all; lower max_tokens or shorten the prompt",
-                code="context_length_exceeded",
-                param="max_tokens",
-            )
-        if sampling.n > self.settings.slots:
-            raise BadRequest(
-                f"n is {sampling.n}; {self.name} writes at most {self.settings.slots} choices at once", param="n"
-            )
 
 
 def _passage(hit: Hit) -> Passage:
@@ -389,28 +377,3 @@ def asked_last(messages: Sequence[Message]) -> tuple[str, str]:
     if not messages[-1].is_result or not said:
         said = [*said[:-1], messages[-1].content]
     return said[-1], "\n".join(said[:-1])
-
-
-def _cited(passage: Passage, chunks: Chunks) -> Citation:
-    return Citation(
-        id=passage.id,
-        title=passage.title,
-        score=passage.score,
-        text=_snippet(passage.text),
-        chunks=len(chunks.keep),
-        chunks_expanded=int(chunks.keep.sum()),
-    )
-
-
-def _sources(read: list[Citation]) -> Sources:
-    """Which of the passages that were read are cited; where no chunk was kept, nobody chose among them."""
-    if not any(one.chunks_expanded for one in read):
-        return Sources(read, [])
-    return Sources([one for one in read if one.chunks_expanded], [one for one in read if not one.chunks_expanded])
-
-
-def _snippet(text: str) -> str:
-    """The start of a passage, cut at a word."""
-    if len(text) <= SNIPPET_CHARACTERS:
-        return text
-    return text[:SNIPPET_CHARACTERS].rsplit(" ", 1)[0] + " …"

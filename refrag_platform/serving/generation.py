@@ -39,6 +39,7 @@ class Generation:
         self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
         self._stream: Stream | None = None
         self._closed = False
+        self._submitted = begun
 
     def __iter__(self) -> Iterator[str]:
         return (delta.text for delta in self.deltas() if delta.text)
@@ -46,6 +47,11 @@ class Generation:
     @property
     def citations(self) -> list[Citation]:
         return self.sources.citations
+
+    def add_seconds(self, **parts: float) -> None:
+        """Tell how long a part of the answer took; fields of `Seconds`."""
+        rounded = {name: round(value, 6) for name, value in parts.items()}
+        self.usage = replace(self.usage, seconds=replace(self.usage.seconds, **rounded))
 
     def close(self) -> None:
         """Say no more and free what the answer holds; harmless when all has been said."""
@@ -59,6 +65,7 @@ class Generation:
         Raises:
             RefragError: the decoder failed.
         """
+        self._submitted = time.monotonic()
         self._stream = stream = self._submit()
         if self._closed:
             stream.cancel()
@@ -83,6 +90,7 @@ class Generation:
     def _count(self, reused: int) -> None:
         first = self.usage.time_to_first_token_ms
         if first is None:
+            self.add_seconds(prefill=time.monotonic() - self._submitted)
             first = round((time.monotonic() - self._begun) * 1000, 3)
         self.usage = replace(
             self.usage,

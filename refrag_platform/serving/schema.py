@@ -38,6 +38,28 @@ class GivenPassage(Body):
     text: FullText
 
 
+class ExpandedPassage(Body):
+    """Chunks of a passage that are to be read as tokens, whatever the policy thinks of them."""
+
+    passage: Name = Field(description="its id: the store's, or request-0 for the first of `passages`")
+    chunks: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        max_length=MOST_TOKENS,
+        description="their numbers, from 0, in the order of `selection`; default all",
+    )
+
+
+class RefragOptions(Body):
+    """What REFRAG can be told."""
+
+    share_kept: float | None = Field(None, ge=0, le=1, description="as `share_kept` beside this field")
+    expand: list[ExpandedPassage] | None = Field(
+        None,
+        max_length=MOST_PASSAGES,
+        description="chunks to keep as tokens beside that share",
+    )
+
+
 class AnswerRequest(Body):
     """What is asked of an answer of any shape."""
 
@@ -71,6 +93,7 @@ class AnswerRequest(Body):
         le=1,
         description="p: share of chunks that the policy keeps as tokens; default the recipe's",
     )
+    refrag: RefragOptions | None = None
     # Names for the client's own use: they change no answer anywhere.
     user: Text | None = Field(None, description="for the client's own use")
     safety_identifier: Text | None = Field(None, description="for the client's own use")
@@ -79,6 +102,26 @@ class AnswerRequest(Body):
     prompt_cache_retention: Text | None = Field(None, description="of no use here")
     store: Annotated[Any, only(False)] = Field(None, description=NOT_HONOURED)
     service_tier: Annotated[Any, only("auto", "default")] = Field(None, description=NOT_HONOURED)
+
+    @model_validator(mode="after")
+    def _refrag_fits(self) -> AnswerRequest:
+        told = self.refrag or RefragOptions()
+        if told.share_kept is not None and self.share_kept is not None:
+            raise fault("invalid_value", "share_kept stands beside refrag too; send one of them", "refrag.share_kept")
+        names = [one.passage for one in told.expand or []]
+        if len(set(names)) < len(names):
+            raise fault("invalid_value", "a passage is named twice; list its chunks in one place", "refrag.expand")
+        return self
+
+    @property
+    def share(self) -> float | None:
+        """p, from either place."""
+        return self.refrag.share_kept if self.refrag and self.refrag.share_kept is not None else self.share_kept
+
+    @property
+    def expand(self) -> dict[str, list[int] | None]:
+        """Chunks to read as tokens, by passage."""
+        return {one.passage: one.chunks for one in (self.refrag and self.refrag.expand) or []}
 
     @abstractmethod
     def turns(self) -> list[Message]:

@@ -51,9 +51,10 @@ def test_the_openai_client_gets_an_answer_over_retrieved_passages(client: openai
     assert answer.choices[0].message.content == "".join(expected)
     assert answer.usage is not None and answer.usage.prompt_tokens == expected.usage.prompt_positions
     refrag = answer.model_extra["refrag"]
-    assert refrag["citations"][0] | {"text": ""} == {
+    assert refrag["citations"][0] | {"text": "", "selection": []} == {
         "id": "peru-0", "title": "Peru", "score": expected.citations[0].score, "text": "",
         "chunks": expected.citations[0].chunks, "chunks_expanded": expected.citations[0].chunks_expanded,
+        "selection": [],
     }  # fmt: skip
     assert refrag["chunks_expanded"] == round(SHARE_KEPT * refrag["chunks"])
     assert refrag["compression_rate"] == round(refrag["plain_prompt_tokens"] / refrag["prompt_positions"], 4) > 1
