@@ -30,6 +30,7 @@ FAMILIES = (
     "bench",
     "release",
     "retention",
+    "store",
 )
 NO_TELEMETRY = {
     "DAGSTER_DISABLE_TELEMETRY": "1",

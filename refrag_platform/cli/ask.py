@@ -91,7 +91,7 @@ def serve(
     Of a model without a release it is the one in place.
 
     REFRAG_API_KEY asks for a key; REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
-    REFRAG_DEADLINE (seconds) set limits.
+    REFRAG_DEADLINE (seconds) set limits; REFRAG_STORE names a folder for documents that are added while it serves.
     """
     import os
 

@@ -23,6 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Requests that are answered or wait hold a thread each, which mostly sleeps.
 MOST_THREADS = 256
+LOOK_UPS = 4  # at once
 
 
 class Admission:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,12 +20,13 @@ from starlette.exceptions import HTTPException
 
 from refrag_platform.errors import QueryTooLong, RefragError
 from refrag_platform.serving import bodies
-from refrag_platform.serving.admission import Admission
+from refrag_platform.serving.admission import LOOK_UPS, Admission
 from refrag_platform.serving.answering import answer, require_engine, require_model
 from refrag_platform.serving.bodies import STREAM, documented
 from refrag_platform.serving.chat import ChatCompletion, ChatRequest
 from refrag_platform.serving.completions import Completion, CompletionRequest
 from refrag_platform.serving.contract import BadRequest, ClientGone
+from refrag_platform.serving.documents import add_documents
 from refrag_platform.serving.embeddings import EmbeddingRequest, embeddings_body
 from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response
 from refrag_platform.serving.fields import MOST_SHOWN
@@ -35,28 +37,28 @@ from refrag_platform.serving.responses import Response as ModelResponse
 from refrag_platform.serving.responses import ResponseRequest
 from refrag_platform.serving.schema import RetrieveRequest
 
-LOOK_UPS = 4  # at once
-
 
 @dataclass(frozen=True)
 class ApiSettings:
     """Limits of the service.
 
     api_key: asked for when set. max_body: bytes. max_waiting: requests that may wait beside those that are being
-    answered; further ones get 429. deadline: seconds from arrival to the last token.
+    answered; further ones get 429. deadline: seconds from arrival to the last token. store: folder of the working copy
+    to which documents are added; None: the store is served as it was made.
     """
 
     api_key: str | None = None
     max_body: int = 4 * 1024 * 1024
     max_waiting: int = 16
     deadline: float = 300.0
+    store: Path | None = None
 
     @classmethod
     def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
-        """Settings from REFRAG_API_KEY, REFRAG_MAX_BODY, REFRAG_MAX_WAITING and REFRAG_DEADLINE.
+        """Settings from REFRAG_API_KEY, REFRAG_MAX_BODY, REFRAG_MAX_WAITING, REFRAG_DEADLINE and REFRAG_STORE.
 
         Raises:
-            RefragError: one of them is not a number above zero.
+            RefragError: one of them is not a number above zero, or the last one no whole path.
         """
 
         def number(name: str, default: float) -> float:
@@ -69,11 +71,16 @@ class ApiSettings:
                 raise RefragError(f"{name} is {given!r}; it must be a number above 0")
             return value
 
+        store = Path(values["REFRAG_STORE"]) if values.get("REFRAG_STORE") else None
+        if store is not None and not store.is_absolute():
+            # The server's working directory isn't the shell's.
+            raise RefragError(f"REFRAG_STORE is {str(store)!r}; give the whole path of the folder, from /")
         return cls(
             api_key=values.get("REFRAG_API_KEY") or None,
             max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
             max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
             deadline=number("REFRAG_DEADLINE", cls.deadline),
+            store=store,
         )
 
 
@@ -118,6 +125,7 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     _add(app, "POST", "/v1/retrieve", retrieve, documented(bodies.Found, 400, 401, 408, 413, 429, 500, 503, 504))
     _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
+    add_documents(app)
     app.add_api_route("/metrics", metrics.page, include_in_schema=False)
     add_pages(app, settings.api_key is not None)
     return app

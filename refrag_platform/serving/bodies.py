@@ -241,6 +241,61 @@ class Found(_Response):
     data: list[FoundPassage]
 
 
+class ChangedDocument(_Response):
+    """A document that was added or replaced, with the number of its passages."""
+
+    id: str
+    object: Literal["document"]
+    passages: int
+
+
+class DocumentsChanged(_Response):
+    """Documents that the next search finds."""
+
+    object: Literal["list"]
+    data: list[ChangedDocument]
+
+
+class ListedDocument(_Response):
+    """A document that was added or replaced."""
+
+    id: str
+    object: Literal["document"]
+    title: str
+
+
+class DocumentList(_Response):
+    """A page of them, by id."""
+
+    object: Literal["list"]
+    data: list[ListedDocument]
+    has_more: bool
+
+
+class StoredPassage(_Response):
+    """A passage of a document."""
+
+    id: str
+    title: str
+    text: str
+
+
+class Document(_Response):
+    """A document of the store."""
+
+    id: str
+    object: Literal["document"]
+    passages: list[StoredPassage]
+
+
+class DocumentDeleted(_Response):
+    """A document that is there no more."""
+
+    id: str
+    object: Literal["document.deleted"]
+    deleted: bool
+
+
 STREAMED_CHOICES = (
     "The answer. With stream: true OpenAI's events, each `data: JSON`, then `data: [DONE]`; the one that ends the last "
     "choice bears `refrag`, and a failure is an event with `error`."
@@ -259,11 +314,12 @@ _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}
 _ERRORS: dict[int, dict[str, Any]] = {
     400: {"description": "The request is wrong; `param` names the field."},
     401: {"description": "The key is missing or wrong."},
-    404: {"description": "There is no such model, response or URL."},
+    404: {"description": "There is no such model, response, document or URL."},
     408: {"description": "The body did not come in time."},
     413: {"description": "The body has more bytes than REFRAG_MAX_BODY."},
     429: {"description": "Too many requests wait already.", "headers": _RETRY},
     500: {"description": "The server failed; its log says why, by the request's id."},
+    501: {"description": "Documents can't be changed here; REFRAG_STORE says whether."},
     503: {"description": "The model is being loaded, or has failed.", "headers": _RETRY},
     504: {"description": "Not answered within REFRAG_DEADLINE.", "headers": _RETRY},
 }

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -53,12 +54,23 @@ from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
 
+if TYPE_CHECKING:
+    from refrag_platform.store.live import LiveStore
+
 
 class Engine:
     """One model with its policy, if there is one its chunk store, and the decoder that writes all answers."""
 
-    def __init__(self, name: str, bundle: Bundle, store: ChunkStore | None, settings: ServingRecipe) -> None:
-        self.name, self.bundle, self.store, self.settings = name, bundle, store, settings
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        store: ChunkStore | None,
+        settings: ServingRecipe,
+        live: LiveStore | None = None,
+    ) -> None:
+        """live: the store, where documents may be added to it."""
+        self.name, self.bundle, self.store, self.settings, self.live = name, bundle, store, settings, live
         model = bundle.model
         self.max_positions = min(settings.max_positions, most_positions(model.decoder) or settings.max_positions)
         refuse_other_serving(model.decoder)
@@ -74,8 +86,10 @@ class Engine:
         self._faulty = False
 
     @classmethod
-    def load(cls, project: Project, model: str) -> Engine:
+    def load(cls, project: Project, model: str, live: Path | None = None) -> Engine:
         """The fine-tuned model of a project with its chunk store.
+
+        Args: live: as of `open`.
 
         Raises:
             RefragError: an artifact is missing, or the store was made by another encoder.
@@ -89,6 +103,8 @@ class Engine:
             project.content("chunks", model),
             recipe.serving,
             base=project.recipe_path(model).parent,
+            live=live,
+            passage_tokens=recipe.corpus.passage_tokens,
         )
 
     @classmethod
@@ -101,24 +117,29 @@ class Engine:
         tables: Path | None = None,
         base: Path | None = None,
         retriever: str | None = None,
+        live: Path | None = None,
+        passage_tokens: int = 128,
     ) -> Engine:
         """The model and the store in two content folders.
 
         Args:
             tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
             retriever: source of the retriever, if it is no longer where the store says.
+            live: folder of the store's working copy, for documents to be added. passage_tokens: the longest passage
+                that they are cut into.
 
         Raises:
             RefragError: either is damaged, or the store was made by another encoder.
         """
         bundle = load_bundle(str(model_dir))
-        store = ChunkStore.open(
-            chunks_dir,
-            expect_encoder=bundle.model.encoder_digest(),
-            tables=tables,
-            base=base,
-            retriever=load_retriever(retriever, base or model_dir) if retriever else None,
-        )
+        loaded = load_retriever(retriever, base or model_dir) if retriever else None
+        if live is not None:
+            from refrag_platform.store.live import LiveStore
+
+            changing = LiveStore.open_live(chunks_dir, live, bundle.model, passage_tokens, base, loaded)
+            return cls(name, bundle, changing, settings, changing)
+        digest = bundle.model.encoder_digest()
+        store = ChunkStore.open(chunks_dir, expect_encoder=digest, tables=tables, base=base, retriever=loaded)
         return cls(name, bundle, store, settings)
 
     def retrieve(self, query: str, count: int, before: str = "") -> list[Passage]:
@@ -170,8 +191,10 @@ class Engine:
         )
 
     def close(self) -> None:
-        """End the decoder's thread; answers that are being written fail."""
+        """End the decoder's thread; answers that are being written fail. Let go of the store's working copy."""
         self._scheduler.close()
+        if self.live is not None:
+            self.live.close()
 
     def ask(
         self,

@@ -84,7 +84,7 @@ class RefragService:
 
     def _load(self, folder: Path) -> None:
         try:
-            engine = load_packaged(folder)
+            engine = load_packaged(folder, settings.store)
             logger.info("%s is ready on %s; %s", model_tag, engine.bundle.model.device, engine.memory())
             app.state.engine = engine
         except Exception as error:

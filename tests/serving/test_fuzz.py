@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from refrag_platform.project import Project
 from refrag_platform.serving.api import create_app
 from refrag_platform.serving.engine import Engine
 
@@ -27,7 +29,7 @@ CHECKS: Any = [
     response_schema_conformance,
 ]
 RIGHT, WRONG = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
-# Nothing in the last ones can be wrong.
+# Nothing can be wrong in those that are only tried right.
 TRIED = [
     ("POST", "/v1/chat/completions", RIGHT, 40),
     ("POST", "/v1/chat/completions", WRONG, 40),
@@ -44,6 +46,12 @@ TRIED = [
     ("POST", "/v1/responses/{response_id}/cancel", RIGHT, 2),
     ("GET", "/v1/models", RIGHT, 2),
     ("GET", "/v1/models/{model}", RIGHT, 5),
+    ("POST", "/v1/documents", RIGHT, 20),
+    ("POST", "/v1/documents", WRONG, 20),
+    ("GET", "/v1/documents", RIGHT, 5),
+    ("GET", "/v1/documents", WRONG, 5),
+    ("GET", "/v1/documents/{document_id}", RIGHT, 10),
+    ("DELETE", "/v1/documents/{document_id}", RIGHT, 10),
 ]
 SHORT: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"max_completion_tokens": 3},
@@ -62,10 +70,12 @@ SOUND: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def description(engine: Engine) -> Any:
+def description(packaged_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    engine = Engine.load(packaged_project, "tiny", tmp_path_factory.mktemp("fuzz") / "live")
     app = create_app("tiny", tag="refrag-tiny:0123")
     app.state.engine = engine
-    return schemathesis.openapi.from_asgi("/openapi.json", app)
+    yield schemathesis.openapi.from_asgi("/openapi.json", app)
+    engine.close()
 
 
 def test_every_route_is_tried(description: Any) -> None:
