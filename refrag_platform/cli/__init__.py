@@ -31,6 +31,7 @@ FAMILIES = (
     "release",
     "retention",
     "store",
+    "keys",
 )
 NO_TELEMETRY = {
     "DAGSTER_DISABLE_TELEMETRY": "1",

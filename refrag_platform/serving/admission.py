@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from refrag_platform.serving.contract import ClientGone
 from refrag_platform.serving.errors import ApiError
+from refrag_platform.serving.guard import key_name
 
 if TYPE_CHECKING:
     from refrag_platform.serving.answers import Answer
@@ -58,10 +59,10 @@ class Admission:
         self._inside -= 1
         self._seconds = 0.7 * self._seconds + 0.3 * seconds
 
-    def cancel(self, answer_id: str) -> Answer | None:
-        """End the answer with this id and return it; None: it isn't being written."""
+    def cancel(self, answer_id: str, key: str | None) -> Answer | None:
+        """End the answer with this id and return it; None: none is being written that was asked for with this key."""
         ticket = self.shown.get(answer_id)
-        if ticket is None or ticket.answer is None:
+        if ticket is None or ticket.answer is None or ticket.key != key:
             return None
         ticket.cancel()
         return ticket.answer
@@ -76,6 +77,7 @@ class Ticket:
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
+        self.key = key_name(request.scope)
         self.ends = asyncio.get_running_loop().time() + admission.deadline  # in the loop's time
         self._generation: Generation | Refusal | None = None
         self.answer: Answer | None = None

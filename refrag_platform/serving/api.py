@@ -6,11 +6,8 @@ loaded; until then every route that needs it answers 503.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from refrag_platform.errors import QueryTooLong, RefragError
+from refrag_platform.errors import QueryTooLong
 from refrag_platform.serving import bodies
 from refrag_platform.serving.admission import LOOK_UPS, Admission
 from refrag_platform.serving.answering import answer, require_engine, require_model
@@ -30,62 +27,22 @@ from refrag_platform.serving.documents import add_documents
 from refrag_platform.serving.embeddings import EmbeddingRequest, embeddings_body
 from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response
 from refrag_platform.serving.fields import MOST_SHOWN
-from refrag_platform.serving.guard import LimitBody, RequireKey
+from refrag_platform.serving.guard import LimitBody, RequireKey, key_name
+from refrag_platform.serving.keys import Keys
 from refrag_platform.serving.observe import Metrics, Observe
 from refrag_platform.serving.pages import add_pages
 from refrag_platform.serving.responses import Response as ModelResponse
 from refrag_platform.serving.responses import ResponseRequest
 from refrag_platform.serving.schema import RetrieveRequest
-
-
-@dataclass(frozen=True)
-class ApiSettings:
-    """Limits of the service.
-
-    api_key: asked for when set. max_body: bytes. max_waiting: requests that may wait beside those that are being
-    answered; further ones get 429. deadline: seconds from arrival to the last token. store: folder of the working copy
-    to which documents are added; None: the store is served as it was made.
-    """
-
-    api_key: str | None = None
-    max_body: int = 4 * 1024 * 1024
-    max_waiting: int = 16
-    deadline: float = 300.0
-    store: Path | None = None
-
-    @classmethod
-    def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
-        """Settings from REFRAG_API_KEY, REFRAG_MAX_BODY, REFRAG_MAX_WAITING, REFRAG_DEADLINE and REFRAG_STORE.
-
-        Raises:
-            RefragError: one of them is not a number above zero, or the last one no whole path.
-        """
-
-        def number(name: str, default: float) -> float:
-            given = values.get(name, "")
-            try:
-                value = float(given) if given else default
-            except ValueError:
-                value = 0.0
-            if not (value > 0 and math.isfinite(value)):
-                raise RefragError(f"{name} is {given!r}; it must be a number above 0")
-            return value
-
-        store = Path(values["REFRAG_STORE"]) if values.get("REFRAG_STORE") else None
-        if store is not None and not store.is_absolute():
-            # The server's working directory isn't the shell's.
-            raise RefragError(f"REFRAG_STORE is {str(store)!r}; give the whole path of the folder, from /")
-        return cls(
-            api_key=values.get("REFRAG_API_KEY") or None,
-            max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
-            max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
-            deadline=number("REFRAG_DEADLINE", cls.deadline),
-            store=store,
-        )
+from refrag_platform.serving.settings import ApiSettings
 
 
 def create_app(model: str, settings: ApiSettings | None = None, tag: str | None = None) -> FastAPI:
-    """The application for one model, by its name; `tag` is a further name that requests may use."""
+    """The application for one model, by its name; `tag` is a further name that requests may use.
+
+    Raises:
+        RefragError: the keys can't be read.
+    """
     settings = settings or ApiSettings()
     app = FastAPI(
         title="refrag-platform",
@@ -107,8 +64,8 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     metrics = Metrics()
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
-    if settings.api_key:
-        app.add_middleware(RequireKey, key=settings.api_key)
+    keys = Keys(settings.api_key, settings.api_keys, settings.api_keys_file)
+    app.add_middleware(RequireKey, keys=keys, per_minute=settings.rate_limit)
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
     asked = (400, 401, 404, 408, 413, 429, 500, 503, 504)
@@ -127,7 +84,7 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
     add_documents(app)
     app.add_api_route("/metrics", metrics.page, include_in_schema=False)
-    add_pages(app, settings.api_key is not None)
+    add_pages(app, keys.needed)
     return app
 
 
@@ -165,7 +122,7 @@ async def show_response(request: Request, response_id: str) -> Response:
 
 async def cancel_response(request: Request, response_id: str) -> Response:
     """End a response that is being streamed; its id came with its first event."""
-    shaped = request.app.state.admission.cancel(response_id)
+    shaped = request.app.state.admission.cancel(response_id, key_name(request.scope))
     if not isinstance(shaped, ModelResponse):
         raise ApiError(
             404,

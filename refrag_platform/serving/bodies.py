@@ -313,11 +313,11 @@ STREAM: dict[str, Any] = {
 _RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "string"}}}
 _ERRORS: dict[int, dict[str, Any]] = {
     400: {"description": "The request is wrong; `param` names the field."},
-    401: {"description": "The key is missing or wrong."},
+    401: {"description": "The key is missing or wrong; or there are none, and the client is elsewhere."},
     404: {"description": "There is no such model, response, document or URL."},
     408: {"description": "The body did not come in time."},
     413: {"description": "The body has more bytes than REFRAG_MAX_BODY."},
-    429: {"description": "Too many requests wait already.", "headers": _RETRY},
+    429: {"description": "Too many requests wait already, or this key has asked too often.", "headers": _RETRY},
     500: {"description": "The server failed; its log says why, by the request's id."},
     501: {"description": "Documents can't be changed here; REFRAG_STORE says whether."},
     503: {"description": "The model is being loaded, or has failed.", "headers": _RETRY},

@@ -18,10 +18,10 @@ from refrag_platform.evaluation.metrics import is_refusal
 from refrag_platform.project import Project
 from refrag_platform.serving import answering, api, guard
 from refrag_platform.serving import engine as engine_module
-from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.generation import NOTHING_FOUND
+from refrag_platform.serving.settings import ApiSettings
 from tests.processes import wait_for
 from tests.serving.conftest import SHARE_KEPT, Server
 
@@ -313,6 +313,7 @@ def test_a_client_that_does_not_read_is_left_after_the_deadline(
 
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
+    scope |= {"client": ("127.0.0.1", 50000)}
     asyncio.run(asyncio.wait_for(app(scope, receive, send), timeout=20))
     assert sent == ["http.response.start", "http.response.body"]
     wait_for(lambda: engine.slots_in_use == 0, 20)

@@ -20,8 +20,8 @@ from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
-from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import live as live_module
 from refrag_platform.store.edits import EDITS_FILE, Edits
 from refrag_platform.store.live import LiveStore
@@ -206,7 +206,7 @@ from pathlib import Path
 import uvicorn
 from refrag_platform.project import Project
 from refrag_platform.serving.api import create_app
-from refrag_platform.serving.api import ApiSettings
+from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.engine import Engine
 
 app = create_app("tiny")
@@ -266,7 +266,7 @@ def test_a_kill_between_record_and_tables_is_made_good(
 import os, sys
 from pathlib import Path
 from refrag_platform.project import Project
-from refrag_platform.serving.api import ApiSettings
+from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.engine import Engine
 from refrag_platform.store.live import LiveStore
 

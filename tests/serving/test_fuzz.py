@@ -74,7 +74,11 @@ def description(packaged_project: Project, tmp_path_factory: pytest.TempPathFact
     engine = Engine.load(packaged_project, "tiny", tmp_path_factory.mktemp("fuzz") / "live")
     app = create_app("tiny", tag="refrag-tiny:0123")
     app.state.engine = engine
-    yield schemathesis.openapi.from_asgi("/openapi.json", app)
+
+    async def from_here(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"client": ("127.0.0.1", 50000)}, receive, send)
+
+    yield schemathesis.openapi.from_asgi("/openapi.json", from_here)
     engine.close()
 
 

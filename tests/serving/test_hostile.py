@@ -20,6 +20,7 @@ from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.responses import ResponseRequest
 from refrag_platform.serving.schema import RetrieveRequest
 
+LOCAL = ("127.0.0.1", 50000)
 CHAT, RETRIEVE = "/v1/chat/completions", "/v1/retrieve"
 ASKED: dict[str, Any] = {
     "model": "tiny",
@@ -124,7 +125,7 @@ def client(packaged_project: Project, tmp_path_factory: pytest.TempPathFactory) 
     engine = Engine.load(packaged_project, "tiny", tmp_path_factory.mktemp("hostile") / "live")
     app = create_app("tiny")
     app.state.engine = engine
-    yield TestClient(app)
+    yield TestClient(app, client=LOCAL)
     engine.close()
 
 

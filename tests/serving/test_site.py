@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from refrag_platform.project import Project
-from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.settings import ApiSettings
 from tests.conftest import ROOT
 from tests.serving.conftest import Server
 
@@ -159,7 +159,7 @@ from refrag_platform.serving.engine import Engine
 
 app = create_app("tiny")
 app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny")
-client = TestClient(app)
+client = TestClient(app, client=("127.0.0.1", 50000))
 
 def ask(path, body):
     return client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"}).status_code
