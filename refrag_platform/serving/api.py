@@ -31,8 +31,7 @@ from refrag_platform.serving.guard import LimitBody, RequireKey, key_name
 from refrag_platform.serving.keys import Keys
 from refrag_platform.serving.observe import Metrics, Observe
 from refrag_platform.serving.pages import add_pages
-from refrag_platform.serving.responses import Response as ModelResponse
-from refrag_platform.serving.responses import ResponseRequest
+from refrag_platform.serving.responses import ModelResponse, ResponseRequest
 from refrag_platform.serving.schema import RetrieveRequest
 from refrag_platform.serving.settings import ApiSettings
 
@@ -122,8 +121,10 @@ async def show_response(request: Request, response_id: str) -> Response:
 
 async def cancel_response(request: Request, response_id: str) -> Response:
     """End a response that is being streamed; its id came with its first event."""
-    shaped = request.app.state.admission.cancel(response_id, key_name(request.scope))
-    if not isinstance(shaped, ModelResponse):
+    # Chat completions have ids of another kind, and no such route.
+    known = response_id.startswith(ModelResponse.prefix)
+    shaped = request.app.state.admission.cancel(response_id, key_name(request.scope)) if known else None
+    if shaped is None:
         raise ApiError(
             404,
             f"no response {response_id[:MOST_SHOWN]!r} is being written; it has ended, or was never begun",

@@ -46,7 +46,7 @@ def citation(passage: Passage, selected: Selected, spans: Sequence[tuple[int, in
     )
 
 
-def sources(read: list[Citation]) -> Sources:
+def split_by_kept(read: list[Citation]) -> Sources:
     """Which of the passages that were read are cited; where no chunk was kept, nobody chose among them."""
     if not any(one.chunks_expanded for one in read):
         return Sources(read, [])

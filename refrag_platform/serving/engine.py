@@ -36,7 +36,7 @@ from refrag_platform.model.prompts import Turn, content_ids, contents_ids, passa
 from refrag_platform.model.segments import Chunks, Prompt, Text, compression_rate, plain_tokens, prompt_length
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
-from refrag_platform.serving.citations import chunk_spans, citation, sources
+from refrag_platform.serving.citations import chunk_spans, citation, split_by_kept
 from refrag_platform.serving.contract import (
     BadRequest,
     Citation,
@@ -48,7 +48,7 @@ from refrag_platform.serving.contract import (
     Usage,
 )
 from refrag_platform.serving.fitting import require_choice, require_positions, require_room
-from refrag_platform.serving.generation import Generation, Refusal
+from refrag_platform.serving.generation import Generation, Refusal, refusal
 from refrag_platform.serving.selecting import Expand, Selected, choose, wanted_chunks, with_relevance
 from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.retriever import load_retriever
@@ -233,36 +233,16 @@ class Engine:
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
             self.start(messages, (), sampling, share_kept, continues=continues)
-            return self._refuse(found, Sources([], [], False, similarity, least), retrieve, sampling, share_kept)
+            retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
+            share = self.bundle.share_kept if share_kept is None else share_kept
+            sources = Sources([], retrieved, False, similarity, least)
+            return refusal(sources, share, Seconds(retrieve=round(retrieve, 6)), sampling.n if sampling else 1)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(messages, [*sent, *found], sampling, share_kept, expand=expand, continues=continues)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
         generation.add_seconds(retrieve=retrieve)
         return generation
-
-    def _refuse(
-        self,
-        found: Sequence[Passage],
-        sources: Sources,
-        retrieve: float,
-        sampling: Sampling | None,
-        share_kept: float | None,
-    ) -> Refusal:
-        retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
-        usage = Usage(
-            prompt_positions=0,
-            positions_reused=0,
-            plain_prompt_tokens=0,
-            completion_tokens=0,
-            chunks=sum(one.chunks for one in retrieved),
-            chunks_expanded=0,
-            share_kept=self.bundle.share_kept if share_kept is None else share_kept,
-            compression_rate=1.0,
-            time_to_first_token_ms=None,
-            seconds=Seconds(retrieve=round(retrieve, 6)),
-        )
-        return Refusal(replace(sources, retrieved=retrieved), usage, sampling.n if sampling else 1)
 
     @torch.inference_mode()
     def start(
@@ -333,7 +313,7 @@ class Engine:
             self._decode,
             self._token_text,
             sampling,
-            sources(read),
+            split_by_kept(read),
             usage,
             begun,
         )

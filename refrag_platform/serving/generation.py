@@ -9,7 +9,7 @@ from typing import Literal
 
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.stream import Stream
-from refrag_platform.serving.contract import Citation, Delta, Sampling, Sources, TokenLogprob, Usage
+from refrag_platform.serving.contract import Citation, Delta, Sampling, Seconds, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import Detokenizer, StopStrings
 
 # In the words by which evaluation knows that an answer says there is none.
@@ -127,6 +127,23 @@ class Refusal:
     def deltas(self) -> Iterator[Delta]:
         """The sentence, as each choice's text."""
         return (Delta(choice, NOTHING_FOUND, finish_reason="stop") for choice in range(self._choices))
+
+
+def refusal(sources: Sources, share_kept: float, seconds: Seconds, choices: int) -> Refusal:
+    """The refusal over passages that were found, and are not read."""
+    usage = Usage(
+        prompt_positions=0,
+        positions_reused=0,
+        plain_prompt_tokens=0,
+        completion_tokens=0,
+        chunks=sum(one.chunks for one in sources.retrieved),
+        chunks_expanded=0,
+        share_kept=share_kept,
+        compression_rate=1.0,
+        time_to_first_token_ms=None,
+        seconds=seconds,
+    )
+    return Refusal(sources, usage, choices)
 
 
 class _ChoiceText:

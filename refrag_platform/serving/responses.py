@@ -103,7 +103,7 @@ class ResponseRequest(AnswerRequest):
         return self.drawn(self.max_output_tokens or default_tokens, (self.top_logprobs or 0) if self.include else None)
 
 
-class Response(Answer):
+class ModelResponse(Answer):
     """OpenAI's response around a generation, or its typed events."""
 
     prefix = "resp_"

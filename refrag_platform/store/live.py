@@ -52,6 +52,11 @@ class StoredDocument:
 class LiveStore(ChunkStore):
     """The tables of a store with edits in them. Safe to share between threads; one process holds the folder."""
 
+    edits: Edits
+    _model: RefragModel
+    _passage_tokens: int
+    _lock: TextIO
+
     def __init__(self, description: Any, retriever: Retriever, tables: Any) -> None:
         super().__init__(description, retriever, tables)
         self._applied_file = Path(tables.uri) / "applied"
@@ -88,11 +93,6 @@ class LiveStore(ChunkStore):
         store.edits = Edits(folder / EDITS_FILE)
         store._catch_up()
         return store
-
-    edits: Edits
-    _model: RefragModel
-    _passage_tokens: int
-    _lock: TextIO
 
     def put(self, documents: Sequence[tuple[str, str, str]]) -> list[StoredDocument]:
         """Add documents (id, title, text), or replace those with these ids: all of them or, if it fails, none.

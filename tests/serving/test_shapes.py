@@ -226,3 +226,28 @@ def _decoded(row: Any) -> Any:
 def test_what_an_embedding_can_not_be_is_refused(url: str, extra: dict[str, Any], param: str, says: str) -> None:
     error = error_of(url, "embeddings", **{"input": "x"} | extra)
     assert error["param"] == param and says in error["message"]
+
+
+def test_a_failure_is_a_response_s_last_event(
+    client: openai.OpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = engine._scheduler.runner.decode
+
+    def fails(tokens: list[int], slots: list[int], positions: list[int]) -> Any:
+        if max(positions) > 60:
+            raise RuntimeError("out of memory")
+        return decode(tokens, slots, positions)
+
+    monkeypatch.setattr(engine._scheduler.runner, "decode", fails)
+    asked: dict[str, Any] = {"model": "tiny", "input": QUESTION, "max_output_tokens": 200}
+    last = list(client.responses.create(**asked, stream=True, extra_body={"retrieve": 0}))[-1]
+    assert (last.type, last.code) == ("error", "internal_error") and "its log says why" in last.message
+
+
+def test_another_shape_s_answer_is_not_cancelled_as_a_response(client: openai.OpenAI, url: str) -> None:
+    stream = client.chat.completions.create(
+        model="tiny", messages=ASKED, max_tokens=40, stream=True, extra_body={"retrieve": 0}
+    )
+    name = next(stream).id
+    assert httpx.post(f"{url}/v1/responses/{name}/cancel").status_code == 404
+    assert list(stream)[-1].choices[0].finish_reason == "length"
