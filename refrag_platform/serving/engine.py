@@ -292,7 +292,7 @@ class Engine:
         with self._reading:
             prompt = self._prompt(messages, [one.chunks for one in selected], continues)
         require_room(self.name, prompt, sampling, self.settings, self.max_positions)
-        read = [self._cited(passage, one) for passage, one in zip(passages, selected, strict=True)]
+        read = [citation(passage, one) for passage, one in zip(passages, selected, strict=True)]
         positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
         usage = Usage(
             prompt_positions=positions,
@@ -316,6 +316,7 @@ class Engine:
             split_by_kept(read),
             usage,
             begun,
+            lambda: split_by_kept([self._cited(*one) for one in zip(passages, selected, strict=True)]),
         )
         generation.add_seconds(select=select, project=time.monotonic() - begun_to_project)
         return generation
@@ -346,6 +347,7 @@ class Engine:
         return choose(self.bundle, chunks, share, asked, wanted)
 
     def _cited(self, passage: Passage, selected: Selected) -> Citation:
+        """A passage with its chunks' places in the text, for which it is tokenized again."""
         model = self.bundle.model
         with self._reading:
             spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)

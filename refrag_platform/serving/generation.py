@@ -32,8 +32,10 @@ class Generation:
         sources: Sources,
         usage: Usage,
         begun: float,
+        explain: Callable[[], Sources],
     ) -> None:
-        self.sources, self.usage = sources, usage
+        """explain: the sources with each passage's `selection`; asked while the decoder reads the prompt."""
+        self.sources, self.usage, self._explain = sources, usage, explain
         self.finish_reason: Literal["stop", "length"] | None = None  # of the choice that ended last
         self._submit, self._token_text, self._begun = submit, token_text, begun
         self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
@@ -70,6 +72,8 @@ class Generation:
         if self._closed:
             stream.cancel()
         try:
+            told = self._explain()
+            self.sources = replace(self.sources, citations=told.citations, retrieved=told.retrieved)
             for event in stream:
                 text = self._choices[event.choice]
                 if event.token is None:

@@ -36,14 +36,15 @@ def choose(
     """
     passages = bundle.model.with_vectors(passages)
     counts = [len(passage.token_ids) for passage in passages]
-    keep, scores = torch.full((sum(counts),), share == 1), None
-    if bundle.policy is not None and 0 < budget(sum(counts), share) < sum(counts):
+    kept = budget(sum(counts), share)
+    keep, scores = torch.full((sum(counts),), kept == sum(counts)), None
+    if bundle.policy is not None and 0 < kept < sum(counts):
         logits = policy_scores(bundle.model, passages, bundle.policy, question).float()
         keep, scores = select(logits[None], None, share)[0].cpu(), logits.cpu()
     flags = [one | also for one, also in zip(keep.split(counts), wanted, strict=True)]
     reasons = [None] * len(counts) if scores is None else [part.tolist() for part in scores.split(counts)]
     return [
-        Selected(passage.kept(kept), reason) for passage, kept, reason in zip(passages, flags, reasons, strict=True)
+        Selected(passage.kept(flag), reason) for passage, flag, reason in zip(passages, flags, reasons, strict=True)
     ]
 
 

@@ -64,6 +64,11 @@ def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
     assert generation.usage.time_to_first_token_ms is not None
 
 
+def test_a_share_that_rounds_to_all_chunks_keeps_all(engine: Engine) -> None:
+    usage = engine.start(QUESTION, [Passage("short", "", "Lima is a city by the sea.")], Sampling(1), 0.95).usage
+    assert 1 <= usage.chunks < 10 and usage.chunks_expanded == usage.chunks
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_no_chunk_or_every_chunk_is_expanded_at_the_ends(engine: Engine, share: float) -> None:
     usage = engine.start(QUESTION, [LONG], Sampling(1), share).usage
