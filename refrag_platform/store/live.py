@@ -12,11 +12,12 @@ another store, after a new release, begin with all edits.
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import pyarrow as pa
 
@@ -29,11 +30,15 @@ from refrag_platform.files import lock_file, write_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.progress import Progress
 from refrag_platform.store.build import encode_passages
-from refrag_platform.store.content import passage_schema
+from refrag_platform.store.content import StoreDescription, passage_schema
 from refrag_platform.store.edits import EDITS_FILE, Edit, Edits
 from refrag_platform.store.retriever import Retriever
 from refrag_platform.store.table import PASSAGE_COLUMNS, ChunkStore
 
+if TYPE_CHECKING:
+    import lancedb
+
+logger = logging.getLogger("refrag.serving")
 TABLES = "tables"
 # Chunks encoded at once, and edits that enter new tables by one commit.
 BATCH_CHUNKS, BATCH_EDITS = 64, 256
@@ -57,7 +62,7 @@ class LiveStore(ChunkStore):
     _passage_tokens: int
     _lock: TextIO
 
-    def __init__(self, description: Any, retriever: Retriever, tables: Any) -> None:
+    def __init__(self, description: StoreDescription, retriever: Retriever, tables: lancedb.DBConnection) -> None:
         super().__init__(description, retriever, tables)
         self._applied_file = Path(tables.uri) / "applied"
         self._writing = threading.Lock()
@@ -143,6 +148,7 @@ class LiveStore(ChunkStore):
             self.edits.restore(before, names)
             raise
         self._applied(number)
+        self._index()
 
     def _catch_up(self) -> None:
         """Apply what the tables lack: after a kill the last edit, in tables of another store all."""
@@ -175,9 +181,15 @@ class LiveStore(ChunkStore):
         else:
             merge = self._passages.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge.when_not_matched_by_source_delete(listed).execute(rows)
+
+    def _index(self) -> None:
+        """Let the indexes take new rows in from time to time; searches are right without it, and slower."""
         self._commits += 1
         if self._commits % COMMITS_PER_INDEXING == 0:
-            self._passages.optimize()
+            try:
+                self._passages.optimize()
+            except Exception:
+                logger.exception("the indexes of %s could not take new passages in", self._applied_file.parent)
 
     def _applied(self, number: int) -> None:
         write_text(self._applied_file, f"{number}\n")

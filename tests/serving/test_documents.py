@@ -145,6 +145,17 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
     assert not any("name2" in text for text in found(url, "name2 isle"))
 
 
+def test_indexes_that_can_not_be_made_cost_no_write(live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise OSError("the disk is full")
+
+    url, engine = live
+    assert engine.live is not None
+    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 1)
+    monkeypatch.setattr(engine.live._passages, "optimize", fails)
+    assert put(url, OMAN).is_success and found(url, "Muscat in Oman")[0] == OMAN["text"]
+
+
 def test_without_a_folder_the_routes_say_how_to_turn_them_on(url: str) -> None:
     for method, path in (("POST", ""), ("GET", ""), ("GET", "/peru"), ("DELETE", "/peru")):
         body = {"json": {"documents": [OMAN]}} if method == "POST" else {}
