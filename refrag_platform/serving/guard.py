@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,7 +17,8 @@ from refrag_platform.serving.errors import ApiError, error_response
 from refrag_platform.serving.keys import Key, Keys
 from refrag_platform.serving.rate import RateLimit
 
-FORWARDED = {b"forwarded", b"x-forwarded-for", b"x-real-ip"}
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+HOST = re.compile(r"\[(?P<address>[^]]*)\](:\d+)?|(?P<name>[^:]*)(:\d+)?")  # RFC 9110: a name or an address, and a port
 
 
 class RequireKey:
@@ -45,7 +47,7 @@ class RequireKey:
             if _is_local(scope):
                 return None
             raise _unauthorized(
-                "this server has no keys, so it answers clients of its own machine alone; set REFRAG_API_KEY or "
+                "this server has no keys, so it answers its own machine alone, as localhost; set REFRAG_API_KEY or "
                 "REFRAG_API_KEYS_FILE (`refrag keys add NAME`) where it runs"
             )
         given = dict(scope["headers"]).get(b"authorization", b"")
@@ -81,13 +83,24 @@ def _unauthorized(message: str) -> ApiError:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine, and not through a proxy on it."""
-    if any(name in FORWARDED for name, _ in scope["headers"]):
+    """Whether a request comes from this machine: not through a proxy, nor from a stranger's page in a browser here.
+
+    Such a page can lead its own host's name to this server (DNS rebinding), but the name stands in `Host`.
+    """
+    headers = Headers(scope=scope)
+    if any(name in headers for name in FORWARDED):
         return False
-    if scope.get("client") is None:  # a Unix socket, which has an owner
-        return True
+    host = HOST.fullmatch(headers.get("host", "localhost"))
+    name = (host["address"] or host["name"] or "").lower() if host else ""
+    if name != "localhost" and not _is_loopback(name):
+        return False
+    # Without an address it is a Unix socket, which has an owner.
+    return scope.get("client") is None or _is_loopback(scope["client"][0])
+
+
+def _is_loopback(text: str) -> bool:
     try:
-        address = ipaddress.ip_address(scope["client"][0])
+        address = ipaddress.ip_address(text)
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback

@@ -76,7 +76,8 @@ def description(packaged_project: Project, tmp_path_factory: pytest.TempPathFact
     app.state.engine = engine
 
     async def from_here(scope: Any, receive: Any, send: Any) -> None:
-        await app(scope | {"client": ("127.0.0.1", 50000)}, receive, send)
+        headers = [(b"host", b"localhost"), *(one for one in scope["headers"] if one[0] != b"host")]
+        await app(scope | {"client": ("127.0.0.1", 50000), "headers": headers}, receive, send)
 
     yield schemathesis.openapi.from_asgi("/openapi.json", from_here)
     engine.close()

@@ -125,7 +125,7 @@ def client(packaged_project: Project, tmp_path_factory: pytest.TempPathFactory) 
     engine = Engine.load(packaged_project, "tiny", tmp_path_factory.mktemp("hostile") / "live")
     app = create_app("tiny")
     app.state.engine = engine
-    yield TestClient(app, client=LOCAL)
+    yield TestClient(app, "http://localhost", client=LOCAL)
     engine.close()
 
 

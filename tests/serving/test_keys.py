@@ -159,6 +159,14 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         # A proxy on this machine speaks for others.
         ("127.0.0.1", [(b"x-forwarded-for", b"127.0.0.1")], 401),
         ("127.0.0.1", [(b"forwarded", b"for=10.0.0.7")], 401),
+        # A page of a stranger's host, whose name leads here.
+        ("127.0.0.1", [(b"host", b"evil.example:3000")], 401),
+        ("127.0.0.1", [(b"host", b"localhost.evil.example")], 401),
+        ("127.0.0.1", [(b"host", b"127.0.0.1.evil.example")], 401),
+        ("127.0.0.1", [(b"host", b"")], 401),
+        ("127.0.0.1", [(b"host", b"LOCALHOST:3000")], 200),
+        ("127.0.0.1", [(b"host", b"127.0.0.1:3000")], 200),
+        ("::1", [(b"host", b"[::1]:3000")], 200),
     ],
 )
 def test_without_keys_this_machine_alone_is_answered(

@@ -159,7 +159,7 @@ from refrag_platform.serving.engine import Engine
 
 app = create_app("tiny")
 app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny")
-client = TestClient(app, client=("127.0.0.1", 50000))
+client = TestClient(app, "http://localhost", client=("127.0.0.1", 50000))
 
 def ask(path, body):
     return client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"}).status_code
