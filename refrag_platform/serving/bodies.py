@@ -84,7 +84,7 @@ class UsageBody(_Response):
 
 @dataclass(frozen=True)
 class RefragBody(Sources, Usage):
-    """What was read, how far it was compressed, how soon the first token came."""
+    """What was read and why, how far it was compressed, what took how long."""
 
     request_id: str | None = None
 

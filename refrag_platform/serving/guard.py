@@ -1,6 +1,6 @@
 """What stands before the routes: API keys, their rates, and the largest body, as plain ASGI middleware.
 
-Both answer before a body is parsed, in the OpenAI error shape.
+They answer before a body is parsed, in the OpenAI error shape.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class InputItem(Body):
         for name in NEEDED[self.type]:
             if getattr(self, name) is None:
                 raise fault("missing_required_parameter", f"an item of type {self.type} needs it", name)
-        for name in {*sum(NEEDED.values(), ())} - {*NEEDED[self.type]}:
+        for name in set().union(*NEEDED.values()).difference(NEEDED[self.type]):
             if getattr(self, name) is not None:
                 raise fault("invalid_value", f"an item of type {self.type} has no {name}", name)
         if self.role != "assistant" and isinstance(self.content, list):
