@@ -18,6 +18,10 @@ MOST_MESSAGES = 1024
 # Of a message; tool calls likewise.
 MOST_PARTS = 256
 MOST_PASSAGES = 256
+# Of a request for embeddings.
+MOST_TEXTS = 2048
+# Of a request that adds some.
+MOST_DOCUMENTS = 256
 MOST_TOKENS = 8192
 MOST_CHOICES = 16
 # Different words that full-text search looks for at once. English text of 5,000 words has about 1,500.

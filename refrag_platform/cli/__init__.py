@@ -30,6 +30,8 @@ FAMILIES = (
     "bench",
     "release",
     "retention",
+    "store",
+    "keys",
 )
 NO_TELEMETRY = {
     "DAGSTER_DISABLE_TELEMETRY": "1",

@@ -79,7 +79,8 @@ def serve(
     model: Model = DEFAULT_MODEL,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
     host: Annotated[
-        str, typer.Option("--host", help="Address to bind; set REFRAG_API_KEY before you open it to a network.")
+        str,
+        typer.Option("--host", help="Address to bind; other machines need a key: REFRAG_API_KEY, or `refrag keys`."),
     ] = "127.0.0.1",
     in_place: Annotated[
         bool, typer.Option("--in-place", help="The Bento in place, whatever is released: to try a candidate.")
@@ -90,8 +91,9 @@ def serve(
     That is the released version's; when another is released or rolled back to, the server changes over by itself.
     Of a model without a release it is the one in place.
 
-    REFRAG_API_KEY asks for a key; REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
-    REFRAG_DEADLINE (seconds) set limits.
+    REFRAG_API_KEY asks for a key, REFRAG_API_KEYS_FILE for one of those that `refrag keys` made; REFRAG_RATE_LIMIT
+    (requests a minute of each), REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
+    REFRAG_DEADLINE (seconds) set limits; REFRAG_STORE names a folder for documents that are added while it serves.
     """
     import os
 

@@ -13,8 +13,10 @@ from starlette.requests import Request
 
 from refrag_platform.serving.contract import ClientGone
 from refrag_platform.serving.errors import ApiError
+from refrag_platform.serving.guard import key_name
 
 if TYPE_CHECKING:
+    from refrag_platform.serving.answers import Answer
     from refrag_platform.serving.contract import Delta
     from refrag_platform.serving.generation import Generation, Refusal
 
@@ -22,6 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Requests that are answered or wait hold a thread each, which mostly sleeps.
 MOST_THREADS = 256
+LOOK_UPS = 4  # at once
 
 
 class Admission:
@@ -30,6 +33,7 @@ class Admission:
     def __init__(self, max_waiting: int, deadline: float) -> None:
         self.max_waiting, self.deadline = max_waiting, deadline
         self._inside = 0
+        self.shown: dict[str, Ticket] = {}
         self._seconds = 1.0  # what a request has taken of late, for Retry-After
         self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="request")
 
@@ -55,6 +59,14 @@ class Admission:
         self._inside -= 1
         self._seconds = 0.7 * self._seconds + 0.3 * seconds
 
+    def cancel(self, answer_id: str, key: str | None) -> Answer | None:
+        """End the answer with this id and return it; None: none is being written that was asked for with this key."""
+        ticket = self.shown.get(answer_id)
+        if ticket is None or ticket.answer is None or ticket.key != key:
+            return None
+        ticket.cancel()
+        return ticket.answer
+
     def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Run on a thread."""
         return asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -65,8 +77,10 @@ class Ticket:
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
+        self.key = key_name(request.scope)
         self.ends = asyncio.get_running_loop().time() + admission.deadline  # in the loop's time
         self._generation: Generation | Refusal | None = None
+        self.answer: Answer | None = None
         self._left = False
         self._begun = time.monotonic()
 
@@ -94,11 +108,23 @@ class Ticket:
         while (delta := await self.run(next, deltas, None)) is not None:
             yield delta
 
+    def show(self, answer: Answer) -> None:
+        """Let the answer be cancelled by its id, as long as the request is inside."""
+        self.answer = answer
+        self._admission.shown[answer.id] = self
+
+    def cancel(self) -> None:
+        """Let the answer end where it is."""
+        if self._generation is not None:
+            self._generation.close()
+
     def leave(self) -> None:
         """Free what the request holds. May be called twice."""
         if self._left:
             return
         self._left = True
+        if self.answer is not None:
+            self._admission.shown.pop(self.answer.id, None)
         if self._generation is not None:
             self._generation.close()
         self._admission.leave(time.monotonic() - self._begun)

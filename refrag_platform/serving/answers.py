@@ -1,122 +1,157 @@
-"""OpenAI's bodies around one generation: a chat.completion, or the events of a streamed one."""
+"""What the shapes of an answer share: chat completions, completions and responses are bodies around one generation."""
 
 from __future__ import annotations
 
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from refrag_platform.serving.contract import Delta, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import REPLACEMENT
 
 if TYPE_CHECKING:
     from refrag_platform.serving.generation import Generation, Refusal
+    from refrag_platform.serving.schema import AnswerRequest
 
 
-class Answer:
-    """The bodies of one answer with `choices` choices.
+@dataclass
+class Choice:
+    """One choice as far as it has come."""
 
-    logprobs: whether their field is filled. usage: whether a stream ends with one. request_id: of the request.
-    """
+    text: str = ""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        """Take what is new in it."""
+        self.text += delta.text
+        self.tokens += delta.logprobs
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+class Answer(ABC):
+    """The bodies of the answer to one request; `request_id` stands in the `refrag` field."""
+
+    prefix: ClassVar[str]  # of the answer's id
+
+    def __init__(self, asked: AnswerRequest, generation: Generation | Refusal, request_id: str | None = None) -> None:
+        self._generation, self._request_id = generation, request_id
+        self.id, self.created, self.model = f"{self.prefix}{uuid.uuid4().hex}", int(time.time()), asked.model
+
+    @abstractmethod
+    def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
+        """The body of an answer that is not streamed, with usage and the `refrag` field."""
+
+    @abstractmethod
+    def events(self, first: Delta | None, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
+        """Server-sent events; the one that ends the answer bears the `refrag` field."""
+
+    def failure(self, body: dict[str, Any]) -> str:
+        """The event of a failure, whose status line is gone; body: an error's, in OpenAI's shape."""
+        return event(body)
+
+    def refrag(self) -> dict[str, Any]:
+        """The `refrag` field: complete once all deltas have come."""
+        return {**refrag_body(self._generation.usage, self._generation.sources), "request_id": self._request_id}
+
+
+class Choices(Answer):
+    """What chat completions and completions have in common: numbered choices, and how a stream of them goes."""
+
+    whole_object: ClassVar[str]
+    event_object: ClassVar[str]
 
     def __init__(
         self,
-        model: str,
+        asked: AnswerRequest,
         generation: Generation | Refusal,
-        choices: int = 1,
-        *,
-        logprobs: bool = False,
-        usage: bool = False,
-        request_id: str | None = None,
+        request_id: str | None,
+        choices: int,
+        usage: bool,
     ) -> None:
-        self._generation, self._choices, self._logprobs = generation, choices, logprobs
-        self._usage, self._request_id = usage, request_id
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        """usage: whether a stream ends with a chunk that bears it."""
+        super().__init__(asked, generation, request_id)
+        self._choices, self._usage = choices, usage
+
+    @abstractmethod
+    def whole_choice(self, choice: Choice) -> dict[str, Any]:
+        """A choice that has ended, without its index and finish_reason."""
+
+    @abstractmethod
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        """What is new in a choice, likewise."""
+
+    def opening(self) -> dict[str, Any] | None:
+        """What each choice of a stream begins with, likewise."""
+        return None
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
-        """A chat.completion with its usage and the `refrag` field."""
-        texts = [""] * self._choices
-        reasons: list[str | None] = [None] * self._choices
-        tokens: list[list[TokenLogprob]] = [[] for _ in range(self._choices)]
+        choices = [Choice() for _ in range(self._choices)]
         for delta in deltas:
-            texts[delta.choice] += delta.text
-            tokens[delta.choice] += delta.logprobs
-            reasons[delta.choice] = delta.finish_reason or reasons[delta.choice]
-        choices = [
-            {
-                "index": number,
-                "message": {"role": "assistant", "content": texts[number]},
-                "finish_reason": reasons[number],
-                "logprobs": self._logprobs_body(tokens[number]),
-            }
-            for number in range(self._choices)
+            choices[delta.choice].add(delta)
+        bodies = [
+            {"index": number, "finish_reason": choice.finish_reason, **self.whole_choice(choice)}
+            for number, choice in enumerate(choices)
         ]
-        return {**self._head, "object": "chat.completion", "choices": choices, **self._usage_field(), **self._tail()}
+        return {**self._head(self.whole_object), "choices": bodies, **self._usage_field(), "refrag": self.refrag()}
 
     async def events(self, first: Delta | None, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
-        """Server-sent chat.completion.chunk events; the last choice's last one bears the `refrag` field.
-
-        Usage comes in a chunk of its own after it, if it was asked for, as in OpenAI's API.
-        """
-        for number in range(self._choices):
-            yield self._event(number, {"role": "assistant", "content": ""})
-        left = self._choices
-        delta = first
+        """Usage comes in a chunk of its own at the end, if it was asked for, as in OpenAI's API."""
+        opening, left, delta = self.opening(), self._choices, first
+        for number in range(self._choices if opening else 0):
+            yield self._event({"index": number, "finish_reason": None, **(opening or {})})
         while delta is not None:
             if delta.text or delta.logprobs:
-                yield self._event(delta.choice, {"content": delta.text}, delta.logprobs)
+                yield self._event({"index": delta.choice, "finish_reason": None, **self.piece(delta)})
             if delta.finish_reason is not None:
                 left -= 1
-                yield self._event(delta.choice, {}, (), delta.finish_reason, None if left else self._tail())
+                ended = self.piece(Delta(delta.choice, ""))
+                last = {} if left else {"refrag": self.refrag()}
+                yield self._event({"index": delta.choice, "finish_reason": delta.finish_reason, **ended}, **last)
             delta = await anext(deltas, None)
         if self._usage:
-            yield self._data({"choices": [], **self._usage_field()})
+            yield event({**self._head(self.event_object), "choices": [], **self._usage_field()})
         yield "data: [DONE]\n\n"
 
-    def _event(
-        self,
-        choice: int,
-        delta: dict[str, str],
-        logprobs: tuple[TokenLogprob, ...] = (),
-        reason: str | None = None,
-        tail: dict[str, Any] | None = None,
-    ) -> str:
-        tokens = self._logprobs_body(logprobs) if logprobs else None
-        body = {"index": choice, "delta": delta, "finish_reason": reason, "logprobs": tokens}
-        return self._data({"choices": [body], **(tail or {})})
+    def _event(self, choice: dict[str, Any], **fields: Any) -> str:
+        return event({**self._head(self.event_object), "choices": [choice], **fields})
 
-    def _data(self, fields: dict[str, Any]) -> str:
-        """An event. In ASCII: a client may take U+2028, U+2029 or U+0085 for the end of a line."""
-        return f"data: {json.dumps({**self._head, 'object': 'chat.completion.chunk', **fields})}\n\n"
-
-    def _logprobs_body(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any] | None:
-        if not self._logprobs:
-            return None
-        content = [
-            {
-                **_token_body(token.text, token.logprob),
-                "top_logprobs": [_token_body(text, logprob) for text, logprob in token.top],
-            }
-            for token in tokens
-        ]
-        return {"content": content, "refusal": None}
-
-    def _tail(self) -> dict[str, Any]:
-        read = refrag_body(self._generation.usage, self._generation.sources)
-        return {"refrag": {**read, "request_id": self._request_id}}
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _usage_field(self) -> dict[str, Any]:
         return {"usage": usage_body(self._generation.usage)}
 
 
+def event(body: dict[str, Any], kind: str | None = None) -> str:
+    """A server-sent event. In ASCII: a client may take U+2028, U+2029 or U+0085 for the end of a line."""
+    return (f"event: {kind}\n" if kind else "") + f"data: {json.dumps(body)}\n\n"
+
+
+def logprobs_body(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
+    """Drawn tokens with the likeliest in their place."""
+    return [
+        {
+            **_token_body(token.text, token.logprob),
+            "top_logprobs": [_token_body(text, logprob) for text, logprob in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI's API writes -9999 for tokens that can't come."""
+    return max(logprob, -9999.0)
+
+
 def _token_body(text: str, logprob: float) -> dict[str, Any]:
     # Part of a character has no text of its own, and its bytes are not to be had from a tokenizer of any kind.
     spelled = None if REPLACEMENT in text else list(text.encode())
-    # JSON has no infinity; OpenAI's API writes this for tokens that can't come.
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": spelled}
+    return {"token": text, "logprob": finite(logprob), "bytes": spelled}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -130,5 +165,5 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def refrag_body(usage: Usage, sources: Sources) -> dict[str, Any]:
-    """The `refrag` field: what was read, how far it was compressed, how soon the first token came."""
+    """The `refrag` field: what was read and why, how far it was compressed, what took how long."""
     return {**asdict(sources), **asdict(usage)}

@@ -1,4 +1,4 @@
-"""The HTTP API in OpenAI's shape: chat completions (streamed or not), models, retrieval; pages and metrics beside it.
+"""The HTTP API in OpenAI's shape: chat completions, completions, responses, embeddings, models; retrieval beside them.
 
 `create_app` makes all that the service answers but its health. The engine is put into `app.state.engine` once it is
 loaded; until then every route that needs it answers 503.
@@ -6,84 +6,42 @@ loaded; until then every route that needs it answers 503.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import logging
-import math
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
 
-from refrag_platform.errors import QueryTooLong, RefragError
-from refrag_platform.serving.admission import Admission, Ticket
-from refrag_platform.serving.answers import Answer
+from refrag_platform.errors import QueryTooLong
+from refrag_platform.serving import bodies
+from refrag_platform.serving.admission import LOOK_UPS, Admission
+from refrag_platform.serving.answering import answer, require_engine, require_model
+from refrag_platform.serving.bodies import STREAM, documented
+from refrag_platform.serving.chat import ChatCompletion, ChatRequest
+from refrag_platform.serving.completions import Completion, CompletionRequest
 from refrag_platform.serving.contract import BadRequest, ClientGone
-from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response, request_id
+from refrag_platform.serving.documents import add_documents
+from refrag_platform.serving.embeddings import EmbeddingRequest, embeddings_body
+from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response
 from refrag_platform.serving.fields import MOST_SHOWN
-from refrag_platform.serving.guard import LimitBody, RequireKey
+from refrag_platform.serving.guard import LimitBody, RequireKey, key_name
+from refrag_platform.serving.keys import Keys
 from refrag_platform.serving.observe import Metrics, Observe
 from refrag_platform.serving.pages import add_pages
-from refrag_platform.serving.responses import STREAM, STREAMED, ChatCompletion, Found, ModelCard, ModelList, documented
-from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
-
-if TYPE_CHECKING:
-    from refrag_platform.serving.engine import Engine
-    from refrag_platform.serving.generation import Generation, Refusal
-
-logger = logging.getLogger("refrag.serving")
-LOOK_UPS = 4  # at once
-# A stream's client has this long after the deadline to take what was sent.
-SECONDS_TO_READ = 5.0
-
-
-@dataclass(frozen=True)
-class ApiSettings:
-    """Limits of the service.
-
-    api_key: asked for when set. max_body: bytes. max_waiting: requests that may wait beside those that are being
-    answered; further ones get 429. deadline: seconds from arrival to the last token.
-    """
-
-    api_key: str | None = None
-    max_body: int = 4 * 1024 * 1024
-    max_waiting: int = 16
-    deadline: float = 300.0
-
-    @classmethod
-    def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
-        """Settings from REFRAG_API_KEY, REFRAG_MAX_BODY, REFRAG_MAX_WAITING and REFRAG_DEADLINE.
-
-        Raises:
-            RefragError: one of them is not a number above zero.
-        """
-
-        def number(name: str, default: float) -> float:
-            given = values.get(name, "")
-            try:
-                value = float(given) if given else default
-            except ValueError:
-                value = 0.0
-            if not (value > 0 and math.isfinite(value)):
-                raise RefragError(f"{name} is {given!r}; it must be a number above 0")
-            return value
-
-        return cls(
-            api_key=values.get("REFRAG_API_KEY") or None,
-            max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
-            max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
-            deadline=number("REFRAG_DEADLINE", cls.deadline),
-        )
+from refrag_platform.serving.responses import ModelResponse, ResponseRequest
+from refrag_platform.serving.schema import RetrieveRequest
+from refrag_platform.serving.settings import ApiSettings
 
 
 def create_app(model: str, settings: ApiSettings | None = None, tag: str | None = None) -> FastAPI:
-    """The application for one model, by its name; `tag` is a further name that requests may use."""
+    """The application for one model, by its name; `tag` is a further name that requests may use.
+
+    Raises:
+        RefragError: the keys can't be read.
+    """
     settings = settings or ApiSettings()
     app = FastAPI(
         title="refrag-platform",
@@ -105,17 +63,27 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     metrics = Metrics()
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
-    if settings.api_key:
-        app.add_middleware(RequireKey, key=settings.api_key)
+    keys = Keys(settings.api_key, settings.api_keys, settings.api_keys_file)
+    app.add_middleware(RequireKey, keys=keys, per_minute=settings.rate_limit)
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
-    chat = documented(ChatCompletion, 400, 401, 404, 408, 413, 429, 500, 503, 504, content=STREAM, description=STREAMED)
-    _add(app, "POST", "/v1/chat/completions", chat_completions, chat)
-    _add(app, "POST", "/v1/retrieve", retrieve, documented(Found, 400, 401, 408, 413, 429, 500, 503, 504))
-    _add(app, "GET", "/v1/models", list_models, documented(ModelList, 401))
-    _add(app, "GET", "/v1/models/{model:path}", show_model, documented(ModelCard, 401, 404))
+    asked = (400, 401, 404, 408, 413, 429, 500, 503, 504)
+    for path, route, body, streamed in (
+        ("/v1/chat/completions", chat_completions, bodies.ChatCompletion, bodies.STREAMED_CHOICES),
+        ("/v1/completions", completions, bodies.Completion, bodies.STREAMED_CHOICES),
+        ("/v1/responses", responses, bodies.Response, bodies.STREAMED_RESPONSE),
+    ):
+        _add(app, "POST", path, route, documented(body, *asked, content=STREAM, description=streamed))
+    _add(app, "GET", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
+    _add(app, "DELETE", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
+    _add(app, "POST", "/v1/responses/{response_id}/cancel", cancel_response, documented(bodies.Response, 401, 404))
+    _add(app, "POST", "/v1/embeddings", embeddings, documented(bodies.Embeddings, *asked))
+    _add(app, "POST", "/v1/retrieve", retrieve, documented(bodies.Found, 400, 401, 408, 413, 429, 500, 503, 504))
+    _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
+    _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
+    add_documents(app)
     app.add_api_route("/metrics", metrics.page, include_in_schema=False)
-    add_pages(app, settings.api_key is not None)
+    add_pages(app, keys.needed)
     return app
 
 
@@ -127,32 +95,57 @@ def _add(
 
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer the last message over retrieved passages, over those in the request, or over both."""
-    _check_model(request, body.model)
-    engine = _engine(request)
-    admission: Admission = request.app.state.admission
-    ticket = admission.enter(request, engine.settings.slots)
-    try:
-        generation = await ticket.run(_start, engine, body)
-        deltas = ticket.iterate(generation)
-        name = request_id(request.scope)
-        answer = Answer(
-            body.model,
-            generation,
-            body.n or 1,
-            logprobs=bool(body.logprobs),
-            usage=bool(body.stream_options and body.stream_options.include_usage),
-            request_id=name,
+    return await answer(request, body, ChatCompletion)
+
+
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Go on with a text, after passages of the request or retrieved for it, if it wants some."""
+    return await answer(request, body, Completion)
+
+
+async def responses(request: Request, body: ResponseRequest) -> Response:
+    """Answer the input as a chat completion does, in the newer shape. The response is not stored."""
+    return await answer(request, body, ModelResponse)
+
+
+async def show_response(request: Request, response_id: str) -> Response:
+    """Responses are not stored: there is none to show or to delete."""
+    raise ApiError(
+        404,
+        f"no response {response_id[:MOST_SHOWN]!r} is to be had: responses are not stored here; keep what "
+        "POST /v1/responses answered",
+        code="response_not_found",
+        param="response_id",
+    )
+
+
+async def cancel_response(request: Request, response_id: str) -> Response:
+    """End a response that is being streamed; its id came with its first event."""
+    # Chat completions have ids of another kind, and no such route.
+    known = response_id.startswith(ModelResponse.prefix)
+    shaped = request.app.state.admission.cancel(response_id, key_name(request.scope)) if known else None
+    if shaped is None:
+        raise ApiError(
+            404,
+            f"no response {response_id[:MOST_SHOWN]!r} is being written; it has ended, or was never begun",
+            code="response_not_found",
+            param="response_id",
         )
-        if body.stream:
-            # The first one comes before the status line, so that a failure until then has a status of its own.
-            first = await anext(deltas, None)
-            return _EventStream(_reported(answer.events(first, deltas), name), ticket)
-        whole = [delta async for delta in deltas]
-        ticket.leave()
-        return Json(answer.whole(whole))
-    except BaseException:
-        ticket.leave()
-        raise
+    return Json(shaped.body("cancelled"))
+
+
+async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
+    """The retriever's vectors of texts, each of length 1 (of all zeros, where it knows no word of the text)."""
+    require_model(request, body.model)
+    engine = require_engine(request)
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        vectors, tokens = await ticket.run(engine.embed, body.texts())
+    if body.dimensions not in (None, vectors.shape[1]):
+        raise BadRequest(
+            f"dimensions is {body.dimensions}; the retriever's vectors have {vectors.shape[1]} and can't be cut",
+            param="dimensions",
+        )
+    return Json(embeddings_body(body, vectors, tokens))
 
 
 async def list_models(request: Request) -> Response:
@@ -162,13 +155,13 @@ async def list_models(request: Request) -> Response:
 
 async def show_model(request: Request, model: str) -> Response:
     """The model by its name or tag."""
-    _check_model(request, model)
+    require_model(request, model)
     return Json(_model_card(request))
 
 
 async def retrieve(request: Request, body: RetrieveRequest) -> Response:
     """The passages that fit a query best, best first."""
-    engine = _engine(request)
+    engine = require_engine(request)
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         try:
             passages = await ticket.run(engine.retrieve, body.query, body.k)
@@ -178,71 +171,6 @@ async def retrieve(request: Request, body: RetrieveRequest) -> Response:
         {"id": passage.id, "title": passage.title, "text": passage.text, "score": passage.score} for passage in passages
     ]
     return Json({"object": "list", "data": found})
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events that give the model free however they end: at the last one, or with the client."""
-
-    def __init__(self, events: AsyncIterator[str], ticket: Ticket) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._ticket = ticket
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            # Sending waits for a client that doesn't read, and the answer's own deadline isn't looked at meanwhile.
-            async with asyncio.timeout_at(self._ticket.ends + SECONDS_TO_READ):
-                await super().__call__(scope, receive, send)
-        except TimeoutError:
-            logger.warning("a client did not read its answer, which is given up")
-        finally:
-            self._ticket.leave()
-
-
-async def _reported(events: AsyncIterator[str], name: str | None) -> AsyncIterator[str]:
-    """The events; of a failure the client learns by one, because the status line is gone."""
-    try:
-        async for event in events:
-            yield event
-    except Exception as error:
-        known = as_api_error(error)
-        if known.status == 500:
-            logger.exception("a streamed answer failed, request %s", name)
-        yield f"data: {json.dumps(known.body(name))}\n\n"
-
-
-def _start(engine: Engine, body: ChatRequest) -> Generation | Refusal:
-    """Retrieval and prompt; runs on a thread."""
-    count = body.to_retrieve(engine.settings.passages if engine.store else 0)
-    sampling = body.sampling(engine.settings.max_new_tokens)
-    return engine.ask(body.conversation(), count, body.given(), sampling, body.share_kept)
-
-
-def _engine(request: Request) -> Engine:
-    state = request.app.state
-    if state.engine is None:
-        if state.failure is not None:
-            raise ApiError(503, f"{state.model} can't be served: {state.failure}", code="model_failed")
-        raise ApiError(
-            503,
-            f"{state.model} is still being loaded; try again soon",
-            code="model_loading",
-            headers={"Retry-After": "5"},
-        )
-    if not state.engine.alive:
-        raise ApiError(503, f"{state.model} can't be served: its device failed, the log says how", code="model_failed")
-    return state.engine
-
-
-def _check_model(request: Request, name: str) -> None:
-    state = request.app.state
-    if name not in state.names:
-        raise ApiError(
-            404,
-            f"no model {name[:MOST_SHOWN]!r} here; this server serves {state.model!r}",
-            code="model_not_found",
-            param="model",
-        )
 
 
 def _model_card(request: Request) -> dict[str, Any]:

@@ -76,8 +76,26 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class ChunkRead:
+    """A chunk of a passage that was read: kept as its tokens, or compressed to a vector.
+
+    start, end: its characters in the passage's text; both 0 where it lies in the title. score: the policy's, by which
+    the highest are kept; None where there was nothing to choose (p = 0 or 1, or too few chunks).
+    """
+
+    start: int
+    end: int
+    score: float | None
+    kept: bool
+
+
+@dataclass(frozen=True)
 class Citation:
-    """A passage, as the answer names it. score: its cosine similarity to the question, -1 to 1, if it was looked up."""
+    """A passage, as the answer names it.
+
+    score: its cosine similarity to the question, -1 to 1, if it was looked up. text: its beginning. selection: its
+    chunks in order; empty where it wasn't read.
+    """
 
     id: str
     title: str
@@ -85,6 +103,7 @@ class Citation:
     text: str
     chunks: int
     chunks_expanded: int
+    selection: list[ChunkRead]
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,21 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """What an answer's parts took, in seconds; None: not done, or not yet.
+
+    retrieve: the search. select: cutting, encoding what came without vectors, the policy's choice. project: vectors to
+    the decoder's input (on a GPU its launch; the arithmetic is awaited by the prefill). prefill: from the decoder's
+    queue to the first token.
+    """
+
+    retrieve: float | None = None
+    select: float | None = None
+    project: float | None = None
+    prefill: float | None = None
+
+
+@dataclass(frozen=True)
 class Usage:
     """What an answer cost. `prompt_positions` is what the decoder read, `plain_prompt_tokens` what it would
     have read without compression; `compression_rate` is the second over the first.
@@ -119,3 +153,4 @@ class Usage:
     share_kept: float
     compression_rate: float
     time_to_first_token_ms: float | None
+    seconds: Seconds

@@ -17,8 +17,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from refrag_platform.agreement import refuse_other_serving
 from refrag_platform.decoding.prefix import PrefixCache
@@ -28,26 +32,45 @@ from refrag_platform.decoding.scheduler import Scheduler
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.prompts import Turn, content_ids, passage_chunks, rag_prompt, stop_ids
-from refrag_platform.model.segments import Chunks, Prompt, compression_rate, plain_tokens, prompt_length
-from refrag_platform.model.selection import expand
+from refrag_platform.model.prompts import Turn, content_ids, contents_ids, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.segments import Chunks, Prompt, Text, compression_rate, plain_tokens, prompt_length
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
-from refrag_platform.serving.contract import BadRequest, Citation, Message, Passage, Sampling, Sources, Usage
-from refrag_platform.serving.generation import Generation, Refusal
+from refrag_platform.serving.citations import chunk_spans, citation, split_by_kept
+from refrag_platform.serving.contract import (
+    BadRequest,
+    Citation,
+    Message,
+    Passage,
+    Sampling,
+    Seconds,
+    Sources,
+    Usage,
+)
+from refrag_platform.serving.fitting import require_choice, require_positions, require_room
+from refrag_platform.serving.generation import Generation, Refusal, refusal
+from refrag_platform.serving.selecting import Expand, Selected, choose, wanted_chunks, with_relevance
 from refrag_platform.store.ranking import texts_to_ask
-from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import ChunkStore, Hit
 
-SNIPPET_CHARACTERS = 240
+if TYPE_CHECKING:
+    from refrag_platform.store.live import LiveStore
 
 
 class Engine:
     """One model with its policy, if there is one its chunk store, and the decoder that writes all answers."""
 
-    def __init__(self, name: str, bundle: Bundle, store: ChunkStore | None, settings: ServingRecipe) -> None:
-        self.name, self.bundle, self.store, self.settings = name, bundle, store, settings
+    def __init__(
+        self,
+        name: str,
+        bundle: Bundle,
+        store: ChunkStore | None,
+        settings: ServingRecipe,
+        live: LiveStore | None = None,
+    ) -> None:
+        """live: the store, where documents may be added to it."""
+        self.name, self.bundle, self.store, self.settings, self.live = name, bundle, store, settings, live
         model = bundle.model
         self.max_positions = min(settings.max_positions, most_positions(model.decoder) or settings.max_positions)
         refuse_other_serving(model.decoder)
@@ -63,8 +86,10 @@ class Engine:
         self._faulty = False
 
     @classmethod
-    def load(cls, project: Project, model: str) -> Engine:
+    def load(cls, project: Project, model: str, live: Path | None = None) -> Engine:
         """The fine-tuned model of a project with its chunk store.
+
+        Args: live: as of `open`.
 
         Raises:
             RefragError: an artifact is missing, or the store was made by another encoder.
@@ -78,6 +103,8 @@ class Engine:
             project.content("chunks", model),
             recipe.serving,
             base=project.recipe_path(model).parent,
+            live=live,
+            passage_tokens=recipe.corpus.passage_tokens,
         )
 
     @classmethod
@@ -91,6 +118,8 @@ class Engine:
         base: Path | None = None,
         retriever: str | None = None,
         policy: Path | None = None,
+        live: Path | None = None,
+        passage_tokens: int = 128,
     ) -> Engine:
         """The model and the store in two content folders.
 
@@ -98,18 +127,21 @@ class Engine:
             policy: the folder of the model's policy; default: as `load_bundle` finds it.
             tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
             retriever: source of the retriever, if it is no longer where the store says.
+            live: folder of the store's working copy, for documents to be added. passage_tokens: the longest passage
+                that they are cut into.
 
         Raises:
             RefragError: either is damaged, or the store was made by another encoder.
         """
         bundle = load_bundle(str(model_dir), policy=policy)
-        store = ChunkStore.open(
-            chunks_dir,
-            expect_encoder=bundle.model.encoder_digest(),
-            tables=tables,
-            base=base,
-            retriever=load_retriever(retriever, base or model_dir) if retriever else None,
-        )
+        loaded = load_retriever(retriever, base or model_dir) if retriever else None
+        if live is not None:
+            from refrag_platform.store.live import LiveStore
+
+            changing = LiveStore.open_live(chunks_dir, live, bundle.model, passage_tokens, base, loaded)
+            return cls(name, bundle, changing, settings, changing)
+        digest = bundle.model.encoder_digest()
+        store = ChunkStore.open(chunks_dir, expect_encoder=digest, tables=tables, base=base, retriever=loaded)
         return cls(name, bundle, store, settings)
 
     def retrieve(self, query: str, count: int, before: str = "") -> list[Passage]:
@@ -126,6 +158,18 @@ class Engine:
         if self.store is None:
             raise BadRequest(f"{self.name} is served without a chunk store; send `passages`", param="retrieve")
         return [_passage(hit) for hit in self.store.search(query, count, before)]
+
+    def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
+        """The retriever's vectors [n, dim] of texts, and the texts' length in tokens of this model.
+
+        Raises:
+            BadRequest: this engine has no store, and so no retriever.
+        """
+        if self.store is None:
+            raise BadRequest(f"{self.name} is served without a chunk store, and so without a retriever", param="model")
+        with self._reading:
+            tokens = sum(map(len, contents_ids(self.bundle.model.tokenizer, list(texts))))
+        return self.store.retriever.encode(texts), tokens
 
     @property
     def alive(self) -> bool:
@@ -149,8 +193,10 @@ class Engine:
         )
 
     def close(self) -> None:
-        """End the decoder's thread; answers that are being written fail."""
+        """End the decoder's thread; answers that are being written fail. Let go of the store's working copy."""
         self._scheduler.close()
+        if self.live is not None:
+            self.live.close()
 
     def ask(
         self,
@@ -159,6 +205,9 @@ class Engine:
         sent: Sequence[Passage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
+        *,
+        expand: Expand = MappingProxyType({}),
+        continues: bool = False,
     ) -> Generation | Refusal:
         """Look passages up and answer over them; refuse where none is near enough to the question.
 
@@ -169,48 +218,33 @@ class Engine:
             messages: the conversation; the last one is the question, and what the user said before is searched with it.
             count: passages to look up.
             sent: passages to read before them. Who sends some has chosen them, and is answered in any case.
+            expand, continues: as of `start`.
 
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
         """
         if count or sent:
-            self._check_share(self.bundle.share_kept if share_kept is None else share_kept)
+            require_choice(self.name, self.bundle, self.bundle.share_kept if share_kept is None else share_kept)
         question, before = asked_last(messages)
+        begun = time.monotonic()
         found = self.retrieve(question, count, before)
+        retrieve = time.monotonic() - begun
         nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
-            self.start(messages, (), sampling, share_kept)
-            return self._refuse(found, similarity, least, sampling, share_kept)
-        if nearest and nearest.follows and not messages[-1].is_result:
+            self.start(messages, (), sampling, share_kept, continues=continues)
+            retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
+            share = self.bundle.share_kept if share_kept is None else share_kept
+            sources = Sources([], retrieved, False, similarity, least)
+            return refusal(sources, share, Seconds(retrieve=round(retrieve, 6)), sampling.n if sampling else 1)
+        if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
-        generation = self.start(messages, [*sent, *found], sampling, share_kept)
+        generation = self.start(messages, [*sent, *found], sampling, share_kept, expand=expand, continues=continues)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
+        generation.add_seconds(retrieve=retrieve)
         return generation
-
-    def _refuse(
-        self,
-        found: Sequence[Passage],
-        similarity: float | None,
-        least: float,
-        sampling: Sampling | None,
-        share_kept: float | None,
-    ) -> Refusal:
-        retrieved = [_cited(passage, self._chunks(passage)) for passage in found]
-        usage = Usage(
-            prompt_positions=0,
-            positions_reused=0,
-            plain_prompt_tokens=0,
-            completion_tokens=0,
-            chunks=sum(one.chunks for one in retrieved),
-            chunks_expanded=0,
-            share_kept=self.bundle.share_kept if share_kept is None else share_kept,
-            compression_rate=1.0,
-            time_to_first_token_ms=None,
-        )
-        return Refusal(Sources([], retrieved, False, similarity, least), usage, sampling.n if sampling else 1)
 
     @torch.inference_mode()
     def start(
@@ -219,6 +253,9 @@ class Engine:
         passages: Sequence[Passage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
+        *,
+        expand: Expand = MappingProxyType({}),
+        continues: bool = False,
     ) -> Generation:
         """Build the prompt; the answer is generated as the result is iterated.
 
@@ -226,12 +263,14 @@ class Engine:
             messages: the conversation; the last one is the question.
             passages: what to read, in this order.
             share_kept: p, share of chunks kept as tokens; default the recipe's.
+            expand: chunks to keep as tokens beside that share, by the id of their passage.
+            continues: whether the decoder goes on with the last message as with any text, instead of answering it.
 
         Raises:
-            BadRequest: the prompt is too long, or p needs a policy that the model hasn't got.
+            BadRequest: the prompt is too long, p needs a policy that the model hasn't got, or there is no such chunk.
         """
         try:
-            return self._start(messages, passages, sampling, share_kept)
+            return self._start(messages, passages, sampling, share_kept, expand, continues)
         except torch.AcceleratorError:
             self._faulty = True
             raise
@@ -242,18 +281,20 @@ class Engine:
         passages: Sequence[Passage],
         sampling: Sampling | None,
         share_kept: float | None,
+        expand: Expand,
+        continues: bool,
     ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         share = self.bundle.share_kept if share_kept is None else share_kept
         if passages:
-            self._check_share(share)
-        chunks = self._expand(passages, share, messages[-1].content)
-        history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
+            require_choice(self.name, self.bundle, share)
+        selected = self._select(passages, share, messages[-1].content, expand)
+        select = time.monotonic() - begun
         with self._reading:
-            prompt = rag_prompt(self.bundle.model.tokenizer, messages[-1].content, chunks, history)
-        self._check_length(prompt, sampling)
-        read = [_cited(passage, part) for passage, part in zip(passages, chunks, strict=True)]
+            prompt = self._prompt(messages, [one.chunks for one in selected], continues)
+        require_room(self.name, prompt, sampling, self.settings, self.max_positions)
+        read = [citation(passage, one) for passage, one in zip(passages, selected, strict=True)]
         positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
         usage = Usage(
             prompt_positions=positions,
@@ -265,42 +306,54 @@ class Engine:
             share_kept=share,
             compression_rate=compression_rate(plain, positions),
             time_to_first_token_ms=None,
+            seconds=Seconds(),
         )
-        given = prompt_input(self.bundle.model, prompt)
-        return Generation(
-            lambda: self._scheduler.submit(given, sampling, self._stop_ids),
+        begun_to_project = time.monotonic()
+        embeds = prompt_input(self.bundle.model, prompt)
+        generation = Generation(
+            lambda: self._scheduler.submit(embeds, sampling, self._stop_ids),
             self._decode,
             self._token_text,
             sampling,
-            _sources(read),
+            split_by_kept(read),
             usage,
             begun,
+            lambda: split_by_kept([self._cited(*one) for one in zip(passages, selected, strict=True)]),
         )
+        generation.add_seconds(select=select, project=time.monotonic() - begun_to_project)
+        return generation
 
-    def _expand(self, passages: Sequence[Passage], share: float, question: str) -> list[Chunks]:
-        """The passages as chunks, the share that the policy scores highest kept as tokens (appendix A.1)."""
-        if not passages:
-            return []
+    def _prompt(self, messages: Sequence[Message], chunks: Sequence[Chunks], continues: bool) -> Prompt:
+        model, last = self.bundle.model, messages[-1].content
+        if continues:
+            # As in continual pre-training: the context compressed, then the text (REFRAG, section 2.2).
+            return [Text([model.start_token_id]), *chunks, Text(content_ids(model.tokenizer, last))]
+        history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
+        return rag_prompt(model.tokenizer, last, chunks, history)
+
+    def _select(
+        self, passages: Sequence[Passage], share: float, question: str, expand: Expand = MappingProxyType({})
+    ) -> list[Selected]:
+        """The passages as chunks, some of them kept as tokens."""
         chunks = [self._chunks(passage) for passage in passages]
         # One position each at the least: what can't fit is not encoded.
-        self._check_positions(chunks, "the passages take")
-        told = self._told(passages, share, question)
+        require_positions(self.name, chunks, self.settings, "the passages take")
+        wanted = wanted_chunks(expand, passages, [len(part.token_ids) for part in chunks])
+        if not passages:
+            return []
+        retriever = self.store.retriever if self.store else None
+        told = with_relevance(self.bundle, retriever, passages, share, question)
         chunks = [replace(part, relevance=one.score) for part, one in zip(chunks, told, strict=True)]
         with self._reading:
             asked = content_ids(self.bundle.model.tokenizer, question)
-        return expand(self.bundle.model, chunks, share, self.bundle.policy, question=asked)
+        return choose(self.bundle, chunks, share, asked, wanted)
 
-    def _told(self, passages: Sequence[Passage], share: float, question: str) -> Sequence[Passage]:
-        """The passages with their relevance, for a policy that is told it and has a choice; without a store as sent."""
-        policy = self.bundle.policy
-        if policy is None or not policy.reads_relevance or share in (0, 1) or self.store is None:
-            return passages
-        if all(passage.score is not None for passage in passages):
-            return passages
-        texts = [(passage.title, passage.text) for passage in passages]
-        # Not kept from one request to the next: what is sent has no end.
-        found = PassageRelevance(self.store.retriever).of(question, texts)
-        return [replace(passage, score=value) for passage, value in zip(passages, found, strict=True)]
+    def _cited(self, passage: Passage, selected: Selected) -> Citation:
+        """A passage with its chunks' places in the text, for which it is tokenized again."""
+        model = self.bundle.model
+        with self._reading:
+            spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)
+        return citation(passage, selected, spans)
 
     def _chunks(self, passage: Passage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
@@ -315,38 +368,6 @@ class Engine:
 
     def _token_text(self, token_id: int) -> str:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
-
-    def _check_share(self, share: float) -> None:
-        if self.bundle.policy is None and share not in (0, 1):
-            raise BadRequest(
-                f"share_kept is {share}, but {self.name} has no policy to choose with; use 0 or 1",
-                param="share_kept",
-            )
-
-    def _check_positions(self, prompt: Prompt, what: str) -> int:
-        positions, limit = prompt_length(prompt), self.settings.max_prompt_positions
-        if positions > limit:
-            raise BadRequest(
-                f"{what} {positions} decoder positions, the limit of {self.name} is {limit}; "
-                "send fewer or shorter passages or messages, or a lower share_kept",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        return positions
-
-    def _check_length(self, prompt: Prompt, sampling: Sampling) -> None:
-        positions = self._check_positions(prompt, "the prompt takes")
-        if positions + sampling.max_tokens > self.max_positions:
-            raise BadRequest(
-                f"the prompt takes {positions} decoder positions and max_tokens asks for {sampling.max_tokens} more, "
-                f"{self.name} holds {self.max_positions} in all; lower max_tokens or shorten the prompt",
-                code="context_length_exceeded",
-                param="max_tokens",
-            )
-        if sampling.n > self.settings.slots:
-            raise BadRequest(
-                f"n is {sampling.n}; {self.name} writes at most {self.settings.slots} choices at once", param="n"
-            )
 
 
 def _passage(hit: Hit) -> Passage:
@@ -363,28 +384,3 @@ def asked_last(messages: Sequence[Message]) -> tuple[str, str]:
     if not messages[-1].is_result or not said:
         said = [*said[:-1], messages[-1].content]
     return said[-1], "\n".join(said[:-1])
-
-
-def _cited(passage: Passage, chunks: Chunks) -> Citation:
-    return Citation(
-        id=passage.id,
-        title=passage.title,
-        score=passage.score,
-        text=_snippet(passage.text),
-        chunks=len(chunks.keep),
-        chunks_expanded=int(chunks.keep.sum()),
-    )
-
-
-def _sources(read: list[Citation]) -> Sources:
-    """Which of the passages that were read are cited; where no chunk was kept, nobody chose among them."""
-    if not any(one.chunks_expanded for one in read):
-        return Sources(read, [])
-    return Sources([one for one in read if one.chunks_expanded], [one for one in read if not one.chunks_expanded])
-
-
-def _snippet(text: str) -> str:
-    """The start of a passage, cut at a word."""
-    if len(text) <= SNIPPET_CHARACTERS:
-        return text
-    return text[:SNIPPET_CHARACTERS].rsplit(" ", 1)[0] + " …"

@@ -131,6 +131,8 @@ def _place(fault: Mapping[str, Any], body: Any) -> str | None:
     """The faulty field by its path in the body, e.g. messages.0.content."""
     path: list[str] = []
     location: Sequence[int | str] = fault["loc"]
+    if location[:1] == ("query",):
+        return ".".join(map(str, location[1:]))
     for place, part in enumerate(location[1:] if location[:1] == ("body",) else location, start=1):
         try:
             body = body[part]

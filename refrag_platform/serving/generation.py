@@ -9,7 +9,7 @@ from typing import Literal
 
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.stream import Stream
-from refrag_platform.serving.contract import Citation, Delta, Sampling, Sources, TokenLogprob, Usage
+from refrag_platform.serving.contract import Citation, Delta, Sampling, Seconds, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import Detokenizer, StopStrings
 
 # In the words by which evaluation knows that an answer says there is none.
@@ -32,13 +32,16 @@ class Generation:
         sources: Sources,
         usage: Usage,
         begun: float,
+        explain: Callable[[], Sources],
     ) -> None:
-        self.sources, self.usage = sources, usage
+        """explain: the sources with each passage's `selection`; asked while the decoder reads the prompt."""
+        self.sources, self.usage, self._explain = sources, usage, explain
         self.finish_reason: Literal["stop", "length"] | None = None  # of the choice that ended last
         self._submit, self._token_text, self._begun = submit, token_text, begun
         self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
         self._stream: Stream | None = None
         self._closed = False
+        self._submitted = begun
 
     def __iter__(self) -> Iterator[str]:
         return (delta.text for delta in self.deltas() if delta.text)
@@ -46,6 +49,11 @@ class Generation:
     @property
     def citations(self) -> list[Citation]:
         return self.sources.citations
+
+    def add_seconds(self, **parts: float) -> None:
+        """Tell how long a part of the answer took; fields of `Seconds`."""
+        rounded = {name: round(value, 6) for name, value in parts.items()}
+        self.usage = replace(self.usage, seconds=replace(self.usage.seconds, **rounded))
 
     def close(self) -> None:
         """Say no more and free what the answer holds; harmless when all has been said."""
@@ -59,10 +67,13 @@ class Generation:
         Raises:
             RefragError: the decoder failed.
         """
+        self._submitted = time.monotonic()
         self._stream = stream = self._submit()
         if self._closed:
             stream.cancel()
         try:
+            told = self._explain()
+            self.sources = replace(self.sources, citations=told.citations, retrieved=told.retrieved)
             for event in stream:
                 text = self._choices[event.choice]
                 if event.token is None:
@@ -83,6 +94,7 @@ class Generation:
     def _count(self, reused: int) -> None:
         first = self.usage.time_to_first_token_ms
         if first is None:
+            self.add_seconds(prefill=time.monotonic() - self._submitted)
             first = round((time.monotonic() - self._begun) * 1000, 3)
         self.usage = replace(
             self.usage,
@@ -119,6 +131,23 @@ class Refusal:
     def deltas(self) -> Iterator[Delta]:
         """The sentence, as each choice's text."""
         return (Delta(choice, NOTHING_FOUND, finish_reason="stop") for choice in range(self._choices))
+
+
+def refusal(sources: Sources, share_kept: float, seconds: Seconds, choices: int) -> Refusal:
+    """The refusal over passages that were found, and are not read."""
+    usage = Usage(
+        prompt_positions=0,
+        positions_reused=0,
+        plain_prompt_tokens=0,
+        completion_tokens=0,
+        chunks=sum(one.chunks for one in sources.retrieved),
+        chunks_expanded=0,
+        share_kept=share_kept,
+        compression_rate=1.0,
+        time_to_first_token_ms=None,
+        seconds=seconds,
+    )
+    return Refusal(sources, usage, choices)
 
 
 class _ChoiceText:

@@ -1,42 +1,109 @@
-"""What stands before the routes: the API key and the largest body, as plain ASGI middleware.
+"""What stands before the routes: API keys, their rates, and the largest body, as plain ASGI middleware.
 
-Both answer before a body is parsed, in the OpenAI error shape.
+They answer before a body is parsed, in the OpenAI error shape.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import ipaddress
+import re
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refrag_platform.serving.errors import ApiError, error_response
+from refrag_platform.serving.keys import Key, Keys
+from refrag_platform.serving.rate import RateLimit
+
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+HOST = re.compile(r"\[(?P<address>[^]]*)\](:\d+)?|(?P<name>[^:]*)(:\d+)?")  # RFC 9110: a name or an address, and a port
 
 
 class RequireKey:
-    """401 unless the request bears `Authorization: Bearer KEY`; compared in constant time."""
+    """401 unless the request bears `Authorization: Bearer KEY`; without any keys, unless it comes from this machine.
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    429 where its key has asked too often. What comes from this machine without keys counts as one key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, per_minute: int | None = None, rate: RateLimit | None = None) -> None:
+        """per_minute: requests of a key without a number of its own; None: any."""
         self.app = app
-        self._expected = f"Bearer {key}".encode()
+        self._keys, self._per_minute, self._rate = keys, per_minute, rate or RateLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            # The scheme's case doesn't matter (RFC 9110); the key's does.
-            scheme, _, credentials = given.partition(b" ")
-            if not hmac.compare_digest(scheme.capitalize() + b" " + credentials.strip(), self._expected):
-                what = "an incorrect API key" if given else "no API key"
-                error = ApiError(
-                    401,
-                    f"the request bears {what}; send `Authorization: Bearer KEY`, KEY being the server's",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+            try:
+                key = self._require_key(scope)
+                scope.setdefault("state", {})["key"] = key.name if key else None
+                self._require_rate(key)
+            except ApiError as error:
                 return await error_response(error, scope)(scope, receive, send)
         await self.app(scope, receive, send)
+
+    def _require_key(self, scope: Scope) -> Key | None:
+        if not self._keys.needed:
+            if _is_local(scope):
+                return None
+            raise _unauthorized(
+                "this server has no keys, so it answers its own machine alone, as localhost; set REFRAG_API_KEY or "
+                "REFRAG_API_KEYS_FILE (`refrag keys add NAME`) where it runs"
+            )
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        # The scheme's case doesn't matter (RFC 9110); the key's does.
+        scheme, _, credentials = given.partition(b" ")
+        key = self._keys.find(credentials.strip())
+        if key is None or scheme.lower() != b"bearer":
+            what = "an incorrect API key" if given else "no API key"
+            raise _unauthorized(f"the request bears {what}; send `Authorization: Bearer KEY`")
+        return key
+
+    def _require_rate(self, key: Key | None) -> None:
+        own = key.per_minute if key else None
+        most = own or self._per_minute
+        wait = self._rate.take(key.name if key else "", most) if most else 0
+        if wait:
+            raise ApiError(
+                429,
+                f"this key may ask {most} times a minute; try again in {wait} s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(wait)},
+            )
+
+
+def key_name(scope: Scope) -> str | None:
+    """Whose key a request bears; None where none is needed."""
+    name: str | None = scope.get("state", {}).get("key")
+    return name
+
+
+def _unauthorized(message: str) -> ApiError:
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether a request comes from this machine: not through a proxy, nor from a stranger's page in a browser here.
+
+    Such a page can lead its own host's name to this server (DNS rebinding), but the name stands in `Host`.
+    """
+    headers = Headers(scope=scope)
+    if any(name in headers for name in FORWARDED):
+        return False
+    host = HOST.fullmatch(headers.get("host", "localhost"))
+    name = (host["address"] or host["name"] or "").lower() if host else ""
+    if name != "localhost" and not _is_loopback(name):
+        return False
+    # Without an address it is a Unix socket, which has an owner.
+    return scope.get("client") is None or _is_loopback(scope["client"][0])
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 class OnlyHealth:

@@ -142,8 +142,48 @@ class ChatMessage(Body):
                 return Message(role, "\n".join([*([said] if said or not calls else []), *calls]))
 
 
-def require_calls_before_results(messages: Sequence[ChatMessage]) -> None:
+def as_conversation(messages: Sequence[ChatMessage]) -> list[Message]:
+    """The messages in the engine's form."""
+    return [message.message(last=message is messages[-1]) for message in messages]
+
+
+def require_question(messages: Sequence[ChatMessage], where: str) -> None:
+    """The last message asks something.
+
+    Args: where: it lies in the body.
+
+    Raises:
+        PydanticCustomError: it doesn't.
+    """
+    last = messages[-1]
+    if last.role not in ("user", "tool"):
+        raise fault(
+            "invalid_value",
+            f"the last message has role {last.role!r}; it must be the user's question, or a tool's result",
+            f"{where}.role",
+        )
+    if not last.words().strip():
+        raise fault("invalid_value", "the last message is empty; it must be the user's question", f"{where}.content")
+
+
+def require_no_tools(tools: Sequence[Any] | None, choice: Any) -> None:
+    """Tools are none, or such that the model need not call.
+
+    Raises:
+        PydanticCustomError: they might be called.
+    """
+    if tools and choice != "none":
+        raise fault(
+            "unsupported_value",
+            'the model calls no tools; leave the field out, or send tool_choice "none" with it',
+            "tools",
+        )
+
+
+def require_calls_before_results(messages: Sequence[ChatMessage], where: str = "messages.{}.tool_call_id") -> None:
     """Every result of a tool belongs to a call before it.
+
+    Args: where: the id of the call of message {} lies in the body.
 
     Raises:
         PydanticCustomError: one doesn't.
@@ -155,5 +195,5 @@ def require_calls_before_results(messages: Sequence[ChatMessage]) -> None:
             raise fault(
                 "invalid_value",
                 f"{shown(message.tool_call_id)} is the id of no call before it in the conversation",
-                f"messages.{place}.tool_call_id",
+                where.format(place),
             )

@@ -82,8 +82,10 @@ def packaged_model(tag: str) -> str:
     return str(max(models, key=lambda model: model.creation_time).tag)
 
 
-def load_packaged(folder: Path) -> Engine:
+def load_packaged(folder: Path, live: Path | None = None) -> Engine:
     """The engine of a model in BentoML's store.
+
+    Args: live: as of `Engine.open`.
 
     Raises:
         ArtifactError: the folder is no such model.
@@ -104,6 +106,8 @@ def load_packaged(folder: Path) -> Engine:
         tables=folder / TABLES,
         retriever=f"path:{own_retriever}" if own_retriever.is_dir() else None,
         policy=folder / POLICY,
+        live=live,
+        passage_tokens=recipe["corpus"]["passage_tokens"],
     )
 
 

@@ -24,7 +24,8 @@ ROOT = """<!doctype html>
 <body><h1>refrag-platform</h1>
 <p>A decoder that reads retrieved passages as chunk vectors, behind an API in OpenAI's shape.</p>
 <ul>
-<li>POST /v1/chat/completions, POST /v1/retrieve, <a href="v1/models">/v1/models</a></li>
+<li>POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/retrieve;
+<a href="v1/models">/v1/models</a></li>
 <li><a href="docs">/docs</a>, <a href="openapi.json">/openapi.json</a>: fields, limits, errors</li>
 <li><a href="livez">/livez</a>, <a href="readyz">/readyz</a>, <a href="metrics">/metrics</a></li>
 </ul></body></html>

@@ -21,9 +21,10 @@ from bentoml._internal.utils.args import set_arguments
 from bentoml.models import BentoModel
 from pydantic import BaseModel, ConfigDict
 
-from refrag_platform.serving.api import ApiSettings, create_app
+from refrag_platform.serving.api import create_app
 from refrag_platform.serving.guard import OnlyHealth
 from refrag_platform.serving.package import load_packaged, packaged_model
+from refrag_platform.serving.settings import ApiSettings
 
 logger = logging.getLogger("refrag.serving")
 
@@ -84,7 +85,7 @@ class RefragService:
 
     def _load(self, folder: Path) -> None:
         try:
-            engine = load_packaged(folder)
+            engine = load_packaged(folder, settings.store)
             logger.info("%s is ready on %s; %s", model_tag, engine.bundle.model.device, engine.memory())
             app.state.engine = engine
         except Exception as error:

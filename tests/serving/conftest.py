@@ -21,8 +21,9 @@ from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
-from refrag_platform.serving.api import ApiSettings, create_app
+from refrag_platform.serving.api import create_app
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.stages import StageContext
 from refrag_platform.store.build import build_chunks
 from tests.conftest import copy_project

@@ -16,12 +16,12 @@ import torch
 
 from refrag_platform.evaluation.metrics import is_refusal
 from refrag_platform.project import Project
-from refrag_platform.serving import api, guard
+from refrag_platform.serving import answering, api, guard
 from refrag_platform.serving import engine as engine_module
-from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.generation import NOTHING_FOUND
+from refrag_platform.serving.settings import ApiSettings
 from tests.processes import wait_for
 from tests.serving.conftest import SHARE_KEPT, Server
 
@@ -51,9 +51,10 @@ def test_the_openai_client_gets_an_answer_over_retrieved_passages(client: openai
     assert answer.choices[0].message.content == "".join(expected)
     assert answer.usage is not None and answer.usage.prompt_tokens == expected.usage.prompt_positions
     refrag = answer.model_extra["refrag"]
-    assert refrag["citations"][0] | {"text": ""} == {
+    assert refrag["citations"][0] | {"text": "", "selection": []} == {
         "id": "peru-0", "title": "Peru", "score": expected.citations[0].score, "text": "",
         "chunks": expected.citations[0].chunks, "chunks_expanded": expected.citations[0].chunks_expanded,
+        "selection": [],
     }  # fmt: skip
     assert refrag["chunks_expanded"] == round(SHARE_KEPT * refrag["chunks"])
     assert refrag["compression_rate"] == round(refrag["plain_prompt_tokens"] / refrag["prompt_positions"], 4) > 1
@@ -295,7 +296,7 @@ def test_a_client_that_leaves_frees_the_model(server: Server, engine: Engine, st
 def test_a_client_that_does_not_read_is_left_after_the_deadline(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "SECONDS_TO_READ", 0.1)
+    monkeypatch.setattr(answering, "SECONDS_TO_READ", 0.1)
     app = api.create_app("tiny", ApiSettings(deadline=0.3), "refrag-tiny:0123")
     app.state.engine = engine
     body = json.dumps({"model": "tiny", "messages": ASKED, "stream": True} | LONG).encode()
@@ -312,6 +313,7 @@ def test_a_client_that_does_not_read_is_left_after_the_deadline(
 
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
+    scope |= {"client": ("127.0.0.1", 50000)}
     asyncio.run(asyncio.wait_for(app(scope, receive, send), timeout=20))
     assert sent == ["http.response.start", "http.response.body"]
     wait_for(lambda: engine.slots_in_use == 0, 20)

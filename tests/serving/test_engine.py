@@ -35,7 +35,8 @@ def test_stored_vectors_give_the_prompt_that_encoding_now_gives(engine: Engine) 
 
 def prompt_of(engine: Engine, passages: list[Passage]) -> Prompt:
     """The question over the passages as the engine ought to put it."""
-    chunks = engine._expand(passages, engine.bundle.share_kept, QUESTION[0].content)
+    selected = engine._select(passages, engine.bundle.share_kept, QUESTION[0].content)
+    chunks = [one.chunks for one in selected]
     return rag_prompt(engine.bundle.model.tokenizer, QUESTION[0].content, chunks)
 
 
@@ -61,6 +62,11 @@ def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
     assert usage.time_to_first_token_ms is None
     list(generation)
     assert generation.usage.time_to_first_token_ms is not None
+
+
+def test_a_share_that_rounds_to_all_chunks_keeps_all(engine: Engine) -> None:
+    usage = engine.start(QUESTION, [Passage("short", "", "Lima is a city by the sea.")], Sampling(1), 0.95).usage
+    assert 1 <= usage.chunks < 10 and usage.chunks_expanded == usage.chunks
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -246,13 +252,13 @@ def test_a_policy_that_is_told_relevance_has_the_store_s(engine: Engine, monkeyp
     question = QUESTION[0].content
     found = engine.retrieve(question, 3)
     sent = [Passage(passage.id, passage.title, passage.text) for passage in found]
-    stored, embedded = (engine._expand(passages, 0.25, question) for passages in (found, sent))
+    stored, embedded = ([one.chunks for one in engine._select(read, 0.25, question)] for read in (found, sent))
     assert [part.relevance for part in stored] == [part.relevance for part in embedded]
     assert [part.keep.tolist() for part in stored] == [part.keep.tolist() for part in embedded]
     # The passage about Peru is nearest, and takes all that is kept.
     assert [bool(part.keep.any()) for part in stored] == [True, False, False]
     monkeypatch.setattr(engine, "store", None)
-    assert [part.relevance for part in engine._expand(sent, 0.25, question)] == [None] * 3
+    assert [one.chunks.relevance for one in engine._select(sent, 0.25, question)] == [None] * 3
 
 
 def test_a_tools_result_is_no_question() -> None:

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from refrag_platform import limits
-from refrag_platform.serving.schema import ChatRequest
+from refrag_platform.serving.chat import ChatRequest
 
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Capital of Peru?"}]}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -41,7 +41,16 @@ def post(url: str, path: str = "/v1/chat/completions", **body: Any) -> httpx.Res
         ({"documents": [{"text": "x"}]}, "documents", "did you mean passages?"),
         ({"retreive": 1}, "retreive", "did you mean retrieve?"),
         ({"max_token": 1}, "max_token", "did you mean max_tokens?"),
-        ({"refrag": {}}, "refrag", "unknown field"),
+        ({"refrag": {"p": 0.1}}, "refrag.p", "unknown field"),
+        ({"refrag": {"share_kept": 2}}, "refrag.share_kept", "less than or equal to 1"),
+        ({"refrag": {"share_kept": 0}, "share_kept": 0}, "refrag.share_kept", "send one of them"),
+        ({"refrag": {"expand": [{"passage": "a"}, {"passage": "a"}]}}, "refrag.expand", "named twice"),
+        ({"refrag": {"expand": [{"passage": "oman-0"}]}}, "refrag.expand", "'oman-0' is not read here; those that"),
+        (
+            {"refrag": {"expand": [{"passage": "peru-0", "chunks": [99]}]}},
+            "refrag.expand",
+            "'peru-0' has no chunk 99; its chunks are 0 to ",
+        ),
         ({"stream": "true"}, "stream", "boolean"),
         ({"passages": [{"text": "x", "titel": "y"}]}, "passages.0.titel", "did you mean title?"),
     ],
@@ -107,7 +116,7 @@ def test_a_history_that_openai_s_api_takes_is_read_whole(
 ) -> None:
     body = ASKED | {"messages": [*ASKED["messages"], *history]}
     assert post(url, **body | {"max_tokens": 2}).status_code == 200
-    read = [message.content for message in ChatRequest.model_validate(body).conversation()[1:]]
+    read = [message.content for message in ChatRequest.model_validate(body).turns()[1:]]
     assert all(part in said for part, said in zip(reads, read, strict=False))
 
 

@@ -10,10 +10,17 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from refrag_platform.project import Project
 from refrag_platform.serving.api import create_app
+from refrag_platform.serving.chat import ChatRequest
+from refrag_platform.serving.completions import CompletionRequest
+from refrag_platform.serving.documents import DocumentsRequest
+from refrag_platform.serving.embeddings import EmbeddingRequest
 from refrag_platform.serving.engine import Engine
-from refrag_platform.serving.schema import ChatRequest, RetrieveRequest
+from refrag_platform.serving.responses import ResponseRequest
+from refrag_platform.serving.schema import RetrieveRequest
 
+LOCAL = ("127.0.0.1", 50000)
 CHAT, RETRIEVE = "/v1/chat/completions", "/v1/retrieve"
 ASKED: dict[str, Any] = {
     "model": "tiny",
@@ -63,7 +70,14 @@ BODIES: dict[str, bytes] = {
 
 
 def each_field_with_each_value() -> Iterator[tuple[str, str, bytes]]:
-    for path, model, sound in ((CHAT, ChatRequest, ASKED), (RETRIEVE, RetrieveRequest, QUERY)):
+    for path, model, sound in (
+        (CHAT, ChatRequest, ASKED),
+        (RETRIEVE, RetrieveRequest, QUERY),
+        ("/v1/completions", CompletionRequest, {"model": "tiny", "prompt": "Lima is", "max_tokens": 2}),
+        ("/v1/responses", ResponseRequest, {"model": "tiny", "input": "Peru?", "max_output_tokens": 2}),
+        ("/v1/embeddings", EmbeddingRequest, {"model": "tiny", "input": "Peru"}),
+        ("/v1/documents", DocumentsRequest, {"documents": [{"id": "oman", "text": "Oman lies in Arabia."}]}),
+    ):
         for field in model.model_fields:
             for name, value in VALUES.items():
                 yield f"{field}: {name}", path, json.dumps(sound | {field: value}).encode()
@@ -90,20 +104,29 @@ def each_part_of_a_message() -> Iterator[tuple[str, str, bytes]]:
             yield f"passages.0.{field}: {name}", CHAT, json.dumps(body).encode()
 
 
+def each_part_of_a_document() -> Iterator[tuple[str, str, bytes]]:
+    for field in ("id", "title", "text"):
+        for name, value in VALUES.items():
+            document = {"id": "oman", "title": "Oman", "text": "Oman lies in Arabia."} | {field: value}
+            yield f"documents.0.{field}: {name}", "/v1/documents", json.dumps({"documents": [document]}).encode()
+
+
 def each_body() -> Iterator[tuple[str, str, bytes]]:
     for name, body in BODIES.items():
         for path in (CHAT, RETRIEVE):
             yield name, path, body
 
 
-HOSTILE = [*each_field_with_each_value(), *each_part_of_a_message(), *each_body()]
+HOSTILE = [*each_field_with_each_value(), *each_part_of_a_message(), *each_part_of_a_document(), *each_body()]
 
 
 @pytest.fixture(scope="module")
-def client(engine: Engine) -> TestClient:
+def client(packaged_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    engine = Engine.load(packaged_project, "tiny", tmp_path_factory.mktemp("hostile") / "live")
     app = create_app("tiny")
     app.state.engine = engine
-    return TestClient(app)
+    yield TestClient(app, "http://localhost", client=LOCAL)
+    engine.close()
 
 
 def require_sound(response: httpx.Response) -> None:
@@ -154,8 +177,9 @@ def test_half_an_emoji_is_refused_wherever_it_stands(client: TestClient, field: 
     [
         ("GET", "/v1", 404), ("GET", "/v1/nothing", 404), ("GET", "/v1/models/%ff%00", 404), ("PUT", CHAT, 405),
         ("GET", "/schema.json", 404), ("GET", "/docs.json", 404), ("GET", "/static_content/index.css", 404),
-        ("GET", "/../../etc/passwd", 404), ("GET", "/v1/models/" + "x" * 5000, 404), ("POST", "/v1/embeddings", 404),
+        ("GET", "/../../etc/passwd", 404), ("GET", "/v1/models/" + "x" * 5000, 404), ("POST", "/v1/images", 404),
         ("DELETE", "/v1/models/tiny", 405), ("POST", f"{CHAT}/", 404),
+        ("GET", "/v1/documents/%00'--", 404), ("DELETE", "/v1/documents/' OR '1'='1", 404),
         ("POST", "/metrics", 405), ("OPTIONS", CHAT, 405),
     ],
 )  # fmt: skip

@@ -25,6 +25,7 @@ from refrag_platform.project import Project
 from refrag_platform.serving import bento, client
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.keys import new_key, write_keys
 from refrag_platform.serving.package import build_package, load_packaged
 from refrag_platform.stages import STAGES, StageContext
 from tests.conftest import ROOT
@@ -194,6 +195,10 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     project, tags = built
     monkeypatch.setenv("REFRAG_API_KEY", "secret")
     monkeypatch.setenv("REFRAG_MAX_BODY", "5000")
+    monkeypatch.setenv("REFRAG_STORE", str(tmp_path / "live"))
+    monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
+    added, kept = new_key("ana")
+    write_keys(tmp_path / "keys", [kept])
     with bento.running(project, "tiny", tmp_path / "serve.log") as url:
         for path in ("/healthz", "/livez", "/readyz"):
             assert httpx.get(url + path).status_code == 200
@@ -224,6 +229,14 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
         assert (shell.exit_code, shell.stdout.strip()) == (0, text.strip())
         with pytest.raises(RefragError, match="answered 401"):
             list(client.ask(url, QUESTION, "tiny", "wrong"))
+        ana = openai.OpenAI(base_url=f"{url}/v1", api_key=added, max_retries=0)
+        assert ana.responses.create(model="tiny", input=QUESTION, max_output_tokens=8).output_text == text
+        document = {"id": "oman", "title": "Oman", "text": "Oman's capital is Muscat."}
+        assert keyed.post("/v1/documents", json={"documents": [document]}).is_success
+        assert keyed.post("/v1/retrieve", json={"query": "Muscat", "k": 1}).json()["data"][0]["id"] == "oman:0"
+        write_keys(tmp_path / "keys", [])
+        with pytest.raises(openai.AuthenticationError):
+            ana.models.list()
         figures = keyed.get("/metrics").text
         assert 'refrag_requests_total{endpoint="/v1/chat/completions",method="POST",status="200"}' in figures
         assert "docs.json" not in figures

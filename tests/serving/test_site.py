@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from refrag_platform.project import Project
-from refrag_platform.serving.api import ApiSettings
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.settings import ApiSettings
 from tests.conftest import ROOT
 from tests.serving.conftest import Server
 
@@ -112,12 +112,20 @@ def test_a_path_can_t_write_lines_into_the_log(url: str, caplog: pytest.LogCaptu
 
 
 def events(url: str, **extra: Any) -> list[dict[str, Any]]:
-    body = {"stream": True, **ASKED, **extra}
-    text = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).content.decode()
+    return sent_events(url, "chat/completions", {"stream": True, **ASKED, **extra})
+
+
+def sent_events(url: str, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a stream; typed ones name their type twice, others end with [DONE]."""
+    text = httpx.post(f"{url}/v1/{path}", json=body, timeout=60).content.decode()
     # The hardest of line splitters: it takes every kind of line end that Unicode knows.
     lines = [line for line in text.splitlines() if line]
-    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
-    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+    assert len(kinds) + len(data) == len(lines) and (kinds or data.pop() == "[DONE]")
+    told = [json.loads(line) for line in data]
+    assert not kinds or kinds == [event["type"] for event in told]
+    return told
 
 
 def test_usage_comes_in_a_last_chunk_of_its_own_when_it_is_asked_for(url: str) -> None:
@@ -151,7 +159,7 @@ from refrag_platform.serving.engine import Engine
 
 app = create_app("tiny")
 app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny")
-client = TestClient(app)
+client = TestClient(app, "http://localhost", client=("127.0.0.1", 50000))
 
 def ask(path, body):
     return client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"}).status_code

@@ -1,0 +1,66 @@
+"""`refrag keys`: who may use the service, in the file that REFRAG_API_KEYS_FILE names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+File = Annotated[
+    Path, typer.Option("--file", "-f", envvar="REFRAG_API_KEYS_FILE", help="The file of keys; a running server obeys.")
+]
+Name = Annotated[str, typer.Argument(help="Whose key it is: letters, digits, `.`, `_` and `-`.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""
+    group = typer.Typer(no_args_is_help=True, help="Keys of the service: added, revoked and listed while it runs.")
+    group.command("add")(add)
+    group.command("revoke")(revoke)
+    group.command("ls")(ls)
+    app.add_typer(group, name="keys")
+
+
+def add(
+    name: Name,
+    file: File,
+    per_minute: Annotated[
+        int | None, typer.Option("--per-minute", min=1, help="Requests a minute; default REFRAG_RATE_LIMIT.")
+    ] = None,
+) -> None:
+    """Make a key, print it once, and keep its hash.
+
+    For example: export REFRAG_API_KEYS_FILE=/etc/refrag/keys; refrag keys add ana; refrag serve --host 0.0.0.0
+    """
+    from refrag_platform.errors import RefragError
+    from refrag_platform.serving.keys import new_key, read_keys, write_keys
+
+    keys = read_keys(file) if file.exists() else []
+    if any(one.name == name for one in keys):
+        raise RefragError(f"{file} has a key named {name}; revoke it first, or give another name")
+    key, kept = new_key(name, per_minute)
+    write_keys(file, [*keys, kept])
+    typer.echo(key)
+    typer.echo(f"{file} keeps the key's hash alone: write the key down now", err=True)
+
+
+def revoke(name: Name, file: File) -> None:
+    """Take a key out of the file; requests with it are refused from now on."""
+    from refrag_platform.errors import RefragError
+    from refrag_platform.serving.keys import read_keys, write_keys
+
+    keys = read_keys(file)
+    left = [one for one in keys if one.name != name]
+    if len(left) == len(keys):
+        raise RefragError(f"{file} has no key named {name}; it has: {', '.join(one.name for one in keys) or 'none'}")
+    write_keys(file, left)
+    typer.echo(f"{name} is revoked; {file} has {len(left)} keys", err=True)
+
+
+def ls(file: File) -> None:
+    """List the keys by name, with their own limits."""
+    from refrag_platform.serving.keys import read_keys
+
+    for one in read_keys(file):
+        typer.echo(one.name if one.per_minute is None else f"{one.name}  {one.per_minute} a minute")

@@ -1,0 +1,73 @@
+"""`refrag store`: what was changed in a served store, for the next training."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from refrag_platform.store.edits import Edits
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family to `refrag`."""
+    group = typer.Typer(no_args_is_help=True, help="Documents that were added to a served store (REFRAG_STORE).")
+    group.command("export")(export)
+    group.command("ls")(ls)
+    app.add_typer(group, name="store")
+
+
+Folder = Annotated[Path, typer.Argument(help="The folder that REFRAG_STORE names; the server may run.")]
+
+
+def export(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, e.g. data/sources/NAME/live.jsonl.")],
+    deleted: Annotated[
+        Path | None, typer.Option("--deleted", help="Also write the ids of deleted documents here, one a line.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write the live documents as a source file, so that the next training and its store hold them.
+
+    A row has id, title and text, as corpus.sources reads them. What was deleted has to leave the sources by hand:
+    `refrag forget DOCUMENT` says what still holds it. For example:
+
+    refrag store export live --out data/sources/NAME/live.jsonl && refrag run all --model NAME
+    """
+    from refrag_platform.errors import RefragError
+    from refrag_platform.files import write_text
+
+    for path in (out, deleted):
+        if path is not None and path.exists() and not force:
+            raise RefragError(f"{path} is there already; --force replaces it")
+    with _edits(folder) as edits:
+        documents, gone = edits.documents(), edits.deleted()
+    rows = [{"id": edit.id, "title": edit.title, "text": edit.text} for edit in documents]
+    write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if deleted is not None:
+        write_text(deleted, "".join(f"{name}\n" for name in gone))
+    typer.echo(f"{out}: {len(rows)} documents; deleted since the store was made: {len(gone)}", err=True)
+
+
+def ls(folder: Folder) -> None:
+    """List what was added or replaced (+) and what was deleted (-)."""
+    with _edits(folder) as edits:
+        for edit in edits.documents():
+            typer.echo(f"+ {edit.id}")
+        for name in edits.deleted():
+            typer.echo(f"- {name}")
+
+
+def _edits(folder: Path) -> closing[Edits]:
+    from refrag_platform.errors import RefragError
+    from refrag_platform.store.edits import EDITS_FILE, Edits
+
+    path = folder / EDITS_FILE
+    if not path.is_file():
+        raise RefragError(f"{folder} is no folder of a served store: {EDITS_FILE} is missing (REFRAG_STORE names it)")
+    return closing(Edits(path, read_only=True))

@@ -1,0 +1,136 @@
+"""/v1/documents: what the store holds can be added to, replaced and deleted while it is served (store/live.py)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.responses import Response
+from pydantic import Field, model_validator
+
+from refrag_platform.corpus.text import is_visible, normalize
+from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_DOCUMENTS
+from refrag_platform.serving.admission import LOOK_UPS
+from refrag_platform.serving.answering import require_engine
+from refrag_platform.serving.bodies import Document, DocumentDeleted, DocumentList, DocumentsChanged, documented
+from refrag_platform.serving.errors import ApiError, Json
+from refrag_platform.serving.fields import MOST_SHOWN, Body, Name, fault
+from refrag_platform.serving.schema import FullText, Title
+
+if TYPE_CHECKING:
+    from refrag_platform.store.live import LiveStore
+
+DOCUMENT_ID = r"^[^\x00-\x1f\x7f]+$"
+ROUTE, ROUTE_OF_ONE = "/v1/documents", "/v1/documents/{document_id:path}"
+
+
+class GivenDocument(Body):
+    """A document to add, or to put in the place of the one with this id."""
+
+    id: Annotated[Name, Field(pattern=DOCUMENT_ID, description="of your choice; the store's documents have ids too")]
+    title: Title = Field("", description="stands before each of its passages")
+    text: FullText = Field(description="cut into passages as the corpus is")
+
+
+class DocumentsRequest(Body):
+    """Body of POST /v1/documents."""
+
+    documents: list[GivenDocument] = Field(min_length=1, max_length=MOST_DOCUMENTS, description="all of them or none")
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> DocumentsRequest:
+        ids: set[str] = set()
+        for place, document in enumerate(self.documents):
+            if document.id in ids:
+                raise fault("invalid_value", "an id that stands before already", f"documents.{place}.id")
+            ids.add(document.id)
+            if not is_visible(normalize(document.text)):
+                raise fault("invalid_value", "it has nothing to read in it", f"documents.{place}.text")
+        characters = sum(len(document.title) + len(document.text) for document in self.documents)
+        if characters > MOST_CHARACTERS_IN_ALL:
+            raise fault(
+                "invalid_value",
+                f"the documents have {characters:,} characters, the limit is {MOST_CHARACTERS_IN_ALL:,}; send fewer",
+                "documents",
+            )
+        return self
+
+
+def add_documents(app: FastAPI) -> None:
+    """The routes."""
+    errors = (401, 429, 500, 501, 503, 504)
+    for path, method, route, told in (
+        (ROUTE, "POST", put_documents, documented(DocumentsChanged, 400, 408, 413, *errors)),
+        (ROUTE, "GET", list_documents, documented(DocumentList, 400, *errors)),
+        (ROUTE_OF_ONE, "GET", show_document, documented(Document, 404, *errors)),
+        (ROUTE_OF_ONE, "DELETE", delete_document, documented(DocumentDeleted, 404, *errors)),
+    ):
+        app.add_api_route(path, route, methods=[method], response_model=None, responses=told)
+
+
+async def put_documents(request: Request, body: DocumentsRequest) -> Response:
+    """Add documents or replace them, all or none; the next search finds them. Once answered they outlive any crash."""
+    store = _live(request)
+    documents = [(one.id, one.title, one.text) for one in body.documents]
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        stored = await ticket.run(store.put, documents)
+    data = [{"id": one.id, "object": "document", "passages": len(one.passages)} for one in stored]
+    return Json({"object": "list", "data": data})
+
+
+async def list_documents(
+    request: Request,
+    after: Annotated[str, Query(max_length=1024, description="the last id of the page before")] = "",
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """What was added or replaced here, by id; not what the store came with."""
+    store = _live(request)
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        edits = await ticket.run(store.edits.documents, after, limit + 1)
+    data = [{"id": edit.id, "object": "document", "title": edit.title} for edit in edits[:limit]]
+    return Json({"object": "list", "data": data, "has_more": len(edits) > limit})
+
+
+async def show_document(request: Request, document_id: str) -> Response:
+    """The passages of a document, the store's own too."""
+    store = _live(request)
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        document = await ticket.run(store.document, _sound(document_id))
+    if document is None:
+        raise _missing(document_id)
+    passages = [{"id": name, "title": title, "text": text} for name, title, text in document.passages]
+    return Json({"id": document.id, "object": "document", "passages": passages})
+
+
+async def delete_document(request: Request, document_id: str) -> Response:
+    """Delete a document, the store's own too; no later search finds it."""
+    store = _live(request)
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        deleted = await ticket.run(store.delete, _sound(document_id))
+    if not deleted:
+        raise _missing(document_id)
+    return Json({"id": document_id, "object": "document.deleted", "deleted": True})
+
+
+def _live(request: Request) -> LiveStore:
+    live = require_engine(request).live
+    if live is None:
+        raise ApiError(
+            501,
+            "documents can't be changed here: the store is served as it was made. Start the server with REFRAG_STORE "
+            "naming a folder for a working copy of it, which outlives restarts",
+            code="documents_not_enabled",
+        )
+    return live
+
+
+def _sound(document_id: str) -> str:
+    if not re.fullmatch(DOCUMENT_ID, document_id):
+        raise _missing(document_id)
+    return document_id
+
+
+def _missing(document_id: str) -> ApiError:
+    shown: Any = document_id[:MOST_SHOWN]
+    return ApiError(404, f"there is no document {shown!r}", code="document_not_found", param="document_id")

@@ -1,0 +1,162 @@
+"""API keys: who has one, and how often each may ask. Their hashes are kept, never the keys.
+
+A file of keys has a line for each: NAME SHA256 [REQUESTS_PER_MINUTE]; `refrag keys` writes it. It is read again when it
+changes, so that a key that is taken out of it is refused from the next request on. A key has 256 random bits, so its
+hash needs no salt and no slow function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refrag_platform.errors import RefragError
+from refrag_platform.files import write_text
+
+logger = logging.getLogger("refrag.serving")
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PREFIX = "refrag-"
+# Of $REFRAG_API_KEY, which has no name of its own.
+ENVIRONMENT = "REFRAG_API_KEY"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that is in force. digest: SHA-256 of it, in hex. per_minute: requests; None: the service's own limit."""
+
+    name: str
+    digest: str
+    per_minute: int | None = None
+
+    def line(self) -> str:
+        """The key's line in a file."""
+        return f"{self.name} {self.digest}" + ("" if self.per_minute is None else f" {self.per_minute}")
+
+
+class Keys:
+    """The keys of the environment and of a file."""
+
+    def __init__(self, plain: str | None = None, listed: str = "", file: Path | None = None) -> None:
+        """Read them.
+
+        Args:
+            plain: a key itself. listed: lines of keys, separated by commas. file: lines of keys.
+
+        Raises:
+            RefragError: a line is no key's, or the file can't be read.
+        """
+        self._fixed = parse_keys([part.strip() for part in listed.split(",")], "REFRAG_API_KEYS")
+        if plain:
+            self._fixed = [*self._fixed, Key(ENVIRONMENT, digest_of(plain.encode()))]
+        self._file, self._state = file, _state(file)
+        self._listed = read_keys(file) if file else []
+
+    @property
+    def needed(self) -> bool:
+        """Whether requests need a key: once keys are set, taking the last one away lets nobody in."""
+        return bool(self._fixed) or self._file is not None
+
+    def find(self, given: bytes) -> Key | None:
+        """The key that was given. All are compared, each in constant time: how long it takes tells nothing."""
+        self._read_again()
+        digest, match = digest_of(given), None
+        for key in [*self._fixed, *self._listed]:
+            if hmac.compare_digest(digest, key.digest):
+                match = key
+        return match
+
+    def _read_again(self) -> None:
+        if self._file is None or (state := _state(self._file)) == self._state:
+            return
+        self._state = state
+        try:
+            self._listed = read_keys(self._file)
+        except RefragError as error:
+            # Whoever was to be shut out by the change must not stay in.
+            self._listed = []
+            logger.error("no key of the file is taken until it is mended: %s", error)
+
+
+def digest_of(key: bytes) -> str:
+    """What is kept of a key."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def new_key(name: str, per_minute: int | None = None) -> tuple[str, Key]:
+    """A new key, and what is kept of it.
+
+    Raises:
+        RefragError: the name can't stand in a file of keys.
+    """
+    if not NAME.fullmatch(name):
+        raise RefragError(f"{name!r} can't name a key; use at most 64 letters, digits, `.`, `_` and `-`")
+    key = PREFIX + secrets.token_urlsafe(32)
+    return key, Key(name, digest_of(key.encode()), per_minute)
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys of a file.
+
+    Raises:
+        RefragError: it can't be read, or a line is no key's.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefragError(f"the file of keys {path} can't be read: {error}") from None
+    return parse_keys(lines, str(path))
+
+
+def write_keys(path: Path, keys: Iterable[Key]) -> None:
+    """Write a file of keys as a whole; readable by its owner alone, if it is new."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+    mode = path.stat().st_mode & 0o777
+    write_text(path, "".join(f"{key.line()}\n" for key in keys))
+    path.chmod(mode)
+
+
+def parse_keys(lines: Sequence[str], where: str) -> list[Key]:
+    """The keys of lines; blank ones and those that begin with # are none.
+
+    Raises:
+        RefragError: a line is no key's, or a name stands twice.
+    """
+    keys: dict[str, Key] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match line.split():
+            case [name, digest] if NAME.fullmatch(name) and _is_digest(digest):
+                key = Key(name, digest.lower())
+            case [name, digest, most] if NAME.fullmatch(name) and _is_digest(digest) and most.isdecimal() and int(most):
+                key = Key(name, digest.lower(), int(most))
+            case _:
+                # Not the line itself: it may hold a key.
+                raise RefragError(
+                    f"{where}, line {number}: not NAME SHA256 [REQUESTS_PER_MINUTE], as `refrag keys add` writes it"
+                )
+        if key.name in keys:
+            raise RefragError(f"{where}, line {number}: a key is named {key.name} already")
+        keys[key.name] = key
+    return list(keys.values())
+
+
+def _is_digest(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-fA-F]{64}", text) is not None
+
+
+def _state(file: Path | None) -> tuple[int, ...] | None:
+    """What changes when a file does."""
+    try:
+        status = file.stat() if file else None
+    except OSError:
+        return ()
+    return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None

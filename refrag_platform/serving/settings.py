@@ -1,0 +1,68 @@
+"""The service's settings, from the environment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from refrag_platform.errors import RefragError
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """Limits of the service.
+
+    api_key, api_keys, api_keys_file: who may ask (`keys.Keys`); without any, clients of this machine alone.
+    rate_limit: requests a minute of a key that has no number of its own; None: any. max_body: bytes. max_waiting:
+    requests that may wait beside those that are being answered; further ones get 429. deadline: seconds from arrival
+    to the last token. store: folder of the working copy to which documents are added; None: the store is served as it
+    was made.
+    """
+
+    api_key: str | None = None
+    api_keys: str = ""
+    api_keys_file: Path | None = None
+    rate_limit: int | None = None
+    max_body: int = 4 * 1024 * 1024
+    max_waiting: int = 16
+    deadline: float = 300.0
+    store: Path | None = None
+
+    @classmethod
+    def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
+        """Settings from REFRAG_API_KEY, _API_KEYS, _API_KEYS_FILE, _RATE_LIMIT, _MAX_BODY, _MAX_WAITING, _DEADLINE
+        and REFRAG_STORE.
+
+        Raises:
+            RefragError: a number is not above zero, or a path isn't whole.
+        """
+
+        def number(name: str, default: float) -> float:
+            given = values.get(name, "")
+            try:
+                value = float(given) if given else default
+            except ValueError:
+                value = 0.0
+            if not (value > 0 and math.isfinite(value)):
+                raise RefragError(f"{name} is {given!r}; it must be a number above 0")
+            return value
+
+        def path(name: str) -> Path | None:
+            given = values.get(name)
+            if given and not Path(given).is_absolute():
+                # The server's working directory isn't the shell's.
+                raise RefragError(f"{name} is {given!r}; give the whole path, from /")
+            return Path(given) if given else None
+
+        return cls(
+            api_key=values.get("REFRAG_API_KEY") or None,
+            api_keys=values.get("REFRAG_API_KEYS", ""),
+            api_keys_file=path("REFRAG_API_KEYS_FILE"),
+            rate_limit=math.ceil(number("REFRAG_RATE_LIMIT", 1)) if values.get("REFRAG_RATE_LIMIT") else None,
+            max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
+            max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
+            deadline=number("REFRAG_DEADLINE", cls.deadline),
+            store=path("REFRAG_STORE"),
+        )

@@ -1,0 +1,306 @@
+"""Documents that are added, replaced and deleted while a real server answers; kills and another store lose none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+from refrag_platform.errors import RefragError
+from refrag_platform.processes import free_port
+from refrag_platform.project import Project
+from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.settings import ApiSettings
+from refrag_platform.store import live as live_module
+from refrag_platform.store.edits import EDITS_FILE, Edits
+from refrag_platform.store.live import LiveStore
+from tests.conftest import ROOT
+from tests.processes import wait_for
+from tests.serving.conftest import Server
+
+OMAN = {"id": "oman", "title": "Oman", "text": "Oman is a sultanate in Arabia. Its capital is Muscat."}
+
+
+@pytest.fixture
+def live(packaged_project: Project, server: Server, tmp_path: Path) -> Iterator[tuple[str, Engine]]:
+    """A server with a working copy of its own in tmp_path/live."""
+    engine = Engine.load(packaged_project, "tiny", tmp_path / "live")
+    with server(engine=engine) as url:
+        yield url, engine
+    engine.close()
+
+
+def open_store(project: Project, engine: Engine, folder: Path) -> LiveStore:
+    return LiveStore.open_live(project.content("chunks", "tiny"), folder, engine.bundle.model, 128)
+
+
+def put(url: str, *documents: dict[str, str]) -> httpx.Response:
+    return httpx.post(f"{url}/v1/documents", json={"documents": documents}, timeout=60)
+
+
+def found(url: str, query: str) -> list[str]:
+    response = httpx.post(f"{url}/v1/retrieve", json={"query": query, "k": 3}, timeout=60)
+    return [passage["text"] for passage in response.json()["data"] if passage["score"] > 0.1]
+
+
+def test_a_document_is_found_and_read_right_at_once(live: tuple[str, Engine]) -> None:
+    url, engine = live
+    assert put(url, OMAN).json()["data"] == [{"id": "oman", "object": "document", "passages": 1}]
+    assert found(url, "Muscat in Oman")[0] == OMAN["text"]
+    asked = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "What is the capital of Oman?"}],
+        "max_tokens": 2,
+    }
+    refrag = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()["refrag"]
+    oman = next(one for one in refrag["citations"] + refrag["retrieved"] if one["id"] == "oman:0")
+    assert oman["title"] == "Oman"
+    # Its chunks are its own, though they were added behind the others.
+    hit = engine.retrieve("Muscat", 1)[0]
+    assert hit.token_ids is not None and hit.vectors is not None
+    kept = [token for token in hit.token_ids.flatten().tolist() if token >= 0]
+    assert engine.bundle.model.tokenizer.decode(kept) == f"{OMAN['title']}\n{OMAN['text']}\n"
+
+
+def test_a_document_is_replaced_and_deleted(live: tuple[str, Engine]) -> None:
+    url, _ = live
+    long = {**OMAN, "text": " ".join(f"Muscat has {number} lanes." for number in range(200))}
+    assert put(url, long).json()["data"][0]["passages"] > 3
+    assert put(url, OMAN).json()["data"][0]["passages"] == 1
+    shown = httpx.get(f"{url}/v1/documents/oman").json()
+    assert shown["passages"] == [{"id": "oman:0", "title": "Oman", "text": OMAN["text"]}]
+    assert not any("lanes" in text for text in found(url, "lanes of Muscat"))
+    assert httpx.delete(f"{url}/v1/documents/oman").json()["deleted"] is True
+    assert not any("Muscat" in text for text in found(url, "Muscat in Oman"))
+    for method in ("GET", "DELETE"):
+        gone = httpx.request(method, f"{url}/v1/documents/oman")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "document_not_found")
+
+
+def test_the_store_s_own_documents_can_be_replaced_and_deleted(live: tuple[str, Engine]) -> None:
+    url, _ = live
+    put(url, {"id": "peru", "title": "Peru", "text": "Peru's capital is Cusco now."})
+    assert found(url, "capital of Peru")[0] == "Peru's capital is Cusco now."
+    assert len(httpx.get(f"{url}/v1/documents/peru").json()["passages"]) == 1
+    assert httpx.delete(f"{url}/v1/documents/malta").is_success
+    assert not any("Valletta" in text for text in found(url, "Valletta in Malta"))
+
+
+def test_documents_of_one_request_enter_together_or_not_at_all(live: tuple[str, Engine]) -> None:
+    url, _ = live
+    texts = [{"id": f"d{number}", "text": f"Zanzibar spice {number}."} for number in range(5)]
+    refused = put(url, *texts, {"id": "empty", "text": "\u200b"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents.5.text")
+    assert put(url, texts[0], texts[0]).json()["error"]["param"] == "documents.1.id"
+    assert found(url, "Zanzibar spice") == []
+    assert put(url, *texts).is_success and len(found(url, "Zanzibar spice")) == 3
+    page = httpx.get(f"{url}/v1/documents", params={"limit": 3}).json()
+    assert ([one["id"] for one in page["data"]], page["has_more"]) == (["d0", "d1", "d2"], True)
+    rest = httpx.get(f"{url}/v1/documents", params={"after": "d2"}).json()
+    assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (["d3", "d4"], False)
+    assert httpx.get(f"{url}/v1/documents", params={"limit": 0}).json()["error"]["param"] == "limit"
+
+
+def test_a_write_that_fails_leaves_nothing(
+    live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, engine = live
+    put(url, OMAN)
+
+    def fails(*given: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LiveStore, "_commit", fails)
+        assert put(url, {**OMAN, "text": "Something else."}, {"id": "new", "text": "New."}).status_code == 500
+    assert engine.live is not None
+    assert [(edit.id, edit.text) for edit in engine.live.edits.documents()] == [("oman", OMAN["text"])]
+    assert found(url, "Muscat in Oman")[0] == OMAN["text"]
+
+
+def test_indexes_that_take_the_new_rows_in_change_no_answer(
+    live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, engine = live
+    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 3)
+    for number in range(7):
+        put(url, {"id": f"isle-{number}", "text": f"Isle name{number} lies in the sea."})
+    httpx.delete(f"{url}/v1/documents/isle-2")
+    for number in (0, 1, 3, 6):
+        hit = engine.retrieve(f"name{number} isle", 1)[0]
+        assert hit.id == f"isle-{number}:0" and hit.token_ids is not None
+        kept = [token for token in hit.token_ids.flatten().tolist() if token >= 0]
+        assert engine.bundle.model.tokenizer.decode(kept) == f"{hit.text}\n"
+    assert not any("name2" in text for text in found(url, "name2 isle"))
+
+
+def test_indexes_that_can_not_be_made_cost_no_write(live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise OSError("the disk is full")
+
+    url, engine = live
+    assert engine.live is not None
+    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 1)
+    monkeypatch.setattr(engine.live._passages, "optimize", fails)
+    assert put(url, OMAN).is_success and found(url, "Muscat in Oman")[0] == OMAN["text"]
+
+
+def test_without_a_folder_the_routes_say_how_to_turn_them_on(url: str) -> None:
+    for method, path in (("POST", ""), ("GET", ""), ("GET", "/peru"), ("DELETE", "/peru")):
+        body = {"json": {"documents": [OMAN]}} if method == "POST" else {}
+        refused = httpx.request(method, f"{url}/v1/documents{path}", **body)
+        assert refused.status_code == 501 and "REFRAG_STORE" in refused.json()["error"]["message"]
+
+
+def test_a_folder_is_for_one_server(live: tuple[str, Engine], packaged_project: Project, tmp_path: Path) -> None:
+    with pytest.raises(RefragError, match="another process serves"):
+        open_store(packaged_project, live[1], tmp_path / "live")
+
+
+def test_tables_of_another_store_begin_with_all_edits(
+    packaged_project: Project, engine: Engine, tmp_path: Path
+) -> None:
+    """As after a release: the new store may hold, by training, what was exported from here."""
+    folder = tmp_path / "live"
+    store = open_store(packaged_project, engine, folder)
+    store.put([("oman", "Oman", OMAN["text"]), ("chad-copy", "", _text_of(store, "chad"))])
+    store.delete("malta")
+    before = store.description.passages
+    store.close()
+    for tables in (folder / "tables").iterdir():
+        tables.rename(tables.with_name(f"other-{tables.name}"))
+    again = open_store(packaged_project, engine, folder)
+    assert again.search("Muscat", 1)[0].id == "oman:0"
+    assert again.document("malta") is None
+    # The store's own copy of an exported text is not found beside it.
+    assert again.document("chad") is None and again.document("chad-copy") is not None
+    assert again._passages.count_rows() == before
+    again.close()
+
+
+def _text_of(store: LiveStore, name: str) -> str:
+    document = store.document(name)
+    assert document is not None
+    return document.passages[0][2]
+
+
+def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], tmp_path: Path) -> None:
+    url, _ = live
+    put(url, OMAN, {"id": "odd", "text": "Ünïcode  and\r\nspaces."})
+    httpx.delete(f"{url}/v1/documents/malta")
+    out, gone = tmp_path / "live.jsonl", tmp_path / "deleted.txt"
+    run = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out), "--deleted", str(gone)])
+    assert run.exit_code == 0, run.output
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == [{"id": "odd", "title": "", "text": "Ünïcode and\nspaces."}, OMAN]
+    assert gone.read_text() == "malta\n"
+    again = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out)])
+    assert again.exit_code == 2 and "--force" in again.output
+    assert CliRunner().invoke(app, ["store", "ls", str(tmp_path / "live")]).output == "+ odd\n+ oman\n- malta\n"
+
+
+WRITERS = 3
+SERVE = """
+import sys
+from pathlib import Path
+import uvicorn
+from refrag_platform.project import Project
+from refrag_platform.serving.api import create_app
+from refrag_platform.serving.settings import ApiSettings
+from refrag_platform.serving.engine import Engine
+
+app = create_app("tiny")
+app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
+uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", lifespan="off")
+"""
+
+
+def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(
+    packaged_project: Project, engine: Engine, tmp_path: Path
+) -> None:
+    folder, port = tmp_path / "live", free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments = [sys.executable, "-c", SERVE, str(packaged_project.root), str(folder), str(port)]
+    process = subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    acknowledged: list[int] = []
+
+    def write(writer: int) -> None:
+        for number in range(writer, 10_000, WRITERS):
+            text = f"Atoll number{number} has a lighthouse."
+            try:
+                assert put(url, {"id": f"atoll-{number}", "text": text}).is_success
+            except httpx.TransportError:
+                return
+            acknowledged.append(number)
+
+    try:
+        wait_for(lambda: _answers(url), 120)
+        with ThreadPoolExecutor(WRITERS) as writers:
+            done = [writers.submit(write, writer) for writer in range(WRITERS)]
+            wait_for(lambda: len(acknowledged) >= 12, 60)
+            os.kill(process.pid, signal.SIGKILL)
+        for one in done:
+            one.result()
+    finally:
+        process.kill()
+        process.wait()
+    assert len(acknowledged) >= 12
+    store = open_store(packaged_project, engine, folder)
+    for number in acknowledged:
+        document = store.document(f"atoll-{number}")
+        assert document is not None and document.passages[0][2] == f"Atoll number{number} has a lighthouse."
+        assert store.search(f"number{number} lighthouse", 1)[0].document_id == f"atoll-{number}"
+    # What was not acknowledged is there whole or not at all.
+    edits = Edits(folder / EDITS_FILE, read_only=True)
+    assert all(store.document(edit.id) is not None for edit in edits.documents())
+    edits.close()
+    store.close()
+
+
+def test_a_kill_between_record_and_tables_is_made_good(
+    packaged_project: Project, engine: Engine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "live"
+    open_store(packaged_project, engine, folder).close()
+    code = """
+import os, sys
+from pathlib import Path
+from refrag_platform.project import Project
+from refrag_platform.serving.settings import ApiSettings
+from refrag_platform.serving.engine import Engine
+from refrag_platform.store.live import LiveStore
+
+engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
+LiveStore._commit = lambda *given: os.kill(os.getpid(), 9)
+engine.live.put([("oman", "Oman", "Oman's capital is Muscat.")])
+"""
+    arguments = [sys.executable, "-c", code, str(packaged_project.root), str(folder)]
+    killed: Any = subprocess.run(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    store = open_store(packaged_project, engine, folder)
+    assert store.search("Muscat", 1)[0].id == "oman:0"
+    store.close()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v1/models").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_the_folder_is_named_by_its_whole_path() -> None:
+    assert ApiSettings.from_environment({"REFRAG_STORE": "/srv/live"}).store == Path("/srv/live")
+    with pytest.raises(RefragError, match="REFRAG_STORE is 'live'; give the whole path"):
+        ApiSettings.from_environment({"REFRAG_STORE": "live"})

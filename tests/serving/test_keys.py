@@ -1,0 +1,197 @@
+"""Who may use the service: several keys, revoked while it runs, each with its rate; without keys this machine alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from typer.testing import CliRunner
+
+from refrag_platform.cli import app
+from refrag_platform.errors import RefragError
+from refrag_platform.serving.guard import RequireKey
+from refrag_platform.serving.keys import Keys, digest_of, new_key, parse_keys
+from refrag_platform.serving.rate import RateLimit
+from refrag_platform.serving.settings import ApiSettings
+from tests.serving.conftest import Server
+
+PAGES = ("/metrics", "/docs", "/openapi.json", "/", "/v1/models", "/v1/documents", "/v1/responses/x")
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["keys", *arguments])
+
+
+def add(file: Path, name: str, *options: str) -> str:
+    result = run("add", name, "--file", str(file), *options)
+    assert result.exit_code == 0, result.output
+    key: str = result.stdout.strip()
+    return key
+
+
+def status(url: str, key: str, path: str = "/v1/models") -> int:
+    return httpx.get(url + path, headers={"Authorization": f"Bearer {key}"}).status_code
+
+
+def test_keys_are_added_and_revoked_while_the_server_runs(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    ana = add(file, "ana")
+    with server(ApiSettings(api_keys_file=file, api_key="old")) as url:
+        assert [status(url, key) for key in (ana, "old", "wrong", ana[:-1], digest_of(ana.encode()))] == [200, 200] + [
+            401
+        ] * 3
+        bo = add(file, "bo")
+        assert [status(url, key) for key in (ana, bo)] == [200, 200]
+        assert run("revoke", "ana", "--file", str(file)).exit_code == 0
+        assert [status(url, key) for key in (ana, bo, "old")] == [401, 200, 200]
+        # Whoever was to be shut out by a change must not stay in because it can't be read.
+        file.write_text("bo not-a-digest\n")
+        assert [status(url, key) for key in (bo, "old")] == [401, 200]
+        file.unlink()
+        assert [status(url, key) for key in (bo, "old")] == [401, 200]
+
+
+def test_no_key_lies_in_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    key = add(file, "ana", "--per-minute", "60")
+    assert file.read_text() == f"ana {digest_of(key.encode())} 60\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    add(file, "bo")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert run("ls", "--file", str(file)).output == "ana  60 a minute\nbo\n"
+    for wrong, says in (("ana", "has a key named ana"), ("a b", "can't name a key")):
+        refused = run("add", wrong, "--file", str(file))
+        assert refused.exit_code == 2 and says in refused.output
+    unknown = run("revoke", "cy", "--file", str(file))
+    assert unknown.exit_code == 2 and "it has: ana, bo" in unknown.output
+
+
+def test_keys_of_the_environment_are_hashes_too() -> None:
+    (first, ana), (second, bo) = (new_key(name) for name in ("ana", "bo"))
+    settings = ApiSettings.from_environment({"REFRAG_API_KEYS": f"{ana.line()}, {bo.line()}"})
+    keys = Keys(settings.api_key, settings.api_keys)
+    assert keys.needed and not Keys().needed
+    assert [keys.find(key.encode()) for key in (first, second, "x")] == [ana, bo, None]
+
+
+@pytest.mark.parametrize("line", ["ana", "ana 0123", "ana secret-key", f"a/b {'0' * 64}", f"ana {'0' * 64} x"])
+def test_a_wrong_line_is_named_by_its_number_and_not_shown(line: str) -> None:
+    with pytest.raises(RefragError, match=r"keys, line 2: not NAME SHA256") as error:
+        parse_keys(["# a comment", line], "keys")
+    assert "secret-key" not in str(error.value)
+
+
+def test_a_name_stands_once() -> None:
+    with pytest.raises(RefragError, match="line 2: a key is named ana already"):
+        parse_keys([f"ana {'0' * 64}", f"ana {'1' * 64}"], "keys")
+
+
+def test_a_server_without_the_file_of_its_keys_does_not_start(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(RefragError, match="can't be read"), server(ApiSettings(api_keys_file=tmp_path / "none")):
+        pass
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_asks_for_a_key(server: Server, tmp_path: Path, path: str) -> None:
+    file = tmp_path / "keys"
+    key = add(file, "ana")
+    with server(ApiSettings(api_keys_file=file)) as url:
+        assert httpx.get(url + path).status_code == 401
+        assert status(url, key, path) not in {401, 403}
+
+
+def test_each_key_has_its_rate(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    ana, bo = add(file, "ana"), add(file, "bo", "--per-minute", "4")
+    with server(ApiSettings(api_keys_file=file, rate_limit=2)) as url:
+        assert [status(url, ana) for _ in range(3)] == [200, 200, 429]
+        assert [status(url, bo) for _ in range(5)] == [200] * 4 + [429]
+        with pytest.raises(openai.RateLimitError, match="may ask 2 times a minute") as error:
+            openai.OpenAI(base_url=f"{url}/v1", api_key=ana, max_retries=0).models.list()
+        assert 1 <= int(error.value.response.headers["retry-after"]) <= 30
+        # A wrong key takes nothing from anyone.
+        assert status(url, "wrong") == 401
+
+
+def test_a_bucket_fills_as_time_goes_by() -> None:
+    now = [0.0]
+    rate = RateLimit(lambda: now[0])
+    assert [rate.take("ana", 2) for _ in range(3)] == [0, 0, 30]
+    now[0] = 29.0
+    assert rate.take("ana", 2) == 1
+    now[0] = 30.0
+    assert [rate.take("ana", 2), rate.take("bo", 2)] == [0, 0]
+    now[0] = 1000.0
+    assert [rate.take("ana", 2) for _ in range(3)] == [0, 0, 30]
+
+
+def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]], keys: Keys) -> int:
+    """The status of a request from some address: the tests' machine has but one."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def inside(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    scope = {"type": "http", "path": "/v1/models", "headers": headers, "client": client}
+    asyncio.run(RequireKey(inside, keys)(scope, asyncio.Event().wait, send))
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "status"),
+    [
+        ("127.0.0.1", [], 200),
+        ("127.8.8.8", [], 200),
+        ("::1", [], 200),
+        ("::ffff:127.0.0.1", [], 200),
+        (None, [], 200),
+        ("10.0.0.7", [], 401),
+        ("::ffff:10.0.0.7", [], 401),
+        ("fe80::1", [], 401),
+        ("localhost", [], 401),
+        # A proxy on this machine speaks for others.
+        ("127.0.0.1", [(b"x-forwarded-for", b"127.0.0.1")], 401),
+        ("127.0.0.1", [(b"forwarded", b"for=10.0.0.7")], 401),
+        # A page of a stranger's host, whose name leads here.
+        ("127.0.0.1", [(b"host", b"evil.example:3000")], 401),
+        ("127.0.0.1", [(b"host", b"localhost.evil.example")], 401),
+        ("127.0.0.1", [(b"host", b"127.0.0.1.evil.example")], 401),
+        ("127.0.0.1", [(b"host", b"")], 401),
+        ("127.0.0.1", [(b"host", b"LOCALHOST:3000")], 200),
+        ("127.0.0.1", [(b"host", b"127.0.0.1:3000")], 200),
+        ("::1", [(b"host", b"[::1]:3000")], 200),
+    ],
+)
+def test_without_keys_this_machine_alone_is_answered(
+    host: str | None, headers: list[tuple[bytes, bytes]], status: int
+) -> None:
+    client = (host, 5000) if host else None
+    assert answered(client, headers, Keys()) == status
+    bearer = (b"authorization", b"Bearer secret")
+    assert answered(client, [*headers, bearer], Keys("secret")) == 200
+
+
+def test_a_response_is_cancelled_by_its_own_key_alone(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    ana, bo = (openai.OpenAI(base_url="", api_key=add(file, name), max_retries=0) for name in ("ana", "bo"))
+    with server(ApiSettings(api_keys_file=file)) as url:
+        ana.base_url = bo.base_url = f"{url}/v1"  # type: ignore[assignment]
+        asked: dict[str, Any] = {
+            "model": "tiny",
+            "input": "x",
+            "max_output_tokens": 1500,
+            "extra_body": {"retrieve": 0},
+        }
+        stream = ana.responses.create(**asked, stream=True)
+        name = next(stream).response.id
+        with pytest.raises(openai.NotFoundError):
+            bo.responses.cancel(name)
+        assert ana.responses.cancel(name).status == "cancelled"
+        assert list(stream)[-1].response.status == "cancelled"
