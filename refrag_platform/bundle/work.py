@@ -185,7 +185,14 @@ def _weights_of(
     if kind == "hub":
         notes.append(f"{source} is not in the bundle: the other machine needs a network, or the hub's cache with it")
         return {}
-    if wheels is not None and any(_distribution(wheel) == _normal(name) for wheel in wheels.glob("*.whl")):
+    found = _installed(name, wheels)
+    # transformers reads such a file by a package that hardly any machine has.
+    return found | _installed("gguf", wheels) if any(file.endswith(".gguf") for file in found) else found
+
+
+def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
+    """The files of an installed package, which must be pure Python or data; none where a wheel brings it."""
+    if wheels is not None and any(_normal(wheel.name.split("-")[0]) == _normal(name) for wheel in wheels.glob("*.whl")):
         return {}
     try:
         package = importlib.metadata.distribution(name)
@@ -200,10 +207,6 @@ def _wheels(folder: Path) -> dict[str, Path | bytes]:
     if not found:
         raise RefragError(f"--wheels is {folder}, and there is no wheel (*.whl) in it; `pip download -d {folder} ...`")
     return {f"{WHEELS}/{wheel.name}": wheel for wheel in found}
-
-
-def _distribution(wheel: Path) -> str:
-    return _normal(wheel.name.split("-")[0])
 
 
 def _normal(name: str) -> str:
