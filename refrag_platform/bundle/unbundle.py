@@ -1,18 +1,24 @@
 """Check and unpack a bundle with nothing but Python; `refrag bundle export` writes this file beside the pieces.
 
-    python unbundle.py FOLDER           the pieces lie beside this file
-    python unbundle.py FOLDER DIR...    or in further folders, too
+    python unbundle.py FOLDER                  the pieces lie beside this file
+    python unbundle.py FOLDER DIR...           or in further folders, too
+    python unbundle.py FOLDER --run SECONDS    also run the stages, and write what they made to FOLDER.results
 
 A bundle is a gzipped tar archive, cut into pieces, and bundle.json, which says what it holds and how each piece hashes.
 """
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -24,6 +30,7 @@ FORMAT = 1
 INDEX = "bundle.json"
 WHEELS, SITE_PACKAGES = "wheels", "site-packages"
 BLOCK = 1 << 20
+PAUSED = 3  # status of `refrag run`: stopped, and saved
 
 
 class BundleError(Exception):
@@ -135,20 +142,51 @@ class _Joined(io.RawIOBase):
             self._stream = None
 
 
-def main(target: Path, *further: Path) -> None:
-    index = unpack([Path(__file__).resolve().parent, *further], target.resolve(), print)
+def run(target: Path, index: dict[str, Any], seconds: str) -> int:
+    """Run the stages for some time, and write what came of it to `target`.results; the status is that of the run."""
+    paths = [str(target / SITE_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    refrag = [sys.executable, "-m", "refrag_platform"]
+    options: dict[str, Any] = {
+        "cwd": target,
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "REFRAG_ROOT": str(target)},
+    }
+    stages = ["run", *index["stages"], "--model", index["model"], "--seconds", seconds]
+    # A session of its own, so that a signal comes once, from here; Linux ends it with this process.
+    running = subprocess.Popen(
+        [*refrag, *stages],
+        start_new_session=True,
+        preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),
+        **options,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: running.send_signal(signal.SIGTERM))
+    if (status := running.wait()) in (0, PAUSED):
+        results = target.with_name(f"{target.name}.results")
+        shutil.rmtree(results, ignore_errors=True)
+        subprocess.run([*refrag, "bundle", "export", "--results", "--out", str(results)], check=False, **options)
+    return status
+
+
+def main(target: Path, further: Sequence[Path], seconds: str | None) -> int:
+    index = unpack([Path(__file__).resolve().parent, *further], target, print)
+    if seconds is not None:
+        return run(target, index, seconds)
     print(f"\n{target} is ready. Run this there, again and again while it ends with status 3 (stopped, and saved):\n")
     print(f"  cd {target}")
     if (target / SITE_PACKAGES).is_dir():
-        print(f"  export PYTHONPATH={target.resolve() / SITE_PACKAGES}")
+        print(f"  export PYTHONPATH={target / SITE_PACKAGES}")
     print(f"  python -m refrag_platform run {' '.join(index['stages'])} --model {index['model']} --seconds 540")
     print("  python -m refrag_platform bundle export --results --out ../results")
+    return 0
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=lambda text: Path(text).resolve())
+    parser.add_argument("further", type=Path, nargs="*")
+    parser.add_argument("--run", metavar="SECONDS")
+    given = parser.parse_args()
     try:
-        main(*map(Path, sys.argv[1:]))
+        sys.exit(main(given.folder, given.further, given.run))
     except BundleError as error:
         sys.exit(f"unbundle: {error}")

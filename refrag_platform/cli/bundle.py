@@ -137,6 +137,32 @@ def import_bundle(
         raise typer.Exit(1)
 
 
+@bundles.command("run")
+def run(
+    stage: Annotated[str, typer.Argument(help="A stage whose inputs are current.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")],
+    command: Annotated[
+        str,
+        typer.Option(
+            "--command",
+            help="For a shell: takes the folder {bundle} to the other machine, runs `python unbundle.py FOLDER --run "
+            "SECONDS` there, and copies FOLDER.results to {results}. Also {stage}, {model}, {python}.",
+        ),
+    ],
+) -> None:
+    """Make the artifact STAGE on another machine by a command that takes the work there and brings back the results.
+
+    Where the other machine stops after its seconds, what it saved is taken in and the command started again, until the
+    artifact is here. Status 0 and 3 (stopped by a signal, saved) as of `refrag run`. Nothing is recorded.
+    """
+    from refrag_platform.bundle.elsewhere import run_elsewhere
+    from refrag_platform.project import Project
+
+    project = Project.find()
+    run_elsewhere(project, stage, model, command)
+    typer.echo(f"{stage} of {model}: current at {project.stage_dir(stage, model).relative_to(project.root)}")
+
+
 def _require_recordable(project: Project, model: str, stages: list[str]) -> None:
     """Refuse what DVC and Dagster couldn't record once it is in place."""
     from refrag_platform.dials import require_named
