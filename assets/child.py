@@ -111,7 +111,8 @@ def _run(project: Project, stage: str, model: str) -> int:
     try:
         elsewhere = elsewhere_settings(project)
         if elsewhere is not None and stage in elsewhere.stages:
-            app(["bundle", "run", stage, "--model", model, "--command", elsewhere.command])
+            wheels = [] if elsewhere.wheels is None else ["--wheels", str(project.root / elsewhere.wheels)]
+            app(["bundle", "run", stage, "--model", model, "--command", elsewhere.command, *wheels])
         else:
             app(["run", stage, "--model", model])
     except SystemExit as end:

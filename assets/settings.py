@@ -65,6 +65,7 @@ class ElsewhereSettings(BaseModel):
     stages: tuple[Literal["reconstruction", "cpt", "chunks", "policy", "finetuned", "evaluation"], ...] = Field(
         ("reconstruction", "cpt", "policy", "finetuned"), description="the others run here"
     )
+    wheels: str | None = Field(None, description="folder of wheels to take along, relative to the project")
 
 
 def elsewhere_settings(project: Project) -> ElsewhereSettings | None:

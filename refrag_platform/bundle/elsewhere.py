@@ -32,11 +32,13 @@ PIECE_MIB = 256
 OUTLIVES = "trap : TERM INT; "
 
 
-def run_elsewhere(project: Project, stage: str, model: str, command: str) -> None:
+def run_elsewhere(project: Project, stage: str, model: str, command: str, wheels: Path | None = None) -> None:
     """Make the artifact `stage`, whose inputs must be current, by `command`; it lands checked, and is not recorded.
 
-    Args: command: for a shell; {bundle} is the folder to take there, {results} the one to bring back into, which
-        doesn't exist yet; also {stage}, {model} and {python}, this Python. Its status is that of unbundle.py.
+    Args:
+        command: for a shell; {bundle} is the folder to take there, {results} the one to bring back into, which
+            doesn't exist yet; also {stage}, {model} and {python}, this Python.
+        wheels: a folder of wheels to take along.
 
     Raises:
         Paused: a signal came, which the command gets as well; what it saved and brought back is here.
@@ -45,16 +47,16 @@ def run_elsewhere(project: Project, stage: str, model: str, command: str) -> Non
     scratch = project.root / "work" / ".elsewhere" / f"{model}-{stage}"
     with publication.only_runner(scratch):
         while not is_current(project, stage, model):
-            _one_slice(project, stage, model, command, scratch)
+            _one_slice(project, stage, model, command, wheels, scratch)
 
 
-def _one_slice(project: Project, stage: str, model: str, command: str, scratch: Path) -> None:
+def _one_slice(project: Project, stage: str, model: str, command: str, wheels: Path | None, scratch: Path) -> None:
     """Export, run the command once, and take in what it brought back."""
     bundle, results = scratch / "bundle", scratch / "results"
     for folder in (bundle, results):
         shutil.rmtree(folder, ignore_errors=True)
     script = Path(unbundle.__file__).read_bytes()
-    with _noted_signals() as signals, work_to_do(project, model, stage) as work:
+    with _noted_signals() as signals, work_to_do(project, model, stage, wheels) as work:
         if work.facts["stages"] != [stage]:
             raise RefragError(f"before {stage} of {model} these are to be made: {', '.join(work.facts['stages'][:-1])}")
         write_bundle(work.members, work.facts, bundle, PIECE_MIB, beside={"unbundle.py": script})

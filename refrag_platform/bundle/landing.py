@@ -74,6 +74,8 @@ def _unpacked(folders: Sequence[Path], target: Path, on_piece: Callable[[str], N
             f"{folders[0]} holds work to be done on another machine; unpack it there, by --into FOLDER or `python "
             "unbundle.py FOLDER`"
         )
+    if unknown := [stage for stage in (*index["stages"], *index["unfinished"]) if stage not in STAGES]:
+        raise RefragError(f"{folders[0]} has results of {', '.join(unknown)}, which is no stage here")
     return index
 
 
@@ -82,7 +84,7 @@ def _land(project: Project, arrived: Project, index: dict[str, Any]) -> Landed:
     recipe = project.recipe(model)
     manifests: dict[str, Manifest] = {}
     with ExitStack() as locks:
-        for stage in (*index["stages"], *index["unfinished"]):
+        for stage in {*index["stages"], *index["unfinished"]}:
             locks.enter_context(publication.only_runner(project.work_dir(stage, model)))
             publication.recover(project.stage_dir(stage, model), project.work_dir(stage, model))
         hashes: dict[str, str] = {}
@@ -105,7 +107,7 @@ def _accepted(
     """The manifest of an artifact that arrived, made from what a run here would start from; with this Git's commit."""
     folder = arrived.stage_dir(stage, recipe.name)
     manifest = Manifest.read(folder)
-    if not manifest.describes(folder):
+    if (manifest.stage, manifest.model) != (stage, recipe.name) or not manifest.describes(folder):
         raise ArtifactError(f"the bytes of {stage} in the bundle are not its manifest's; export the results again")
     now = dependencies(project, stage, recipe, hashes)
     if manifest.fingerprint != now.fingerprint:

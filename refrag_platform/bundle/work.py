@@ -59,7 +59,8 @@ def work_to_do(project: Project, model: str, until: str, wheels: Path | None = N
     members = work.members
     members |= files_below(project, project.root / PACKAGE)
     beside = project.recipe_path(model).parent
-    members |= {_inside(project, file): file for file in beside.iterdir() if file.is_file()}
+    visible = (file for file in beside.iterdir() if file.is_file() and not file.name.startswith("."))
+    members |= {_inside(project, file): file for file in visible}
     members[DIALS] = only_model(project, model).encode()
     with ExitStack() as locks, tempfile.TemporaryDirectory(prefix="refrag-") as scratch:
         for stage in stages:
@@ -89,10 +90,10 @@ def _plain_passages(project: Project, model: str, scratch: Path) -> dict[str, Pa
 
 
 def files_below(project: Project, folder: Path) -> dict[str, Path | bytes]:
-    """Every file of a folder of the project, by its path from the project's root; links are followed."""
+    """Every file of a folder of the project, by its path from the root; links are followed as its hash does."""
     return {
         _inside(project, Path(base) / name): Path(base) / name
-        for base, folders, names in os.walk(folder, followlinks=True)
+        for base, _, names in os.walk(folder)
         for name in names
         if Path(base).name != "__pycache__"
     }

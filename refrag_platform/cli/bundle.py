@@ -13,6 +13,9 @@ from refrag_platform.cli.materialize import materialize
 if TYPE_CHECKING:
     from refrag_platform.project import Project
 
+Wheels = Annotated[
+    Path | None, typer.Option("--wheels", help="Folder of wheels for the other machine's Python, to take along.")
+]
 bundles = typer.Typer(
     no_args_is_help=True,
     help="Run stages on another, bare machine (Python and torch, no Git, DVC, Dagster or network), and take in what it "
@@ -32,9 +35,7 @@ def export(
     until: Annotated[
         str | None, typer.Option("--until", help="The last stage to run there; default: finetuned.", show_default=False)
     ] = None,
-    wheels: Annotated[
-        Path | None, typer.Option("--wheels", help="Folder of wheels for the other machine's Python, to take along.")
-    ] = None,
+    wheels: Wheels = None,
     results: Annotated[
         bool, typer.Option("--results", help="On the other machine, in the unpacked folder: what was made there.")
     ] = False,
@@ -149,6 +150,7 @@ def run(
             "SECONDS` there, and copies FOLDER.results to {results}. Also {stage}, {model}, {python}.",
         ),
     ],
+    wheels: Wheels = None,
 ) -> None:
     """Make the artifact STAGE on another machine by a command that takes the work there and brings back the results.
 
@@ -159,7 +161,7 @@ def run(
     from refrag_platform.project import Project
 
     project = Project.find()
-    run_elsewhere(project, stage, model, command)
+    run_elsewhere(project, stage, model, command, wheels)
     typer.echo(f"{stage} of {model}: current at {project.stage_dir(stage, model).relative_to(project.root)}")
 
 
