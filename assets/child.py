@@ -1,4 +1,5 @@
-"""The process that a Dagster step starts: `refrag run STAGE`, its log lines sent on to Dagster's event log.
+"""The process that a Dagster step starts: `refrag run STAGE`, or `refrag bundle run STAGE` where params.yaml says that
+it runs on another machine; its log lines are sent on to Dagster's event log.
 
     python -m assets.child STAGE MODEL
 
@@ -22,6 +23,7 @@ from typing import TextIO
 from dagster_pipes import open_dagster_pipes
 
 from assets.progress import reported
+from assets.settings import elsewhere_settings
 from refrag_platform.project import Project
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -86,7 +88,7 @@ def main(stage: str, model: str) -> int:
     with open_dagster_pipes() as pipes:
         tap = LineTap(sys.stderr, pipes.log.info)
         with redirect_stderr(tap), reported(courses, steps, pipes.log.info):
-            status = _run(stage, model)
+            status = _run(project, stage, model)
         if status:
             pipes.report_custom_message({"reason": reason(tap.last)})
         else:
@@ -103,11 +105,16 @@ def reason(lines: Sequence[str]) -> str:
     return "\n".join(list(lines)[said[-1] if said else -1 :]).removeprefix(REFUSAL)
 
 
-def _run(stage: str, model: str) -> int:
+def _run(project: Project, stage: str, model: str) -> int:
     from refrag_platform.cli import app
 
     try:
-        app(["run", stage, "--model", model])
+        elsewhere = elsewhere_settings(project)
+        if elsewhere is not None and stage in elsewhere.stages:
+            wheels = [] if elsewhere.wheels is None else ["--wheels", str(project.root / elsewhere.wheels)]
+            app(["bundle", "run", stage, "--model", model, "--command", elsewhere.command, *wheels])
+        else:
+            app(["run", stage, "--model", model])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception:

@@ -1,6 +1,6 @@
-"""Run the whole pipeline of a model in this process, as `make demo` does: the UI later shows the run.
+"""Run the whole pipeline of a model, or some stages, in this process, as `make demo` does: the UI later shows the run.
 
-python -m assets.materialize MODEL
+python -m assets.materialize MODEL [STAGE...]
 """
 
 from __future__ import annotations
@@ -95,6 +95,6 @@ def _terminal() -> int | None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(not materialize_all(sys.argv[1]))
+        sys.exit(not materialize_all(sys.argv[1], sys.argv[2:] or tuple(STAGES)))
     except KeyboardInterrupt:
         sys.exit("interrupted; run it again to continue")

@@ -78,6 +78,7 @@ def _facts(published: Published, cached: bool) -> Metadata:
         "cached": MetadataValue.bool(cached),
         "made": MetadataValue.text(manifest.finished),
         "seconds": MetadataValue.float(float(manifest.seconds)),
+        "hardware": MetadataValue.json(manifest.hardware),
         **docs_links(published.project, published.folder),
         "path": MetadataValue.path(published.content),
         "hash": MetadataValue.text(manifest.hash),

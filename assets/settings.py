@@ -1,11 +1,12 @@
-"""How retraining runs by itself: the section `retraining` of params.yaml, typed and checked when the UI loads.
+"""How retraining runs by itself, and where: sections of params.yaml, typed and checked.
 
 retraining: {cron: "0 3 * * 0", timezone: Europe/Berlin, mode: continue, promote: true, fresh_days: 14}
+elsewhere: {command: "scripts/on_gpu.sh {bundle} {results}", stages: [reconstruction, cpt]}
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 from dagster import DagsterInvalidDefinitionError, ScheduleDefinition
@@ -16,6 +17,7 @@ from refrag_platform.faults import explain
 from refrag_platform.project import Project
 
 Mode = Literal["full", "continue"]
+Settings = TypeVar("Settings", bound=BaseModel)
 MODE_HELP = (
     "full: training starts from scratch, or from models/NAME/release where params.yaml says continue_from: release. "
     "continue: it goes on from the released checkpoint on the new documents, the encoder frozen, and only changed "
@@ -54,15 +56,38 @@ class RetrainingSettings(BaseModel):
         return value
 
 
+class ElsewhereSettings(BaseModel):
+    """Stages that Dagster runs on another machine, and the command that does it (docs/other-machines.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str = Field(description="of `refrag bundle run`: takes the work there and brings the results back")
+    stages: tuple[Literal["reconstruction", "cpt", "chunks", "policy", "finetuned", "evaluation"], ...] = Field(
+        ("reconstruction", "cpt", "policy", "finetuned"), description="the others run here"
+    )
+    wheels: str | None = Field(None, description="folder of wheels to take along, relative to the project")
+
+
+def elsewhere_settings(project: Project) -> ElsewhereSettings | None:
+    """The section `elsewhere` of params.yaml; None where it has none, and every stage runs here.
+
+    Raises:
+        RefragError: params.yaml has a wrong key or value there.
+    """
+    return _section(project, "elsewhere", ElsewhereSettings) if project.params().get("elsewhere") else None
+
+
 def retraining_settings(project: Project) -> RetrainingSettings:
     """The settings of a project; what params.yaml leaves out has its default.
 
     Raises:
         RefragError: params.yaml has a wrong key or value there.
     """
-    values = project.params().get("retraining") or {}
+    return _section(project, "retraining", RetrainingSettings)
+
+
+def _section(project: Project, name: str, kind: type[Settings]) -> Settings:
     try:
-        return RetrainingSettings.model_validate(values)
+        return kind.model_validate(project.params().get(name) or {})
     except ValidationError as error:
-        faults = explain(error, RetrainingSettings, "retraining")
-        raise RefragError(f"{project.root / 'params.yaml'}:\n{faults}") from None
+        raise RefragError(f"{project.root / 'params.yaml'}:\n{explain(error, kind, name)}") from None

@@ -5,6 +5,10 @@ class RefragError(Exception):
     """Something a user can mend. The CLI prints the message without a traceback and exits with 2."""
 
 
+class Paused(RefragError):
+    """A signal, or the end of the time that a run was given, stopped it; what it saved is there to continue from."""
+
+
 class RecipeError(RefragError):
     """A recipe has a wrong key or value."""
 

@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import Paused, RefragError
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,6 +28,43 @@ def ends_with_parent(number: signal.Signals) -> Callable[[], None]:
             library.prctl(PR_SET_PDEATHSIG, number)
 
     return ask
+
+
+class _Stop(KeyboardInterrupt):
+    """No Exception: what a library suppresses would let the run go on."""
+
+
+@contextmanager
+def stopped_after(seconds: float | None) -> Iterator[None]:
+    """SIGTERM comes to this process after that many seconds of the block, once; None: it doesn't.
+
+    A training takes the signal itself, and saves. Anything else is left where it is, to go on from what it saved last.
+
+    Raises:
+        Paused: the block was left by SIGTERM.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stop
+
+    before = signal.signal(signal.SIGTERM, stop)
+    # No thread: a signal that one sends needn't reach the main thread while that waits.
+    alarm = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    earlier = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _Stop:
+        raise Paused(
+            f"stopped by a signal, or after the {seconds:g} s it was given; run it again to continue"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, *earlier)
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:

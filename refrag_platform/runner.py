@@ -20,6 +20,7 @@ from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.history.freshness import dependencies, input_records, standing
 from refrag_platform.history.git import git_commit
 from refrag_platform.project import Project
+from refrag_platform.recipes import Recipe
 from refrag_platform.releases.continuation import fetch_base
 from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, inputs_of, stage_function, stages_of
 
@@ -140,25 +141,30 @@ def _call(stage: Stage, context: StageContext) -> dict[str, Any]:
     return launch(context, config)
 
 
-def _check(manifest: Manifest, context: StageContext, work: Path) -> None:
-    """Run the stage's quality suite over the artifact before it is published.
+def blocking_failures(recipe: Recipe, manifest: Manifest, folder: Path, inputs: dict[str, Path]) -> list[str]:
+    """Name and message of every blocking check that the artifact in `folder` fails; its bytes must be its manifest's.
 
-    Great Expectations is an extra: a bare GPU machine trains without it, and the pipeline that takes
-    the artifact in checks it there.
+    Great Expectations is an extra: a bare GPU machine trains without it, and the checkout that takes the artifact in
+    (`refrag bundle import`) checks it there.
     """
     try:
         from refrag_platform.quality.checks import check_once
 
-        results = check_once(context.recipe, manifest, context.beside, context.inputs)
+        results = check_once(recipe, manifest, folder, inputs)
     except ModuleNotFoundError as error:
         if error.name not in {"great_expectations", "pandas"}:
             raise
-        return
-    failed = [result for result in results if not result.passed and result.blocking]
+        return []
+    return [f"{result.name}: {result.message}" for result in results if not result.passed and result.blocking]
+
+
+def _check(manifest: Manifest, context: StageContext, work: Path) -> None:
+    """Run the stage's quality suite over the artifact before it is published."""
+    failed = blocking_failures(context.recipe, manifest, context.beside, context.inputs)
     if failed:
         kept = publication.keep_failed(work)
         raise CheckFailed(
             f"{manifest.stage} of {manifest.model} fails {len(failed)} blocking check(s) and is not published:\n"
-            + "\n".join(f"  {result.name}: {result.message}" for result in failed)
+            + "\n".join(f"  {failure}" for failure in failed)
             + f"\nIts files are at {kept}"
         )

@@ -15,12 +15,13 @@ from typing import Annotated, Any
 import typer
 
 from refrag_platform import __version__
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import Paused, RefragError
 from refrag_platform.names import printable
 
 FAMILIES = (
     "recipes",
     "run",
+    "bundle",
     "evaluate",
     "questions",
     "weights",
@@ -46,11 +47,12 @@ LARGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 # What the system says of names and folders that a user gave: no fault of this program.
 MENDABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP}
+PAUSED = 3  # exit status: neither done nor failed
 QUOTED = 200  # characters of a name
 
 
 class RefragGroup(typer.core.TyperGroup):
-    """Turns what a user can mend into one message on stderr and exit status 2."""
+    """Turns what a user can mend into one message on stderr and exit status 2, a run that was stopped into 3."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -58,7 +60,7 @@ class RefragGroup(typer.core.TyperGroup):
         except RefragError as error:
             # It may quote a name or a file: what a terminal would obey is escaped.
             typer.secho(f"refrag: {printable(str(error), lines=True)}", fg=typer.colors.RED, err=True)
-            sys.exit(2)
+            sys.exit(PAUSED if isinstance(error, Paused) else 2)
         except OSError as error:
             if error.errno not in MENDABLE:
                 raise

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from typing import Annotated
 
 import typer
+
+from refrag_platform.cli.materialize import materialize
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +37,7 @@ def demo(
     ensure_repo(project)
     require_named(project, model)
     typer.secho(f"refrag demo: {model}. {recipe.description}", bold=True)
-    if _materialize(model) != 0:
+    if materialize(project.root, model) != 0:
         typer.secho("refrag: the pipeline failed; its reason is above. Mend it and run again.", fg="red", err=True)
         raise typer.Exit(1)
     asked = question or held_out_question(project, model)
@@ -46,21 +45,3 @@ def demo(
     served = ask_served(project, model, asked)
     report = demo_report(project, model, served, time.monotonic() - begun)
     print_report(model, report, served)
-
-
-def _materialize(model: str) -> int:
-    """Run the pipeline in Dagster's own process; its status. Stopped by a signal, the stage has its time to save."""
-    from refrag_platform.processes import ends_with_parent
-
-    # A session of its own: a terminal's interrupt would come to it a second time while it saves.
-    pipeline = subprocess.Popen(
-        [sys.executable, "-m", "assets.materialize", model],
-        start_new_session=True,
-        preexec_fn=ends_with_parent(signal.SIGTERM),
-    )
-    try:
-        return pipeline.wait()
-    except KeyboardInterrupt:
-        pipeline.send_signal(signal.SIGINT)
-        pipeline.wait()
-        raise

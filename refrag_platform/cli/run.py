@@ -14,29 +14,42 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    stage: Annotated[
-        str, typer.Argument(help="corpus, reconstruction, cpt, finetuned, chunks, policy, evaluation, package, or all.")
+    stages: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STAGE...",
+            help="corpus, reconstruction, cpt, finetuned, chunks, policy, evaluation, package, in this order; or all.",
+        ),
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a control, e.g. NAME--full.")
     ],
     force: Annotated[bool, typer.Option("--force", help="Run even if the artifact is up to date.")] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=1, help="Stop, saved, after this long; the same command goes on from there."),
+    ] = None,
 ) -> None:
-    """Make the artifact STAGE of a model from the artifacts before it.
+    """Make the artifact STAGE of a model, or several, from the artifacts before it.
 
     Nothing is done when inputs, settings, seed and code are those of the artifact in place. A killed
     run continues from its newest complete checkpoint. The artifact replaces the old one only when it
     is whole and passes its blocking checks.
+
+    Exit status: 0 when all is made, 3 when it was stopped and saved (by --seconds or a signal), 2 when it was refused
+    or failed in a way that the message says how to mend, 1 for any other failure.
     """
+    from refrag_platform.processes import stopped_after
     from refrag_platform.project import Project
     from refrag_platform.runner import run_stage
     from refrag_platform.stages import stages_of
 
     project = Project.find()
-    for name in [own.name for own in stages_of(project, model)] if stage == "all" else [stage]:
-        result = run_stage(project, name, model, force=force)
-        state = "cached" if result.cached else f"made in {result.manifest.seconds:.1f} s"
-        typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")
+    with stopped_after(seconds):
+        for name in [stage.name for stage in stages_of(project, model)] if stages == ["all"] else stages:
+            result = run_stage(project, name, model, force=force)
+            state = "cached" if result.cached else f"made in {result.manifest.seconds:.1f} s"
+            typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")
 
 
 def write_stages() -> None:

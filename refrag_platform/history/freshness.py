@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,8 +47,12 @@ class Standing:
     manifest: Manifest | None
 
 
-def input_records(project: Project, stage: str, model: str) -> dict[str, InputRecord]:
+def input_records(
+    project: Project, stage: str, model: str, arriving: Mapping[str, str] | None = None
+) -> dict[str, InputRecord]:
     """Path and hash of every input artifact, as their manifests say; the bytes are not read.
+
+    Args: arriving: hashes of artifacts that are about to be put into place, by stage; they count instead.
 
     Raises:
         ArtifactError: an input has not been made.
@@ -55,24 +60,29 @@ def input_records(project: Project, stage: str, model: str) -> dict[str, InputRe
     records = {}
     for name in inputs_of(project, STAGES[stage], model):
         folder = project.stage_dir(name, model)
-        if not (folder / FILE_NAME).is_file():
+        new = (arriving or {}).get(name)
+        if new is None and not (folder / FILE_NAME).is_file():
             raise ArtifactError(
                 f"{stage} needs the {STAGES[name].title} of {model}, which is not at {folder}; "
                 f"make it with `refrag run {name} --model {model}`"
             )
         path = (folder / "content").relative_to(project.root).as_posix()
-        records[name] = InputRecord(path=path, hash=Manifest.read(folder).hash)
+        records[name] = InputRecord(path=path, hash=new or Manifest.read(folder).hash)
     return records
 
 
-def dependencies(project: Project, name: str, recipe: Recipe) -> Dependencies:
+def dependencies(
+    project: Project, name: str, recipe: Recipe, arriving: Mapping[str, str] | None = None
+) -> Dependencies:
     """What a run of the stage `name` of the recipe's model would start from now.
+
+    Args: arriving: as of `input_records`.
 
     Raises:
         ArtifactError: an input has not been made.
     """
     stage = STAGES[name]
-    inputs, sources = input_records(project, name, recipe.name), outside_files(project, name, recipe)
+    inputs, sources = input_records(project, name, recipe.name, arriving), outside_files(project, name, recipe)
     settings, code = settings_of(stage, recipe), code_digest(project.root, stage.code(project.root))
     facts = {
         "stage": name,

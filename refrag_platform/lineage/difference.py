@@ -131,7 +131,7 @@ def _facts(project: Project, side: Side, cache: _LazyCache) -> dict[str, dict[st
         "commit": {stage: manifest.commit for stage, manifest in manifests.items()},
         "libraries": {name: version for manifest in manifests.values() for name, version in manifest.libraries.items()},
         "metrics": {
-            f"{stage}.{name}": value for stage, manifest in manifests.items() for name, value in _flat(manifest.metrics)
+            f"{stage}.{name}": value for stage, manifest in manifests.items() for name, value in flat(manifest.metrics)
         },
     }
     if "evaluation" in manifests:
@@ -143,7 +143,7 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     """Settings by key; where stages were made with different values of one, a row for each stage."""
     values: dict[str, dict[str, Any]] = {}
     for stage, manifest in manifests.items():
-        for name, value in _flat({**manifest.settings, "seed": manifest.seed}):
+        for name, value in flat({**manifest.settings, "seed": manifest.seed}):
             values.setdefault(name, {})[stage] = value
     found: dict[str, Any] = {}
     for name, by_stage in values.items():
@@ -176,11 +176,11 @@ def _evaluation(project: Project, manifest: Manifest, cache: _LazyCache) -> Iter
                     yield f"{part} {row['system']} {label} {key}", value
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested keys joined by dots; lists stay whole."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refrag_platform.corpus.passage_rows import TABLE, passage_rows
 from refrag_platform.corpus.question_files import (
     Passage,
     Question,
@@ -283,15 +284,9 @@ def _conversations(asked: list[_Asked]) -> Iterator[list[_Asked]]:
 
 def _lead_summaries(corpus: Path) -> Iterator[Question]:
     """Without summary files: a passage's first sentence, to be found again behind the rest of the passage."""
-    path = corpus / "passages.parquet"
-    if not path.is_file():
-        return
-    import pyarrow.parquet as parquet
-
-    table = parquet.read_table(path, columns=["title", "text", "split"])
-    for row in table.to_pylist():
-        sentences = row["text"].split(". ")
-        if row["split"] == "train" and len(sentences) >= SENTENCES:
+    for title, text, split in passage_rows(corpus):
+        sentences = text.split(". ")
+        if split == "train" and len(sentences) >= SENTENCES:
             lead = sentences[0].strip() + "."
             document = ". ".join([*sentences[1:], sentences[0]])
-            yield Question("", "", (lead,), ((row["title"], document),), kind="summary", where=str(path))
+            yield Question("", "", (lead,), ((title, document),), kind="summary", where=str(corpus / TABLE))

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from refrag_platform.errors import RecipeError, RefragError
+from refrag_platform.errors import Paused, RecipeError, RefragError
 from refrag_platform.files import write_json
 from refrag_platform.processes import ends_with_parent, leave
 from refrag_platform.project import Project
@@ -39,7 +39,8 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
 
     Raises:
         RecipeError: there is no such config file, or it is none.
-        RefragError: the ranks failed, or were stopped.
+        Paused: the ranks were stopped.
+        RefragError: they failed.
     """
     path = context.project.recipe_path(context.recipe.name).parent / config
     if not path.is_file():
@@ -72,7 +73,7 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
             signal.signal(number, handler)
     if status or not result.is_file():
         how = "were stopped" if stopped else f"ended with status {status}; their messages are above"
-        raise RefragError(
+        raise (Paused if stopped else RefragError)(
             f"{context.stage} of {context.recipe.name}: the processes that {path.name} launched {how}. "
             "Run it again to continue from the newest checkpoint"
         )

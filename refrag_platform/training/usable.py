@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from refrag_platform.corpus.passage_rows import passage_rows
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
@@ -77,30 +78,20 @@ def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
     Args: corpus: its content folder.
 
     Raises:
-        RefragError: there is one; the message names its row and the number of such questions.
+        RefragError: there is one; the message names its row and the number of such questions. Or as `passage_rows`.
     """
     if others := [one for one in questions if one.split not in ("", "train")]:
         raise RefragError(
             f"{others[0].where}: the question is of the split {others[0].split!r}, as are {len(others):,} in all; "
             "train on questions of the split 'train'"
         )
-    path = corpus / "passages.parquet"
-    if not questions or not path.is_file():
+    if not questions:
         return
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise RefragError(
-            f"{path} says which passages are held out; to read it, install pyarrow (pip install pyarrow)"
-        ) from None
-
     listed = {passage for question in questions for passage in question.passages}
     splits: dict[Passage, set[str]] = {}
-    with parquet.ParquetFile(path) as table:
-        for batch in table.iter_batches(columns=["title", "text", "split"]):
-            for title, text, split in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                if (title, text) in listed:
-                    splits.setdefault((title, text), set()).add(split)
+    for title, text, split in passage_rows(corpus):
+        if (title, text) in listed:
+            splits.setdefault((title, text), set()).add(split)
     # A page that stands in the training split as well is no secret.
     held_out = {passage for passage, names in splits.items() if "train" not in names}
     shown = [question for question in questions if not held_out.isdisjoint(question.passages)]

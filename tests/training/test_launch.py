@@ -125,7 +125,7 @@ def test_stopped_ranks_save_and_continue_on_the_same_curve(on_cpus: Project) -> 
     wait_for(lambda: len(losses(state)) > 3 or process.poll() is not None, PATIENCE)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and "launch.yaml launched were stopped. Run it again" in output, output
+    assert process.returncode == 3 and "launch.yaml launched were stopped. Run it again" in output, output
     (saved,) = checkpoint.complete(state / "checkpoints")
     done = json.loads((saved / checkpoint.COMPLETE).read_text())["step"]
     assert 3 < done < 150 and len(losses(state)) == done

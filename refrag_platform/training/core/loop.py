@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from refrag_platform.agreement import refuse_other_training
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import Paused, RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
@@ -36,7 +36,7 @@ Batch = dict[str, Any]
 COLLAPSED = 0.03
 
 
-class TrainingInterrupted(RefragError):
+class TrainingInterrupted(Paused):
     """A signal asked the run to stop; its state was saved."""
 
 
