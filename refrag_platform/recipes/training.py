@@ -132,7 +132,8 @@ class ReadingRecipe(Section):
     )
     questions: list[str] = Field(
         default_factory=list,
-        description="question files (rows id, question, answers, passages, gold) beside the corpus' own",
+        description="question files (rows id, question, answers, passages, gold) beside the corpus' own; a row that "
+        "lists its gold passages alone is asked among those of the rows near it in its file",
     )
     renamed_share: Share = Field(
         0.5,

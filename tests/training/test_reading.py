@@ -213,6 +213,29 @@ def test_what_is_cut_off_a_long_passage_is_not_asked_for(model: RefragModel, tmp
     assert "Zuse" not in blocks and "Who built" not in blocks and len(batch["answers"]) > 0
 
 
+def test_a_question_that_lists_its_passage_alone_is_asked_among_those_of_its_neighbours(
+    model: RefragModel, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": f"q{n}", "question": f"Who keeps number {n}?", "answers": [f"Keeper {n}"], "gold": [0],
+         "passages": [{"title": "", "text": f"Keeper {n} keeps number {n}."}]}
+        for n in range(40)
+    ]  # fmt: skip
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=[str(tmp_path / "asked.jsonl")])
+    spans = []
+    for step in range(1, 9):
+        batch = _batch(task, step)
+        for row in range(2):
+            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            shown = {int(number) for number in re.findall(r"Keeper (\d+)", text)}
+            asked = {int(n) for ids in batch["blocks"][row].tolist()
+                     for n in re.findall(r"Who keeps number (\d+)", model.tokenizer.decode(ids))}  # fmt: skip
+            assert asked and asked <= shown
+            spans.append(max(shown) - min(shown))
+    assert max(spans) > 1 and all(span <= 24 for span in spans)
+
+
 def _closed_rows(count: int) -> list[dict[str, Any]]:
     """Two closed questions on each of two contexts, which share all passages but one."""
     towns = [

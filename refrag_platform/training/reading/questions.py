@@ -16,6 +16,9 @@ from refrag_platform.training.reading.contexts import Context, Passage
 from refrag_platform.training.reading.renaming import Renaming
 from refrag_platform.training.usable import LeftOut
 
+# Places in the order of the passages that questions are about, to either side.
+NEAR = 12
+
 
 def fitting(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerFast, chunks: int, chunk_size: int, left_out: LeftOut
@@ -33,6 +36,9 @@ def fitting(
 
 class QuestionContexts:
     """Draws a question's passages, some of the others that it lists, and every question that these answer.
+
+    Of a question that lists no others they are those that questions near it in its file are about: files are written
+    document by document.
 
     Of a closed question the context is its passages, all of them as they are: of those that list the same, one context.
     """
@@ -59,12 +65,16 @@ class QuestionContexts:
                 self._closed[frozenset(question.passages)].append(number)
             else:
                 self._about[question.passages[question.gold[0]]].append(number)
+        self._in_order = list(self._about)
+        self._place = {passage: place for place, passage in enumerate(self._in_order)}
 
     def draw(self, chance: np.random.Generator) -> Context:
         """Passages in random order, of which none is cut but the first gold one, where it alone doesn't fit."""
         question = self._questions[int(chance.integers(len(self._questions)))]
         gold = [question.passages[number] for number in question.needed]
         others = [passage for passage in question.passages if passage not in gold]
+        if not others and not question.closed:
+            others = [passage for passage in self._near(question) if passage not in gold]
         wanted = int(chance.integers(len(others) + 1))
         listed = [*gold, *(others[number] for number in chance.permutation(len(others))[:wanted])]
         if question.closed:
@@ -95,6 +105,10 @@ class QuestionContexts:
             [passages[number] for number in chance.permutation(len(passages))],
             [asked[number] for number in chance.permutation(len(asked))],
         )
+
+    def _near(self, question: Question) -> list[Titled]:
+        place = self._place[question.passages[question.gold[0]]]
+        return [*self._in_order[max(0, place - NEAR) : place], *self._in_order[place + 1 : place + 1 + NEAR]]
 
     @staticmethod
     def _asked(question: Question, rename: Callable[[str], str] | None) -> Asked:
