@@ -241,6 +241,11 @@ def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) ->
     table = parquet.read_table(documents, columns=["id", "split"])
     split_of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
     for question in asked:
+        if question.split not in ("", "test"):
+            raise RefragError(
+                f"{question.where}: {question.id} is a question of the split {question.split!r}, and a model may have "
+                "learned or been chosen by it; evaluate on questions of the split 'test'"
+            )
         if split_of.get(question.document, "test") != "test":
             raise RefragError(
                 f"{question.where}: {question.id} asks about {question.document}, which this corpus has in its split "

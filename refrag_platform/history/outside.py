@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import InputRecord, trained_controls
+from refrag_platform.artifacts.manifest import InputRecord
+from refrag_platform.controls import trained_controls
 from refrag_platform.corpus.question_files import question_file
 from refrag_platform.errors import RefragError
 from refrag_platform.history.versions import release_named
@@ -109,7 +110,7 @@ def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
 
 def _controls(project: Project, recipe: Recipe) -> list[InputRecord]:
     """The trained controls that the evaluation takes."""
-    found = [control for stage in CONTROL_STAGES for control in trained_controls(project, recipe, stage).items()]
+    found = [item for stage in CONTROL_STAGES for item in trained_controls(project, recipe, stage).matched.items()]
     return [
         InputRecord(path=f"models/{manifest.model}/{manifest.stage}/content", hash=manifest.hash)
         for _, manifest in sorted(found, key=lambda control: control[0])

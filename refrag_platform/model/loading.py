@@ -114,7 +114,9 @@ def load_bundle(
     model = RefragModel.load(folder, dtype or default_dtype(target), target)
     place = policy or policy_folder(folder)
     network = PolicyNetwork.load(place, target) if place else None
-    if network and network.encoder_digest not in (None, model.encoder_digest()):
+    # Packed weights hold a policy and its encoder together; an artifact of its own says whose vectors it learned from.
+    known = (None, model.encoder_digest()) if place == folder else (model.encoder_digest(),)
+    if network and network.encoder_digest not in known:
         raise ArtifactError(
             f"the policy in {place} was trained on vectors of the encoder {network.encoder_digest}, and {folder} has "
             f"{model.encoder_digest()}; train it again, in a pipeline with `refrag run policy`"
