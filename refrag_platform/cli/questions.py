@@ -261,7 +261,7 @@ def write(
     from refrag_platform.model.loading import default_device
     from refrag_platform.project import Project
     from refrag_platform.training.writing.parts import Settings
-    from refrag_platform.training.writing.write import Inputs, Writing
+    from refrag_platform.training.writing.write import Inputs, begin
 
     beside = out.with_name(f"{out.name}.manifest.json")
     for file in (out, beside):
@@ -269,10 +269,10 @@ def write(
     device = default_device()
     settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
     inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
-    writing = Writing(Project.find(), model, inputs, settings, steps, device)
-    kept = write_rows(out, writing.rows(count))
-    manifest = writing.manifest(kept)
-    write_json(beside, manifest)
+    with begin(Project.find(), model, inputs, settings, steps, device) as writing:
+        kept = write_rows(out, writing.rows(count))
+        manifest = writing.manifest(kept)
+        write_json(beside, manifest)
     written = manifest["counts"]["written"]
     typer.echo(f"{out}: {kept:,} questions; {beside.name} says what made them")
     if kept < count:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,60 +47,81 @@ class Inputs:
     reader: Path | None
 
 
+@contextmanager
+def begin(
+    project: Project, model: str, inputs: Inputs, settings: Settings, steps: int, device: torch.device
+) -> Iterator[Writing]:
+    """A writer, trained now if it isn't yet, and a reader at work; for one process at a time.
+
+    Raises:
+        TrainingInterrupted: a signal stopped the training; the same call goes on.
+        RefragError: corpus, reader, questions or passages are missing or wrong, a passage is held out, or another
+            process writes questions for this model.
+    """
+    work = project.work_dir("questions", model)
+    try:
+        lock = lock_file(work / "lock", wait=False)
+    except BlockingIOError:
+        raise RefragError(f"another process writes questions for {model} in {work}; wait for it") from None
+    with lock:
+        yield Writing(project, model, inputs, settings, steps, device, work)
+
+
 class Writing:
     """The questions on the passages of one call, and what is to be said of them."""
 
     def __init__(
-        self, project: Project, model: str, inputs: Inputs, settings: Settings, steps: int, device: torch.device
+        self,
+        project: Project,
+        model: str,
+        inputs: Inputs,
+        settings: Settings,
+        steps: int,
+        device: torch.device,
+        work: Path,
     ) -> None:
-        """Train the writer, or find it trained, and load the reader.
-
-        Raises:
-            TrainingInterrupted: a signal stopped the training; the same call goes on.
-            RefragError: corpus, reader, questions or passages are missing or wrong, a passage is held out, or another
-                process writes questions for this model.
-        """
-        self._started, self._settings, self._counts, self._dropped = now(), settings, Counter[str](), Counter[str]()
+        """As `begin`, in the folder `work`, without a lock."""
+        self._started, self._settings, self._work = now(), settings, work
+        self._counts, self._dropped = Counter[str](), Counter[str]()
         corpus = project.content("corpus", model)
         if not corpus.is_dir():
             raise ArtifactError(f"no corpus at {corpus}; make it: `refrag run corpus --model {model}`")
-        self._work = project.work_dir("questions", model)
-        try:
-            self._lock = lock_file(self._work / "lock", wait=False)
-        except BlockingIOError:
-            raise RefragError(f"another process writes questions for {model} in {self._work}; wait for it") from None
-        # Refused before minutes are spent on training.
-        self._passages = _shuffled(_passages(corpus, inputs), settings.seed)
         self._facts: dict[str, Any] = {
             "model": model,
             "decoder": project.recipe(model).decoder.source,
             "corpus": Manifest.read(corpus.parent).hash if (corpus.parent / FILE_NAME).is_file() else None,
         }
-        self._reader = load_reader(project, model, inputs.reader).on(device)
+        # What is missing or refused is said before minutes are spent on training.
+        self._passages = _shuffled(_passages(corpus, inputs), settings.seed)
+        self._reader = load_reader(project, model, inputs.reader)
         say(f"answers are read by {self._reader.source}")
         self._writer = self._trained(project, model, corpus, inputs, steps).on(device)
+        self._reader.on(device)
         said = [self._writer.digest, self._reader.digest, device.type, asdict(settings), self._passages]
-        self._parts = self._work / f"parts-{_key(said)}"
+        self._parts = work / f"parts-{_key(said)}"
 
     def _trained(self, project: Project, model: str, corpus: Path, inputs: Inputs, steps: int) -> TextModel:
-        files = [str(path.resolve()) for path in inputs.questions]
+        """The writer, from its folder if it is there."""
         if inputs.writer and is_text_model(inputs.writer):
+            say(f"the writer {inputs.writer} is taken as it is: nothing is learned from labelled questions")
             return load_text_model(inputs.writer)
-        recipe, settings = project.recipe(model), writer_settings(recipe, steps)
+        recipe, seed = project.recipe(model), self._settings.seed
+        settings = writer_settings(recipe, steps)
+        files = [str(path.resolve()) for path in inputs.questions]
         questions = training_questions(corpus, files, project.root)
-        own = recipe.model_dump(include={"decoder", "seed"}, mode="json")
-        asked = [(one.question, one.answers, one.passages, one.gold) for one in questions]
         self._facts["training"] = {
             "questions": len(questions),
             "files": {str(path): file_digest(path) for path in inputs.questions},
-            "steps": steps,
+            "settings": settings.model_dump(mode="json"),
         }
-        home = self._work / f"writer-{_key([own, settings.model_dump(), self._settings.seed, asked])}"
+        asked = [(one.question, one.answers, one.passages, one.gold) for one in questions]
+        decides = [recipe.decoder.model_dump(), recipe.seed, settings.model_dump(), seed, asked]
+        home = self._work / f"writer-{_key(decides)}"
         out = inputs.writer or home / "content"
         if not is_text_model(out):
             base = project.recipe_path(model).parent
-            train_writer(recipe, base, questions, settings, self._settings.seed, home / "training", out)
-        say(f"the writer is {out}; --writer {out} uses it again")
+            train_writer(recipe, base, questions, settings, seed, home / "training", out)
+        say(f"the writer is {out}; `--writer {out}` uses it again")
         return load_text_model(out)
 
     def rows(self, count: int) -> Iterator[dict[str, Any]]:
@@ -126,26 +148,21 @@ class Writing:
 
     def manifest(self, count: int) -> dict[str, Any]:
         """What made the file of `count` questions: inputs by their digests, settings, and what became of the others."""
-        models = {
-            name: {"folder": str(one.source), "hash": one.digest}
-            for name, one in (("writer", self._writer), ("reader", self._reader))
+        models = {"writer": self._writer, "reader": self._reader}
+        return {
+            **self._facts,
+            **{name: {"folder": str(one.source), "hash": one.digest} for name, one in models.items()},
+            "settings": asdict(self._settings),
+            "questions": count,
+            "passages": len(self._passages),
+            "counts": dict(self._counts),
+            "dropped": dict(self._dropped.most_common()),
+            "refrag_platform": __version__,
+            "libraries": libraries(),
+            "hardware": hardware(),
+            "started": self._started,
+            "finished": now(),
         }
-        return (
-            self._facts
-            | models
-            | {
-                "settings": asdict(self._settings),
-                "questions": count,
-                "passages": len(self._passages),
-                "counts": dict(self._counts),
-                "dropped": dict(self._dropped.most_common()),
-                "refrag_platform": __version__,
-                "libraries": libraries(),
-                "hardware": hardware(),
-                "started": self._started,
-                "finished": now(),
-            }
-        )
 
 
 def _passages(corpus: Path, inputs: Inputs) -> list[Passage]:
