@@ -15,25 +15,25 @@ SHORTEST_QUESTION = 12
 Fault = Callable[[Asked, Passage], bool]
 
 
-def elsewhere(asked: Asked, passage: Passage) -> bool:
+def answer_missing(asked: Asked, passage: Passage) -> bool:
     """Whether the answer doesn't stand in the passage, in whole words and in its case."""
     return not re.search(rf"(?<!\w){re.escape(asked.answer)}(?!\w)", passage_text(*passage))
 
 
-def told(asked: Asked, passage: Passage) -> bool:
+def answer_told(asked: Asked, passage: Passage) -> bool:
     """Whether the question says its answer, which would be copied from there."""
     return bool(mention([asked.answer]).search(asked.question))
 
 
-def short(asked: Asked, passage: Passage) -> bool:
+def too_short(asked: Asked, passage: Passage) -> bool:
     """Whether the question has too few characters to ask for one thing."""
     return len(asked.question) < SHORTEST_QUESTION
 
 
 FAULTS: dict[str, Fault] = {
-    "answer not in the passage": elsewhere,
-    "answer in the question": told,
-    "question too short": short,
+    "answer not in the passage": answer_missing,
+    "answer in the question": answer_told,
+    "question too short": too_short,
 }
 
 

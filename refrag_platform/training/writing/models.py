@@ -32,7 +32,10 @@ class TextModel(NamedTuple):
 
     def on(self, device: torch.device) -> TextModel:
         """Ready to generate: in evaluation mode, in bfloat16 on CUDA, in float32 elsewhere."""
-        nn.Module.to(self.decoder, device=device, dtype=default_dtype(device))
+        nn.Module.to(self.decoder, device)
+        # Not the buffers: rounded frequencies would turn positions by other angles than in training.
+        for parameter in self.decoder.parameters():
+            parameter.data = parameter.data.to(default_dtype(device))
         self.decoder.eval()
         return self
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from refrag_platform.corpus.question_files import Passage
+from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 from refrag_platform.progress import Progress
 from refrag_platform.training.reading.blanks import Asked
@@ -55,6 +58,9 @@ def parts(
     """The parts in order; those that lie in the folder `work` already are taken from there.
 
     Args: progress: of the questions kept.
+
+    Raises:
+        RefragError: a batch doesn't fit the device, or a decoder reads too few positions.
     """
     size = settings.batch * BATCHES_PER_PART
     for number, start in enumerate(range(0, len(passages), size)):
@@ -64,7 +70,13 @@ def parts(
             part = Part(values["rows"], Counter(values["counts"]), Counter(values["dropped"]))
             progress.update(len(part.rows))
         else:
-            part = _part(writer, reader, passages[start : start + size], settings, number, progress)
+            try:
+                part = _part(writer, reader, passages[start : start + size], settings, number, progress)
+            except torch.OutOfMemoryError as error:
+                raise RefragError(
+                    f"{settings.batch} passages with {settings.per_passage} questions each don't fit "
+                    f"{writer.decoder.device} at once; lower --batch"
+                ) from error
             write_json(file, part._asdict(), ensure_ascii=False, indent=None)
         yield part
 

@@ -23,7 +23,7 @@ from refrag_platform.training.core.loop import Batch, Task, train
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.usable import LeftOut
-from refrag_platform.training.writing.filters import elsewhere
+from refrag_platform.training.writing.filters import answer_missing
 from refrag_platform.training.writing.layout import Shown, WriterLayout
 from refrag_platform.training.writing.models import save_text_model
 from refrag_platform.weights import load_decoder, load_tokenizer
@@ -88,7 +88,7 @@ def _gold(question: Question) -> Passage:
 def _sentence(question: Question, shown: Shown) -> str | None:
     """Of the sentences with the answer the one that shares most words with the question."""
     asked = Asked(question.question, question.answers[0])
-    holding = [one for one in shown.sentences if not elsewhere(asked, ("", one))]
+    holding = [one for one in shown.sentences if not answer_missing(asked, ("", one))]
     if not holding or len(asked.answer) > LONGEST_ANSWER:
         return None
     words = _words(question.question)
