@@ -34,7 +34,7 @@ class Shown(NamedTuple):
 
     @property
     def sentences(self) -> list[str]:
-        """Those that say enough to be asked about."""
+        """Those that say enough for another question."""
         return [one for one in sentences(self.passage[1]) if len(one) >= SHORTEST_SENTENCE]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from refrag_platform.corpus.passages import sentences
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.files import whole
@@ -88,7 +89,7 @@ def _gold(question: Question) -> Passage:
 def _sentence(question: Question, shown: Shown) -> str | None:
     """Of the sentences with the answer the one that shares most words with the question."""
     asked = Asked(question.question, question.answers[0])
-    holding = [one for one in shown.sentences if not answer_missing(asked, ("", one))]
+    holding = [one for one in sentences(shown.passage[1]) if not answer_missing(asked, ("", one))]
     if not holding or len(asked.answer) > LONGEST_ANSWER:
         return None
     words = _words(question.question)
