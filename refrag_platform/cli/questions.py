@@ -263,23 +263,24 @@ def write(
     from refrag_platform.training.writing.parts import Settings
     from refrag_platform.training.writing.write import Inputs, begin
 
-    beside = out.with_name(f"{out.name}.manifest.json")
-    for file in (out, beside):
-        _refuse_existing(file)
+    _refuse_existing(out)
     device = default_device()
     settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
     inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
     with begin(Project.find(), model, inputs, settings, steps, device) as writing:
-        kept = write_rows(out, writing.rows(count))
-        manifest = writing.manifest(kept)
+        rows = list(writing.rows(count))
+        manifest = writing.manifest(len(rows))
+        # The questions last: where they are, what made them is known.
+        beside = out.with_name(f"{out.name}.manifest.json")
         write_json(beside, manifest)
-    written = manifest["counts"]["written"]
-    typer.echo(f"{out}: {kept:,} questions; {beside.name} says what made them")
-    if kept < count:
+        write_rows(out, rows)
+    typer.echo(f"{out}: {len(rows):,} questions; {beside.name} says what made them")
+    if len(rows) < count:
         typer.echo(f"--count is {count:,}: the passages gave no more")
-    shares = [("kept", manifest["counts"]["kept"]), *manifest["dropped"].items()]
-    rows = [[what, f"{number:,}", f"{number / written:.1%}"] for what, number in shares]
-    typer.echo(table(["of those written", "questions", "share"], rows))
+    became = {"kept": manifest["counts"]["kept"], **manifest["dropped"]}
+    written = manifest["counts"]["written"]
+    shares = [[what, f"{number:,}", f"{number / written:.1%}"] for what, number in became.items()]
+    typer.echo(table(["of those written", "questions", "share"], shares))
 
 
 def _range(passages: str) -> tuple[int, int]:
