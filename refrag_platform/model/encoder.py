@@ -7,7 +7,6 @@ passage (ours). It never depends on another passage or on the place in a prompt,
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.digests import weights_digest
 from refrag_platform.model.segments import PAD, cut_windows
 
 Pooling = Literal["concat", "mean", "cls"]
@@ -218,11 +218,7 @@ class ChunkEncoder(nn.Module, ABC):
         shape = f"{self.chunk_size} {self.pooling} {self.token_skip}"
         if self.window_chunks > 1:
             shape += f" {self.window_chunks}"
-        digest = hashlib.sha256(shape.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:32]
+        return weights_digest(self, shape)
 
 
 class BertEncoder(ChunkEncoder):

@@ -34,6 +34,11 @@ class PassageRelevance:
         self._retriever = retriever
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
+    @property
+    def digest(self) -> str:
+        """The retriever's."""
+        return self._retriever.digest
+
     def learn(self, questions: Sequence[str], passages: Sequence[Passage]) -> None:
         """Embed what will be asked for, together: far faster than one after another."""
         texts = [*questions, *(passage_text(*passage) for passage in passages)]
