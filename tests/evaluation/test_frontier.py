@@ -180,6 +180,10 @@ def test_what_was_judged_otherwise_is_refused(folder: Path) -> None:
     whole = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
     parts = {Path(name).name: part for name, part in whole["parts"].items()}
     half = changed(folder, "half.json", parts={FILES[0]: parts[FILES[0]]})
+    # By whether training has shown a question, which is no file of questions.
+    seen = changed(folder, "seen.json", parts=whole["parts"] | {"seen in training": parts[FILES[0]]})
+    assert read_judged([seen], FILES) == read_judged([folder / "judged.json"], FILES)
+    assert whole["seen"]["questions"] == 5
     worse = json.loads(json.dumps(parts))
     worse[FILES[1]]["rows"][1]["f1"] += 0.5
     for files, message in (
