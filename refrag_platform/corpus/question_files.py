@@ -195,6 +195,11 @@ def read_summaries(path: Path) -> list[Question]:
     return [_summary(row, where, str(number)) for number, (where, row) in enumerate(rows, 1)]
 
 
+def named_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """Files that a recipe names by their path from `root`; environment variables are put in."""
+    return [root / os.path.expandvars(name) for name in names]
+
+
 def question_file(settings: EvaluationRecipe, base: Path) -> Path | None:
     """The file of questions that the recipe in the folder `base` names, if it names one."""
     return None if settings.question_file is None else (base / os.path.expandvars(settings.question_file)).resolve()

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.corpus.overlap import Overlap, overlap_row, overlaps
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question_files import Question, named_files
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
-from refrag_platform.training.usable import named_files
 
 
 def training_files(project: Project, recipe: Recipe) -> list[Path]:
