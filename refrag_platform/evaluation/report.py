@@ -114,7 +114,7 @@ def seen_said(seen: Mapping[str, Any] | None) -> str:
         f"holds the answer shares 12 words in a row with training text in {seen['run_of_words']:,}, half of its text "
         f"in {seen['half_a_passage']:,}; {seen['same_question']:,} were asked in the same words."
     )
-    missing = f" Not compared, as they are not here: {', '.join(seen['missing'])}." if seen["missing"] else ""
+    missing = f" Not compared, as they can't be read here: {', '.join(seen['missing'])}." if seen["missing"] else ""
     return text + missing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ def seen_in_training(
     """For each set of questions the overlap of each with what the recipe trains on, and the sum of it.
 
     Returns: of each set the second is {questions, same_question, run_of_words, half_a_passage, seen, files, missing}:
-        `overlap_row`, the training files that were read, and those that are not here: more may have been seen.
+        `overlap_row`, the training files that were read, and those that can't be here: more may have been seen.
     """
     root, files = project.root, training_files(project, recipe)
-    there = [path for path in files if path.is_file()]
+    # A bare machine has no pyarrow.
+    readable = [path for path in files if path.suffix != ".parquet" or find_spec("pyarrow")]
+    there = [path for path in readable if path.is_file()]
     found = iter(overlaps([question for questions in sets for question in questions], there))
 
     def named(paths: Sequence[Path]) -> list[str]:

@@ -106,7 +106,7 @@ def test_what_training_has_shown_is_counted_and_has_figures_of_its_own(
         "missing": ["a.jsonl"],
     }
     report = rag_report({"rows": found.rows, "seen": told})
-    assert "Seen in training: 1 of 3 questions" in report and "not here: a.jsonl." in report
+    assert "Seen in training: 1 of 3 questions" in report and "read here: a.jsonl." in report
     assert "isn't known here" in rag_report({"rows": found.rows, "seen": None})
 
 
