@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     family.command("whole")(whole)
     family.command("many")(many)
     family.command("write")(write)
+    family.command("overlap")(overlap)
     app.add_typer(family, name="questions")
 
 
@@ -281,6 +282,68 @@ def write(
     written = manifest["counts"]["written"]
     shares = [[what, f"{number:,}", f"{number / written:.1%}"] for what, number in became.items()]
     typer.echo(table(["of those written", "questions", "share"], shares))
+
+
+def overlap(
+    judged: Annotated[list[Path], typer.Option("--judged", help="A question file to judge by; again for more.")],
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--train",
+            help="File of training text: questions with passages, passages (title, text), or a corpus' "
+            "passages.parquet, of which the split train is read; again for more.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Also what this model's recipe trains on: its corpus and question files."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the rows of the one --judged file that were not seen; must not be there."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the counts here.")] = None,
+) -> None:
+    """Count the judged questions that training text has shown already: their figures flatter.
+
+    Seen is a question that was asked in the same words, or of which a passage that holds the answer (`gold`; where none
+    is named, one that says an answer) shares 12 words in a row with a training passage. `refrag evaluate rag` counts
+    them by itself for a model whose recipe is known.
+    """
+    from refrag_platform.corpus.overlap import overlap_row, overlaps
+    from refrag_platform.corpus.question_files import read_questions, read_rows
+    from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.question_sets import write_rows
+    from refrag_platform.evaluation.seen import training_files
+    from refrag_platform.files import write_json
+    from refrag_platform.markdown import table
+    from refrag_platform.names import name_text
+    from refrag_platform.project import Project
+
+    if out:
+        _refuse_existing(out)
+        if len(judged) > 1:
+            raise RefragError(f"--out is the rest of one file, and --judged names {len(judged)}; give one at a time")
+    files = list(train or [])
+    if model:
+        project = Project.find()
+        files += training_files(project, project.recipe(model))
+    if not files:
+        raise RefragError("nothing to compare with; name training text by --train, or a model by --model")
+    asked = {path: read_questions(path) for path in judged}
+    found = iter(overlaps([question for questions in asked.values() for question in questions], files))
+    own = {path: [next(found) for _ in questions] for path, questions in asked.items()}
+    counts = {name_text(path): overlap_row(one) for path, one in own.items()}
+    if json:
+        write_json(json, {"train": [name_text(path) for path in files], "judged": counts})
+    head = ["judged", "questions", "same question", "12 words of a passage", "half of a passage", "seen"]
+    typer.echo(table(head, [[name, *(f"{count:,}" for count in row.values())] for name, row in counts.items()]))
+    if out:
+        (path,) = judged
+        kept = [row for (_, row), one in zip(read_rows(path), own[path], strict=True) if not one.seen]
+        if not kept:
+            raise RefragError(f"every question of {path} was seen in training; judge by another file")
+        typer.echo(f"{out}: {write_rows(out, kept):,} questions that were not seen")
 
 
 def _range(passages: str) -> tuple[int, int]:

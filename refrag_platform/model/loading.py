@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from refrag_platform.errors import ArtifactError
+from refrag_platform.model.digests import weights_digest
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_FILE
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import SETTINGS_FILE, RefragModel
@@ -26,6 +27,15 @@ class Bundle:
     def share_kept(self) -> float:
         """The budget p that the policy was trained with; 0 without a policy."""
         return self.policy.share_kept if self.policy else 0.0
+
+    def digests(self) -> dict[str, str | None]:
+        """Hashes of all weights that answer: decoder, encoder, projection and policy (None where there is none)."""
+        return {
+            "decoder": weights_digest(self.model.decoder),
+            "encoder": self.model.encoder_digest(),
+            "projection": weights_digest(self.model.projection),
+            "policy": weights_digest(self.policy) if self.policy else None,
+        }
 
 
 def default_device() -> torch.device:

@@ -41,9 +41,9 @@ from refrag_platform.serving.contract import (
     BadRequest,
     Citation,
     Message,
-    Passage,
     Sampling,
     Seconds,
+    ServedPassage,
     Sources,
     Usage,
 )
@@ -144,7 +144,7 @@ class Engine:
         store = ChunkStore.open(chunks_dir, expect_encoder=digest, tables=tables, base=base, retriever=loaded)
         return cls(name, bundle, store, settings)
 
-    def retrieve(self, query: str, count: int, before: str = "") -> list[Passage]:
+    def retrieve(self, query: str, count: int, before: str = "") -> list[ServedPassage]:
         """The `count` passages of the store that fit the query best, best first.
 
         Args: before: what was said before it.
@@ -202,7 +202,7 @@ class Engine:
         self,
         messages: Sequence[Message],
         count: int,
-        sent: Sequence[Passage] = (),
+        sent: Sequence[ServedPassage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
@@ -250,7 +250,7 @@ class Engine:
     def start(
         self,
         messages: Sequence[Message],
-        passages: Sequence[Passage] = (),
+        passages: Sequence[ServedPassage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
@@ -278,7 +278,7 @@ class Engine:
     def _start(
         self,
         messages: Sequence[Message],
-        passages: Sequence[Passage],
+        passages: Sequence[ServedPassage],
         sampling: Sampling | None,
         share_kept: float | None,
         expand: Expand,
@@ -332,7 +332,7 @@ class Engine:
         return rag_prompt(model.tokenizer, last, chunks, history)
 
     def _select(
-        self, passages: Sequence[Passage], share: float, question: str, expand: Expand = MappingProxyType({})
+        self, passages: Sequence[ServedPassage], share: float, question: str, expand: Expand = MappingProxyType({})
     ) -> list[Selected]:
         """The passages as chunks, some of them kept as tokens."""
         chunks = [self._chunks(passage) for passage in passages]
@@ -348,14 +348,14 @@ class Engine:
             asked = content_ids(self.bundle.model.tokenizer, question)
         return choose(self.bundle, chunks, share, asked, wanted)
 
-    def _cited(self, passage: Passage, selected: Selected) -> Citation:
+    def _cited(self, passage: ServedPassage, selected: Selected) -> Citation:
         """A passage with its chunks' places in the text, for which it is tokenized again."""
         model = self.bundle.model
         with self._reading:
             spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)
         return citation(passage, selected, spans)
 
-    def _chunks(self, passage: Passage) -> Chunks:
+    def _chunks(self, passage: ServedPassage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
         if passage.token_ids is not None and passage.vectors is not None:
             return Chunks(passage.token_ids, vectors=passage.vectors)
@@ -370,9 +370,9 @@ class Engine:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
 
 
-def _passage(hit: Hit) -> Passage:
+def _passage(hit: Hit) -> ServedPassage:
     token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
-    return Passage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
+    return ServedPassage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
 
 
 def asked_last(messages: Sequence[Message]) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import pyarrow as pa
 
 from refrag_platform.corpus.documents import plain_document
-from refrag_platform.corpus.passages import Passage, cut_passages
+from refrag_platform.corpus.passages import CorpusPassage, cut_passages
 from refrag_platform.corpus.text import is_visible, normalize
 from refrag_platform.corpus.tokens import tokenize
 from refrag_platform.errors import RefragError
@@ -137,7 +137,7 @@ class LiveStore(ChunkStore):
         self.edits.close()
         self._lock.close()
 
-    def _record(self, edits: Sequence[Edit], passages: Sequence[Passage], rows: pa.Table | None) -> None:
+    def _record(self, edits: Sequence[Edit], passages: Sequence[CorpusPassage], rows: pa.Table | None) -> None:
         """Record edits and apply them; where the latter fails, nothing has happened."""
         names = [edit.id for edit in edits]
         before = self.edits.of(names)
@@ -163,7 +163,7 @@ class LiveStore(ChunkStore):
                 self._applied(edits[-1].number)
                 progress.update(len(edits))
 
-    def _copies(self, passages: Sequence[Passage]) -> list[str]:
+    def _copies(self, passages: Sequence[CorpusPassage]) -> list[str]:
         """Documents of the store with a text that was exported from here, so that it is not found twice."""
         texts = {passage.text for passage in passages}
         alike: set[str] = set()
@@ -194,12 +194,12 @@ class LiveStore(ChunkStore):
     def _applied(self, number: int) -> None:
         write_text(self._applied_file, f"{number}\n")
 
-    def _passages_of(self, edits: Sequence[Edit]) -> list[Passage]:
+    def _passages_of(self, edits: Sequence[Edit]) -> list[CorpusPassage]:
         documents = [plain_document(edit.id, edit.title, "live", edit.text or "") for edit in edits]
         cut = tokenize(documents, self._model.tokenizer.backend_tokenizer)
         return [one for document, tokens in cut for one in cut_passages(document, tokens, self._passage_tokens)]
 
-    def _encoded(self, passages: Sequence[Passage]) -> pa.Table | None:
+    def _encoded(self, passages: Sequence[CorpusPassage]) -> pa.Table | None:
         """Rows of the passages, whose chunks are in the table of chunks: nobody looks at them before the rows are."""
         if not passages:
             return None

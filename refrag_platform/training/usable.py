@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question, named_files, read_questions
 from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
@@ -31,11 +30,6 @@ class LeftOut:
         if self.reasons and is_main():
             left = self.reasons.total()
             print(f"{self.section}: {left:,} of {total:,} {things} left out: {self}", file=sys.stderr, flush=True)
-
-
-def named_files(root: Path, names: Sequence[str]) -> list[Path]:
-    """Files that a recipe names by their path from `root`; environment variables are put in."""
-    return [root / os.path.expandvars(name) for name in names]
 
 
 def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Split = "train") -> list[Question]:

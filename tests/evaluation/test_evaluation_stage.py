@@ -66,6 +66,10 @@ def test_content_holds_the_rows_without_times_and_is_the_same_again(
     }  # fmt: skip
     rag = json.loads((evaluated / "content" / "rag.json").read_text())
     assert all("ttft_ms" not in row for row in rag["rows"])
+    for seen in (rag["seen"], rag["retrieval"]["seen"]):
+        assert seen["questions"] == 3 and seen["files"][0] == "data/tiny/corpus/content/passages.parquet"
+        assert seen["missing"] == []
+    assert rag["questions_seen"] == rag["seen"]["seen"]
     evaluate_stage(context(evaluation_project, tmp_path / "again"))
     assert folder_digest(tmp_path / "again" / "content") == folder_digest(evaluated / "content")
 
