@@ -30,7 +30,7 @@ from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.guard import LimitBody, RequireKey, key_name
 from refrag_platform.serving.keys import Keys
 from refrag_platform.serving.observe import Metrics, Observe
-from refrag_platform.serving.pages import add_pages
+from refrag_platform.serving.pages import OPEN, add_pages
 from refrag_platform.serving.responses import ModelResponse, ResponseRequest
 from refrag_platform.serving.schema import RetrieveRequest
 from refrag_platform.serving.settings import ApiSettings
@@ -64,7 +64,7 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
     keys = Keys(settings.api_key, settings.api_keys, settings.api_keys_file)
-    app.add_middleware(RequireKey, keys=keys, per_minute=settings.rate_limit)
+    app.add_middleware(RequireKey, keys=keys, per_minute=settings.rate_limit, open_paths=OPEN)
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
     asked = (400, 401, 404, 408, 413, 429, 500, 503, 504)
