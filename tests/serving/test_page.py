@@ -1,7 +1,4 @@
-"""The page at /, in a real browser: a question, its passages and their price, a key, a document, by keyboard alone.
-
-$REFRAG_SCREENSHOTS names a folder that takes the picture of README.md (of a served model, not of this test's).
-"""
+"""The page at /, in a real browser: a question, its passages and their price, a key, a document, by keyboard alone."""
 
 from __future__ import annotations
 
@@ -138,7 +135,9 @@ def test_a_document_is_added_and_found(
             page.goto(served)
             page.get_by_label("Id", exact=True).fill("<b>oman</b>")
             page.get_by_label("Title").fill("<i>Oman</i>")
-            page.get_by_label("Text", exact=True).fill("Oman's capital is Muscat. \U0001f1f4\U0001f1f2 <script>alert(1)</script> It is hot.")
+            page.get_by_label("Text", exact=True).fill(
+                "Oman's capital is Muscat. \U0001f1f4\U0001f1f2 <script>alert(1)</script> It is hot."
+            )
             page.get_by_role("button", name="Add").click()
             playwright.expect(page.locator("#added")).to_contain_text("<b>oman</b> is in the store, passages: 1")
             ask(page, "Oman's capital is Muscat.")
@@ -168,7 +167,7 @@ def test_text_stands_out_from_what_is_behind_it(browser: playwright.Browser, url
     page.goto(url)
     page.get_by_label("p", exact=True).fill("0.5")
     ask(page, "What is the capital of Peru?")
-    for selector in ("body", ".dim", "#send", "#passages small", KEPT, COMPRESSED):
+    for selector in ("body", ".dim", "#send", "#passages small", KEPT, COMPRESSED, ".dim .kept"):
         assert contrast(page, selector) >= 4.5, selector
     page.close()
 
