@@ -110,7 +110,12 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.serving.package:build_package",
             ("chunks", "policy", "finetuned", "evaluation"),
             ("serving",),
-            further=("bentofile.yaml", "refrag_platform/serving/service.py"),
+            further=(
+                "bentofile.yaml",
+                "refrag_platform/serving/page.html",
+                "refrag_platform/serving/page.js",
+                "refrag_platform/serving/service.py",
+            ),
             packs_code=True,
         ),
     )

@@ -73,7 +73,10 @@ class Admission:
 
 
 class Ticket:
-    """One request inside, until it leaves; what it has begun ends with it."""
+    """One request inside, until it leaves; what it has begun ends with it.
+
+    arrived: in seconds of time.monotonic. at_end: is told of the answer, if there is one, as the request leaves.
+    """
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
@@ -82,7 +85,8 @@ class Ticket:
         self._generation: Generation | Refusal | None = None
         self.answer: Answer | None = None
         self._left = False
-        self._begun = time.monotonic()
+        self.arrived = time.monotonic()
+        self.at_end: Callable[[Generation | Refusal], None] = lambda generation: None
 
     async def __aenter__(self) -> Ticket:
         return self
@@ -127,7 +131,8 @@ class Ticket:
             self._admission.shown.pop(self.answer.id, None)
         if self._generation is not None:
             self._generation.close()
-        self._admission.leave(time.monotonic() - self._begun)
+            self.at_end(self._generation)
+        self._admission.leave(time.monotonic() - self.arrived)
 
     async def until_deadline(self, waited: Awaitable[T]) -> T:
         """Await something, but no longer than the deadline and the client's patience."""

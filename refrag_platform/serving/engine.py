@@ -28,7 +28,7 @@ from refrag_platform.agreement import refuse_other_serving
 from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
-from refrag_platform.decoding.scheduler import Scheduler
+from refrag_platform.decoding.scheduler import Load, Scheduler
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
@@ -181,6 +181,10 @@ class Engine:
         """Choices of answers that are being written now."""
         return self._scheduler.slots_in_use
 
+    def decoder_load(self) -> Load:
+        """What the decoder has to do, and holds."""
+        return self._scheduler.load()
+
     def memory(self) -> str:
         """What keys and values take, for a log."""
         runner, settings = self._scheduler.runner, self.settings
@@ -228,7 +232,7 @@ class Engine:
         question, before = asked_last(messages)
         begun = time.monotonic()
         found = self.retrieve(question, count, before)
-        retrieve = time.monotonic() - begun
+        searched = (begun, time.monotonic())
         nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
@@ -238,12 +242,13 @@ class Engine:
             retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
             share = self.bundle.share_kept if share_kept is None else share_kept
             sources = Sources([], retrieved, False, similarity, least)
-            return refusal(sources, share, Seconds(retrieve=round(retrieve, 6)), sampling.n if sampling else 1)
+            return refusal(sources, share, searched, sampling.n if sampling else 1)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(messages, [*sent, *found], sampling, share_kept, expand=expand, continues=continues)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
-        generation.add_seconds(retrieve=retrieve)
+        if count:
+            generation.add_part("retrieve", *searched)
         return generation
 
     @torch.inference_mode()
@@ -290,7 +295,7 @@ class Engine:
         if passages:
             require_choice(self.name, self.bundle, share)
         selected = self._select(passages, share, messages[-1].content, expand)
-        select = time.monotonic() - begun
+        chosen = time.monotonic()
         with self._reading:
             prompt = self._prompt(messages, [one.chunks for one in selected], continues)
         require_room(self.name, prompt, sampling, self.settings, self.max_positions)
@@ -320,7 +325,8 @@ class Engine:
             begun,
             lambda: split_by_kept([self._cited(*one) for one in zip(passages, selected, strict=True)]),
         )
-        generation.add_seconds(select=select, project=time.monotonic() - begun_to_project)
+        generation.add_part("select", begun, chosen)
+        generation.add_part("project", begun_to_project, time.monotonic())
         return generation
 
     def _prompt(self, messages: Sequence[Message], chunks: Sequence[Chunks], continues: bool) -> Prompt:
