@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.model.decoder import in_dtype
 from refrag_platform.model.encoder import BertEncoder, embedding_weight, strip_backbone
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.projection import Projection
@@ -199,7 +200,7 @@ def project_model(name: str, device: torch.device, dtype: torch.dtype, project: 
     except ArtifactError:
         weights = "untrained"
         model = RefragModel.create(project.recipe(name), project.recipe_path(name).parent)
-        model = model.to(device=device, dtype=dtype).eval()
+        model = in_dtype(model, dtype).to(device).eval()
     encoder = model.encoder
     if not isinstance(encoder, BertEncoder) or encoder.window_chunks > 1:
         raise RefragError(

@@ -21,6 +21,7 @@ from refrag_platform.controls import trained_controls
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
 from refrag_platform.evaluation.systems import CONTROL_KINDS, System
+from refrag_platform.model.decoder import in_dtype
 from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, control_name
@@ -117,5 +118,5 @@ def untuned_decoder(recipe: Recipe, base: Path, like: RefragModel) -> PreTrained
             "the model was made from"
         )
     # Not decoder.to(...): transformers wraps it in a way that type checkers can't follow.
-    torch.nn.Module.to(decoder, device=like.device, dtype=like.dtype)
-    return decoder.eval()
+    torch.nn.Module.to(decoder, device=like.device)
+    return in_dtype(decoder, like.dtype).eval()

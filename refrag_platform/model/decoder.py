@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from refrag_platform.model.packed import PackedLayout, packed_attention
 
 # Of hidden states whose logits are held at once.
 ROWS = 4096
+M = TypeVar("M", bound=nn.Module)
 UNPADDED = "refrag_unpadded"
 PACKED = "refrag_packed"
 CHUNKS = "refrag_chunks"
@@ -120,6 +121,17 @@ def causal(config: PretrainedConfig, positions: int) -> AbstractContextManager[N
 def head_weight(decoder: PreTrainedModel) -> Tensor:
     """The weight [vocabulary, width] of the decoder's output head."""
     return cast(nn.Linear, decoder.get_output_embeddings()).weight
+
+
+def in_dtype(module: M, dtype: torch.dtype) -> M:
+    """`module` itself, its numbers in `dtype` but for the frequencies of rotary embeddings.
+
+    Rounded to bfloat16 these would turn far positions by other angles than in training; transformers keeps them, too.
+    """
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if tensor.is_floating_point() and not name.endswith("inv_freq"):
+            tensor.data = tensor.data.to(dtype)
+    return module
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import write_json
+from refrag_platform.model.decoder import in_dtype
 from refrag_platform.model.encoder import (
     BertEncoder,
     ChunkEncoder,
@@ -218,7 +219,7 @@ class RefragModel(nn.Module):
         modules: dict[str, nn.Module] = {"encoder.": encoder, "projection.": projection}
         for part, module in modules.items():
             module.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
-        model = cls(encoder, projection, decoder, tokenizer).to(device=device, dtype=dtype).eval()
+        model = in_dtype(cls(encoder, projection, decoder, tokenizer), dtype).to(device).eval()
         model._digest = settings["encoder_digest"]
         return model
 

@@ -176,3 +176,14 @@ def test_the_budget_is_one_for_all_passages(tiny: RefragModel) -> None:
     kept = expand(tiny, passages, 0.25, generator=torch.Generator().manual_seed(0))
     assert sum(int(p.keep.sum()) for p in kept) == round(0.25 * chunks)
     assert all(int(p.keep.sum()) == 0 for p in expand(tiny, passages, 0.0))
+
+
+def test_in_bfloat16_positions_turn_by_the_angles_of_training(tiny: RefragModel, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    exact, rounded = (RefragModel.load(tmp_path, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert rounded.dtype == rounded.encoder.decoder_embeddings.dtype == torch.bfloat16
+    frequencies = {name: buffer for name, buffer in exact.named_buffers() if name.endswith("inv_freq")}
+    assert frequencies
+    for name, buffer in rounded.named_buffers():
+        if name in frequencies:
+            assert buffer.equal(frequencies[name])

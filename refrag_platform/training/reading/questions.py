@@ -105,7 +105,7 @@ class QuestionContexts:
             [asked[number] for number in chance.permutation(len(asked))],
         )
 
-    def _near(self, question: Question) -> list[Titled]:
+    def _near(self, question: Question) -> list[Passage]:
         place = self._place[question.passages[question.gold[0]]]
         return [*self._in_order[max(0, place - NEAR) : place], *self._in_order[place + 1 : place + 1 + NEAR]]
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.compact.packing import load_packed
 from refrag_platform.errors import ArtifactError
+from refrag_platform.model.decoder import in_dtype
 from refrag_platform.model.loading import default_dtype
 from refrag_platform.model.refrag import SETTINGS_FILE
 from refrag_platform.project import Project
@@ -32,10 +33,7 @@ class TextModel(NamedTuple):
 
     def on(self, device: torch.device) -> TextModel:
         """Ready to generate: in evaluation mode, in bfloat16 on CUDA, in float32 elsewhere."""
-        nn.Module.to(self.decoder, device)
-        # Not the buffers: rounded frequencies would turn positions by other angles than in training.
-        for parameter in self.decoder.parameters():
-            parameter.data = parameter.data.to(default_dtype(device))
+        nn.Module.to(in_dtype(self.decoder, default_dtype(device)), device)
         self.decoder.eval()
         return self
 
