@@ -31,7 +31,7 @@ def send_out(home: Project, tmp_path: Path) -> SendOut:
     """`send_out(NAME)`: the work until cpt exported here and unpacked in the folder NAME, as a project there."""
 
     def send(name: str = "there") -> Project:
-        with work_to_do(home, MODEL, "cpt") as work:
+        with work_to_do(home, [MODEL], "cpt") as work:
             write_bundle(work.members, work.facts, tmp_path / f"{name}.bundle", 30)
         unpack([tmp_path / f"{name}.bundle"], tmp_path / name)
         return Project(tmp_path / name)

@@ -23,7 +23,7 @@ from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
-MODEL, TRAINED = "tiny", ("reconstruction", "cpt", "policy", "finetuned")
+MODEL, TRAINED = "tiny", ("reconstruction", "cpt", "finetuned", "policy")
 PATIENCE = 200  # seconds; far more than anything takes on a busy machine
 # What the library's core does not depend on (pyproject.toml) can't be imported there.
 BARE = """
@@ -49,7 +49,7 @@ def start(there: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def send_out(home: Project, folder: Path) -> Path:
-    with work_to_do(home, MODEL, "finetuned") as work:
+    with work_to_do(home, [MODEL], "policy") as work:
         write_bundle(work.members, work.facts, folder.with_suffix(".bundle"), 30)
     unpack([folder.with_suffix(".bundle")], folder)
     return folder
@@ -60,7 +60,7 @@ def bring_home(home: Project, there: Path) -> tuple[list[str], list[str]]:
     export = start(there, "bundle", "export", "--results", "--out", str(there.with_suffix(".results")))
     output, _ = export.communicate(timeout=PATIENCE)
     assert export.returncode == 0, output
-    landed = import_results(home, [there.with_suffix(".results")])
+    (landed,) = import_results(home, [there.with_suffix(".results")])
     return list(landed.artifacts), landed.unfinished
 
 

@@ -50,7 +50,7 @@ def replace(path: Path, old: str, new: str) -> None:
 def test_what_lands_is_what_a_run_here_would_have_made(home: Project, send_out: SendOut, tmp_path: Path) -> None:
     there = send_out()
     make(there, *MADE)
-    landed = import_results(home, [results(there, tmp_path / "out")])
+    (landed,) = import_results(home, [results(there, tmp_path / "out")])
     assert list(landed.artifacts) == list(MADE) and landed.unfinished == []
     assert {states(home)[stage] for stage in ("corpus", *MADE)} == {"current"}
     for stage in MADE:
@@ -79,7 +79,7 @@ def test_a_second_import_changes_nothing(home: Project, send_out: SendOut, tmp_p
     out = results(there, tmp_path / "out")
     import_results(home, [out])
     before = home.stage_dir("cpt", MODEL).stat().st_ino
-    assert list(import_results(home, [out]).artifacts) == list(MADE)
+    assert list(import_results(home, [out])[0].artifacts) == list(MADE)
     assert home.stage_dir("cpt", MODEL).stat().st_ino == before
 
 
@@ -174,7 +174,7 @@ def test_work_is_no_result_and_a_checkout_no_bundle(home: Project, send_out: Sen
     there = send_out()
     with pytest.raises(RefragError, match="holds work to be done on another machine"):
         import_results(home, [tmp_path / "there.bundle"])
-    with pytest.raises(RefragError, match=r"nothing was made in .* yet; run reconstruction, cpt first"):
+    with pytest.raises(RefragError, match=r"nothing was made in .* yet; run reconstruction, cpt of tiny first"):
         results(there, tmp_path / "out")
     with pytest.raises(RefragError, match=r"has no bundle\.json"):
         results(home, tmp_path / "out")
@@ -209,12 +209,12 @@ def test_an_interrupted_stage_goes_on_there_and_on_a_third_machine(
     there = send_out("there")
     assert checkpoints(there) == ["step-00000001"]
     stop_at(there, "reconstruction", 2, monkeypatch)
-    landed = import_results(home, [results(there, tmp_path / "out")])
+    (landed,) = import_results(home, [results(there, tmp_path / "out")])
     assert landed.artifacts == {} and landed.unfinished == ["reconstruction"]
     assert checkpoints(send_out("third")) == ["step-00000002"]
     # A run here has come further meanwhile.
     stop_at(home, "reconstruction", 3, monkeypatch)
-    assert import_results(home, [tmp_path / "out"]).unfinished == []
+    assert import_results(home, [tmp_path / "out"])[0].unfinished == []
     assert checkpoints(home)[-1] == "step-00000003"
 
 
@@ -236,6 +236,6 @@ def test_state_that_does_not_fit_is_left_out_and_said(
     make(there, "reconstruction")
     (stop_at(there, "cpt", 1, monkeypatch) / "optimizer.bin").write_bytes(os.urandom(MIB))
     index, left_out = export_results(there, tmp_path / "out", 1, 2, None)
-    assert index["stages"] == ["reconstruction"] and index["unfinished"] == []
-    assert left_out is not None and re.search(r"left out: the state of cpt, .* 2 pieces of 1 MiB", left_out)
-    assert list(import_results(home, [tmp_path / "out"]).artifacts) == ["reconstruction"]
+    assert index["models"] == {MODEL: ["reconstruction"]} and index["unfinished"] == {MODEL: []}
+    assert left_out is not None and re.search(r"left out: the state of cpt of tiny, .* 2 pieces of 1 MiB", left_out)
+    assert list(import_results(home, [tmp_path / "out"])[0].artifacts) == ["reconstruction"]

@@ -19,7 +19,7 @@ from refrag_platform.bundle.unbundle import INDEX, BundleError, unpack
 from refrag_platform.errors import RefragError
 
 Members = dict[str, Path | bytes]
-FACTS = {"kind": "work", "model": "tiny", "stages": ["cpt"]}
+FACTS = {"kind": "work", "models": {"tiny": ["cpt"]}}
 
 
 @pytest.fixture
