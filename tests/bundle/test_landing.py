@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -61,6 +62,41 @@ def test_what_lands_is_what_a_run_here_would_have_made(home: Project, send_out: 
         assert len(logs) == 1
         assert (home.root / "reports" / "metrics" / MODEL / f"{stage}.json").is_file()
         assert runner.run_stage(home, stage, MODEL, force=True).manifest.hash == made.hash
+
+
+def test_a_model_and_its_controls_share_a_bundle_and_land_together(
+    home: Project, send_out: SendOut, tmp_path: Path
+) -> None:
+    recipe = home.recipe_path(MODEL)
+    recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}, none: {{}}}}\n")
+    controls = [f"{MODEL}--full", f"{MODEL}--none"]
+    there = send_out(models=[MODEL, *controls])
+    assert [folder.name for folder in (there.root / "data").iterdir()] == [MODEL]
+    make(there, *MADE)
+    runner.run_stage(there, "cpt", controls[0])
+    landed = {each.model: list(each.artifacts) for each in import_results(home, [results(there, tmp_path / "out")])}
+    assert landed == {MODEL: list(MADE), controls[0]: ["cpt"], controls[1]: []}
+    for model, stages in landed.items():
+        for stage in stages:
+            assert runner.run_stage(home, stage, model).cached
+    again = send_out("again", [MODEL, *controls])
+    index = json.loads((again.root / "bundle.json").read_text())
+    assert index["models"] == {controls[1]: ["cpt"]}, "nothing is to be done for the others"
+
+
+def test_a_recipe_that_extends_another_and_what_a_run_set_count_there_as_here(
+    home: Project, send_out: SendOut, tmp_path: Path
+) -> None:
+    home.run_overrides("other").parent.mkdir(parents=True)
+    home.recipe_path("other").write_text(f"name: other\nextends: {MODEL}\n")
+    home.run_overrides("other").write_text("cpt: {steps: 3}\n")
+    runner.run_stage(home, "corpus", "other")
+    there = send_out(models=["other"])
+    assert there.recipe("other") == home.recipe("other") and there.recipe("other").cpt.steps == 3
+    for stage in MADE:
+        runner.run_stage(there, stage, "other")
+    (landed,) = import_results(home, [results(there, tmp_path / "out")])
+    assert list(landed.artifacts) == list(MADE)
 
 
 def test_the_commit_is_that_of_the_checkout_that_sent_the_work(
