@@ -77,7 +77,8 @@ def work_to_do(project: Project, models: Sequence[str], until: str, wheels: Path
                 members |= _inputs(project, stage, model, stages)
                 members |= _files_read(project, stage, recipe)
                 members |= _begun(project, stage, recipe, stages)
-            members |= _plain_passages(project, model, Path(scratch))
+            if not _is_among(wheels, "pyarrow"):
+                members |= _plain_passages(project, model, Path(scratch))
             for source in _weights(recipe, stages):
                 members |= _weights_of(project, source, project.recipe_path(model).parent, wheels, work.notes)
         if wheels is not None:
@@ -222,7 +223,7 @@ def _weights_of(
 
 def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
     """The files of an installed package, which must be pure Python or data; none where a wheel brings it."""
-    if wheels is not None and any(_normal(wheel.name.split("-")[0]) == _normal(name) for wheel in wheels.glob("*.whl")):
+    if _is_among(wheels, name):
         return {}
     try:
         package = importlib.metadata.distribution(name)
@@ -237,6 +238,11 @@ def _wheels(folder: Path) -> dict[str, Path | bytes]:
     if not found:
         raise RefragError(f"--wheels is {folder}, and there is no wheel (*.whl) in it; `pip download -d {folder} ...`")
     return {f"{WHEELS}/{wheel.name}": wheel for wheel in found}
+
+
+def _is_among(wheels: Path | None, package: str) -> bool:
+    files = wheels.glob("*.whl") if wheels is not None else []
+    return any(_normal(wheel.name.split("-")[0]) == _normal(package) for wheel in files)
 
 
 def _normal(name: str) -> str:

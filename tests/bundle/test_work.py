@@ -52,7 +52,11 @@ def test_wheels_go_along(home: Project, tmp_path: Path) -> None:
     with pytest.raises(RefragError, match="there is no wheel"):
         held(home, "cpt", tmp_path / "wheels")
     (tmp_path / "wheels" / "pydantic-2.12-py3-none-any.whl").touch()
-    assert "wheels/pydantic-2.12-py3-none-any.whl" in held(home, "cpt", tmp_path / "wheels")
+    first = held(home, "cpt", tmp_path / "wheels")
+    assert {"wheels/pydantic-2.12-py3-none-any.whl", "data/tiny/corpus/passages.jsonl"} <= first
+    (tmp_path / "wheels" / "pyarrow-21.0.0-cp312-cp312-manylinux_2_28_x86_64.whl").touch()
+    with_pyarrow = held(home, "cpt", tmp_path / "wheels")
+    assert "data/tiny/corpus/passages.jsonl" not in with_pyarrow, "it reads the table itself"
 
 
 def test_an_installed_package_of_weights_goes_along(home: Project) -> None:
