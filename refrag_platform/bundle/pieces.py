@@ -151,7 +151,7 @@ def _write_archive(members: Members, stream: io.RawIOBase) -> None:
 
 
 def _twins(members: Members) -> dict[str, str]:
-    """The names of large files whose bytes are those of another, which comes before them in the archive: by its name."""
+    """The names of large files whose bytes another file has, and that file, which comes first in the archive."""
     by_size: dict[int, list[tuple[str, Path]]] = {}
     for name, source in sorted(members.items()):
         if isinstance(source, Path) and _size(source) >= LARGE:
