@@ -63,7 +63,7 @@ class ElsewhereSettings(BaseModel):
 
     command: str = Field(description="of `refrag bundle run`: takes the work there and brings the results back")
     stages: tuple[Literal["reconstruction", "cpt", "chunks", "policy", "finetuned", "evaluation"], ...] = Field(
-        ("reconstruction", "cpt", "policy", "finetuned"), description="the others run here"
+        ("reconstruction", "cpt", "finetuned", "policy"), description="the others run here"
     )
     wheels: str | None = Field(None, description="folder of wheels to take along, relative to the project")
 

@@ -5,6 +5,8 @@ By hand: `refrag recipes add NAME`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import yaml
 
 from refrag_platform.errors import RefragError
@@ -56,15 +58,15 @@ def add_model(project: Project, model: str) -> bool:
     return text != before
 
 
-def only_model(project: Project, model: str) -> str:
-    """The text of params.yaml with `models` cut down to one; all else, comments included, stays."""
+def only_models(project: Project, names: Iterable[str]) -> str:
+    """The text of params.yaml with `models` cut down to these; all else, comments included, stays."""
     text = (project.root / DIALS).read_text(encoding="utf-8")
     models = _value(text, "models")
     assert isinstance(models, yaml.SequenceNode)  # Project.models() has read it
     last = models if models.flow_style else models.value[-1]
     # A list in lines may start at the margin, where a value must not.
     margin = "" if models.flow_style or models.start_mark.column else "  "
-    return f"{text[: models.start_mark.index]}{margin}[{model}]{text[last.end_mark.index :]}"
+    return f"{text[: models.start_mark.index]}{margin}[{', '.join(names)}]{text[last.end_mark.index :]}"
 
 
 def _with_model(text: str, model: str) -> str:

@@ -2,7 +2,7 @@
 
 `--write PAGE` writes a page's tables: what stands between <!-- rows FILE --> and <!-- end -->, or, in few rows,
 <!-- headline FILE -->; and draws the pictures that lie beside the files. `make tables` does so for all pages.
-A file of choices (scripts/choices.py), scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
+A file of choices, scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRAINING = (
 )  # fmt: skip
 SCORES = ("P16", "P32", "P128", "P512")
 BENCH_FIGURES = {"frontier": frontier_figure, "latency": latency_figure, "throughput": throughput_figure}
-# Chunks of the samples that `gpu_run.py reconstruct` recovers.
+# Chunks of the samples that were recovered in a file of choices.
 RECONSTRUCTED = (1, 8, 32)
 # A document's table with the file it comes from.
 MARKED = re.compile(r"<!-- (?P<form>rows|headline) (?P<file>\S+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -78,7 +78,7 @@ def recovered_rows(result: dict[str, Any]) -> str:
 
 
 def run_rows(result: dict[str, Any]) -> str:
-    """A row a run that `gpu_run.py score` judged."""
+    """A row a run, of the held-out log-perplexity of some runs alone."""
     rows = [
         [row["run"], f"{row['context']:,}", str(row["windows"]), *(number(row[score], ".3f") for score in SCORES)]
         for row in result["rows"]

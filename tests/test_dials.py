@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from refrag_platform import runner
 from refrag_platform.cli import app
-from refrag_platform.dials import add_model, only_model, require_named
+from refrag_platform.dials import add_model, only_models, require_named
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.project import Project
 from tests.planted import MODEL, plant, run
@@ -56,7 +56,7 @@ def test_a_model_without_a_recipe_is_refused(project: Project) -> None:
 )
 def test_a_file_can_be_cut_down_to_one_model(project: Project, models: str) -> None:
     (project.root / "params.yaml").write_text(f"# The dials\n{models}# Below\noverrides: {{}}\n")
-    (project.root / "params.yaml").write_text(only_model(project, MODEL))
+    (project.root / "params.yaml").write_text(only_models(project, [MODEL]))
     assert project.params() == {"models": [MODEL], "overrides": {}}
     assert "# Below\n" in (project.root / "params.yaml").read_text()
 

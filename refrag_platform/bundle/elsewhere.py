@@ -56,9 +56,9 @@ def _one_slice(project: Project, stage: str, model: str, command: str, wheels: P
     for folder in (bundle, results):
         shutil.rmtree(folder, ignore_errors=True)
     script = Path(unbundle.__file__).read_bytes()
-    with _noted_signals() as signals, work_to_do(project, model, stage, wheels) as work:
-        if work.facts["stages"] != [stage]:
-            raise RefragError(f"before {stage} of {model} these are to be made: {', '.join(work.facts['stages'][:-1])}")
+    with _noted_signals() as signals, work_to_do(project, [model], stage, wheels) as work:
+        if (stages := work.facts["models"][model]) != [stage]:
+            raise RefragError(f"before {stage} of {model} these are to be made: {', '.join(stages[:-1])}")
         write_bundle(work.members, work.facts, bundle, PIECE_MIB, beside={"unbundle.py": script})
         told: dict[str, str | Path] = {
             "bundle": bundle,
@@ -70,7 +70,7 @@ def _one_slice(project: Project, stage: str, model: str, command: str, wheels: P
         status = subprocess.run(
             ["sh", "-c", OUTLIVES + _filled(command, told)], cwd=project.root, check=False
         ).returncode
-    landed = import_results(project, [results]) if (results / unbundle.INDEX).is_file() else None
+    landed = import_results(project, [results])[0] if (results / unbundle.INDEX).is_file() else None
     if signals:
         raise Paused(f"{stage} of {model}: stopped by signal {signals[0]}; run it again to continue")
     if landed is None or stage not in (*landed.artifacts, *landed.unfinished):

@@ -23,13 +23,13 @@ from refrag_platform.lineage.difference import flat
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.runner import blocking_failures
-from refrag_platform.stages import STAGES
+from refrag_platform.stages import STAGES, inputs_of
 from refrag_platform.training.core import checkpoint
 
 
 @dataclass(frozen=True)
 class Landed:
-    """What is in place now: artifacts by stage, and stages whose state a run here would go on from."""
+    """What is in place of a model now: artifacts by stage, and stages whose state a run here would go on from."""
 
     model: str
     artifacts: dict[str, Manifest]
@@ -41,8 +41,8 @@ def import_results(
     folders: Sequence[Path],
     require_recordable: Callable[[str, list[str]], None] | None = None,
     on_piece: Callable[[str], None] = lambda text: None,
-) -> Landed:
-    """Put the artifacts of a bundle of results into place, after all of them were checked.
+) -> list[Landed]:
+    """Put the artifacts of a bundle of results into place, after all of them were checked; what landed of each model.
 
     Args:
         require_recordable: refuses, by an error, a model and stages that can't be recorded once they are in place.
@@ -58,7 +58,8 @@ def import_results(
         try:
             index = _unpacked(folders, arrived.root, on_piece)
             if require_recordable is not None:
-                require_recordable(index["model"], index["stages"])
+                for model, stages in index["models"].items():
+                    require_recordable(model, stages)
             return _land(project, arrived, index)
         finally:
             shutil.rmtree(arrived.root, ignore_errors=True)
@@ -74,31 +75,42 @@ def _unpacked(folders: Sequence[Path], target: Path, on_piece: Callable[[str], N
             f"{folders[0]} holds work to be done on another machine; unpack it there, by --into FOLDER or `python "
             "unbundle.py FOLDER`"
         )
-    if unknown := [stage for stage in (*index["stages"], *index["unfinished"]) if stage not in STAGES]:
+    if unknown := [stage for _, stage in _pairs(index, "models", "unfinished") if stage not in STAGES]:
         raise RefragError(f"{folders[0]} has results of {', '.join(unknown)}, which is no stage here")
     return index
 
 
-def _land(project: Project, arrived: Project, index: dict[str, Any]) -> Landed:
-    model = index["model"]
-    recipe = project.recipe(model)
-    manifests: dict[str, Manifest] = {}
+def _pairs(index: dict[str, Any], *kinds: str) -> list[tuple[str, str]]:
+    """Model and stage of what the bundle has of these kinds."""
+    pairs = [(model, stage) for kind in kinds for model, stages in index[kind].items() for stage in stages]
+    return list(dict.fromkeys(pairs))
+
+
+def _land(project: Project, arrived: Project, index: dict[str, Any]) -> list[Landed]:
+    manifests: dict[str, dict[str, Manifest]] = {model: {} for model in index["models"]}
+    recipes = {model: project.recipe(model) for model in manifests}
     with ExitStack() as locks:
-        for stage in {*index["stages"], *index["unfinished"]}:
+        for model, stage in _pairs(index, "models", "unfinished"):
             locks.enter_context(publication.only_runner(project.work_dir(stage, model)))
             publication.recover(project.stage_dir(stage, model), project.work_dir(stage, model))
-        hashes: dict[str, str] = {}
-        for stage in index["stages"]:
-            manifests[stage] = _accepted(project, arrived, recipe, stage, hashes, index)
-            hashes[stage] = manifests[stage].hash
-        for stage in index["unfinished"]:
-            _require_same_run(project, arrived, recipe, stage, hashes)
-        for manifest in manifests.values():
-            _require_checks(project, arrived, recipe, manifest, manifests)
-        for manifest in manifests.values():
-            _put_artifact(project, arrived, manifest)
-        unfinished = [stage for stage in index["unfinished"] if _put_state(project, arrived, stage, model)]
-    return Landed(model, manifests, unfinished)
+        for model, stage in _pairs(index, "models"):
+            hashes = {name: manifest.hash for name, manifest in manifests[model].items()}
+            manifests[model][stage] = _accepted(project, arrived, recipes[model], stage, hashes, index)
+        for model, stage in _pairs(index, "unfinished"):
+            hashes = {name: manifest.hash for name, manifest in manifests[model].items()}
+            _require_same_run(project, arrived, recipes[model], stage, hashes)
+        for model, stage in _pairs(index, "models"):
+            _require_checks(project, arrived, recipes[model], manifests[model][stage], manifests[model])
+        for model, stage in _pairs(index, "models"):
+            _put_artifact(project, arrived, manifests[model][stage])
+        return [
+            Landed(
+                model,
+                artifacts,
+                [stage for stage in index["unfinished"][model] if _put_state(project, arrived, stage, model)],
+            )
+            for model, artifacts in manifests.items()
+        ]
 
 
 def _accepted(
@@ -171,7 +183,7 @@ def _require_checks(
 ) -> None:
     inputs = {
         name: (arrived if name in manifests else project).content(name, recipe.name)
-        for name in STAGES[manifest.stage].inputs
+        for name in inputs_of(project, STAGES[manifest.stage], recipe.name)
     }
     folder = arrived.stage_dir(manifest.stage, recipe.name)
     if failed := blocking_failures(recipe, manifest, folder, inputs):

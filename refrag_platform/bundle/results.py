@@ -9,7 +9,7 @@ from typing import Any
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.bundle.pieces import Members, TooLarge, write_bundle
-from refrag_platform.bundle.unbundle import INDEX
+from refrag_platform.bundle.unbundle import INDEX, in_words
 from refrag_platform.bundle.work import files_below, state_of
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
@@ -29,34 +29,36 @@ def export_results(
         ArtifactError: an artifact is damaged.
     """
     work = _index(project)
-    model, finished = work["model"], []
+    finished: dict[str, list[str]] = {model: [] for model in work["models"]}
     members: dict[str, Path | bytes] = {}
-    for stage in work["stages"]:
+    states: dict[tuple[str, str], Members] = {}
+    code: dict[str, str] = {}
+    for model, stage in ((model, stage) for model, stages in work["models"].items() for stage in stages):
         folder = project.stage_dir(stage, model)
         if (folder / FILE_NAME).is_file():
             if not Manifest.read(folder).describes(folder):
                 raise ArtifactError(f"the bytes of {folder} are not its manifest's; run {stage} again, with --force")
-            finished.append(stage)
+            finished[model].append(stage)
             members |= files_below(project, folder)
-    states = {stage: state for stage in work["stages"] if (state := state_of(project, stage, model))}
-    if not finished and not states:
-        raise RefragError(f"nothing was made in {project.root} yet; run {', '.join(work['stages'])} first")
-    code = {
-        file: file_digest(project.root / file) for stage in work["stages"] for file in STAGES[stage].code(project.root)
-    }
-    facts = {"kind": "results", "model": model, "stages": finished, "commit": work["commit"], "code": code}
+        if state := state_of(project, stage, model):
+            states[model, stage] = state
+        code |= {file: file_digest(project.root / file) for file in STAGES[stage].code(project.root)}
+    if not members and not states:
+        raise RefragError(f"nothing was made in {project.root} yet; run {in_words(work['models'])} first")
+    facts = {"kind": "results", "models": finished, "commit": work["commit"], "code": code}
 
-    def write(unfinished: dict[str, Members]) -> dict[str, Any]:
+    def write(unfinished: dict[tuple[str, str], Members]) -> dict[str, Any]:
         held = {name: source for state in unfinished.values() for name, source in state.items()}
-        told = facts | {"unfinished": list(unfinished)}
-        return write_bundle(members | held, told, out, piece_mib, files, part)
+        stopped = {model: [stage for name, stage in unfinished if name == model] for model in finished}
+        return write_bundle(members | held, facts | {"unfinished": stopped}, out, piece_mib, files, part)
 
     try:
         return write(states), None
     except TooLarge as error:
-        if not states or not finished:
+        if not states or not members:
             raise
-        return write({}), f"left out: the state of {', '.join(states)}, with which {error}"
+        stopped = ", ".join(f"{stage} of {model}" for model, stage in states)
+        return write({}), f"left out: the state of {stopped}, with which {error}"
 
 
 def _index(project: Project) -> dict[str, Any]:

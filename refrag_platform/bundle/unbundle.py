@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,7 +143,12 @@ class _Joined(io.RawIOBase):
             self._stream = None
 
 
-def run(target: Path, index: dict[str, Any], seconds: str) -> int:
+def in_words(models: dict[str, list[str]]) -> str:
+    """The stages of each model; empty where there are none."""
+    return "; ".join(f"{', '.join(stages)} of {model}" for model, stages in models.items() if stages)
+
+
+def run(target: Path, index: dict[str, Any], seconds: float) -> int:
     """Run the stages for some time, and write what came of it to `target`.results; the status is that of the run."""
     paths = [str(target / SITE_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     refrag = [sys.executable, "-m", "refrag_platform"]
@@ -150,24 +156,42 @@ def run(target: Path, index: dict[str, Any], seconds: str) -> int:
         "cwd": target,
         "env": {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "REFRAG_ROOT": str(target)},
     }
-    stages = ["run", *index["stages"], "--model", index["model"], "--seconds", seconds]
-    # A session of its own, so that a signal comes once, from here; Linux ends it with this process.
-    running = subprocess.Popen(
-        [*refrag, *stages],
-        start_new_session=True,
-        preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),
-        **options,
-    )
+    end, status = time.monotonic() + seconds, 0
+    running: list[subprocess.Popen[bytes]] = []
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        stopped.append(number)
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: running.send_signal(signal.SIGTERM))
-    if (status := running.wait()) in (0, PAUSED):
+        signal.signal(number, stop)
+    for model, stages in index["models"].items():
+        left = end - time.monotonic()
+        if stopped or left < 1:
+            status = PAUSED
+        if status:
+            break
+        # A session of its own, so that a signal comes once, from here; Linux ends it with this process.
+        process = subprocess.Popen(
+            [*refrag, "run", *stages, "--model", model, "--seconds", str(left)],
+            start_new_session=True,
+            preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL),
+            **options,
+        )
+        running[:] = [process]
+        if stopped:
+            process.send_signal(signal.SIGTERM)
+        status = process.wait()
+    if status in (0, PAUSED):
         results = target.with_name(f"{target.name}.results")
         shutil.rmtree(results, ignore_errors=True)
         subprocess.run([*refrag, "bundle", "export", "--results", "--out", str(results)], check=False, **options)
     return status
 
 
-def main(target: Path, further: Sequence[Path], seconds: str | None) -> int:
+def main(target: Path, further: Sequence[Path], seconds: float | None) -> int:
     index = unpack([Path(__file__).resolve().parent, *further], target, print)
     if seconds is not None:
         return run(target, index, seconds)
@@ -175,7 +199,8 @@ def main(target: Path, further: Sequence[Path], seconds: str | None) -> int:
     print(f"  cd {target}")
     if (target / SITE_PACKAGES).is_dir():
         print(f"  export PYTHONPATH={target / SITE_PACKAGES}")
-    print(f"  python -m refrag_platform run {' '.join(index['stages'])} --model {index['model']} --seconds 540")
+    for model, stages in index["models"].items():
+        print(f"  python -m refrag_platform run {' '.join(stages)} --model {model} --seconds 540")
     print("  python -m refrag_platform bundle export --results --out ../results")
     return 0
 
@@ -184,7 +209,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=lambda text: Path(text).resolve())
     parser.add_argument("further", type=Path, nargs="*")
-    parser.add_argument("--run", metavar="SECONDS")
+    parser.add_argument("--run", metavar="SECONDS", type=float)
     given = parser.parse_args()
     try:
         sys.exit(main(given.folder, given.further, given.run))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ from refrag_platform.artifacts import publication
 from refrag_platform.artifacts.manifest import FILE_NAME
 from refrag_platform.bundle.pieces import Members
 from refrag_platform.bundle.unbundle import SITE_PACKAGES, WHEELS
-from refrag_platform.corpus.passage_rows import COPY, copy_path, write_copy
-from refrag_platform.dials import DIALS, only_model
+from refrag_platform.corpus.passage_rows import copy_path, write_copy
+from refrag_platform.dials import DIALS, only_models
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history.freshness import dependencies
 from refrag_platform.history.git import git_commit
@@ -28,8 +28,8 @@ from refrag_platform.history.outside import outside_files
 from refrag_platform.history.status import status
 from refrag_platform.imports import PACKAGE
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
-from refrag_platform.stages import SHIPPED, STAGES
+from refrag_platform.recipes import Recipe, extended
+from refrag_platform.stages import SHIPPED, STAGES, inputs_of, stages_of
 
 # They read sources, or build what lives in a store of this machine.
 STAYS_HERE = ("corpus", "package")
@@ -45,48 +45,74 @@ class Work:
 
 
 @contextmanager
-def work_to_do(project: Project, model: str, until: str, wheels: Path | None = None) -> Iterator[Work]:
-    """All that another machine needs to make the artifact `until`; no stage of these runs here within the block.
+def work_to_do(project: Project, models: Sequence[str], until: str, wheels: Path | None = None) -> Iterator[Work]:
+    """All that another machine needs to make the artifacts `until`; no stage of these runs here within the block.
 
-    Args: wheels: a folder of wheels to take along, for the other machine's Python.
+    Args:
+        models: what several of them read, as a model and its controls do, is taken along once.
+        until: of a control, the stages up to there that it has of its own.
+        wheels: a folder of wheels to take along, for the other machine's Python.
 
     Raises:
         ArtifactError: an artifact that is made here alone is not current.
         RefragError: there is nothing to do, a stage is running, or a file that it reads lies outside the project.
     """
-    recipe, stages = project.recipe(model), _stages_to_run(project, model, until)
-    work = Work(facts={"kind": "work", "model": model, "stages": stages, "commit": git_commit(project.root)})
+    wanted = {model: _stages_to_run(project, model, until) for model in models}
+    runs = {model: stages for model, stages in wanted.items() if stages}
+    if not runs:
+        raise RefragError(
+            f"nothing to do: {until} of {', '.join(models)} is current, and so is all that it is made from"
+        )
+    work = Work(facts={"kind": "work", "models": runs, "commit": git_commit(project.root)})
     members = work.members
     members |= files_below(project, project.root / PACKAGE)
-    beside = project.recipe_path(model).parent
-    visible = (file for file in beside.iterdir() if file.is_file() and not file.name.startswith("."))
-    members |= {_inside(project, file): file for file in visible}
-    members[DIALS] = only_model(project, model).encode()
+    folders = dict.fromkeys(project.recipe_path(model).parent.name for model in runs)
+    members[DIALS] = only_models(project, folders).encode()
     with ExitStack() as locks, tempfile.TemporaryDirectory(prefix="refrag-") as scratch:
-        for stage in stages:
-            locks.enter_context(publication.only_runner(project.work_dir(stage, model)))
-            for name in STAGES[stage].inputs:
-                if name not in stages:
-                    members |= files_below(project, project.content(name, model))
-                    manifest = project.stage_dir(name, model) / FILE_NAME
-                    members[_inside(project, manifest)] = manifest
-            if "corpus" in STAGES[stage].inputs:
+        for model, stages in runs.items():
+            recipe = project.recipe(model)
+            members |= _recipe_files(project, model)
+            for stage in stages:
+                locks.enter_context(publication.only_runner(project.work_dir(stage, model)))
+                members |= _inputs(project, stage, model, stages)
+                members |= _files_read(project, stage, recipe)
+                members |= _begun(project, stage, recipe, stages)
+            if not _is_among(wheels, "pyarrow"):
                 members |= _plain_passages(project, model, Path(scratch))
-            members |= _files_read(project, stage, recipe)
-            members |= _begun(project, stage, recipe, stages)
-        for source in _weights(recipe, stages):
-            members |= _weights_of(project, source, beside, wheels, work.notes)
+            for source in _weights(recipe, stages):
+                members |= _weights_of(project, source, project.recipe_path(model).parent, wheels, work.notes)
         if wheels is not None:
             members |= _wheels(wheels)
         yield work
 
 
+def _recipe_files(project: Project, model: str) -> dict[str, Path | bytes]:
+    """The recipe with what lies beside it and beside those that it extends, and what runs set over it."""
+    control = project.control(model)
+    files = [project.run_overrides(name) for name in (model, *([control.model] if control else []))]
+    for recipe in extended(project.recipe_path(model)):
+        files += [file for file in recipe.parent.iterdir() if not file.name.startswith(".")]
+    return {_inside(project, file): file for file in files if file.is_file()}
+
+
+def _inputs(project: Project, stage: str, model: str, stages: list[str]) -> dict[str, Path | bytes]:
+    """The artifacts that a stage reads and that `stages` don't make, with their manifests."""
+    found: dict[str, Path | bytes] = {}
+    for name in inputs_of(project, STAGES[stage], model):
+        if name not in stages:
+            found |= files_below(project, project.content(name, model))
+            manifest = project.stage_dir(name, model) / FILE_NAME
+            found[_inside(project, manifest)] = manifest
+    return found
+
+
 def _plain_passages(project: Project, model: str, scratch: Path) -> dict[str, Path | bytes]:
     """The copy of the corpus' passages that is read without pyarrow."""
     corpus = project.content("corpus", model)
-    if not (scratch / COPY).exists():
-        write_copy(corpus, scratch / COPY)
-    return {_inside(project, copy_path(corpus)): scratch / COPY}
+    copy = scratch / project.recipe_path(model).parent.name
+    if not copy.exists():
+        write_copy(corpus, copy)
+    return {_inside(project, copy_path(corpus)): copy}
 
 
 def files_below(project: Project, folder: Path) -> dict[str, Path | bytes]:
@@ -123,19 +149,19 @@ def _stages_to_run(project: Project, model: str, until: str) -> list[str]:
     if until not in STAGES or until in STAYS_HERE:
         others = ", ".join(name for name in STAGES if name not in STAYS_HERE)
         raise RefragError(f"--until is {until!r}; on another machine these stages can run: {others}")
-    wanted, waiting = set(), [until]
+    order = list(STAGES)
+    last = [stage.name for stage in stages_of(project, model) if order.index(stage.name) <= order.index(until)][-1:]
+    wanted, waiting = set(), last
     while waiting:
         wanted.add(name := waiting.pop())
-        waiting += STAGES[name].inputs
+        waiting += inputs_of(project, STAGES[name], model)
     stages = [row.stage for row in status(project, model) if row.stage in wanted and row.state != "current"]
     for name in STAYS_HERE:
         if name in stages:
             raise ArtifactError(
                 f"the {STAGES[name].title} of {model} is not current, and is made here, where its sources are: "
-                f"`refrag run {name} --model {model}`"
+                f"`refrag run {name} --model {project.recipe_path(model).parent.name}`"
             )
-    if not stages:
-        raise RefragError(f"nothing to do: {until} of {model} is current, and so is all that it is made from")
     return stages
 
 
@@ -149,7 +175,7 @@ def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path 
         )
     found: dict[str, Path | bytes] = {}
     if start == SHIPPED:
-        found |= files_below(project, project.recipe_path(recipe.name).parent / SHIPPED)
+        found |= files_below(project, project.shipped(recipe.name))
     for record in outside_files(project, stage, recipe):
         found |= _file_or_folder(project, project.root / record.path, f"{stage} of {recipe.name} reads {record.path}")
     return found
@@ -157,7 +183,7 @@ def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path 
 
 def _begun(project: Project, stage: str, recipe: Recipe, stages: list[str]) -> Members:
     """The state of a stage that was stopped here, if a run would go on from it now."""
-    if any(name in stages for name in STAGES[stage].inputs):
+    if any(name in stages for name in inputs_of(project, STAGES[stage], recipe.name)):
         return {}
     mark = project.work_dir(stage, recipe.name) / "fingerprint"
     now = dependencies(project, stage, recipe).fingerprint
@@ -168,8 +194,13 @@ def _weights(recipe: Recipe, stages: list[str]) -> list[str]:
     """The sources of pretrained weights that these stages load."""
     taken = any(getattr(getattr(recipe, stage), "continue_from", None) == SHIPPED for stage in stages)
     sources = {recipe.decoder.source, recipe.decoder.tokenizer, recipe.encoder.source}
-    loaded = sources if taken or "reconstruction" in stages else set()
-    if "chunks" in stages or (recipe.policy.relevance and {"policy", "finetuned"} & set(stages)):
+    # A control starts from the untrained decoder at cpt.
+    first = "cpt" if recipe.as_control else "reconstruction"
+    loaded = sources if taken or first in stages else set()
+    ranking = {"policy"} if recipe.policy.relevance else set()
+    if recipe.system == "plain":
+        ranking.add("finetuned")
+    if {"chunks", *ranking} & set(stages):
         loaded |= {recipe.chunks.retriever}
     return sorted(source for source in loaded if source is not None and ":" in source)
 
@@ -181,8 +212,7 @@ def _weights_of(
     kind, _, name = source.partition(":")
     if kind == "path":
         path = base / Path(os.path.expandvars(name)).expanduser()
-        # Of a tokenizer, what lies beside the recipe is carried anyway.
-        return {} if path.is_file() and path.parent == base else _file_or_folder(project, path, f"{source} is {path}")
+        return _file_or_folder(project, path, f"{source} is {path}")
     if kind == "hub":
         notes.append(f"{source} is not in the bundle: the other machine needs a network, or the hub's cache with it")
         return {}
@@ -193,7 +223,7 @@ def _weights_of(
 
 def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
     """The files of an installed package, which must be pure Python or data; none where a wheel brings it."""
-    if wheels is not None and any(_normal(wheel.name.split("-")[0]) == _normal(name) for wheel in wheels.glob("*.whl")):
+    if _is_among(wheels, name):
         return {}
     try:
         package = importlib.metadata.distribution(name)
@@ -208,6 +238,11 @@ def _wheels(folder: Path) -> dict[str, Path | bytes]:
     if not found:
         raise RefragError(f"--wheels is {folder}, and there is no wheel (*.whl) in it; `pip download -d {folder} ...`")
     return {f"{WHEELS}/{wheel.name}": wheel for wheel in found}
+
+
+def _is_among(wheels: Path | None, package: str) -> bool:
+    files = wheels.glob("*.whl") if wheels is not None else []
+    return any(_normal(wheel.name.split("-")[0]) == _normal(package) for wheel in files)
 
 
 def _normal(name: str) -> str:

@@ -31,9 +31,13 @@ def register(app: typer.Typer) -> None:
 @bundles.command("export")
 def export(
     out: Annotated[Path, typer.Option("--out", help="Folder to make: bundle.json and the pieces.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a control, NAME--full; again for more."),
+    ] = None,
     until: Annotated[
-        str | None, typer.Option("--until", help="The last stage to run there; default: finetuned.", show_default=False)
+        str | None,
+        typer.Option("--until", help="The last stage to run there; default: all that train.", show_default=False),
     ] = None,
     wheels: Wheels = None,
     results: Annotated[
@@ -56,11 +60,13 @@ def export(
     from refrag_platform.errors import RefragError
     from refrag_platform.project import Project
 
-    given = {"--model": model, "--until": until, "--wheels": wheels}
+    given = {"--model": models or None, "--until": until, "--wheels": wheels}
     if results and (idle := [name for name, value in given.items() if value is not None]):
         raise RefragError(f"{', '.join(idle)}: --results takes what was made here, and none of these; leave it out")
     if part is not None and files is None:
         raise RefragError(f"--part is {part}: a part has as many files as --files allows; give both")
+    from refrag_platform.bundle.unbundle import in_words
+
     project = Project.find()
     if results:
         from refrag_platform.bundle.results import export_results
@@ -68,22 +74,22 @@ def export(
         index, left_out = export_results(project, out, piece_mib, files, part)
         if left_out:
             typer.echo(left_out, err=True)
-        made = ", ".join(index["stages"]) or "no finished artifact"
-        unfinished = "".join(f"; what {stage} goes on from" for stage in index["unfinished"])
-        typer.echo(f"{_size(index)} at {out}: {made}{unfinished}")
+        stopped = in_words(index["unfinished"])
+        unfinished = f"; and where to go on with {stopped}" if stopped else ""
+        typer.echo(f"{_size(index)} at {out}: {in_words(index['models']) or 'no finished artifact'}{unfinished}")
         return
-    if model is None:
+    if not models:
         raise RefragError("--model is missing: which model's stages shall run there?")
     from refrag_platform.bundle import unbundle
     from refrag_platform.bundle.pieces import write_bundle
     from refrag_platform.bundle.work import work_to_do
 
     script = Path(unbundle.__file__).read_bytes()
-    with work_to_do(project, model, until or "finetuned", wheels) as work:
+    with work_to_do(project, models, until or "policy", wheels) as work:
         index = write_bundle(work.members, work.facts, out, piece_mib, files, part, {"unbundle.py": script})
     for note in work.notes:
         typer.echo(note, err=True)
-    typer.echo(f"{_size(index)} at {out}, to run {', '.join(index['stages'])} of {model}. On the other machine:")
+    typer.echo(f"{_size(index)} at {out}, to run {in_words(index['models'])}. On the other machine:")
     typer.echo("  python unbundle.py FOLDER")
 
 
@@ -106,7 +112,7 @@ def import_bundle(
     longer those of this checkout, a failed check.
     """
     from refrag_platform.bundle.landing import import_results
-    from refrag_platform.bundle.unbundle import BundleError, unpack
+    from refrag_platform.bundle.unbundle import BundleError, in_words, unpack
     from refrag_platform.errors import RefragError
     from refrag_platform.progress import say
     from refrag_platform.project import Project
@@ -116,19 +122,24 @@ def import_bundle(
             index = unpack(folders, into, say)
         except BundleError as error:
             raise RefragError(str(error)) from None
-        typer.echo(f"{into} is ready, to run {', '.join(index['stages'])} of {index['model']}")
+        typer.echo(f"{into} is ready, to run {in_words(index['models'])}")
         return
     project = Project.find()
-    landed = import_results(
+    recorded = 0
+    for landed in import_results(
         project, folders, (lambda *made: _require_recordable(project, *made)) if record else None, say
-    )
-    for stage, manifest in landed.artifacts.items():
-        gpus = ", ".join(manifest.hardware.get("gpus") or []) or "a CPU"
-        where = project.stage_dir(stage, landed.model).relative_to(project.root)
-        typer.echo(f"{stage} of {landed.model}: made in {manifest.seconds:.1f} s on {gpus}, {manifest.hash} at {where}")
-    for stage in landed.unfinished:
-        typer.echo(f"{stage} of {landed.model}: not finished; a run goes on from where it was stopped there")
-    if record and landed.artifacts and materialize(project.root, landed.model, *landed.artifacts) != 0:
+    ):
+        for stage, manifest in landed.artifacts.items():
+            gpus = ", ".join(manifest.hardware.get("gpus") or []) or "a CPU"
+            where = project.stage_dir(stage, landed.model).relative_to(project.root)
+            typer.echo(
+                f"{stage} of {landed.model}: made in {manifest.seconds:.1f} s on {gpus}, {manifest.hash} at {where}"
+            )
+        for stage in landed.unfinished:
+            typer.echo(f"{stage} of {landed.model}: not finished; a run goes on from where it was stopped there")
+        if record and landed.artifacts and not project.control(landed.model):
+            recorded |= materialize(project.root, landed.model, *landed.artifacts)
+    if recorded != 0:
         typer.secho(
             "refrag: the artifacts are in place, but could not all be recorded; the reason is above. Mend it and run "
             "this again.",
@@ -166,13 +177,15 @@ def run(
 
 
 def _require_recordable(project: Project, model: str, stages: list[str]) -> None:
-    """Refuse what DVC and Dagster couldn't record once it is in place."""
+    """Refuse what DVC and Dagster couldn't record once it is in place; controls they don't know at all."""
     from refrag_platform.dials import require_named
     from refrag_platform.errors import RefragError
     from refrag_platform.history import dvc
 
     if importlib.util.find_spec("dagster") is None:
         raise RefragError("Dagster is not installed; `pip install '.[orchestrate]'`, or give --no-record")
+    if project.control(model):
+        return
     require_named(project, model)
     for stage in stages:
         dvc.require_recordable(project, stage, model)

@@ -133,14 +133,6 @@ def _ranks(spectra: State, changes: State, coding: Coding) -> dict[str, int]:
     return ranks
 
 
-def factors_of(packed: State, like: State) -> dict[str, tuple[Tensor, Tensor]]:
-    """The packed low-rank factors of each weight [out, in] of `like`: left [r, out] and right [r, in]."""
-    parts = _by_name(packed)
-    return {
-        name: _factors(own, like[name]) for name, own in parts.items() if any(kind.startswith("left") for kind in own)
-    }
-
-
 def _by_name(packed: State) -> dict[str, dict[str, Tensor]]:
     """Packed tensors by the name of what they give, then by kind."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
-from refrag_platform.dials import only_model, require_named
+from refrag_platform.dials import only_models, require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history import dvc
 from refrag_platform.history.git import Git
@@ -108,7 +108,7 @@ def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Man
         index.run("read-tree", head)
         index.run("add", "--all", "--", PIPELINE_FILE, DIALS, *sorted(code), *_relative(project, recipe))
         index.run("add", "--force", "--", "dvc.lock", *_relative(project, made))
-        for name, text in ((DIALS, only_model(project, model)), (PIPELINE_FILE, _with_artifact(project, model))):
+        for name, text in ((DIALS, only_models(project, [model])), (PIPELINE_FILE, _with_artifact(project, model))):
             blob = index.run("hash-object", "-w", "--stdin", text=text)
             index.run("update-index", "--cacheinfo", f"100644,{blob},{name}")
         return index.run("write-tree")

@@ -179,8 +179,12 @@ class RefragModel(nn.Module):
             for name, tensor in module.state_dict().items()
         }
         save_file(state, folder / WEIGHTS_FILE)
-        # A copy in the right type would double the memory; the state dict does not.
-        decoder_state = {name: tensor.detach().to("cpu", dtype) for name, tensor in self.decoder.state_dict().items()}
+        # A copy in the right type would double the memory; the state dict does not. Tied weights stay one tensor in it,
+        # or they would be written twice.
+        tensors = {name: tensor.detach() for name, tensor in self.decoder.state_dict().items()}
+        places = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in tensors.items()}
+        converted = {places[name]: tensor.to("cpu", dtype) for name, tensor in tensors.items()}
+        decoder_state = {name: converted[place] for name, place in places.items()}
         with quietly():
             self.decoder.save_pretrained(folder / "decoder", state_dict=decoder_state)
         _set_dtype(folder / "decoder" / "config.json", dtype)

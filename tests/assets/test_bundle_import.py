@@ -13,6 +13,7 @@ from dagster import AssetKey, DagsterInstance
 
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.history import dvc
+from refrag_platform.history.freshness import is_current
 from refrag_platform.history.git import git_commit
 from refrag_platform.history.status import status
 from refrag_platform.project import Project
@@ -35,10 +36,15 @@ def test_what_lands_is_recorded_and_materialized_with_its_lineage(
     made_copy: Project, instance: DagsterInstance, tmp_path: Path
 ) -> None:
     out, results, there = (tmp_path / name for name in ("out", "results", "there"))
-    refrag(made_copy, "bundle", "export", "--model", MODEL, "--until", "cpt", "--out", str(out))
+    control = f"{MODEL}--full"
+    with made_copy.recipe_path(MODEL).open("a") as recipe:
+        recipe.write("controls: {full: {}}\n")
+    both = ("--model", MODEL, "--model", control)
+    refrag(made_copy, "bundle", "export", *both, "--until", "cpt", "--out", str(out))
     subprocess.run([sys.executable, out / "unbundle.py", there], check=True)
     shutil.copy(made_copy.root / "planted.py", there)  # what makes the artifacts of these projects
-    refrag(Project(there), "run", "cpt", "--model", MODEL)
+    for model in (MODEL, control):
+        refrag(Project(there), "run", "cpt", "--model", model)
     refrag(Project(there), "bundle", "export", "--results", "--out", str(results))
     said = refrag(made_copy, "bundle", "import", str(results))
 
@@ -48,6 +54,7 @@ def test_what_lands_is_recorded_and_materialized_with_its_lineage(
     rows = {row.stage: row for row in status(made_copy, MODEL)}
     assert {rows[stage].state for stage in (*FIRST_TWO, "cpt")} == {"current"} and rows["cpt"].recorded
     assert dvc.is_recorded(made_copy, "cpt", MODEL)
+    assert is_current(made_copy, "cpt", control), "DVC and Dagster know models alone"
     event = instance.get_latest_materialization_event(AssetKey("cpt"))
     assert event is not None and event.asset_materialization is not None
     made = event.asset_materialization

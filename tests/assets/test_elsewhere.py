@@ -83,7 +83,7 @@ def test_the_setting_is_checked(planted: Project) -> None:
     before = dials.read_text()
     dials.write_text(f"{before}\nelsewhere: {{command: 'run {{bundle}}'}}\n")
     settings = elsewhere_settings(planted)
-    assert settings is not None and settings.stages == ("reconstruction", "cpt", "policy", "finetuned")
+    assert settings is not None and settings.stages == ("reconstruction", "cpt", "finetuned", "policy")
     dials.write_text(f"{before}\nelsewhere: {{command: 'run', stages: [package]}}\n")
     with pytest.raises(RefragError, match=r"(?s)params\.yaml:.*elsewhere\.stages"):
         elsewhere_settings(planted)

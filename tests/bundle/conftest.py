@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,8 @@ def home(planted_project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 def send_out(home: Project, tmp_path: Path) -> SendOut:
     """`send_out(NAME)`: the work until cpt exported here and unpacked in the folder NAME, as a project there."""
 
-    def send(name: str = "there") -> Project:
-        with work_to_do(home, MODEL, "cpt") as work:
+    def send(name: str = "there", models: Sequence[str] = (MODEL,)) -> Project:
+        with work_to_do(home, models, "cpt") as work:
             write_bundle(work.members, work.facts, tmp_path / f"{name}.bundle", 30)
         unpack([tmp_path / f"{name}.bundle"], tmp_path / name)
         return Project(tmp_path / name)

@@ -23,7 +23,8 @@ from tests.processes import wait_for
 
 pytestmark = pytest.mark.slow
 
-MODEL, TRAINED = "tiny", ("reconstruction", "cpt", "policy", "finetuned")
+MODEL, TRAINED = "tiny", ("reconstruction", "cpt", "finetuned", "policy")
+CONTROL = "tiny--full"
 PATIENCE = 200  # seconds; far more than anything takes on a busy machine
 # What the library's core does not depend on (pyproject.toml) can't be imported there.
 BARE = """
@@ -49,19 +50,19 @@ def start(there: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def send_out(home: Project, folder: Path) -> Path:
-    with work_to_do(home, MODEL, "finetuned") as work:
+    with work_to_do(home, [MODEL, CONTROL], "policy") as work:
         write_bundle(work.members, work.facts, folder.with_suffix(".bundle"), 30)
     unpack([folder.with_suffix(".bundle")], folder)
     return folder
 
 
-def bring_home(home: Project, there: Path) -> tuple[list[str], list[str]]:
-    """Artifacts that landed, and stages that are unfinished."""
+def bring_home(home: Project, there: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """By model, artifacts that landed, and stages that are unfinished."""
     export = start(there, "bundle", "export", "--results", "--out", str(there.with_suffix(".results")))
     output, _ = export.communicate(timeout=PATIENCE)
     assert export.returncode == 0, output
     landed = import_results(home, [there.with_suffix(".results")])
-    return list(landed.artifacts), landed.unfinished
+    return {each.model: (list(each.artifacts), each.unfinished) for each in landed}
 
 
 def test_what_two_bare_machines_trained_is_what_is_trained_here(project: Project, tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def test_what_two_bare_machines_trained_is_what_is_trained_here(project: Project
         recipe.read_text().replace(
             "save_every: 20, curriculum: {max_factor: 8", "save_every: 1, curriculum: {max_factor: 8"
         )
+        + "controls: {full: {}}\n"
     )
     runner.run_stage(project, "corpus", MODEL)
 
@@ -82,13 +84,16 @@ def test_what_two_bare_machines_trained_is_what_is_trained_here(project: Project
     training.send_signal(signal.SIGTERM)
     output, _ = training.communicate(timeout=PATIENCE)
     assert training.returncode == PAUSED, output
-    assert bring_home(project, first) == ([], ["reconstruction"])
+    assert bring_home(project, first) == {MODEL: ([], ["reconstruction"]), CONTROL: ([], [])}
 
     second = send_out(project, tmp_path / "second")
-    training = start(second, *run)
-    output, _ = training.communicate(timeout=PATIENCE)
-    assert training.returncode == 0, output
-    assert bring_home(project, second) == (list(TRAINED), [])
+    for arguments in (run, ("run", "all", "--model", CONTROL)):
+        training = start(second, *arguments)
+        output, _ = training.communicate(timeout=PATIENCE)
+        assert training.returncode == 0, output
+    assert bring_home(project, second) == {MODEL: (list(TRAINED), []), CONTROL: (["cpt", "finetuned"], [])}
+    for stage in ("cpt", "finetuned"):
+        assert runner.run_stage(project, stage, CONTROL).cached
     states = {row.stage: row.state for row in status(project, MODEL)}
     assert {states[stage] for stage in TRAINED} == {"current"}
     for stage in TRAINED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def replace(path: Path, old: str, new: str) -> None:
 def test_what_lands_is_what_a_run_here_would_have_made(home: Project, send_out: SendOut, tmp_path: Path) -> None:
     there = send_out()
     make(there, *MADE)
-    landed = import_results(home, [results(there, tmp_path / "out")])
+    (landed,) = import_results(home, [results(there, tmp_path / "out")])
     assert list(landed.artifacts) == list(MADE) and landed.unfinished == []
     assert {states(home)[stage] for stage in ("corpus", *MADE)} == {"current"}
     for stage in MADE:
@@ -61,6 +62,41 @@ def test_what_lands_is_what_a_run_here_would_have_made(home: Project, send_out: 
         assert len(logs) == 1
         assert (home.root / "reports" / "metrics" / MODEL / f"{stage}.json").is_file()
         assert runner.run_stage(home, stage, MODEL, force=True).manifest.hash == made.hash
+
+
+def test_a_model_and_its_controls_share_a_bundle_and_land_together(
+    home: Project, send_out: SendOut, tmp_path: Path
+) -> None:
+    recipe = home.recipe_path(MODEL)
+    recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}, none: {{}}}}\n")
+    controls = [f"{MODEL}--full", f"{MODEL}--none"]
+    there = send_out(models=[MODEL, *controls])
+    assert [folder.name for folder in (there.root / "data").iterdir()] == [MODEL]
+    make(there, *MADE)
+    runner.run_stage(there, "cpt", controls[0])
+    landed = {each.model: list(each.artifacts) for each in import_results(home, [results(there, tmp_path / "out")])}
+    assert landed == {MODEL: list(MADE), controls[0]: ["cpt"], controls[1]: []}
+    for model, stages in landed.items():
+        for stage in stages:
+            assert runner.run_stage(home, stage, model).cached
+    again = send_out("again", [MODEL, *controls])
+    index = json.loads((again.root / "bundle.json").read_text())
+    assert index["models"] == {controls[1]: ["cpt"]}, "nothing is to be done for the others"
+
+
+def test_a_recipe_that_extends_another_and_what_a_run_set_count_there_as_here(
+    home: Project, send_out: SendOut, tmp_path: Path
+) -> None:
+    home.run_overrides("other").parent.mkdir(parents=True)
+    home.recipe_path("other").write_text(f"name: other\nextends: {MODEL}\n")
+    home.run_overrides("other").write_text("cpt: {steps: 3}\n")
+    runner.run_stage(home, "corpus", "other")
+    there = send_out(models=["other"])
+    assert there.recipe("other") == home.recipe("other") and there.recipe("other").cpt.steps == 3
+    for stage in MADE:
+        runner.run_stage(there, stage, "other")
+    (landed,) = import_results(home, [results(there, tmp_path / "out")])
+    assert list(landed.artifacts) == list(MADE)
 
 
 def test_the_commit_is_that_of_the_checkout_that_sent_the_work(
@@ -79,7 +115,7 @@ def test_a_second_import_changes_nothing(home: Project, send_out: SendOut, tmp_p
     out = results(there, tmp_path / "out")
     import_results(home, [out])
     before = home.stage_dir("cpt", MODEL).stat().st_ino
-    assert list(import_results(home, [out]).artifacts) == list(MADE)
+    assert list(import_results(home, [out])[0].artifacts) == list(MADE)
     assert home.stage_dir("cpt", MODEL).stat().st_ino == before
 
 
@@ -174,7 +210,7 @@ def test_work_is_no_result_and_a_checkout_no_bundle(home: Project, send_out: Sen
     there = send_out()
     with pytest.raises(RefragError, match="holds work to be done on another machine"):
         import_results(home, [tmp_path / "there.bundle"])
-    with pytest.raises(RefragError, match=r"nothing was made in .* yet; run reconstruction, cpt first"):
+    with pytest.raises(RefragError, match=r"nothing was made in .* yet; run reconstruction, cpt of tiny first"):
         results(there, tmp_path / "out")
     with pytest.raises(RefragError, match=r"has no bundle\.json"):
         results(home, tmp_path / "out")
@@ -209,12 +245,12 @@ def test_an_interrupted_stage_goes_on_there_and_on_a_third_machine(
     there = send_out("there")
     assert checkpoints(there) == ["step-00000001"]
     stop_at(there, "reconstruction", 2, monkeypatch)
-    landed = import_results(home, [results(there, tmp_path / "out")])
+    (landed,) = import_results(home, [results(there, tmp_path / "out")])
     assert landed.artifacts == {} and landed.unfinished == ["reconstruction"]
     assert checkpoints(send_out("third")) == ["step-00000002"]
     # A run here has come further meanwhile.
     stop_at(home, "reconstruction", 3, monkeypatch)
-    assert import_results(home, [tmp_path / "out"]).unfinished == []
+    assert import_results(home, [tmp_path / "out"])[0].unfinished == []
     assert checkpoints(home)[-1] == "step-00000003"
 
 
@@ -236,6 +272,6 @@ def test_state_that_does_not_fit_is_left_out_and_said(
     make(there, "reconstruction")
     (stop_at(there, "cpt", 1, monkeypatch) / "optimizer.bin").write_bytes(os.urandom(MIB))
     index, left_out = export_results(there, tmp_path / "out", 1, 2, None)
-    assert index["stages"] == ["reconstruction"] and index["unfinished"] == []
-    assert left_out is not None and re.search(r"left out: the state of cpt, .* 2 pieces of 1 MiB", left_out)
-    assert list(import_results(home, [tmp_path / "out"]).artifacts) == ["reconstruction"]
+    assert index["models"] == {MODEL: ["reconstruction"]} and index["unfinished"] == {MODEL: []}
+    assert left_out is not None and re.search(r"left out: the state of cpt of tiny, .* 2 pieces of 1 MiB", left_out)
+    assert list(import_results(home, [tmp_path / "out"])[0].artifacts) == ["reconstruction"]

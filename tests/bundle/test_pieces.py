@@ -19,7 +19,7 @@ from refrag_platform.bundle.unbundle import INDEX, BundleError, unpack
 from refrag_platform.errors import RefragError
 
 Members = dict[str, Path | bytes]
-FACTS = {"kind": "work", "model": "tiny", "stages": ["cpt"]}
+FACTS = {"kind": "work", "models": {"tiny": ["cpt"]}}
 
 
 @pytest.fixture
@@ -51,6 +51,15 @@ def test_what_is_unpacked_is_what_was_packed(members: Members, tmp_path: Path) -
 
 def test_the_same_files_make_the_same_pieces(members: Members, tmp_path: Path) -> None:
     assert write(members, tmp_path / "one") == write(members, tmp_path / "other")
+
+
+def test_a_file_that_is_there_twice_travels_once(members: Members, tmp_path: Path) -> None:
+    before = write(members, tmp_path / "out")["bytes"]
+    (tmp_path / "again").write_bytes((tmp_path / "noise-0").read_bytes())
+    index = write({**members, "models/tiny/cpt/encoder": tmp_path / "again"}, tmp_path / "with")
+    assert index["bytes"] < before + 1000 and index["holds"]["models/tiny/cpt"] == MIB // 2
+    unpack([tmp_path / "with"], tmp_path / "there")
+    assert (tmp_path / "there" / "models/tiny/cpt/encoder").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 def test_parts_are_unpacked_together(members: Members, tmp_path: Path) -> None:

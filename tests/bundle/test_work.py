@@ -12,21 +12,14 @@ from refrag_platform.bundle.work import work_to_do
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
-from tests.planted import MODEL
+from tests.planted import MODEL, override
 
 QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
 
 
 def held(project: Project, until: str, wheels: Path | None = None) -> set[str]:
-    with work_to_do(project, MODEL, until, wheels) as work:
+    with work_to_do(project, [MODEL], until, wheels) as work:
         return set(work.members)
-
-
-def override(project: Project, section: str, values: str) -> None:
-    dials = project.root / "params.yaml"
-    before, mark, own = dials.read_text().partition(f"  {MODEL}:")
-    assert f"{section}: {{}}" in own
-    dials.write_text(before + mark + own.replace(f"{section}: {{}}", f"{section}: {values}", 1))
 
 
 def test_only_what_is_not_current_is_to_be_run_and_only_its_inputs_go(home: Project) -> None:
@@ -37,19 +30,19 @@ def test_only_what_is_not_current_is_to_be_run_and_only_its_inputs_go(home: Proj
     assert not [name for name in first if name.startswith(("models/llama", "data/sources", "assets/", "work/"))]
     for stage in ("reconstruction", "cpt"):
         runner.run_stage(home, stage, MODEL)
-    with work_to_do(home, MODEL, "finetuned") as work:
-        assert work.facts["stages"] == ["policy", "finetuned"]
+    with work_to_do(home, [MODEL], "policy") as work:
+        assert work.facts["models"] == {MODEL: ["finetuned", "policy"]}
     assert "models/tiny/cpt/manifest.json" in work.members
     assert not [name for name in work.members if name.startswith("models/tiny/reconstruction/")]
 
 
 def test_files_of_the_recipe_go_along_and_others_are_refused(home: Project, tmp_path: Path) -> None:
     (home.root / "more.jsonl").write_text(QUESTION)
-    override(home, "finetuned", "{questions: [more.jsonl]}")
+    override(home, "finetuned", {"questions": ["more.jsonl"]})
     assert "more.jsonl" in held(home, "finetuned") and "more.jsonl" not in held(home, "cpt")
     outside = tmp_path / "outside.jsonl"
     outside.write_text(QUESTION)
-    override(home, "policy", f"{{question_share: 0.5, questions: [{outside}]}}")
+    override(home, "policy", {"question_share": 0.5, "questions": [str(outside)]})
     with pytest.raises(RefragError, match=f"policy of tiny reads {outside}, which is not a file or folder of"):
         held(home, "policy")
 
@@ -59,7 +52,11 @@ def test_wheels_go_along(home: Project, tmp_path: Path) -> None:
     with pytest.raises(RefragError, match="there is no wheel"):
         held(home, "cpt", tmp_path / "wheels")
     (tmp_path / "wheels" / "pydantic-2.12-py3-none-any.whl").touch()
-    assert "wheels/pydantic-2.12-py3-none-any.whl" in held(home, "cpt", tmp_path / "wheels")
+    first = held(home, "cpt", tmp_path / "wheels")
+    assert {"wheels/pydantic-2.12-py3-none-any.whl", "data/tiny/corpus/passages.jsonl"} <= first
+    (tmp_path / "wheels" / "pyarrow-21.0.0-cp312-cp312-manylinux_2_28_x86_64.whl").touch()
+    with_pyarrow = held(home, "cpt", tmp_path / "wheels")
+    assert "data/tiny/corpus/passages.jsonl" not in with_pyarrow, "it reads the table itself"
 
 
 def test_an_installed_package_of_weights_goes_along(home: Project) -> None:
@@ -74,11 +71,11 @@ def test_an_installed_package_of_weights_goes_along(home: Project) -> None:
 def test_what_cannot_run_there_is_refused_with_what_to_do(home: Project) -> None:
     with pytest.raises(RefragError, match="--until is 'package'; on another machine these stages can run: reconstr"):
         held(home, "package")
-    override(home, "cpt", "{continue_from: v1.0.0}")
-    override(home, "reconstruction", "{continue_from: v1.0.0}")
+    override(home, "cpt", {"continue_from": "v1.0.0"})
+    override(home, "reconstruction", {"continue_from": "v1.0.0"})
     with pytest.raises(RefragError, match=r"reconstruction\.continue_from of tiny is 'v1\.0\.0': a released version"):
         held(home, "cpt")
-    override(home, "corpus", "{passage_tokens: 32}")
+    override(home, "corpus", {"passage_tokens": 32})
     with pytest.raises(ArtifactError, match=r"corpus of tiny is not current, .*`refrag run corpus --model tiny`"):
         held(home, "cpt")
 
@@ -91,7 +88,7 @@ def test_with_nothing_to_do_it_says_so(home: Project) -> None:
 
 def test_a_stage_that_runs_here_is_not_sent_away(home: Project) -> None:
     with (
-        work_to_do(home, MODEL, "reconstruction"),
+        work_to_do(home, [MODEL], "reconstruction"),
         pytest.raises(RefragError, match="another process is running this stage"),
     ):
         runner.run_stage(home, "reconstruction", MODEL)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.utils.logging import is_progress_bar_enabled
 
 from refrag_platform.errors import ArtifactError, RefragError
@@ -106,6 +107,19 @@ def test_a_saved_model_is_the_same_model(tiny: RefragModel, tmp_path: Path) -> N
     prompt = [[passage(tiny, TEXT, False), Text([5, 6])]]
     torch.testing.assert_close(loaded(prompt), tiny(prompt), atol=0, rtol=0)
     assert loaded.encoder_digest() == tiny.encoder_digest() == loaded.encoder.digest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tied_weights_are_written_once(tiny: RefragModel, tmp_path: Path, dtype: torch.dtype) -> None:
+    tied = copy.deepcopy(tiny)
+    tied.decoder.config.tie_word_embeddings = True
+    tied.decoder.tie_weights()
+    tied.save(tmp_path, dtype)
+    weights = load_file(tmp_path / "decoder" / "model.safetensors")
+    assert "model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
+    decoder = RefragModel.load(tmp_path).decoder
+    assert decoder.get_output_embeddings().weight is decoder.get_input_embeddings().weight
+    torch.testing.assert_close(decoder.lm_head.weight, tied.decoder.lm_head.weight.to(dtype).float(), atol=0, rtol=0)
 
 
 def test_saving_and_loading_print_nothing(

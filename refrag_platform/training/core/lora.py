@@ -8,7 +8,7 @@ launches, which bound a small decoder's step, for a gradient of the weight's siz
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -96,51 +96,6 @@ def _children(stack: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
                 yield parent, name, child
-
-
-def add_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
-    """Merge updates (`lora_state` of a training's end) into the decoder that this training started from.
-
-    Raises:
-        RefragError: they are of other layers.
-    """
-    rank = max((tensor.shape[0] for name, tensor in updates.items() if "lora_A" in name), default=1)
-    _inject(model.decoder, rank, 0, "lora_rank")
-    _set_updates(model, updates)
-    merge_lora(model)
-
-
-def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
-    """Go on with updates that an earlier training merged, instead of fresh ones on top: the rank stays what it was.
-
-    Args: updates: `lora_state` of that training's end, in float32; `model` has been prepared for the same rank.
-
-    Raises:
-        RefragError: they are of another rank or other layers.
-    """
-    _set_updates(model, updates)
-    for _, _, layer in _children(model.decoder):
-        if isinstance(layer, LowRankLinear):
-            # What is merged already must not count twice.
-            layer.weight.data -= layer.update().detach()
-
-
-def _set_updates(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
-    own = lora_state(model)
-    expected, found = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, updates))
-    if expected != found:
-        name = min(name for name in expected | found if expected.get(name) != found.get(name))
-        raise RefragError(
-            f"the low-rank updates are not this decoder's: {name} is {found.get(name, 'missing')} where "
-            f"{expected.get(name, 'nothing')} is expected; give those of the same decoder and set the same lora_rank"
-        )
-    for name, tensor in updates.items():
-        own[name].copy_(tensor)
-
-
-def lora_state(model: RefragModel) -> dict[str, Tensor]:
-    """The tensors of the decoder's updates that are not merged yet; empty where there are none."""
-    return {name: tensor.detach() for name, tensor in model.decoder.state_dict().items() if "lora_" in name}
 
 
 def merge_lora(model: RefragModel) -> None:
