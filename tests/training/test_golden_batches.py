@@ -82,7 +82,6 @@ def laid_out(batch: Batch) -> dict[str, Any]:
     if "slots" not in batch:
         return batch
     slots, owners = batch.pop("slots"), batch.pop("owners")
-    batch.pop("known", None)
     chunks = torch.arange(batch["chunks"].shape[1])
     keep = batch["keep"] if "keep" in batch else chunks < batch["kept"][:, None]
     token_ids, index, positions = pack_slots(slots, owners, keep, batch["length"])

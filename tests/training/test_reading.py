@@ -263,7 +263,7 @@ def test_questions_whose_passages_do_not_fit_together_are_left_out_and_counted(
 def test_ranks_share_a_batch(model: RefragModel, tmp_path: Path) -> None:
     task = _task(model, tmp_path)
     whole, halves = task.batch(1, 0, 2, 0, 1), [task.batch(1, 0, 2, rank, 2) for rank in range(2)]
-    for name in ("chunks", "windows", "keep", "known", "blocks"):
+    for name in ("chunks", "windows", "keep", "blocks"):
         assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
 
 
