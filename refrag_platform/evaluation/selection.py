@@ -35,7 +35,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, unchunk
 from refrag_platform.progress import Progress
 from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.batch import Batch, to_device
 from refrag_platform.training.episodes import (
     Episode,
     collate,
@@ -159,12 +159,12 @@ def evaluate_selection(
     with Progress("selection", items * len(shares), "choices of chunks") as progress:
         for numbers in _batches(judged.episodes, batch_size):
             episodes = [judged.episodes[number] for number in numbers]
-            batch = _on_device(collate(episodes, 0.0, size), model)
+            batch = to_device(collate(episodes, 0.0, size), model.device)
             vectors = context_vectors(model, batch)
             rankings = _rankings(model, policies, episodes, batch, vectors, numbers, draws, seed)
             mask = (batch["chunks"][..., 0] != PAD).cpu()
             for share in shares:
-                batch = _on_device(collate(episodes, share, size), model)
+                batch = to_device(collate(episodes, share, size), model.device)
                 keep = {system: _keep(scores, mask, share) for system, scores in rankings.items()}
                 losses = judged_losses(model, batch, vectors, torch.cat(list(keep.values()), 1).to(model.device))
                 parts = losses.cpu().split([flags.shape[1] for flags in keep.values()], 1)
@@ -201,10 +201,6 @@ def _batches(episodes: Sequence[Episode], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(episodes)), key=lambda number: len(episodes[number].chunks))
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def _on_device(batch: Batch, model: RefragModel) -> Batch:
-    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _rankings(
@@ -266,7 +262,7 @@ def _keep(scores: Tensor, mask: Tensor, share: float) -> Tensor:
 
 def _oracle(model: RefragModel, episode: Episode, vectors: Tensor, share: float) -> Tensor:
     """Losses [1, o] of the chunks picked one after another, each the one that lowers log-perplexity most."""
-    batch = _on_device(collate([episode], share, model.chunk_size), model)
+    batch = to_device(collate([episode], share, model.chunk_size), model.device)
     keep = torch.zeros(len(episode.chunks), dtype=torch.bool, device=model.device)
     for _ in range(batch["most_kept"]):
         left = (~keep).nonzero()[:, 0]

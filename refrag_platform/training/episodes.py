@@ -26,7 +26,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, lay_slots, pack_slots, prompt_length
 from refrag_platform.model.selection import chunk_relevance
 from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.usable import LeftOut, usable
 

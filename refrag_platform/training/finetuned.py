@@ -34,8 +34,9 @@ from refrag_platform.recipes import FinetunedRecipe, System
 from refrag_platform.stages import StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import finish, load_model
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.groups import decoder_group, encoder_groups
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.windows import Windows

@@ -36,7 +36,8 @@ from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.windows import Windows

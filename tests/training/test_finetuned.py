@@ -20,7 +20,7 @@ from refrag_platform.recipes import FinetunedRecipe, Recipe, System
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.training import finetuned
-from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import WINDOWS, FinetunedTask, text_windows

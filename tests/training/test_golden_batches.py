@@ -17,7 +17,8 @@ import torch
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
 from refrag_platform.recipes import Recipe
-from refrag_platform.training.core.loop import Batch, Task
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import Task
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import FinetunedTask

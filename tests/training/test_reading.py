@@ -22,7 +22,8 @@ from refrag_platform.model.prompts import content_ids, question_frame, rag_promp
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens, window_numbers
 from refrag_platform.recipes import CptRecipe, ReadingRecipe, System
-from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import train
 from refrag_platform.training.cpt import CptTask, cpt_task
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank
 from refrag_platform.training.reading.renaming import Renaming

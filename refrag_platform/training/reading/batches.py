@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from refrag_platform.errors import RecipeError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
 from refrag_platform.model.segments import Chunks, Prompt, Text, chunk_tokens, lay_slots, window_numbers
 from refrag_platform.recipes import ReadingRecipe
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.kept import kept_at_random
 from refrag_platform.training.reading.blanks import Asked, blank
 from refrag_platform.training.reading.contexts import Context, DocumentContexts, Passage
@@ -26,7 +27,6 @@ from refrag_platform.training.reading.questions import QuestionContexts
 
 # What a decoder finds in its context: its vectors and the chunks kept, all tokens, or nothing.
 Seen = Literal["refrag", "full", "none"]
-Batch = dict[str, Any]
 CONTINUE = "Continue:"
 # Tokens of a passage that a quote shows and, at most, those that continue it.
 LEAST_QUOTED, MOST_QUOTED, MOST_CONTINUED = 4, 8, 22

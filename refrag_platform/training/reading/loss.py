@@ -11,9 +11,10 @@ from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.reading.batches import Batch, Seen
+from refrag_platform.training.reading.batches import Seen
 
 
 def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: float) -> tuple[Tensor, dict[str, Any]]:
