@@ -99,7 +99,7 @@ def judged_questions(
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in read]
         if relevance:
             cut = relevance.tell(one.question, read, cut)
-        episodes.append(question_episode(model.tokenizer, one, cut, model.chunk_size))
+        episodes.append(question_episode(model.tokenizer, one, cut))
         gold = {one.passages[number] for number in one.gold}
         evidence.append(evidence_levels(model.tokenizer, read, cut, gold, one.answers))
     return JudgedSet(episodes, [one.document for one in asked], [one.answers for one in asked], evidence)

@@ -78,9 +78,7 @@ def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> E
     return Episode(context, tokens[context_tokens:].tolist(), before=[model.start_token_id])
 
 
-def question_episode(
-    tokenizer: PreTrainedTokenizerFast, question: Question, passages: Sequence[Chunks], chunk_size: int
-) -> Episode:
+def question_episode(tokenizer: PreTrainedTokenizerFast, question: Question, passages: Sequence[Chunks]) -> Episode:
     """A question over cut passages, in the one prompt of fine-tuning and serving; its first answer is judged.
 
     Passages that bring their relevance are told to the policy with it.
@@ -234,7 +232,7 @@ class QuestionEpisodes:
         cut = [self._chunks(passage) for passage in shown]
         if drawn.told and self._relevance:
             cut = self._relevance.tell(question.question, shown, cut)
-        episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
+        episode = question_episode(self._tokenizer, question, cut)
         return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, drawn.gold, question.answers))
 
     def _chunks(self, passage: Passage) -> Chunks:
