@@ -35,7 +35,7 @@ def reconstruction_accuracy(
         own += int((_predicted(model, _embeds(model, rows, repeat), rows) == rows).sum())
         wrong = _embeds(model, others.to(model.device), repeat)
         shuffled += int((_predicted(model, wrong, rows) == rows).sum())
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "chunks": chunks,
         "samples": len(tokens),
         "teacher_forced": rounded(own / tokens.numel()),
@@ -43,9 +43,9 @@ def reconstruction_accuracy(
     }
     if greedy_rows:
         some = tokens[:greedy_rows].to(model.device)
-        found["greedy_samples"] = len(some)
-        found["greedy"] = rounded((_greedy(model, _embeds(model, some, repeat), some.shape[1]) == some).float().mean())
-    return found
+        row["greedy_samples"] = len(some)
+        row["greedy"] = rounded((_greedy(model, _embeds(model, some, repeat), some.shape[1]) == some).float().mean())
+    return row
 
 
 def _embeds(model: RefragModel, tokens: Tensor, repeat: bool) -> Tensor:

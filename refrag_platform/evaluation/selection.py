@@ -240,17 +240,17 @@ def _rankings(
 
 def _similarity(model: RefragModel, episodes: Sequence[Episode], vectors: Tensor) -> Tensor:
     """Cosine [B, L] of each chunk's vector with the question's mean one."""
-    found = torch.zeros(vectors.shape[:2])
+    similarity = torch.zeros(vectors.shape[:2])
     for row, one in enumerate(episodes):
-        own = vectors[row, : len(one.chunks)].float()
-        asked = own[-QUERY_CHUNKS:]
+        chunks = vectors[row, : len(one.chunks)].float()
+        asked = chunks[-QUERY_CHUNKS:]
         if one.question:
             asked = model.encode(chunk_tokens(one.question, model.chunk_size)).float()
         # What all chunks have in common says nothing about any of them.
-        common = own.mean(0)
-        near = torch.cosine_similarity(own - common, asked.mean(0) - common, dim=-1)
-        found[row, : len(one.chunks)] = near.cpu()
-    return found
+        common = chunks.mean(0)
+        near = torch.cosine_similarity(chunks - common, asked.mean(0) - common, dim=-1)
+        similarity[row, : len(one.chunks)] = near.cpu()
+    return similarity
 
 
 def _keep(scores: Tensor, mask: Tensor, share: float) -> Tensor:
@@ -322,12 +322,12 @@ def _row(cell: Found, counted: str) -> dict[str, Any]:
 
 
 def _difference(policy: Found, other: Found, groups: Sequence[str], seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"share_kept": policy.share, "system": policy.system, "over": other.system}
+    row: dict[str, Any] = {"share_kept": policy.share, "system": policy.system, "over": other.system}
     for name in [name for name in policy.values if name in other.values]:
         better = 1 if name in {"answer_kept", "exact_match", "f1"} else -1
         gain = better * (policy.values[name] - other.values[name])
         both = np.isfinite(gain)
-        own = [group for group, judged in zip(groups, both, strict=True) if judged]
-        interval = bootstrap_interval(gain[both], own, np.random.default_rng(seed))
-        found[name] = [rounded(gain[both].mean()), *(interval or (None, None))]
-    return found
+        judged_groups = [group for group, judged in zip(groups, both, strict=True) if judged]
+        interval = bootstrap_interval(gain[both], judged_groups, np.random.default_rng(seed))
+        row[name] = [rounded(gain[both].mean()), *(interval or (None, None))]
+    return row

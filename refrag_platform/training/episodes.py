@@ -185,9 +185,9 @@ class QuestionEpisodes:
         question = self.questions[int(random.integers(len(self.questions)))]
         # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
         gold = [question.passages[number] for number in question.gold or (0,)]
-        own = [passage for passage in question.passages if passage not in gold]
-        ranked = keeps_order(self._ranked_share, own, random)
-        order = range(len(own)) if ranked else random.permutation(len(own))
+        listed = [passage for passage in question.passages if passage not in gold]
+        ranked = keeps_order(self._ranked_share, listed, random)
+        order = range(len(listed)) if ranked else random.permutation(len(listed))
         count = len(question.passages) if question.closed else count
         room = math.inf if self._positions is None or question.closed else self._room(question)
         others: list[Passage] = []
@@ -201,7 +201,7 @@ class QuestionEpisodes:
 
         for place in order:
             if len(others) < count - len(gold):
-                take(own[place])
+                take(listed[place])
         says = mention(question.answers)
         for _ in range(DRAWS * count):
             if len(gold) + len(others) >= count:

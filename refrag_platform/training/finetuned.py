@@ -214,7 +214,7 @@ class FinetunedTask(Task):
 
     def _evidence(self, example: Example) -> NDArray[np.int8]:
         """Levels [L], as `evidence_levels` has them, of the chunks of an example whose gold passages are known."""
-        shown, gold = ([self.examples.passages[number] for number in own] for own in (example.passages, example.gold))
+        shown, gold = ([self.examples.passages[number] for number in one] for one in (example.passages, example.gold))
         cut = [Chunks(torch.from_numpy(self._table.chunks[self._table.rows([number])])) for number in example.passages]
         return evidence_levels(self.model.tokenizer, shown, cut, gold, [example.answer]).numpy()
 

@@ -126,16 +126,16 @@ def continue_lora(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
 
 
 def _set_updates(model: RefragModel, updates: Mapping[str, Tensor]) -> None:
-    own = lora_state(model)
-    expected, found = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, updates))
-    if expected != found:
-        name = min(name for name in expected | found if expected.get(name) != found.get(name))
+    current = lora_state(model)
+    expected, shapes = ({name: tuple(t.shape) for name, t in state.items()} for state in (current, updates))
+    if expected != shapes:
+        name = min(name for name in expected | shapes if expected.get(name) != shapes.get(name))
         raise RefragError(
-            f"the low-rank updates are not this decoder's: {name} is {found.get(name, 'missing')} where "
+            f"the low-rank updates are not this decoder's: {name} is {shapes.get(name, 'missing')} where "
             f"{expected.get(name, 'nothing')} is expected; give those of the same decoder and set the same lora_rank"
         )
     for name, tensor in updates.items():
-        own[name].copy_(tensor)
+        current[name].copy_(tensor)
 
 
 def lora_state(model: RefragModel) -> dict[str, Tensor]:
