@@ -175,7 +175,7 @@ def lay_slots(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Prompts over slots, one for each token of text and k for each chunk, as `pack_slots` reads them.
 
-    Args: least_chunks: L at least; it is that of the prompt with most chunks.
+    Args: least_chunks: L at least, where no prompt has more chunks.
 
     Returns:
         slots [N, S], the token of each, -1 where there is none; owners [N, S], the number of a slot's chunk in its

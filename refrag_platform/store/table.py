@@ -117,7 +117,7 @@ class ChunkStore:
         return self._hits(rank(ways, vectors)[:k])
 
     def _by_words(self, text: str, most: int, vectors: dict[str, NDArray[np.float32]]) -> dict[str, float]:
-        """Passages with words of a text, each with its share of the best BM25 score; `vectors` gets their vectors."""
+        """Passages with words of a text, each with its share of the best BM25 score; `vectors` gets theirs."""
         words = search_words(text)
         if not words:
             return {}
