@@ -39,11 +39,6 @@ def code_files(root: Path, *starts: str, leave_out: Sequence[str] = PLUMBING) ->
     return tuple(sorted(reached))
 
 
-def is_plumbing(file: str) -> bool:
-    """Whether a file, relative to the checkout, is one of PLUMBING or lies in one of its folders."""
-    return _lies_in(file, PLUMBING)
-
-
 def _lies_in(file: str, paths: Sequence[str]) -> bool:
     return any(Path(file).is_relative_to(path) for path in paths)
 

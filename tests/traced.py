@@ -13,7 +13,7 @@ TRACE = """
 import json, sys, threading
 from pathlib import Path
 from refrag_platform import runner
-from refrag_platform.imports import is_plumbing
+from refrag_platform.imports import PLUMBING
 from refrag_platform.project import Project
 
 root, (stage, model) = Path.cwd(), sys.argv[1:]
@@ -27,7 +27,7 @@ def notice(frame, event, argument):
     if file in seen or not file.startswith("refrag_platform/"):
         return
     while frame is not None and frame.f_code is not traced.__code__:
-        if is_plumbing(file_of(frame)):
+        if any(Path(file_of(frame)).is_relative_to(path) for path in PLUMBING):
             return
         frame = frame.f_back
     seen.add(file)

@@ -19,7 +19,8 @@ from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
-from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import train
 from refrag_platform.training.core.metrics import memory_gb
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.cpt import CptTask

@@ -218,7 +218,7 @@ def held_out_questions(settings: EvaluationRecipe, corpus: Path, base: Path) -> 
     if file is None:
         return read_questions(corpus / "questions" / "test.jsonl", settings.questions)
     asked = read_questions(file, settings.questions)
-    _require_held_out(asked, corpus / "documents.parquet", file)
+    _require_held_out(asked, corpus / "documents.parquet")
     return [retrieved(question, "strong") for question in asked]
 
 
@@ -237,7 +237,7 @@ def looked_up_questions(asked: Sequence[Question], settings: EvaluationRecipe, c
     return list(found.values())
 
 
-def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) -> None:
+def _require_held_out(asked: Sequence[Question], documents: Path) -> None:
     """Refuse questions about documents of the corpus that are not held out for tests."""
     import pyarrow.parquet as parquet
 

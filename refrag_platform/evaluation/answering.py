@@ -42,8 +42,8 @@ def answers(
     order = sorted(range(len(prompts)), key=lambda number: prompt_length(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        made = generate_batch(reader, [prompts[number] for number in numbers], max_new_tokens, stops)
-        for number, ids in zip(numbers, made, strict=True):
+        generated = generate_batch(reader, [prompts[number] for number in numbers], max_new_tokens, stops)
+        for number, ids in zip(numbers, generated, strict=True):
             yield number, Answer(text(ids), None)
 
 
@@ -65,18 +65,18 @@ def generate_batch(
     )
     ends = torch.tensor(sorted(stops), device=reader.device)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=reader.device)
-    made = []
+    tokens = []
     for _ in range(max_new_tokens):
         token = output.logits[:, -1].argmax(-1)
-        made.append(token)
+        tokens.append(token)
         ended |= torch.isin(token, ends)
-        if len(made) == max_new_tokens or bool(ended.all()):
+        if len(tokens) == max_new_tokens or bool(ended.all()):
             break
         mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), position + 1
         output = reader.decoder(
             input_ids=token[:, None], attention_mask=mask, position_ids=position, use_cache=True, **cache
         )
-    return [_until(ids, stops) for ids in torch.stack(made, 1).tolist()]
+    return [_until(ids, stops) for ids in torch.stack(tokens, 1).tolist()]
 
 
 def _until(ids: list[int], stops: Collection[int]) -> list[int]:

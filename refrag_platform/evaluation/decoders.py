@@ -56,14 +56,14 @@ def declared_controls(project: Project, recipe: Recipe) -> dict[PlainSystem, Pat
     Raises:
         ArtifactError: as `trained_controls`.
     """
-    found = _trained(project, recipe, "cpt")
-    return {system: found[system] for system in PLAIN_SYSTEMS if system in found}
+    folders = _trained(project, recipe, "cpt")
+    return {system: folders[system] for system in PLAIN_SYSTEMS if system in folders}
 
 
 def declared_question_controls(project: Project, recipe: Recipe) -> dict[System, Path]:
     """The controls of a recipe that are fine-tuned, which answer questions; else as `declared_controls`."""
-    found = _trained(project, recipe, "finetuned")
-    return {system: found[system] for system in CONTROL_KINDS if system in found}
+    folders = _trained(project, recipe, "finetuned")
+    return {system: folders[system] for system in CONTROL_KINDS if system in folders}
 
 
 def _trained(project: Project, recipe: Recipe, stage: str) -> dict[str, Path]:
@@ -78,18 +78,18 @@ def _trained(project: Project, recipe: Recipe, stage: str) -> dict[str, Path]:
 
 
 def _model_folders(controls: Path, kinds: Sequence[K]) -> dict[K, Path]:
-    found: dict[K, Path] = {}
+    folders: dict[K, Path] = {}
     for system in kinds:
         for folder in (controls / system, controls / system / "content", controls / system / "model"):
             if folder.is_dir() and (folder / "model.json").is_file():
                 read_settings(folder)
-                found[system] = folder
-    if not found:
+                folders[system] = folder
+    if not folders:
         raise ArtifactError(
             f"{controls} holds no tuned controls; it must have model folders named {', '.join(kinds)}, "
             "each with a model.json"
         )
-    return found
+    return folders
 
 
 def recipe_of(name_or_dir: str, folder: Path) -> tuple[Recipe, Path] | None:
@@ -111,10 +111,10 @@ def untuned_decoder(recipe: Recipe, base: Path, like: RefragModel) -> PreTrained
         RefragError: the recipe's source can't be had, or its tokens are others.
     """
     decoder = load_decoder(recipe.decoder, base, recipe.seed)
-    own, wanted = (each.get_input_embeddings().num_embeddings for each in (decoder, like.decoder))
-    if own != wanted:
+    size, wanted = (each.get_input_embeddings().num_embeddings for each in (decoder, like.decoder))
+    if size != wanted:
         raise RefragError(
-            f"the decoder of the recipe {recipe.name} has {own:,} tokens, the model {wanted:,}; give the recipe that "
+            f"the decoder of the recipe {recipe.name} has {size:,} tokens, the model {wanted:,}; give the recipe that "
             "the model was made from"
         )
     # Not decoder.to(...): transformers wraps it in a way that type checkers can't follow.

@@ -71,8 +71,8 @@ def rag_figure(result: Mapping[str, Any], path: Path) -> None:
     _against(axes[0], result, "decoder_tokens", "decoder tokens")
     if timed:
         _against(axes[1], result, "ttft_ms", "time to first token, ms")
-    for panel, (name, own) in zip(axes[1 + timed :], parts.items(), strict=True):
-        _against(panel, own, "decoder_tokens", "decoder tokens")
+    for panel, (name, part) in zip(axes[1 + timed :], parts.items(), strict=True):
+        _against(panel, part, "decoder_tokens", "decoder tokens")
         panel.set_title(name, fontsize=9)
     if parts:
         axes[0].set_title("all", fontsize=9)

@@ -42,7 +42,7 @@ class ItemSet(BaseModel):
     @classmethod
     def of(cls, digest: str, groups: Sequence[str], values: Mapping[str, Sequence[float] | NDArray]) -> ItemSet:
         """The set with values as reports round them."""
-        plain = {name: [rounded(value) for value in found] for name, found in values.items()}
+        plain = {name: [rounded(value) for value in column] for name, column in values.items()}
         return cls(digest=digest, groups=list(groups), values=plain)
 
     def held_by(self, released: ItemSet) -> ItemSet:
@@ -51,7 +51,7 @@ class ItemSet(BaseModel):
         if held is None:
             return self
         places = [place for place, value in enumerate(held) if value]
-        values = {name: [own[place] for place in places] for name, own in self.values.items()}
+        values = {name: [column[place] for place in places] for name, column in self.values.items()}
         return ItemSet(digest=self.digest, groups=[self.groups[place] for place in places], values=values)
 
 
@@ -71,7 +71,7 @@ class Items(BaseModel):
     def of_metric(self, name: str) -> ItemSet | None:
         """The set that has values of a metric; None when none has."""
         sets = (self.windows, self.questions, self.retrieval)
-        return next((found for found in sets if name in found.values), None)
+        return next((items for items in sets if name in items.values), None)
 
     @classmethod
     def read(cls, content: Path) -> Items:

@@ -46,11 +46,11 @@ def gap_recovered(
     """
     recovered: Prefixes = {}
     for name in map(prefix_name, PREFIXES):
-        without, whole, found = none.get(name), full.get(name), system.get(name)
-        if without is None or whole is None or found is None or without <= whole:
+        without, whole, measured = none.get(name), full.get(name), system.get(name)
+        if without is None or whole is None or measured is None or without <= whole:
             recovered[name] = None
         else:
-            recovered[name] = rounded((without - found) / (without - whole))
+            recovered[name] = rounded((without - measured) / (without - whole))
     return recovered
 
 
@@ -112,11 +112,11 @@ def f1(answer: str, references: Sequence[str]) -> float:
 
 
 def _f1(answer: str, reference: str) -> float:
-    found, wanted = normalize_answer(answer).split(), normalize_answer(reference).split()
-    if not found or not wanted:
+    answered, wanted = normalize_answer(answer).split(), normalize_answer(reference).split()
+    if not answered or not wanted:
         return 0.0
-    common = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted))
+    common = sum((Counter(answered) & Counter(wanted)).values())
+    return 2 * common / (len(answered) + len(wanted))
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
@@ -128,18 +128,18 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-def _rouge_l(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
+def _rouge_l(answered: list[str], wanted: list[str]) -> float:
+    if not answered or not wanted:
         return 0.0
     # Row by row: common[j] is the longest common subsequence of the words so far and the first j wanted ones.
     common = [0] * (len(wanted) + 1)
-    for word in found:
+    for word in answered:
         diagonal = 0
         for place, other in enumerate(wanted, 1):
             above = common[place]
             common[place] = diagonal + 1 if word == other else max(above, common[place - 1])
             diagonal = above
-    return 2 * common[-1] / (len(found) + len(wanted))
+    return 2 * common[-1] / (len(answered) + len(wanted))
 
 
 # How an answer says that there is none: the words of fine-tuning, and those that an untuned model finds.

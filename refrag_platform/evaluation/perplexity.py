@@ -116,8 +116,8 @@ def evaluate_perplexity(
 def window_items(nll: NDArray[np.float64] | None, windows: Windows) -> ItemSet:
     """P16, ... of every window, from [W, o] nats; without those that reach beyond the output tokens."""
     means = {prefix_name(tokens): None if nll is None else window_means(nll, tokens) for tokens in PREFIXES}
-    found = {name: values for name, values in means.items() if values is not None}
-    return ItemSet.of(windows_digest(windows), windows.documents, found)
+    measured = {name: values for name, values in means.items() if values is not None}
+    return ItemSet.of(windows_digest(windows), windows.documents, measured)
 
 
 def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: int) -> dict[str, Any]:
@@ -156,12 +156,12 @@ def _row(score: Scores, chunk_size: int) -> dict[str, Any]:
 
 
 def _intervals(score: Scores, windows: Windows, seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"system": score.system, "tuned": score.tuned, "share_kept": score.share_kept}
+    row: dict[str, Any] = {"system": score.system, "tuned": score.tuned, "share_kept": score.share_kept}
     for tokens in PREFIXES:
         means = None if score.nll is None else window_means(score.nll, tokens)
         interval = None if means is None else bootstrap_interval(means, windows.documents, _generator(seed))
-        found[prefix_name(tokens)] = None if interval is None else list(interval)
-    return found
+        row[prefix_name(tokens)] = None if interval is None else list(interval)
+    return row
 
 
 def _gap_intervals(
@@ -169,28 +169,28 @@ def _gap_intervals(
 ) -> dict[str, list[float] | None]:
     """The documents' share in the gap and in what is recovered of it is resampled together."""
     compared = {score.system: score.nll for score in (*scores, refrag) if score.tuned and score.nll is not None}
-    found: dict[str, list[float] | None] = {}
+    intervals: dict[str, list[float] | None] = {}
     for tokens in PREFIXES:
         means = {system: window_means(nll, tokens) for system, nll in compared.items()}
-        none, full, own = (means.get(system) for system in ("none", "full", "refrag"))
+        none, full, ours = (means.get(system) for system in ("none", "full", "refrag"))
         interval = None
-        if recovered[prefix_name(tokens)] is not None and none is not None and full is not None and own is not None:
-            interval = bootstrap_interval(none - own, windows.documents, _generator(seed), over=none - full)
-        found[prefix_name(tokens)] = None if interval is None else list(interval)
-    return found
+        if recovered[prefix_name(tokens)] is not None and none is not None and full is not None and ours is not None:
+            interval = bootstrap_interval(none - ours, windows.documents, _generator(seed), over=none - full)
+        intervals[prefix_name(tokens)] = None if interval is None else list(interval)
+    return intervals
 
 
 def _difference(worse: Scores, refrag: Scores, windows: Windows, seed: int) -> dict[str, Any]:
     """How much lower refrag is, window by window: above zero means better."""
-    found: dict[str, Any] = {"over": worse.system, "tuned": worse.tuned}
+    row: dict[str, Any] = {"over": worse.system, "tuned": worse.tuned}
     for tokens in PREFIXES:
         one = None if worse.nll is None else window_means(worse.nll, tokens)
         other = None if refrag.nll is None else window_means(refrag.nll, tokens)
-        found[prefix_name(tokens)] = None
+        row[prefix_name(tokens)] = None
         if one is not None and other is not None:
             interval = bootstrap_interval(one - other, windows.documents, _generator(seed))
-            found[prefix_name(tokens)] = [rounded((one - other).mean()), *(interval or (None, None))]
-    return found
+            row[prefix_name(tokens)] = [rounded((one - other).mean()), *(interval or (None, None))]
+    return row
 
 
 def _generator(seed: int) -> np.random.Generator:

@@ -29,7 +29,7 @@ def self_information(reader: RefragModel, passages: Sequence[Sequence[int]]) -> 
     # What pads a passage stands behind it, where its tokens can't see it.
     hidden = decoder_states(reader.decoder, reader.decoder.get_input_embeddings()(ids[:, :-1]))
     nats = token_losses(hidden.flatten(0, 1), head_weight(reader.decoder), ids[:, 1:].flatten())
-    return [own[: len(tokens)].cpu() for own, tokens in zip(nats.view(len(passages), -1), passages, strict=True)]
+    return [part[: len(tokens)].cpu() for part, tokens in zip(nats.view(len(passages), -1), passages, strict=True)]
 
 
 def pruned(reader: RefragModel, passages: Sequence[Sequence[int]], tokens: int) -> list[int]:

@@ -53,8 +53,8 @@ def ranked(
             asked = questions[start : start + SCORED_AT_ONCE]
             scores = retriever.encode([question.question for question in asked]) @ vectors.T
             best = np.argpartition(-scores, top - 1, axis=1)[:, :top]
-            for question, own, found in zip(asked, scores, best, strict=True):
-                passages = [every[number] for number in found[np.argsort(-own[found], kind="stable")]]
+            for question, similarities, nearest in zip(asked, scores, best, strict=True):
+                passages = [every[number] for number in nearest[np.argsort(-similarities[nearest], kind="stable")]]
                 gold = {question.passages[number] for number in question.gold}
                 numbers = tuple(number for number, passage in enumerate(passages) if passage in gold)
                 yield replace(question, passages=tuple(passages), gold=numbers)
@@ -76,15 +76,15 @@ def whole_documents(questions: Iterable[Question], content: Path, most: int) -> 
     documents: dict[str, list[Passage]] = {}
     for row in parquet.read_table(content / "passages.parquet", columns=["document_id", "title", "text"]).to_pylist():
         documents.setdefault(row["document_id"], []).append((row["title"], row["text"]))
-    found = False
+    has_passages = False
     for question in questions:
         passages = documents.get(question.document, [])[:most]
-        found = found or bool(passages)
+        has_passages = has_passages or bool(passages)
         gold = {question.passages[number] for number in question.gold}
         numbers = tuple(number for number, passage in enumerate(passages) if passage in gold)
         if numbers:
             yield replace(question, passages=tuple(passages), gold=numbers)
-    if not found:
+    if not has_passages:
         raise RefragError(f"{content} has no passages of these questions' documents; give questions of this corpus")
 
 

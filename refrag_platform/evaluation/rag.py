@@ -129,7 +129,7 @@ def evaluate_rag(
         stored or {},
     )
     wanted = readings(systems, passages, list(dict.fromkeys([share_kept, *shares])))
-    found = {
+    scores_of = {
         reading: Scores(reading, decoder_of(reading.system, readers.controls), readers.order) for reading in wanted
     }
     texts: list[dict[str, Any]] = []
@@ -139,17 +139,17 @@ def evaluate_rag(
         ):
             question = questions[number]
             text = _said(question, answer.text)
-            found[reading].add(number, question, text, answer, prompt_length(prompt), full_tokens)
+            scores_of[reading].add(number, question, text, answer, prompt_length(prompt), full_tokens)
             of_set = {"set": sets[number]} if sets else {}
-            texts.append({"id": question.id, **of_set, **names(found[reading]), "answer": text})
-    scores = list(found.values())
+            texts.append({"id": question.id, **of_set, **names(scores_of[reading]), "answer": text})
+    scores = list(scores_of.values())
     return RagEvaluation(
         **judged(scores, questions, seed),
         parts=parts(scores, questions, sets or [], seed)
         | parts(scores, questions, [q.category for q in questions], seed)
         | parts(scores, questions, shown, seed),
         answers=texts,
-        items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
+        items=_items(scores_of.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
         skipped=skipped,
         order=readers.order,
     )
@@ -216,15 +216,15 @@ def _answered(
             question, wrong = questions[number], other_question(questions, number)
             # Chance of its own for each question: what other systems draw changes nothing.
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            jobs += [(number, *made) for made in prompts(readers, question, wrong, wanted, generator)]
-        made: dict[int, Answer] = {}
+            jobs += [(number, *one) for one in prompts(readers, question, wrong, wanted, generator)]
+        answered: dict[int, Answer] = {}
         for reader in {id(reader): reader for reader in map(readers.of, (job[1].system for job in jobs))}.values():
-            own = [number for number, job in enumerate(jobs) if readers.of(job[1].system) is reader]
-            for place, answer in answers(reader, [jobs[number][2] for number in own], max_new_tokens, batch_size):
-                made[own[place]] = answer
-                progress.update(1, jobs[own[place]][1].system)
+            chosen = [number for number, job in enumerate(jobs) if readers.of(job[1].system) is reader]
+            for place, answer in answers(reader, [jobs[number][2] for number in chosen], max_new_tokens, batch_size):
+                answered[chosen[place]] = answer
+                progress.update(1, jobs[chosen[place]][1].system)
         for number, job in enumerate(jobs):
-            yield *job, made[number]
+            yield *job, answered[number]
 
 
 def _said(question: Question, text: str) -> str:

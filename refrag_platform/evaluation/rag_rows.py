@@ -55,7 +55,7 @@ class Scores:
         chosen = [place for place, number in enumerate(self.numbers) if number in wanted]
         lists = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(getattr(self, one.name), list)}
         # Times are of all questions or, in batches, of none.
-        figures = {n: [own[place] for place in chosen] if own else [] for n, own in lists.items()}
+        figures = {n: [column[place] for place in chosen] if column else [] for n, column in lists.items()}
         return Scores(self.reading, self.decoder, self.order, **figures)
 
     def add(self, number: int, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
@@ -77,15 +77,15 @@ def parts(
 ) -> dict[str, dict[str, Any]]:
     """What is found of each set alone, where there are several; a question without a name is of none."""
     named = dict.fromkeys(name for name in sets if name)
-    numbers = {name: [number for number, own in enumerate(sets) if own == name] for name in named}
+    numbers = {name: [number for number, of in enumerate(sets) if of == name] for name in named}
     if len(numbers) < 2:
         return {}
     return {
         name: {
-            "questions_used": len(own),
-            **judged([one.of(own) for one in scores], [questions[number] for number in own], seed),
+            "questions_used": len(chosen),
+            **judged([one.of(chosen) for one in scores], [questions[number] for number in chosen], seed),
         }
-        for name, own in numbers.items()
+        for name, chosen in numbers.items()
     }
 
 
@@ -150,26 +150,26 @@ def _refusal_accuracy(scores: Scores, questions: Sequence[Question]) -> float | 
 def _interval(scores: Scores, questions: Sequence[Question], seed: int) -> dict[str, Any]:
     """95% intervals of the scores, documents resampled."""
     values = {name: np.array(getattr(scores, name)) for name in SCORES}
-    return names(scores) | {name: _bootstrapped(found, questions, seed) for name, found in values.items()}
+    return names(scores) | {name: _bootstrapped(column, questions, seed) for name, column in values.items()}
 
 
-def _differences(found: Sequence[Scores], questions: Sequence[Question], seed: int) -> list[dict[str, Any]]:
+def _differences(scores: Sequence[Scores], questions: Sequence[Question], seed: int) -> list[dict[str, Any]]:
     """Gain of refrag, question by question, over no context and whatever read the same passages; 95% intervals."""
     rows = []
-    for own in found:
-        if own.reading.system != "refrag":
+    for refrag in scores:
+        if refrag.reading.system != "refrag":
             continue
-        for other in found:
+        for other in scores:
             there = other.reading
-            if there.system == "refrag" or there.passages not in {0, own.reading.passages}:
+            if there.system == "refrag" or there.passages not in {0, refrag.reading.passages}:
                 continue
-            if there.at not in {None, own.reading.at}:
+            if there.at not in {None, refrag.reading.at}:
                 continue
             named = names(other)
             row = {"over": named["system"], "tuned": named["tuned"], "decoder": named["decoder"]}
-            row |= {"passages": own.reading.passages, "share_kept": own.reading.at}
+            row |= {"passages": refrag.reading.passages, "share_kept": refrag.reading.at}
             for name in SCORES:
-                ours, theirs = np.array(getattr(own, name)), np.array(getattr(other, name))
+                ours, theirs = np.array(getattr(refrag, name)), np.array(getattr(other, name))
                 gain = ours - theirs if len(ours) == len(theirs) else np.empty(0)
                 low, high = _bootstrapped(gain, questions, seed) or (None, None)
                 row[name] = [rounded(gain.mean()), low, high] if len(gain) else None

@@ -127,7 +127,7 @@ def prompts(
     """
     model = readers.model
     most = max((reading.passages for reading in wanted), default=0)
-    own = _encoded(readers, question, question.take(most))
+    encoded = _encoded(readers, question, question.take(most))
     strange: dict[Passage, Chunks] = {}
     if wrong and any(reading.system in {"refrag_wrong", "kept+other"} for reading in wanted):
         strange = _encoded(readers, question, wrong.take(most))
@@ -145,11 +145,11 @@ def prompts(
     for reading in wanted:
         count, share, system = reading.passages, reading.at, reading.system
         if count not in contexts:
-            contexts[count] = context(question, own, count)
-        given = contexts[count]
-        whole = prompt_length(question_prompt(model, question, [Text(given.tokens)]))
+            contexts[count] = context(question, encoded, count)
+        shown = contexts[count]
+        whole = prompt_length(question_prompt(model, question, [Text(shown.tokens)]))
         if system == "untuned":
-            yield reading, _template_prompt(readers.of(system), question, given.passages), whole
+            yield reading, _template_prompt(readers.of(system), question, shown.passages), whole
             continue
         if system == "refrag_wrong":
             if wrong is not None and share is not None:
@@ -160,18 +160,22 @@ def prompts(
         refrag: list[Chunks] = []
         if share is not None:
             if (count, share) not in kept:
-                kept[count, share] = expanded(given.chunks, share)
+                kept[count, share] = expanded(shown.chunks, share)
             refrag = kept[count, share]
         if system == "kept+other":
             vectors = [part.vectors for part in (strange[passage] for passage in wrong.take(count))] if wrong else []
             if not any(len(part) for part in vectors if part is not None):
                 continue
             refrag = _with_others(refrag, [part for part in vectors if part is not None])
-        yield reading, question_prompt(model, question, passages_read(readers, question, system, given, refrag)), whole
+        yield (
+            reading,
+            question_prompt(model, question, passages_read(readers, question, system, shown, refrag)),
+            whole,
+        )
 
 
 def passages_read(
-    readers: Readers, question: Question, system: System, given: Context, refrag: list[Chunks]
+    readers: Readers, question: Question, system: System, context: Context, refrag: list[Chunks]
 ) -> Sequence[Chunks | Text]:
     """What a system lets the decoder read in the place of the passages; `refrag`: what REFRAG reads there."""
     budget = prompt_length(refrag)
@@ -179,44 +183,44 @@ def passages_read(
         case "none":
             return []
         case "full":
-            return [Text(given.tokens)]
+            return [Text(context.tokens)]
         case "first":
-            return [Text(given.texts[0])] if given.texts else []
+            return [Text(context.texts[0])] if context.texts else []
         case "truncated":
-            return [Text(given.tokens[-budget:] if budget else [])]
+            return [Text(context.tokens[-budget:] if budget else [])]
         case "plain":
-            return [Text(given.tokens[:budget])]
+            return [Text(context.tokens[:budget])]
         case "pruned":
-            return [Text(pruned(readers.of(system), given.texts, budget))]
+            return [Text(pruned(readers.of(system), context.texts, budget))]
         case "sentences":
-            return [Text(_sentences(readers, question, given, budget))]
+            return [Text(_sentences(readers, question, context, budget))]
         case "kept":
             return [Text([token for part in refrag for token in unchunk(part.token_ids[part.keep])])]
         case "rule":
-            return _first_kept(given.chunks, budget)
+            return _first_kept(context.chunks, budget)
         case _:
             return refrag
 
 
-def _sentences(readers: Readers, question: Question, given: Context, budget: int) -> list[int]:
+def _sentences(readers: Readers, question: Question, context: Context, budget: int) -> list[int]:
     if readers.relevance is None:
         raise RefragError("the system `sentences` needs a retriever, and there is none")
-    return nearest_sentences(given.sentences, readers.relevance, question.question, given.passages, budget)
+    return nearest_sentences(context.sentences, readers.relevance, question.question, context.passages, budget)
 
 
 def _first_kept(passages: Sequence[Chunks], budget: int) -> list[Chunks]:
     """The passages with chunks kept from the first one's start on, as many as take no more than `budget` positions."""
     room = budget - sum(len(part.token_ids) for part in passages)
-    found = []
+    parts = []
     for part in passages:
         # A chunk kept takes its tokens' positions in the place of its vector's.
         cost = ((part.token_ids != PAD).sum(1) - 1).cumsum(0)
-        found.append(part.kept(cost <= room))
-        if not bool(found[-1].keep.all()):
+        parts.append(part.kept(cost <= room))
+        if not bool(parts[-1].keep.all()):
             room = -1
         elif len(cost):
             room -= int(cost[-1])
-    return found
+    return parts
 
 
 def _with_others(passages: Sequence[Chunks], vectors: Sequence[torch.Tensor]) -> list[Chunks]:
@@ -230,10 +234,10 @@ def _with_others(passages: Sequence[Chunks], vectors: Sequence[torch.Tensor]) ->
 def other_question(questions: Sequence[Question], number: int) -> Question | None:
     """The next question whose passages can't hold this one's answer: none of its gold ones, or of all if unknown."""
     asked = questions[number]
-    own = {asked.passages[gold] for gold in asked.gold} or set(asked.passages)
+    gold_passages = {asked.passages[gold] for gold in asked.gold} or set(asked.passages)
     for step in range(1, len(questions)):
         other = questions[(number + step) % len(questions)]
-        if other.passages and own.isdisjoint(other.passages):
+        if other.passages and gold_passages.isdisjoint(other.passages):
             return other
     return None
 
@@ -260,8 +264,8 @@ def _template_prompt(reader: RefragModel, question: Question, passages: Sequence
     tokenizer = reader.tokenizer
     if not tokenizer.chat_template:
         raise RefragError("the system `untuned` needs a chat template, and the decoder's tokenizer has none")
-    given = "\n".join(passage_text(title, text) for title, text in passages)
-    asked = [given, INSTRUCTIONS[question.kind], question.question]
+    shown = "\n".join(passage_text(title, text) for title, text in passages)
+    asked = [shown, INSTRUCTIONS[question.kind], question.question]
     said = [{"role": role, "content": words} for role, words in question.history]
     said.append({"role": "user", "content": "\n\n".join(part for part in asked if part)})
     text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)

@@ -31,9 +31,9 @@ def figure(value: float | None, digits: int = 3) -> str:
 def evaluation_report(result: Mapping[str, Any]) -> str:
     """The report of a result of `refrag evaluate perplexity` or `rag`, and what it was of: a model card's part."""
     told = ("model", "documents", "questions", "questions_used", "retriever", "distractors", "device")
-    given = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
+    facts = "; ".join(f"{name.replace('_', ' ')}: {result[name]}" for name in told if result.get(name))
     report = perplexity_report(result) if "gap_recovered" in result else rag_report(result)
-    return f"{report.strip()}\n\nEvaluated: {given}."
+    return f"{report.strip()}\n\nEvaluated: {facts}."
 
 
 def perplexity_report(result: Mapping[str, Any]) -> str:
@@ -91,14 +91,14 @@ def rag_report(result: Mapping[str, Any]) -> str:
         )
     parts = result.get("parts") or {}
     if parts:
-        columns = [[figure(row["exact_match"]) for row in own["rows"]] for own in parts.values()]
+        columns = [[figure(row["exact_match"]) for row in part["rows"]] for part in parts.values()]
         systems = [[system_name(row), str(row["passages"])] for row in result["rows"]]
         rows = [[*system, *cells] for system, *cells in zip(systems, *columns, strict=True)]
         text += ["Exact match of each part:", table(["system", "passages", *parts], rows)]
-    for name, own in parts.items():
-        text += [f"### Of these, {name}: {own['questions_used']:,} questions", *_rag_tables(own)]
-    if found := result.get("retrieval"):
-        text += _retrieval(found)
+    for name, part in parts.items():
+        text += [f"### Of these, {name}: {part['questions_used']:,} questions", *_rag_tables(part)]
+    if retrieval := result.get("retrieval"):
+        text += _retrieval(retrieval)
     return "\n\n".join(text) + "\n"
 
 
@@ -118,9 +118,9 @@ def seen_said(seen: Mapping[str, Any] | None) -> str:
     return text + missing
 
 
-def _retrieval(found: Mapping[str, Any]) -> list[str]:
+def _retrieval(result: Mapping[str, Any]) -> list[str]:
     """Hit rates of the chunk store's search, and the answers over what it finds."""
-    least, lookups = found["least_similarity"], found["lookups"]
+    least, lookups = result["least_similarity"], result["lookups"]
     hits = [name for name in next(iter(lookups), {}) if name.startswith("hit_")]
     rows = [
         [row["kind"], str(row["questions"]), *(figure(row[name]) for name in hits), figure(row["answered"])]
@@ -131,16 +131,16 @@ def _retrieval(found: Mapping[str, Any]) -> list[str]:
     )
     text = [
         "## Looked up in the chunk store",
-        f"Held-out questions by the search of the service ({found['retriever']}). Hit rate at k: the share of "
+        f"Held-out questions by the search of the service ({result['retriever']}). Hit rate at k: the share of "
         f"questions with a gold passage among the first k. {refused}.",
         table(["questions", "number", *(name.replace("hit_", "hit rate at ") for name in hits), "answered"], rows),
     ]
-    if "seen" in found:
-        text.append(seen_said(found["seen"]))
-    if not found["rows"]:
+    if "seen" in result:
+        text.append(seen_said(result["seen"]))
+    if not result["rows"]:
         return [*text, "No question's gold passage is in the store, so that none was answered over what search finds."]
-    said = f"Those in the store, answered over the first {found['passages']} passages, as many as the service sends:"
-    return [*text, said, *_rag_tables(found)]
+    said = f"Those in the store, answered over the first {result['passages']} passages, as many as the service sends:"
+    return [*text, said, *_rag_tables(result)]
 
 
 def lookup_table(result: Mapping[str, Any]) -> str:
@@ -186,8 +186,8 @@ def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | 
 
     Args: questions: how many were asked; 0: unknown.
     """
-    found = {row["system"]: row for row in sorted(rows, key=lambda row: row["passages"])}
-    refrag, full = found.get("refrag"), found.get("full")
+    largest = {row["system"]: row for row in sorted(rows, key=lambda row: row["passages"])}
+    refrag, full = largest.get("refrag"), largest.get("full")
     if refrag is None or full is None or refrag["passages"] != full["passages"]:
         return None
 

@@ -121,14 +121,14 @@ def _absent(present: Iterable[str], chance: random.Random) -> list[tuple[str, st
     """(document, field, question, country) of facts about countries that a corpus lacks."""
     from refrag_platform.corpus.factbook import read_factbook_facts
 
-    found = [
+    asked = [
         (document, fact.field, fact.question, country)
         for document, country, facts in read_factbook_facts()
         if document not in set(present)
         for fact in facts
     ]
-    chance.shuffle(found)
-    return found
+    chance.shuffle(asked)
+    return asked
 
 
 def _field(question: Question) -> str:
@@ -162,12 +162,12 @@ def look_up(store: ChunkStore, cases: Sequence[Case], passages: int) -> Iterator
     most = max(cuts_of(store))
     with Progress("look up", len(cases), "questions") as progress:
         for case in cases:
-            found = store.search(case.question, most, case.before)
+            hits = store.search(case.question, most, case.before)
             # A search for more weighs more candidates.
-            sent = found if passages == most else store.search(case.question, passages, case.before)
-            alone = store.search(case.question, most) if case.before else found
+            sent = hits if passages == most else store.search(case.question, passages, case.before)
+            alone = store.search(case.question, most) if case.before else hits
             similarity = max((hit.score or 0.0 for hit in sent), default=0.0)
-            yield Looked(case, _rank(case, alone), _rank(case, found), similarity), sent
+            yield Looked(case, _rank(case, alone), _rank(case, hits), similarity), sent
             progress.update()
 
 

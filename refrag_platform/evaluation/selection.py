@@ -35,7 +35,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, unchunk
 from refrag_platform.progress import Progress
 from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.batch import Batch, to_device
 from refrag_platform.training.episodes import (
     Episode,
     collate,
@@ -99,7 +99,7 @@ def judged_questions(
         cut = [passage_chunks(model.tokenizer, title, text, model.chunk_size) for title, text in read]
         if relevance:
             cut = relevance.tell(one.question, read, cut)
-        episodes.append(question_episode(model.tokenizer, one, cut, model.chunk_size))
+        episodes.append(question_episode(model.tokenizer, one, cut))
         gold = {one.passages[number] for number in one.gold}
         evidence.append(evidence_levels(model.tokenizer, read, cut, gold, one.answers))
     return JudgedSet(episodes, [one.document for one in asked], [one.answers for one in asked], evidence)
@@ -159,12 +159,12 @@ def evaluate_selection(
     with Progress("selection", items * len(shares), "choices of chunks") as progress:
         for numbers in _batches(judged.episodes, batch_size):
             episodes = [judged.episodes[number] for number in numbers]
-            batch = _on_device(collate(episodes, 0.0, size), model)
+            batch = to_device(collate(episodes, 0.0, size), model.device)
             vectors = context_vectors(model, batch)
             rankings = _rankings(model, policies, episodes, batch, vectors, numbers, draws, seed)
             mask = (batch["chunks"][..., 0] != PAD).cpu()
             for share in shares:
-                batch = _on_device(collate(episodes, share, size), model)
+                batch = to_device(collate(episodes, share, size), model.device)
                 keep = {system: _keep(scores, mask, share) for system, scores in rankings.items()}
                 losses = judged_losses(model, batch, vectors, torch.cat(list(keep.values()), 1).to(model.device))
                 parts = losses.cpu().split([flags.shape[1] for flags in keep.values()], 1)
@@ -201,10 +201,6 @@ def _batches(episodes: Sequence[Episode], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(episodes)), key=lambda number: len(episodes[number].chunks))
     for start in range(0, len(order), size):
         yield order[start : start + size]
-
-
-def _on_device(batch: Batch, model: RefragModel) -> Batch:
-    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def _rankings(
@@ -244,17 +240,17 @@ def _rankings(
 
 def _similarity(model: RefragModel, episodes: Sequence[Episode], vectors: Tensor) -> Tensor:
     """Cosine [B, L] of each chunk's vector with the question's mean one."""
-    found = torch.zeros(vectors.shape[:2])
+    similarity = torch.zeros(vectors.shape[:2])
     for row, one in enumerate(episodes):
-        own = vectors[row, : len(one.chunks)].float()
-        asked = own[-QUERY_CHUNKS:]
+        chunks = vectors[row, : len(one.chunks)].float()
+        asked = chunks[-QUERY_CHUNKS:]
         if one.question:
             asked = model.encode(chunk_tokens(one.question, model.chunk_size)).float()
         # What all chunks have in common says nothing about any of them.
-        common = own.mean(0)
-        near = torch.cosine_similarity(own - common, asked.mean(0) - common, dim=-1)
-        found[row, : len(one.chunks)] = near.cpu()
-    return found
+        common = chunks.mean(0)
+        near = torch.cosine_similarity(chunks - common, asked.mean(0) - common, dim=-1)
+        similarity[row, : len(one.chunks)] = near.cpu()
+    return similarity
 
 
 def _keep(scores: Tensor, mask: Tensor, share: float) -> Tensor:
@@ -266,7 +262,7 @@ def _keep(scores: Tensor, mask: Tensor, share: float) -> Tensor:
 
 def _oracle(model: RefragModel, episode: Episode, vectors: Tensor, share: float) -> Tensor:
     """Losses [1, o] of the chunks picked one after another, each the one that lowers log-perplexity most."""
-    batch = _on_device(collate([episode], share, model.chunk_size), model)
+    batch = to_device(collate([episode], share, model.chunk_size), model.device)
     keep = torch.zeros(len(episode.chunks), dtype=torch.bool, device=model.device)
     for _ in range(batch["most_kept"]):
         left = (~keep).nonzero()[:, 0]
@@ -326,12 +322,12 @@ def _row(cell: Found, counted: str) -> dict[str, Any]:
 
 
 def _difference(policy: Found, other: Found, groups: Sequence[str], seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"share_kept": policy.share, "system": policy.system, "over": other.system}
+    row: dict[str, Any] = {"share_kept": policy.share, "system": policy.system, "over": other.system}
     for name in [name for name in policy.values if name in other.values]:
         better = 1 if name in {"answer_kept", "exact_match", "f1"} else -1
         gain = better * (policy.values[name] - other.values[name])
         both = np.isfinite(gain)
-        own = [group for group, judged in zip(groups, both, strict=True) if judged]
-        interval = bootstrap_interval(gain[both], own, np.random.default_rng(seed))
-        found[name] = [rounded(gain[both].mean()), *(interval or (None, None))]
-    return found
+        judged_groups = [group for group, judged in zip(groups, both, strict=True) if judged]
+        interval = bootstrap_interval(gain[both], judged_groups, np.random.default_rng(seed))
+        row[name] = [rounded(gain[both].mean()), *(interval or (None, None))]
+    return row

@@ -32,8 +32,8 @@ def selection_report(result: Mapping[str, Any]) -> str:
         "oracle sees the tokens that are judged; tried on fewer items, it compares by its gains alone.",
     ]
     for share in dict.fromkeys(row["share_kept"] for row in rows):
-        own = [row for row in rows if row["share_kept"] == share]
-        lines = [[row["system"], *(figure(row.get(name), 4) for name in names), str(row[counted])] for row in own]
+        at_share = [row for row in rows if row["share_kept"] == share]
+        lines = [[row["system"], *(figure(row.get(name), 4) for name in names), str(row[counted])] for row in at_share]
         parts += [f"### p = {share:g}", table(["system", *(METRICS[name] for name in names), counted], lines)]
         gains = [
             [f"{row['system']} over {row['over']}", *(_gain(row.get(name)) for name in names)]

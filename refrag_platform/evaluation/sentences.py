@@ -31,9 +31,9 @@ def split_passage(
     head = len(whole) - len(text) - 1
     starts = [head, *(head + match.end() for match in SENTENCE_END.finditer(text) if match.end() < len(text))]
     # As `content_ids` makes them.
-    made = tokenizer(whole, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    tokenized = tokenizer(whole, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
     parts: list[list[int]] = [[] for _ in range(len(starts) + 1)]
-    for token, (_, end) in zip(made["input_ids"], made["offset_mapping"], strict=True):
+    for token, (_, end) in zip(tokenized["input_ids"], tokenized["offset_mapping"], strict=True):
         # By its last character: the space before a word is the word's token, and may belong to the sentence before.
         parts[bisect_right(starts, max(end - 1, 0))].append(token)
     ends = [*starts[1:], len(whole)]

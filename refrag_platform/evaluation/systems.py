@@ -65,16 +65,16 @@ class Reading:
 
 def readings(systems: Sequence[System], passages: Sequence[int], shares: Sequence[float]) -> list[Reading]:
     """All that is asked for: one row each. The first share is the one that refrag_wrong is read at."""
-    found = [Reading("none", 0)] if "none" in systems else []
+    wanted = [Reading("none", 0)] if "none" in systems else []
     for count in passages:
         for system in systems:
             if system in {"full", "untuned", "first"}:
-                found.append(Reading(system, count))
+                wanted.append(Reading(system, count))
             elif system == "refrag_wrong":
-                found.append(Reading(system, count, shares[0]))
+                wanted.append(Reading(system, count, shares[0]))
             elif system != "none":
-                found += [Reading(system, count, share) for share in shares]
-    return found
+                wanted += [Reading(system, count, share) for share in shares]
+    return wanted
 
 
 def control_of(system: System, controls: Collection[System]) -> System | None:

@@ -141,14 +141,14 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[t
         bad = BadInput("skip", Path(scratch) / "bad-input.jsonl")
         for odd, why in unusable:
             bad.report("unreadable_file", name_text(odd), why)
-        found = (
+        documents = (
             document
             for file, name in zip(files, names, strict=True)
             for document in read_file(file, name, recipe, bad, progress.update)
         )
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.encode_special_tokens = True
-        for document, tokens in tokenize(found, backend):
+        for document, tokens in tokenize(documents, backend):
             yield document.id, tokens.ids
 
 

@@ -56,7 +56,7 @@ def commit_run(project: Project, model: str, message: str | None = None) -> str:
             "change to a branch of your own first: git switch -c NAME"
         )
     tip = git.revision(ref)
-    tree = _tree(project, git, model, head, manifests)
+    tree = _tree(project, model, head, manifests)
     if tip is not None and git.run("rev-parse", f"{tip}^{{tree}}") == tree:
         return tip
     parents = [commit for commit in (tip, head) if commit is not None]
@@ -92,7 +92,7 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
     return manifests
 
 
-def _tree(project: Project, git: Git, model: str, head: str, manifests: list[Manifest]) -> str:
+def _tree(project: Project, model: str, head: str, manifests: list[Manifest]) -> str:
     """Git's tree of the run, built in an index of its own."""
     code = {path for manifest in manifests for path in STAGES[manifest.stage].code(project.root)}
     recipes = extended(project.recipe_path(model))

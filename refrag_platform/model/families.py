@@ -87,5 +87,5 @@ def short_window(decoder: PreTrainedModel, window: int) -> Iterator[None]:
             owner.sliding_window = window
         yield
     finally:
-        for owner, own in zip(changed, before, strict=True):
-            owner.sliding_window = own
+        for owner, size in zip(changed, before, strict=True):
+            owner.sliding_window = size

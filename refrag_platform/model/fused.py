@@ -114,11 +114,11 @@ class _Layer:
 
     @classmethod
     def of(cls, layer: Any) -> _Layer:
-        own = layer.attention.self
-        parts = (own.query, own.key, own.value)
+        attention = layer.attention.self
+        parts = (attention.query, attention.key, attention.value)
         merged = torch.cat([part.weight for part in parts]).detach(), torch.cat([part.bias for part in parts]).detach()
         return cls(
-            own.num_attention_heads,
+            attention.num_attention_heads,
             merged,
             _pair(layer.attention.output.dense),
             layer.attention.output.LayerNorm,

@@ -32,11 +32,11 @@ def generate(model: RefragModel, prompt: Prompt, max_new_tokens: int, stop_ids: 
     inputs = model.embed([prompt])
     cache = empty_cache(model.decoder)
     output = model.decoder(inputs_embeds=inputs.embeds, use_cache=True, logits_to_keep=1, **cache)
-    for made in range(1, max_new_tokens + 1):
+    for count in range(1, max_new_tokens + 1):
         token = int(output.logits[0, -1].argmax())
         if token in stop_ids:
             return
         yield token
-        if made == max_new_tokens:
+        if count == max_new_tokens:
             return
         output = model.decoder(input_ids=torch.tensor([[token]], device=model.device), use_cache=True, **cache)

@@ -69,10 +69,10 @@ def model_folder(name_or_dir: str, project: Project | None = None) -> Path:
     Raises:
         ArtifactError: neither is there; the message says how to make it.
     """
-    given = Path(name_or_dir)
-    candidates = [given, given / "content"]
+    path = Path(name_or_dir)
+    candidates = [path, path / "content"]
     remedy = f"`refrag run finetuned --model {name_or_dir}`"
-    if len(given.parts) == 1:
+    if len(path.parts) == 1:
         project = project or Project.find()
         if name_or_dir not in project.recipes():
             remedy = f"models: {', '.join(project.recipes())}"

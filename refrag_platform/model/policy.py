@@ -291,8 +291,8 @@ def pick_log_probs(logits: Tensor, picks: Tensor, counted: Tensor | None = None)
     # Not -inf: a row with fewer chunks than T' would have nothing left to normalize.
     lowest = torch.finfo(logits.dtype).min
     steps = logits[:, None, None].masked_fill(taken.bool(), lowest).log_softmax(-1)
-    found = steps.gather(-1, picks[..., None])[..., 0]
-    return found if counted is None else found.masked_fill(~counted[:, None], 0.0)
+    picked = steps.gather(-1, picks[..., None])[..., 0]
+    return picked if counted is None else picked.masked_fill(~counted[:, None], 0.0)
 
 
 def keep_mask(picks: Tensor, chunks: int, counted: Tensor | None = None) -> Tensor:

@@ -74,8 +74,8 @@ def rag_prompt(
         return [*_begin(tokenizer, role), *content_ids(tokenizer, content), *ending]
 
     ending = _ending(tokenizer)
-    given = "\n".join(message["content"] for message in history if message["role"] == "system")
-    opening = [*_begin(tokenizer, "system"), *content_ids(tokenizer, (given or INSTRUCTIONS[instruction]) + "\n")]
+    system = "\n".join(message["content"] for message in history if message["role"] == "system")
+    opening = [*_begin(tokenizer, "system"), *content_ids(tokenizer, (system or INSTRUCTIONS[instruction]) + "\n")]
     closing = list(ending)
     for message in history:
         if message["role"] != "system":

@@ -155,7 +155,7 @@ class RefragModel(nn.Module):
         """Decoder input of a batch of prompts; vectors that prompts don't bring are encoded here."""
         layout = lay_out(prompts, self.chunk_size, padding_side)
         compressed = [passage.compressed_vectors() for passage in self.with_vectors(layout.passages)]
-        vectors = torch.cat([own.to(self.device) for own in compressed] or [torch.empty(0, self.vector_dim)])
+        vectors = torch.cat([part.to(self.device) for part in compressed] or [torch.empty(0, self.vector_dim)])
         embeds = self.gather(
             layout.token_ids.to(self.device), layout.chunk_index.to(self.device), self.project(vectors)
         )

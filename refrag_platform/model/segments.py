@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from refrag_platform.errors import RecipeError
 
@@ -168,52 +170,84 @@ def compression_rate(plain_tokens: int, positions: int) -> float:
     return round(plain_tokens / positions, 4) if positions else 1.0
 
 
-def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["left", "right"] = "left") -> Layout:
-    """Index tensors of a batch of prompts; shorter ones are padded on `padding_side`.
+def lay_slots(
+    prompts: Sequence[Prompt], chunk_size: int, least_chunks: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prompts over slots, one for each token of text and k for each chunk, as `pack_slots` reads them.
+
+    Args: least_chunks: L at least, where no prompt has more chunks.
+
+    Returns:
+        slots [N, S], the token of each, -1 where there is none; owners [N, S], the number of a slot's chunk in its
+        prompt, -1 for text; chunks [N, L, k], -1 where there is none; keep [N, L] bool.
 
     Raises:
         ValueError: there are no prompts, one is empty, or a passage was cut with another chunk size.
     """
-    rows = []
-    passages: list[Chunks] = []
-    compressed = 0
-    for number, prompt in enumerate(prompts):
-        tokens, index = [], []
-        for part in prompt:
-            if isinstance(part, Text):
-                tokens += part.token_ids
-                index += [-1] * len(part.token_ids)
-                continue
-            if part.token_ids.shape[1] != chunk_size:
-                raise ValueError(
-                    f"a passage has chunks of {part.token_ids.shape[1]} tokens; the model's k is {chunk_size}"
-                )
-            for row, kept in enumerate(part.keep.tolist()):
-                if kept:
-                    real = unchunk(part.token_ids[row])
-                    tokens += real
-                    index += [-1] * len(real)
-                else:
-                    tokens.append(0)
-                    index.append(compressed)
-                    compressed += 1
-            if not bool(part.keep.all()):
-                passages.append(part)
-        if not tokens:
-            raise ValueError(f"prompt {number} is empty")
-        rows.append((tokens, index))
-    if not rows:
+    if not prompts:
         raise ValueError("no prompts to lay out")
-    longest = max(len(tokens) for tokens, _ in rows)
-    token_ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    chunk_index = torch.full((len(rows), longest), -1, dtype=torch.long)
-    attention_mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for number, (tokens, index) in enumerate(rows):
-        where = slice(longest - len(tokens), None) if padding_side == "left" else slice(0, len(tokens))
-        token_ids[number, where] = torch.tensor(tokens)
-        chunk_index[number, where] = torch.tensor(index)
-        attention_mask[number, where] = True
-    return Layout(token_ids, chunk_index, attention_mask, passages)
+    slots, owners = [], []
+    # The first row sets the least L and is left out again.
+    chunks = [torch.full((least_chunks, chunk_size), PAD)]
+    keep = [torch.zeros(least_chunks, dtype=torch.bool)]
+    for number, prompt in enumerate(prompts):
+        passages = [part for part in prompt if isinstance(part, Chunks)]
+        for size in (passage.token_ids.shape[1] for passage in passages):
+            if size != chunk_size:
+                raise ValueError(f"a passage has chunks of {size} tokens; the model's k is {chunk_size}")
+        if not any(len(part.token_ids) for part in prompt):
+            raise ValueError(f"prompt {number} is empty")
+        tokens = [torch.as_tensor(part.token_ids, dtype=torch.long).flatten() for part in prompt]
+        of_chunks = torch.tensor([isinstance(part, Chunks) for part in prompt])
+        in_chunk = of_chunks.repeat_interleave(torch.tensor([*map(len, tokens)]))
+        slots.append(torch.cat(tokens))
+        owners.append(torch.where(in_chunk, (in_chunk.cumsum(0) - 1) // chunk_size, -1))
+        chunks.append(slots[-1][in_chunk].view(-1, chunk_size))
+        keep.append(torch.cat([keep[0][:0], *(passage.keep.cpu() for passage in passages)]))
+    padded = partial(pad_sequence, batch_first=True, padding_value=PAD)
+    return padded(slots), padded(owners), padded(chunks)[1:], pad_sequence(keep, batch_first=True)[1:]
+
+
+def pack_slots(slots: Tensor, owners: Tensor, keep: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Layout of prompts whose kept chunks are known on the device alone: no loop, and no waiting for it.
+
+    Of its slots a compressed chunk uses the first, and all else those that hold a token.
+
+    Args: slots, owners: [N, S], keep: [N, L], as `lay_slots` has them. length: at least the positions of every row.
+
+    Returns:
+        token_ids and chunk_index [N, length], as `RefragModel.gather` takes them, chunk n, l at n L + l, and the
+        positions of each row [N]; those after them mean nothing.
+    """
+    compressed = (owners >= 0) & ~keep.gather(1, owners.clamp(min=0))
+    first = owners != nn.functional.pad(owners, (1, -1), value=-1)
+    used = torch.where(compressed, first, slots != PAD)
+    # What is not used goes to a column past the end.
+    places = torch.where(used, used.long().cumsum(1) - 1, length)
+    offsets = torch.arange(len(slots), device=slots.device)[:, None] * keep.shape[1]
+    empty = slots.new_zeros(len(slots), length + 1)
+    token_ids = empty.scatter(1, places, slots.masked_fill(compressed, 0))[:, :-1]
+    index = (empty - 1).scatter(1, places, torch.where(compressed, owners + offsets, -1))[:, :-1]
+    return token_ids, index, used.sum(1)
+
+
+def lay_out(prompts: Sequence[Prompt], chunk_size: int, padding_side: Literal["left", "right"] = "left") -> Layout:
+    """Index tensors of a batch of prompts; shorter ones are padded on `padding_side`.
+
+    Raises:
+        ValueError: as `lay_slots`.
+    """
+    slots, owners, chunks, keep = lay_slots(prompts, chunk_size)
+    token_ids, index, positions = pack_slots(slots, owners, keep, slots.shape[1])
+    compressed = ~keep & (chunks[..., 0] != PAD)
+    numbers = compressed.flatten().cumsum(0) - 1
+    index = torch.where(index >= 0, numbers[index.clamp(min=0)], -1)
+    # Of each position the place in its packed row, whose padding is on the right.
+    longest = int(positions.max())
+    shifts = positions if padding_side == "left" else torch.zeros_like(positions)
+    places = (torch.arange(longest) + shifts[:, None]) % longest
+    passages = [part for prompt in prompts for part in prompt if isinstance(part, Chunks) and not bool(part.keep.all())]
+    return Layout(token_ids.gather(1, places), index.gather(1, places), places < positions[:, None], passages)
 
 
 def window_layout(context: Tensor, keep: Tensor, start_token: int) -> tuple[Tensor, Tensor]:
@@ -228,41 +262,11 @@ def window_layout(context: Tensor, keep: Tensor, start_token: int) -> tuple[Tens
     Returns:
         token_ids and chunk_index, [B, N] with N = 1 + L - T + T k for T kept chunks; chunk b, l has index b L + l.
     """
-    batch, chunks, size = context.shape
+    _, chunks, size = context.shape
     kept = int(keep[0].sum())
     if not bool((keep.sum(1) == kept).all()):
         raise ValueError("every window must keep the same number of chunks")
-    # A chunk is described by k slots; a compressed one uses only the first of them.
-    used = torch.ones(batch, chunks, size, dtype=torch.bool)
-    used[..., 1:] = keep[..., None]
-    index = torch.arange(batch * chunks).view(batch, chunks, 1).expand(-1, -1, size)
-    index = torch.where(keep[..., None], -1, index)
-    tokens = torch.where(keep[..., None], context, 0)
-    length = chunks - kept + kept * size
-    token_ids, chunk_index = tokens[used].view(batch, length), index[used].view(batch, length)
-    return nn.functional.pad(token_ids, (1, 0), value=start_token), nn.functional.pad(chunk_index, (1, 0), value=-1)
-
-
-def pack_slots(slots: Tensor, owners: Tensor, keep: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Layout of prompts whose kept chunks are known on the device alone: no loop, and no waiting for it.
-
-    A prompt lies over slots: one for each token of its text, k for each chunk. A compressed chunk uses its first.
-
-    Args:
-        slots: [N, S], the token of each slot, -1 where there is none. owners: [N, S], the number of a slot's chunk, -1
-            for text. keep: [N, L]. length: at least the positions of every row.
-
-    Returns:
-        token_ids and chunk_index [N, length], as `RefragModel.gather` takes them, chunk n, l at n L + l, and the
-        positions of each row [N]; those after them mean nothing.
-    """
-    compressed = (owners >= 0) & ~keep.gather(1, owners.clamp(min=0))
-    first = owners != owners.roll(1, 1)
-    used = torch.where(compressed, first, slots != PAD)
-    # What is not used goes to a column past the end.
-    places = torch.where(used, used.long().cumsum(1) - 1, length)
-    offsets = torch.arange(len(slots), device=slots.device)[:, None] * keep.shape[1]
-    empty = slots.new_zeros(len(slots), length + 1)
-    token_ids = empty.scatter(1, places, slots.masked_fill(compressed, 0))[:, :-1]
-    index = (empty - 1).scatter(1, places, torch.where(compressed, owners + offsets, -1))[:, :-1]
-    return token_ids, index, used.sum(1)
+    slots = nn.functional.pad(context.flatten(1), (1, 0), value=start_token)
+    owners = nn.functional.pad(torch.arange(chunks).repeat_interleave(size), (1, 0), value=-1).expand_as(slots)
+    token_ids, index, _ = pack_slots(slots, owners, keep, 1 + chunks - kept + kept * size)
+    return token_ids, index

@@ -49,8 +49,8 @@ def contents(project: Project, release: Release, stages: Sequence[str]) -> Itera
             shutil.rmtree(view.root, ignore_errors=True)
 
 
-def restore(project: Project, release: Release, stages: Sequence[str] = SERVED) -> list[str]:
-    """Put artifacts of a release into their places; return the stages that were not there already.
+def restore(project: Project, release: Release) -> list[str]:
+    """Put the artifacts that a release serves into their places; return the stages that were not there already.
 
     dvc.lock keeps naming what was there before, so `dvc checkout` (or the next run) brings that back.
 
@@ -58,7 +58,7 @@ def restore(project: Project, release: Release, stages: Sequence[str] = SERVED) 
         ArtifactError: an artifact in the way was never recorded and would be lost.
         RefragError: the bytes can't be had, or a stage is running.
     """
-    waiting = [stage for stage in stages if not _in_place(project, release, stage)]
+    waiting = [stage for stage in SERVED if not _in_place(project, release, stage)]
     for stage in waiting:
         _require_kept(project, release.model, stage)
     if waiting:

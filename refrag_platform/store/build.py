@@ -134,8 +134,8 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
 def _known_passages(context: StageContext, wanted: StoreDescription) -> KnownPassages | None:
     """The store in place, whose passages are taken over where they did not change; says so, or why not."""
     name = context.recipe.name
-    made = published(context.project, "chunks", name)
-    if made is None:
+    manifest = published(context.project, "chunks", name)
+    if manifest is None:
         return None
     content = context.project.content("chunks", name)
     try:
@@ -157,14 +157,14 @@ def _rows(
     if known is None:
         return _encode(model, retriever, batch, batch_size), batch.num_rows
     titles, texts = batch["title"].to_pylist(), batch["text"].to_pylist()
-    found = [known.find(title, text) for title, text in zip(titles, texts, strict=True)]
-    new = [number for number, rows in enumerate(found) if rows is None]
-    made: Iterator[Arrays] = iter(())
+    stored = [known.find(title, text) for title, text in zip(titles, texts, strict=True)]
+    new = [number for number, rows in enumerate(stored) if rows is None]
+    encoded: Iterator[Arrays] = iter(())
     if new:
         import pyarrow as pa
 
-        made = _split(_encode(model, retriever, batch.take(pa.array(new)), batch_size))
-    rows = [next(made) if kept is None else kept for kept in found]
+        encoded = _split(_encode(model, retriever, batch.take(pa.array(new)), batch_size))
+    rows = [next(encoded) if kept is None else kept for kept in stored]
     return {
         "token_ids": np.concatenate([row["token_ids"] for row in rows]),
         "vectors": np.concatenate([row["vectors"] for row in rows]),
@@ -204,7 +204,7 @@ def encode_passages(
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
     with torch.inference_mode():
-        vectors = torch.cat([own.half().cpu() for own in model.encoder.encode_passages(chunks, batch_size)])
+        vectors = torch.cat([part.half().cpu() for part in model.encoder.encode_passages(chunks, batch_size)])
     if not bool(vectors.isfinite().all()):
         raise RefragError(
             f"the encoder's vectors of passages {named} don't fit float16; "

@@ -109,7 +109,7 @@ def stored_passages(content: Path, wanted: Iterable[Passage]) -> set[Passage]:
     """Those of the passages (title, text) that a store holds."""
     import pyarrow.parquet as parquet
 
-    left, found = set(wanted), set()
+    left, present = set(wanted), set()
     for batch in parquet.ParquetFile(content / PASSAGES_FILE).iter_batches(columns=["title", "text"]):
-        found |= left.intersection(zip(*(batch.column(name).to_pylist() for name in ("title", "text")), strict=True))
-    return found
+        present |= left.intersection(zip(*(batch.column(name).to_pylist() for name in ("title", "text")), strict=True))
+    return present

@@ -86,9 +86,9 @@ class Edits:
         """Edits after that one, in their order."""
         return self._read("WHERE number > ? ORDER BY number", number)
 
-    def documents(self, after: str = "", limit: int = -1) -> list[Edit]:
-        """Documents that were added or replaced, by id; limit: -1 = all."""
-        return self._read("WHERE text IS NOT NULL AND id > ? ORDER BY id LIMIT ?", after, limit)
+    def documents(self) -> list[Edit]:
+        """Documents that were added or replaced, by id."""
+        return self._read("WHERE text IS NOT NULL ORDER BY id")
 
     def deleted(self) -> list[str]:
         """Ids of documents that were deleted."""

@@ -111,7 +111,7 @@ class LiveStore(ChunkStore):
                 raise RefragError(f"document {edit.id!r} has no text in it")
         with self._writing:
             passages = self._passages_of(edits)
-            self._record(edits, passages, self._encoded(passages))
+            self._record(edits, self._encoded(passages))
         return [
             StoredDocument(edit.id, [(one.id, one.title, one.text) for one in passages if one.document_id == edit.id])
             for edit in edits
@@ -122,7 +122,7 @@ class LiveStore(ChunkStore):
         with self._writing:
             if self.document(document_id) is None:
                 return False
-            self._record([Edit(document_id, "", None)], [], None)
+            self._record([Edit(document_id, "", None)], None)
         return True
 
     def document(self, document_id: str) -> StoredDocument | None:
@@ -137,7 +137,7 @@ class LiveStore(ChunkStore):
         self.edits.close()
         self._lock.close()
 
-    def _record(self, edits: Sequence[Edit], passages: Sequence[CorpusPassage], rows: pa.Table | None) -> None:
+    def _record(self, edits: Sequence[Edit], rows: pa.Table | None) -> None:
         """Record edits and apply them; where the latter fails, nothing has happened."""
         names = [edit.id for edit in edits]
         before = self.edits.of(names)

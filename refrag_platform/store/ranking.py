@@ -82,7 +82,7 @@ def ways_to_ask(vectors: Sequence[Vector], words: Sequence[Mapping[str, float]])
 
 def rank(ways: Sequence[Asked], passages: Mapping[str, Vector]) -> list[Ranked]:
     """Passages by id, best first, ties by id."""
-    found = []
+    ranked = []
     for name, vector in passages.items():
         similarities = [way.similarity(vector) for way in ways]
         value = max(
@@ -91,6 +91,6 @@ def rank(ways: Sequence[Asked], passages: Mapping[str, Vector]) -> list[Ranked]:
         )
         # Without the allowance: taken off again, it would leave the difference of a rounding.
         follows = relevance(ways[-1].vector, vector) > relevance(ways[0].vector, vector)
-        found.append((-value, Ranked(name, round(max(similarities), DECIMALS), follows)))
-    found.sort(key=lambda item: (item[0], item[1].id))
-    return [one for _, one in found]
+        ranked.append((-value, Ranked(name, round(max(similarities), DECIMALS), follows)))
+    ranked.sort(key=lambda item: (item[0], item[1].id))
+    return [one for _, one in ranked]

@@ -110,25 +110,25 @@ class ChunkStore:
             raise RefragError(f"the number of passages is {k}; it must be at least 1")
         texts = texts_to_ask(query, before)
         most = k * CANDIDATES_PER_HIT
-        found: dict[str, NDArray[np.float32]] = {}
-        ways = ways_to_ask(list(self.retriever.encode(texts)), [self._by_words(text, most, found) for text in texts])
+        vectors: dict[str, NDArray[np.float32]] = {}
+        ways = ways_to_ask(list(self.retriever.encode(texts)), [self._by_words(text, most, vectors) for text in texts])
         for way in ways:
-            self._by_vector(way.vector, most, found)
-        return self._hits(rank(ways, found)[:k])
+            self._by_vector(way.vector, most, vectors)
+        return self._hits(rank(ways, vectors)[:k])
 
-    def _by_words(self, text: str, most: int, found: dict[str, NDArray[np.float32]]) -> dict[str, float]:
-        """Passages with words of a text, each with its share of the best BM25 score; `found` gets their vectors."""
+    def _by_words(self, text: str, most: int, vectors: dict[str, NDArray[np.float32]]) -> dict[str, float]:
+        """Passages with words of a text, each with its share of the best BM25 score; `vectors` gets theirs."""
         words = search_words(text)
         if not words:
             return {}
         search: Any = self._passages.search(words, query_type="fts", fts_columns=["title", "text"])
         rows = search.select(["id", "retrieval_vector", "_score"]).limit(most).to_list()
-        found.update((row["id"], np.asarray(row["retrieval_vector"], np.float32)) for row in rows)
+        vectors.update((row["id"], np.asarray(row["retrieval_vector"], np.float32)) for row in rows)
         best = max((row["_score"] for row in rows), default=0.0)
         return {row["id"]: row["_score"] / best for row in rows} if best > 0 else {}
 
-    def _by_vector(self, vector: NDArray[np.float32], most: int, found: dict[str, NDArray[np.float32]]) -> None:
-        """The passages whose retrieval vectors are nearest, into `found`."""
+    def _by_vector(self, vector: NDArray[np.float32], most: int, vectors: dict[str, NDArray[np.float32]]) -> None:
+        """The passages whose retrieval vectors are nearest, into `vectors`."""
         if not vector.any():
             return
         near: Any = self._passages.search(vector, vector_column_name="retrieval_vector")
@@ -136,7 +136,7 @@ class ChunkStore:
         if self.description.passages >= INDEX_FROM_PASSAGES:
             near = near.refine_factor(10)
         for row in near.select(["id", "retrieval_vector", "_distance"]).limit(most).to_list():
-            found[row["id"]] = np.asarray(row["retrieval_vector"], np.float32)
+            vectors[row["id"]] = np.asarray(row["retrieval_vector"], np.float32)
 
     def passage(self, passage_id: str) -> Hit:
         """The passage with this id, without a score.

@@ -31,9 +31,10 @@ from refrag_platform.model.segments import whole_chunks, window_layout
 from refrag_platform.recipes import CptRecipe, System
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, vector_std
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
 from refrag_platform.training.core.precision import autocast

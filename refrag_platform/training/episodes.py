@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from refrag_platform.model.decoder import decoder_states, head_weight, token_los
 from refrag_platform.model.policy import PolicyNetwork, budget
 from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, pack_slots, prompt_length
+from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, lay_slots, pack_slots, prompt_length
 from refrag_platform.model.selection import chunk_relevance
 from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.usable import LeftOut, usable
 
@@ -65,6 +66,11 @@ class Episode:
         """The chunks of each passage, [length, k]."""
         return list(self.chunks.split(self.lengths or [len(self.chunks)]))
 
+    @property
+    def prompt(self) -> Prompt:
+        """What is read, no chunk expanded, the judged tokens at its end."""
+        return [Text(self.before), Chunks(self.chunks), Text([*self.after, *self.output])]
+
 
 def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> Episode:
     """A window [s + o]: after the token that starts a text, its first s tokens are the context, the others judged."""
@@ -72,9 +78,7 @@ def window_episode(tokens: Tensor, context_tokens: int, model: RefragModel) -> E
     return Episode(context, tokens[context_tokens:].tolist(), before=[model.start_token_id])
 
 
-def question_episode(
-    tokenizer: PreTrainedTokenizerFast, question: Question, passages: Sequence[Chunks], chunk_size: int
-) -> Episode:
+def question_episode(tokenizer: PreTrainedTokenizerFast, question: Question, passages: Sequence[Chunks]) -> Episode:
     """A question over cut passages, in the one prompt of fine-tuning and serving; its first answer is judged.
 
     Passages that bring their relevance are told to the policy with it.
@@ -181,9 +185,9 @@ class QuestionEpisodes:
         question = self.questions[int(random.integers(len(self.questions)))]
         # Where the gold isn't known, the first passage is taken for it, as a retriever ranked them.
         gold = [question.passages[number] for number in question.gold or (0,)]
-        own = [passage for passage in question.passages if passage not in gold]
-        ranked = keeps_order(self._ranked_share, own, random)
-        order = range(len(own)) if ranked else random.permutation(len(own))
+        listed = [passage for passage in question.passages if passage not in gold]
+        ranked = keeps_order(self._ranked_share, listed, random)
+        order = range(len(listed)) if ranked else random.permutation(len(listed))
         count = len(question.passages) if question.closed else count
         room = math.inf if self._positions is None or question.closed else self._room(question)
         others: list[Passage] = []
@@ -197,7 +201,7 @@ class QuestionEpisodes:
 
         for place in order:
             if len(others) < count - len(gold):
-                take(own[place])
+                take(listed[place])
         says = mention(question.answers)
         for _ in range(DRAWS * count):
             if len(gold) + len(others) >= count:
@@ -228,7 +232,7 @@ class QuestionEpisodes:
         cut = [self._chunks(passage) for passage in shown]
         if drawn.told and self._relevance:
             cut = self._relevance.tell(question.question, shown, cut)
-        episode = question_episode(self._tokenizer, question, cut, self._chunk_size)
+        episode = question_episode(self._tokenizer, question, cut)
         return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, drawn.gold, question.answers))
 
     def _chunks(self, passage: Passage) -> Chunks:
@@ -240,59 +244,41 @@ class QuestionEpisodes:
 def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch:
     """Episodes as tensors, of which a share p of each one's chunks is to be kept.
 
-    A prompt lies over slots: one for each token of its text, k for each chunk. slots [B, S]: their tokens, -1 where
-    there is none; owners [B, S]: the number of a slot's chunk, -1 for text; chunks [B, L, k] and question [B, Q, k];
-    passages [P, l, k]: those of all rows; places [B, L]: of each chunk among theirs, 0 where there is none;
-    evidence [B, L]: levels, 0 where none is known; relevance [B, L], NaN where it isn't known; kept [B]: T' of each
-    row; labels [B, o]: the tokens that are judged, padded with -1, which end the row's slots; length: most positions
-    of a row with T' chunks kept.
+    slots, owners [B, S] and chunks [B, L, k]: as `lay_slots` has them; question [B, Q, k]; passages [P, l, k]: those of
+    all rows; places [B, L]: of each chunk among theirs, 0 where there is none; evidence [B, L]: levels, 0 where none
+    is known; relevance [B, L], NaN where it isn't known; kept [B]: T' of each row; labels [B, o]: the tokens that are
+    judged, padded with -1, which end the row's slots; length: most positions of a row with T' chunks kept.
     """
     counts = [len(one.chunks) for one in episodes]
     kept = [budget(count, share) for count in counts]
     texts = [len(one.before) + len(one.after) + len(one.output) for one in episodes]
-    rows, most = len(episodes), max(counts)
-    slots = torch.full((rows, max(t + n * chunk_size for t, n in zip(texts, counts, strict=True))), PAD)
-    owners = torch.full_like(slots, -1)
-    chunks = torch.full((rows, most, chunk_size), PAD)
-    passages = pad_sequence([part for one in episodes for part in one.passages], batch_first=True, padding_value=PAD)
-    places = torch.zeros((rows, most), dtype=torch.long)
+    slots, owners, chunks, _ = lay_slots([one.prompt for one in episodes], chunk_size)
+    padded = partial(pad_sequence, batch_first=True, padding_value=PAD)
+    passages = padded([part for one in episodes for part in one.passages])
     # The chunks of all rows, in order, among those of the padded passages.
-    counted = (passages[..., 0] != PAD).flatten().nonzero()[:, 0].split(counts)
-    evidence = torch.zeros((rows, most), dtype=torch.int8)
-    relevance = torch.full((rows, most), math.nan)
-    labels = torch.full((rows, max(len(one.output) for one in episodes)), PAD)
-    questions = [chunk_tokens(one.question, chunk_size) for one in episodes]
-    question = torch.full((rows, max(map(len, questions)), chunk_size), PAD)
+    places = (passages[..., 0] != PAD).flatten().nonzero()[:, 0].split(counts)
+    evidence = torch.zeros(chunks.shape[:2], dtype=torch.int8)
+    relevance = torch.full(chunks.shape[:2], math.nan)
     for row, one in enumerate(episodes):
-        start = len(one.before)
-        end = start + counts[row] * chunk_size
-        slots[row, : texts[row] + end - start] = torch.cat(
-            [torch.tensor(one.before, dtype=torch.long), one.chunks.flatten(), torch.tensor([*one.after, *one.output])]
-        )
-        owners[row, start:end] = torch.arange(counts[row]).repeat_interleave(chunk_size)
-        chunks[row, : counts[row]] = one.chunks
-        places[row, : counts[row]] = counted[row]
-        labels[row, : len(one.output)] = torch.tensor(one.output)
         if one.evidence is not None:
             evidence[row, : counts[row]] = one.evidence
         if one.relevance is not None:
             relevance[row, : counts[row]] = one.relevance
-        question[row, : len(questions[row])] = questions[row]
-    length = max(t + n + own * (chunk_size - 1) for t, n, own in zip(texts, counts, kept, strict=True))
-    if min(counts) < most or min(texts) < max(texts) or any(one.after for one in episodes):
+    length = max(t + n + expanded * (chunk_size - 1) for t, n, expanded in zip(texts, counts, kept, strict=True))
+    if min(counts) < max(counts) or min(texts) < max(texts) or any(one.after for one in episodes):
         length = min(-(-length // LENGTH_STEP) * LENGTH_STEP, slots.shape[1])
     return {
         "slots": slots,
         "owners": owners,
         "chunks": chunks,
         "passages": passages,
-        "places": places,
-        "question": question,
+        "places": padded(places, padding_value=0),
+        "question": padded([chunk_tokens(one.question, chunk_size) for one in episodes]),
         "evidence": evidence,
         "relevance": relevance,
         "kept": torch.tensor(kept),
         "most_kept": max(kept),
-        "labels": labels,
+        "labels": padded([torch.tensor(one.output) for one in episodes]),
         "length": length,
         "padded": bool((passages == PAD).any()),
     }
@@ -305,14 +291,14 @@ def context_vectors(model: RefragModel, batch: Batch) -> Tensor:
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
     """What the policy is called with: vectors, where there are any, relevance, and the questions if it reads them."""
-    given: dict[str, Tensor | None] = {"vectors": vectors, "mask": None, "question": None, "question_mask": None}
-    given["relevance"] = batch["relevance"]
+    inputs: dict[str, Tensor | None] = {"vectors": vectors, "mask": None, "question": None, "question_mask": None}
+    inputs["relevance"] = batch["relevance"]
     if batch["padded"]:
-        given["mask"] = batch["chunks"][..., 0] != PAD
+        inputs["mask"] = batch["chunks"][..., 0] != PAD
     if policy.reads_question and batch["question"].shape[1]:
-        given["question"] = model.encode(batch["question"], padded=True).float()
-        given["question_mask"] = batch["question"][..., 0] != PAD
-    return given
+        inputs["question"] = model.encode(batch["question"], padded=True).float()
+        inputs["question_mask"] = batch["question"][..., 0] != PAD
+    return inputs
 
 
 @torch.no_grad()

@@ -47,13 +47,13 @@ def evidence_levels(
 def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Pattern[str]) -> Tensor:
     """Flags [n] of the chunks [n, k] of one passage."""
     tokens = unchunk(chunks)
-    found = says.search(str(tokenizer.decode(tokens)))
+    match = says.search(str(tokenizer.decode(tokens)))
     flags = torch.zeros(len(chunks), dtype=torch.bool)
-    if found:
+    if match:
         size = chunks.shape[1]
         ends = [len(str(tokenizer.decode(tokens[: (number + 1) * size]))) for number in range(len(chunks))]
         for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            flags[number] = start < found.end() and end > found.start()
+            flags[number] = start < match.end() and end > match.start()
     return flags
 
 

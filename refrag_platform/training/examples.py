@@ -88,9 +88,9 @@ class Examples:
         self.passages: list[Passage] = []
         self._numbers: dict[Passage, int] = {}
         self.left_out = LeftOut("finetuned")
-        found = [one for one in training_questions(corpus, settings.questions, root, split) if one.kind == "answer"]
-        self._total = len(found)
-        learned = usable(found, settings.max_passages, self.left_out)
+        questions = [one for one in training_questions(corpus, settings.questions, root, split) if one.kind == "answer"]
+        self._total = len(questions)
+        learned = usable(questions, settings.max_passages, self.left_out)
         asked = [self._asked(one) for one in learned if not one.closed]
         for file in named_files(root, settings.distractors):
             self._number(read_passages(file, split="train"))
@@ -106,7 +106,7 @@ class Examples:
         summarized = [(number, list(one.answers)) for number, one in zip(numbers, summaries, strict=True)]
         if asked and not self._pool:
             raise RefragError(
-                f"{found[0].where}: none of these questions lists a passage, and there are no others to show; list "
+                f"{questions[0].where}: none of these questions lists a passage, and there are no others to show; list "
                 "passages, or name a file of them in finetuned.distractors"
             )
         asked += [self._asked(one) for one in learned if one.closed]
@@ -150,11 +150,11 @@ class Examples:
         ]
         turns = [2 + len(one.question.history) for one in asked]
         asked = [
-            replace(one, positions=length + own * frame)
-            for one, length, own in zip(asked, lengths(texts), turns, strict=True)
+            replace(one, positions=length + count * frame)
+            for one, length, count in zip(asked, lengths(texts), turns, strict=True)
         ]
         summarized = self._sources["summarization"]
-        longest = lengths([max(own, key=len) for _, own in summarized])
+        longest = lengths([max(texts, key=len) for _, texts in summarized])
         reason = f"longer than the decoder's {positions:,} positions"
         kept = [one for one in asked if self._room([one]) >= 0]
         documents = [
@@ -225,23 +225,23 @@ class Examples:
             the gold passages aren't all named.
         """
         says = mention(asked.question.answers) if silent else None
-        found: list[int] = []
+        distractors: list[int] = []
 
         def take(number: int) -> None:
             nonlocal room
-            fits = number not in asked.gold and number not in found and self._costs[number] <= room
+            fits = number not in asked.gold and number not in distractors and self._costs[number] <= room
             if fits and (says is None or not says.search(self.passages[number][1])):
-                found.append(number)
+                distractors.append(number)
                 room -= self._costs[number]
 
         for place in range(len(asked.others)) if ranked else random.permutation(len(asked.others)):
-            if len(found) < wanted:
+            if len(distractors) < wanted:
                 take(asked.others[place])
         for _ in range(DRAWS * wanted):
-            if len(found) >= wanted:
+            if len(distractors) >= wanted:
                 break
             take(int(random.integers(self._pool)))
-        return found
+        return distractors
 
     def _asked(self, question: Question) -> _Asked:
         numbers = self._number(question.passages)

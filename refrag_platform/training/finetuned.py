@@ -29,13 +29,14 @@ from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Text, pack_slots, prompt_length, whole_chunks
+from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, lay_slots, pack_slots, prompt_length, whole_chunks
 from refrag_platform.recipes import FinetunedRecipe, System
 from refrag_platform.stages import StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import finish, load_model
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.groups import decoder_group, encoder_groups
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.windows import Windows
@@ -60,15 +61,10 @@ EVIDENT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence: ids before the passages, the passages' chunks in the table, ids after them, and the answer's.
+    """One sequence, the answer at its end; rows of its chunks in the table; the answer's ids."""
 
-    keep: flags of the chunks that are kept as tokens.
-    """
-
-    before: list[int]
+    prompt: Prompt
     chunks: NDArray[np.int64]
-    keep: NDArray[np.bool_]
-    after: list[int]
     answer: list[int]
 
 
@@ -148,28 +144,17 @@ class FinetunedTask(Task):
         if self._relevance and not continues:
             self._embed([self.examples.draw(step, number) for number in numbers])
         make = self._text_row if continues else self._row
-        made = [make(step, number) for number in numbers]
+        sequences = [make(step, number) for number in numbers]
         k = self.model.chunk_size
-        counts = np.array([len(row.chunks) for row in made])
-        texts = np.array([len(row.before) + len(row.after) + len(row.answer) for row in made])
-        slots = np.full((len(made), int((texts + counts * k).max())), PAD, np.int64)
-        owners = np.full_like(slots, -1)
-        chunk_rows = np.full((len(made), max(1, int(counts.max()))), -1, np.int64)
-        keep = np.zeros(chunk_rows.shape, bool)
-        for number, row in enumerate(made):
-            start, end = len(row.before), len(row.before) + len(row.chunks) * k
-            slots[number, :start] = row.before
-            slots[number, start:end] = self._table.chunks[row.chunks].ravel()
-            slots[number, end : end + len(row.after) + len(row.answer)] = [*row.after, *row.answer]
-            owners[number, start:end] = np.repeat(np.arange(len(row.chunks)), k)
+        slots, owners, chunks, keep = lay_slots([row.prompt for row in sequences], k)
+        chunk_rows = np.full(keep.shape, -1, np.int64)
+        for number, row in enumerate(sequences):
             chunk_rows[number, : len(row.chunks)] = row.chunks
-            keep[number, : len(row.chunks)] = row.keep
         # A kept chunk may be partial, and the prompt shorter than this.
-        length = -(-int((texts + counts + keep.sum(1) * (k - 1)).max()) // LENGTH_STEP) * LENGTH_STEP
-        token_ids, chunk_index, positions = pack_slots(
-            torch.from_numpy(slots), torch.from_numpy(owners), torch.from_numpy(keep), length
-        )
-        answers = [row.answer for row in made]
+        lengths = ((owners < 0) & (slots != PAD)).sum(1) + (chunks[..., 0] != PAD).sum(1) + keep.sum(1) * (k - 1)
+        length = -(-int(lengths.max()) // LENGTH_STEP) * LENGTH_STEP
+        token_ids, chunk_index, positions = pack_slots(slots, owners, keep, length)
+        answers = [row.answer for row in sequences]
         answer_rows = torch.tensor([row for row, answer in enumerate(answers) for _ in answer])
         to_end = torch.tensor([left for answer in answers for left in range(len(answer), 0, -1)])
         return {
@@ -229,7 +214,7 @@ class FinetunedTask(Task):
 
     def _evidence(self, example: Example) -> NDArray[np.int8]:
         """Levels [L], as `evidence_levels` has them, of the chunks of an example whose gold passages are known."""
-        shown, gold = ([self.examples.passages[number] for number in own] for own in (example.passages, example.gold))
+        shown, gold = ([self.examples.passages[number] for number in one] for one in (example.passages, example.gold))
         cut = [Chunks(torch.from_numpy(self._table.chunks[self._table.rows([number])])) for number in example.passages]
         return evidence_levels(self.model.tokenizer, shown, cut, gold, [example.answer]).numpy()
 
@@ -246,9 +231,10 @@ class FinetunedTask(Task):
 
         Args: from_end: let `plain`, too, read the last tokens: what follows is near to those.
         """
+        tokens = torch.from_numpy(self._table.chunks[chunks])
         if self.system == "refrag":
-            return _Row(before, chunks, keep, after, answer)
-        tokens = self._table.chunks[chunks]
+            prompt: Prompt = [Text(before), Chunks(tokens, torch.from_numpy(keep)), Text([*after, *answer])]
+            return _Row(prompt, chunks, answer)
         read = tokens[tokens != PAD].tolist()
         # As many as REFRAG's passages take positions.
         room = len(chunks) + int(keep.sum()) * (self.model.chunk_size - 1)
@@ -258,7 +244,7 @@ class FinetunedTask(Task):
             read = read[:room]
         elif self.system == "none":
             read = []
-        return _Row([*before, *read], chunks[:0], keep[:0], after, answer)
+        return _Row([Text([*before, *read, *after, *answer])], chunks[:0], answer)
 
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:

@@ -36,7 +36,8 @@ from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.ranks import is_main
 from refrag_platform.training.core.windows import Windows
@@ -108,15 +109,15 @@ class PolicyTask(Task):
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:
         """Draw the group's samples, score them and keep what the clipped updates compare with."""
-        batch["given"] = given = self.observe(batch)
+        batch["given"] = inputs = self.observe(batch)
         if not batch["rewarded"]:
             return
-        logits = self.policy(**given)
+        logits = self.policy(**inputs)
         generator = torch.Generator().manual_seed(batch["seed"])
         picks = sample_picks(logits, batch["most_kept"], self.settings.group_size, generator)
         # Rows with fewer chunks pick fewer of them.
         counted = torch.arange(batch["most_kept"], device=picks.device) < batch["kept"][:, None]
-        rewards = self.rewards(batch, given["vectors"], keep_mask(picks, logits.shape[1], counted))
+        rewards = self.rewards(batch, inputs["vectors"], keep_mask(picks, logits.shape[1], counted))
         spread = rewards.std(1, keepdim=True)
         batch |= {
             "picks": picks,
@@ -169,11 +170,11 @@ class PolicyTask(Task):
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
         """Reward of the policy's own choice and of a random one at the same budget; how often it keeps the answer."""
-        given = self.observe(batch)
-        logits, share = self.policy(**given), self.settings.share_kept
+        inputs = self.observe(batch)
+        logits, share = self.policy(**inputs), self.settings.share_kept
         chance = torch.rand(logits.shape, generator=torch.Generator().manual_seed(batch["seed"] + 1))
-        choices = [select(scores, given["mask"], share) for scores in (logits, chance.to(logits.device))]
-        rewards = self.rewards(batch, given["vectors"], torch.stack(choices, 1)).mean(0)
+        choices = [select(scores, inputs["mask"], share) for scores in (logits, chance.to(logits.device))]
+        rewards = self.rewards(batch, inputs["vectors"], torch.stack(choices, 1)).mean(0)
         figures = {"policy_reward": float(rewards[0]), "random_reward": float(rewards[1])}
         if (batch["evidence"] == HAS_ANSWER).any():
             figures["answer_kept"] = float(kept_answers(choices[0], batch["evidence"]))

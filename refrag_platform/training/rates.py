@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.training.core.batch import to_device
 from refrag_platform.training.core.loop import Task, TrainingDiverged
 from refrag_platform.training.core.lora import merge_lora
 
@@ -52,8 +53,7 @@ def mean_loss(task: Task, size: int, device: torch.device) -> float:
     task.to(device).eval()
     losses = []
     for step in range(BATCHES):
-        made = task.batch(step, 0, size, 0, 1)
-        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in made.items()}
+        batch = to_device(task.batch(step, 0, size, 0, 1), device)
         task.prepare_updates(batch)
         losses.append(task(batch)[0])
     return float(torch.stack(losses).mean())

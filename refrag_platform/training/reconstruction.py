@@ -20,9 +20,10 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, take_over
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, vector_std
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast

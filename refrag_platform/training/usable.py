@@ -40,9 +40,9 @@ def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Sp
     Raises:
         RefragError: a file is missing or wrong, or as `refuse_held_out`.
     """
-    own = corpus / "questions" / f"{split}.jsonl"
+    of_corpus = corpus / "questions" / f"{split}.jsonl"
     # A corpus of plain documents has no questions of its own.
-    paths = [own] if own.is_file() and own.stat().st_size else []
+    paths = [of_corpus] if of_corpus.is_file() and of_corpus.stat().st_size else []
     questions = [one for path in [*paths, *named_files(root, files)] for one in read_questions(path)]
     if split == "train":
         refuse_held_out(questions, corpus)

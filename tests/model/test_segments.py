@@ -13,6 +13,7 @@ from refrag_platform.model.segments import (
     chunk_tokens,
     compression_rate,
     lay_out,
+    lay_slots,
     plain_tokens,
     prompt_length,
     unchunk,
@@ -63,6 +64,20 @@ def test_vectors_are_those_of_the_compressed_chunks_in_order() -> None:
     assert passage.compressed_vectors().tolist() == [[0.0, 1.0], [4.0, 5.0]]
     assert lay_out([[passage]], 2).passages == [passage]
     assert lay_out([[passage.kept(flags(1, 1, 1))]], 2).passages == []
+
+
+def test_a_prompt_of_nothing_but_one_chunk_has_its_vector() -> None:
+    layout = lay_out([[Chunks(chunk_tokens([1, 2], 2))]], 2)
+    assert layout.chunk_index.tolist() == [[0]] and layout.attention_mask.tolist() == [[True]]
+
+
+def test_slots_have_room_for_as_many_chunks_as_are_asked_for() -> None:
+    prompts = [[Text([9]), Chunks(chunk_tokens([1, 2, 3], 2), flags(0, 1)), Chunks(chunk_tokens([4], 2))], [Text([8])]]
+    slots, owners, chunks, keep = lay_slots(prompts, 2, least_chunks=4)
+    assert slots.tolist() == [[9, 1, 2, 3, PAD, 4, PAD], [8] + [PAD] * 6]
+    assert owners.tolist() == [[-1, 0, 0, 1, 1, 2, 2], [-1] * 7]
+    assert chunks[0].tolist() == [[1, 2], [3, PAD], [4, PAD], [PAD, PAD]] and bool((chunks[1] == PAD).all())
+    assert keep.tolist() == [[False, True, False, False], [False] * 4]
 
 
 def test_compression_counts_the_whole_prompt_in_tokens_and_positions() -> None:

@@ -20,7 +20,7 @@ from refrag_platform.recipes import FinetunedRecipe, Recipe, System
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.training import finetuned
-from refrag_platform.training.core.loop import Batch
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import WINDOWS, FinetunedTask, text_windows
@@ -53,14 +53,20 @@ def wanted(task: FinetunedTask, step: int, row: int) -> tuple[Prompt, list[int]]
     tokenizer, k = model.tokenizer, model.chunk_size
     passages = [passage_chunks(tokenizer, *task.examples.passages[number], k) for number in example.passages]
     if task.system == "refrag":
-        keep = torch.from_numpy(task._row(step, row).keep).split([len(part.token_ids) for part in passages])
+        keep = torch.from_numpy(keep_of(task, step, row)).split([len(part.token_ids) for part in passages])
         passages = [part.kept(own) for part, own in zip(passages, keep, strict=True)]
     prompt = rag_prompt(tokenizer, example.question, passages, example.history)
     return prompt, [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
 
 
+def keep_of(task: FinetunedTask, step: int, row: int) -> NDArray[np.bool_]:
+    """Flags of the chunks of a prompt that are kept."""
+    (passages,) = (part for part in task._row(step, row).prompt if isinstance(part, Chunks))
+    return passages.keep.numpy()
+
+
 def flags(task: FinetunedTask, steps: int) -> list[NDArray[np.bool_]]:
-    return [task._row(step, row).keep for step in range(steps) for row in range(ROWS)]
+    return [keep_of(task, step, row) for step in range(steps) for row in range(ROWS)]
 
 
 def test_a_batch_reads_what_evaluation_and_serving_read(
@@ -129,7 +135,7 @@ def test_of_the_prompts_that_keep_chunks_many_keep_those_with_the_answer_first(
         """Share of the prompts with gold passages, of those that keep chunks, in which the answer's chunk is kept."""
         monkeypatch.setattr(finetuned, "EVIDENT_SHARE", share)
         drawn = [(step, row, examples.draw(step, row)) for step in range(24) for row in range(ROWS)]
-        levels = [(task._row(step, row).keep, task._evidence(one)) for step, row, one in drawn if one.gold]
+        levels = [(keep_of(task, step, row), task._evidence(one)) for step, row, one in drawn if one.gold]
         found = [bool(keep[level == HAS_ANSWER].any()) for keep, level in levels if keep.any() and level.max() > 1]
         assert len(found) > 20
         return sum(found) / len(found)
@@ -157,7 +163,7 @@ def test_a_control_reads_the_same_examples_as_text(
             chunks = [part for _, part in sorted(zip(how_near, chunks, strict=True), key=lambda pair: -pair[0])]
         tokens = [token for part in chunks for token in unchunk(part.token_ids)]
         # As many positions as REFRAG's chunks take in this very prompt.
-        keep = refrag._row(0, row).keep
+        keep = keep_of(refrag, 0, row)
         room = len(keep) + int(keep.sum()) * (model.chunk_size - 1)
         kept = {"full": tokens, "none": [], "truncated": tokens[-room:], "plain": tokens[:room]}
         assert isinstance(before, Text) and isinstance(after, Text)

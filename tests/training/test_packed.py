@@ -13,7 +13,8 @@ from refrag_platform.errors import RecipeError
 from refrag_platform.model.decoder import token_losses
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe, Recipe, System
-from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import train
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.cpt import CptTask, cpt_task
 from tests.training.conftest import repeating_documents, write_corpus

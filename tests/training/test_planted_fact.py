@@ -15,7 +15,8 @@ from refrag_platform.model.policy import PolicyNetwork, Query, select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
 from refrag_platform.recipes import Recipe
-from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import train
 from refrag_platform.training.episodes import Episode, collate, context_vectors
 from refrag_platform.training.evidence import HAS_ANSWER
 from refrag_platform.training.policy import PolicyTask

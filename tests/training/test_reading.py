@@ -22,7 +22,8 @@ from refrag_platform.model.prompts import content_ids, question_frame, rag_promp
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens, window_numbers
 from refrag_platform.recipes import CptRecipe, ReadingRecipe, System
-from refrag_platform.training.core.loop import Batch, train
+from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.loop import train
 from refrag_platform.training.cpt import CptTask, cpt_task
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank
 from refrag_platform.training.reading.renaming import Renaming
@@ -286,7 +287,7 @@ def test_questions_whose_passages_do_not_fit_together_are_left_out_and_counted(
 def test_ranks_share_a_batch(model: RefragModel, tmp_path: Path) -> None:
     task = _task(model, tmp_path)
     whole, halves = task.batch(1, 0, 2, 0, 1), [task.batch(1, 0, 2, rank, 2) for rank in range(2)]
-    for name in ("chunks", "windows", "keep", "known", "blocks"):
+    for name in ("chunks", "windows", "keep", "blocks"):
         assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
 
 

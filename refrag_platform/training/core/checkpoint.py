@@ -46,8 +46,8 @@ def complete(folder: Path) -> list[Path]:
 
 def resume(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
     """Load the newest complete checkpoint and return its facts, or None when there is none."""
-    found = complete(folder)
-    if not found:
+    checkpoints = complete(folder)
+    if not checkpoints:
         return None
-    accelerator.load_state(str(found[-1]))
-    return json.loads((found[-1] / COMPLETE).read_text(encoding="utf-8"))
+    accelerator.load_state(str(checkpoints[-1]))
+    return json.loads((checkpoints[-1] / COMPLETE).read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
+from refrag_platform.training.core.batch import to_device
 from refrag_platform.training.core.speed import eager
 
 if TYPE_CHECKING:
@@ -33,11 +34,8 @@ def loss_of_some_batches(task: Task, run: Any, accelerator: Accelerator, steps: 
         return None
     losses = []
     for step in sorted({round(part * (steps - 1) / (BATCHES - 1)) for part in range(BATCHES)}):
-        made = task.batch(step, 0, task.samples(step, size), accelerator.process_index, accelerator.num_processes)
-        batch = {
-            name: value.to(accelerator.device) if isinstance(value, torch.Tensor) else value
-            for name, value in made.items()
-        }
+        batch = task.batch(step, 0, task.samples(step, size), accelerator.process_index, accelerator.num_processes)
+        batch = to_device(batch, accelerator.device)
         task.prepare_updates(batch)
         with eager():
             loss, figures = run(batch)

@@ -24,13 +24,13 @@ from refrag_platform.errors import Paused, RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
+from refrag_platform.training.core.batch import Batch, pinned, to_device
 from refrag_platform.training.core.comparison import loss_of_some_batches
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import made_by_workers, prefetch
 from refrag_platform.training.core.ranks import make_accelerator, prepare, world_size
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
-Batch = dict[str, Any]
 # Standard deviation over chunks of what the decoder reads, in units of its embeddings' root mean square; 0.15 is
 # healthy at the start, and a collapsed encoder measures 0.015.
 COLLAPSED = 0.03
@@ -169,8 +169,8 @@ def train(
     made_ahead = made_by_workers(make, steps, workers) if workers else map(make, steps)
 
     def batches() -> Iterator[list[Batch]]:
-        for made in made_ahead:
-            yield [_pinned(batch) for batch in made] if on_gpu else made
+        for micro_batches in made_ahead:
+            yield [pinned(batch) for batch in micro_batches] if on_gpu else micro_batches
 
     def save() -> None:
         kept = {"first_loss": first_loss, "last_loss": loss_value, "loss_before": loss_before, "pending": log.pending()}
@@ -189,7 +189,7 @@ def train(
                 group["lr"] = rate
             logged = (step + 1) % settings.log_every == 0 or step + 1 in (1, settings.steps)
             # Before the step: after it the batch is no longer unseen, and the figures would flatter.
-            probe = _probe(task, _to_device(micro_batches[0], accelerator.device)) if logged else {}
+            probe = _probe(task, to_device(micro_batches[0], accelerator.device)) if logged else {}
             total, figures, positions = _step(task, module, optimizer, accelerator, micro_batches, settings)
             step += 1
             log.count(total, figures, positions * world)
@@ -231,7 +231,7 @@ def _step(
     losses: list[Tensor] = []
     figures: dict[str, Any] = {}
     positions = 0
-    on_device = [_to_device(batch, accelerator.device) for batch in micro_batches]
+    on_device = [to_device(batch, accelerator.device) for batch in micro_batches]
     for batch in on_device:
         task.prepare_updates(batch)
         positions += task.positions(batch)
@@ -267,17 +267,6 @@ def _probe(task: Task, batch: Batch) -> dict[str, float]:
     """A probe is rare: a graph of its own would cost more to compile than it saves."""
     with eager():
         return task.probe(batch)
-
-
-def _pinned(batch: Batch) -> Batch:
-    """In page-locked memory, from which a copy to the device does not hold up this process."""
-    return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()}
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
 
 
 def _any_rank(flag: bool, accelerator: Accelerator) -> bool:

@@ -45,7 +45,7 @@ class Windows:
     def batch(self, step: int, micro: int, size: int, rank: int = 0, world: int = 1) -> Tensor:
         """This rank's share of the windows of a step's micro-batch: [size / world, length] token ids."""
         draws = np.random.default_rng([self.seed, 1, step, micro]).integers(0, self._cumulative[-1], size)
-        own = draws[rank * size // world : (rank + 1) * size // world]
-        documents = np.searchsorted(self._cumulative, own, side="right")
+        drawn = draws[rank * size // world : (rank + 1) * size // world]
+        documents = np.searchsorted(self._cumulative, drawn, side="right")
         before = np.where(documents > 0, self._cumulative[documents - 1], 0)
-        return torch.from_numpy(self.shards.windows(self._starts[documents] + own - before, self.length))
+        return torch.from_numpy(self.shards.windows(self._starts[documents] + drawn - before, self.length))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
-from refrag_platform.model.segments import PAD, window_numbers
+from refrag_platform.model.segments import Chunks, Prompt, Text, chunk_tokens, lay_slots, window_numbers
 from refrag_platform.recipes import ReadingRecipe
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.kept import kept_at_random
 from refrag_platform.training.reading.blanks import Asked, blank
 from refrag_platform.training.reading.contexts import Context, DocumentContexts, TokenizedPassage
@@ -26,7 +27,6 @@ from refrag_platform.training.reading.questions import QuestionContexts
 
 # What a decoder finds in its context: its vectors and the chunks kept, all tokens, or nothing.
 Seen = Literal["refrag", "full", "none"]
-Batch = dict[str, Any]
 CONTINUE = "Continue:"
 # Tokens of a passage that a quote shows and, at most, those that continue it.
 LEAST_QUOTED, MOST_QUOTED, MOST_CONTINUED = 4, 8, 22
@@ -92,8 +92,7 @@ class ReadingBatches:
 
         chunks [B, L, k]: token ids, -1 where there are none. windows [B, L]: the number of each chunk's window in its
         row, -1 for padding. slots, owners [B, S] and keep [B, L]: as `pack_slots` reads them; length: of its rows.
-        known [B, n]: context positions. blocks [B, n, o]: token ids. answers, quotes: places of their tokens among
-        all B n o.
+        blocks [B, n, o]: token ids. answers, quotes: places of their tokens among all B n o.
         """
         rows = range(rank * size // world, (rank + 1) * size // world)
         chances = [np.random.default_rng([self._seed, 5, step, micro, row]) for row in rows]
@@ -151,38 +150,36 @@ class ReadingBatches:
     def _contexts_batch(
         self, drawn: Sequence[Sequence[TokenizedPassage]], chances: Sequence[np.random.Generator], kept: int, seen: Seen
     ) -> Batch:
-        rows, most, k = len(drawn), self._chunks, self._chunk_size
-        chunks = np.full((rows, most, k), PAD)
-        windows = np.full((rows, most), -1)
-        for row, passages in enumerate(drawn):
-            at, number = 0, 0
-            for passage in passages:
-                size = -(-len(passage.token_ids) // k)
-                chunks[row, at : at + size].flat[: len(passage.token_ids)] = passage.token_ids
-                cut = window_numbers(size, self._window_chunks)
-                windows[row, at : at + size] = number + cut.numpy()
-                at, number = at + size, number + int(cut[-1]) + 1
+        k = self._chunk_size
+        prompts: list[Prompt] = [
+            [Text(self._opening), *(Chunks(chunk_tokens(passage.token_ids, k)) for passage in passages)]
+            for passages in drawn
+        ]
+        slots, owners, chunks, keep = lay_slots(prompts, k, self._chunks)
+        windows = torch.full(keep.shape, -1)
+        for row, (_, *parts) in enumerate(prompts):
+            place, number = 0, 0
+            for part in parts:
+                numbers = number + window_numbers(len(part.token_ids), self._window_chunks)
+                windows[row, place : place + len(numbers)] = numbers
+                place, number = place + len(numbers), int(numbers[-1]) + 1
         real = windows >= 0
-        keep = real.copy() if seen == "full" else np.zeros_like(real)
-        if seen == "refrag" and kept:
+        if seen == "full":
+            keep = real
+        elif seen == "none":
+            slots, owners = slots[:, : len(self._opening)], owners[:, : len(self._opening)]
+        elif kept:
             for row, chance in enumerate(chances):
                 count = int(real[row].sum())
                 keep[row, kept_at_random(count, min(kept, count), chance)] = True
-        shown = real if seen != "none" else np.zeros_like(real)
-        slots = np.where(np.repeat(shown, k, 1), chunks.reshape(rows, -1), PAD)
-        owners = np.repeat(np.where(shown, np.arange(most), -1), k, 1)
-        opening = np.broadcast_to(np.array(self._opening), (rows, len(self._opening)))
-        positions = np.where(keep, (chunks != PAD).sum(2), 1) * shown
-        arrays = {
+        return {
             "chunks": chunks,
             "windows": windows,
-            "slots": np.concatenate([opening, slots], 1),
-            "owners": np.concatenate([np.full_like(opening, -1), owners], 1),
+            "slots": slots,
+            "owners": owners,
             "keep": keep,
-            "known": np.repeat(len(self._opening) + positions.sum(1, keepdims=True), self.settings.blocks, 1),
+            "length": self.context_positions(seen, bool(kept)),
         }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        return tensors | {"length": self.context_positions(seen, bool(kept))}
 
     def _blocks_batch(self, drawn: Sequence[Sequence[Block]]) -> Batch:
         number, size = self.settings.blocks, self.settings.block_tokens

@@ -72,18 +72,18 @@ def blank(text: str, chance: np.random.Generator) -> Asked | None:
 
 def _spans(sentence: str, chance: np.random.Generator) -> Iterator[_Span]:
     """What could be asked for, the likelier the more often."""
-    for found in NAME.finditer(sentence):
-        start, name = found.start(), found.group()
+    for match in NAME.finditer(sentence):
+        start, name = match.start(), match.group()
         if opener := OPENER.match(name):
             start += opener.end()
-            if start == found.end() or not sentence[start].isupper():
+            if start == match.end() or not sentence[start].isupper():
                 continue
         elif start == 0 and " " not in name:  # Any word has a capital there.
             continue
-        yield from [_Span(start, found.end(), "name")] * WEIGHT
-    for found in NUMBER.finditer(sentence):
-        yield from [_Span(*found.span(), "number")] * WEIGHT
-    words = [_Span(*found.span(), "word") for found in WORD.finditer(sentence)]
+        yield from [_Span(start, match.end(), "name")] * WEIGHT
+    for match in NUMBER.finditer(sentence):
+        yield from [_Span(*match.span(), "number")] * WEIGHT
+    words = [_Span(*match.span(), "word") for match in WORD.finditer(sentence)]
     for number in chance.permutation(len(words))[:2]:
         yield words[number]
 

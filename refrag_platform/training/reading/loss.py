@@ -11,9 +11,10 @@ from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import pack_slots
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.reading.batches import Batch, Seen
+from refrag_platform.training.reading.batches import Seen
 
 
 def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: float) -> tuple[Tensor, dict[str, Any]]:
@@ -41,10 +42,10 @@ def read(model: RefragModel, batch: Batch, vectors: Tensor | None) -> Tensor:
 
     Args: vectors: [B, L, d], what the decoder reads for each chunk; None where no chunk is compressed.
     """
-    token_ids, index, _ = pack_slots(batch["slots"], batch["owners"], batch["keep"], batch["length"])
+    token_ids, index, known = pack_slots(batch["slots"], batch["owners"], batch["keep"], batch["length"])
     flat = torch.empty(0, 0) if vectors is None else vectors.flatten(0, 1)
-    context = model.gather(token_ids.clamp(min=0), index, flat)
-    layout = packed_layout(batch["known"], context.shape[1], batch["blocks"].shape[2])
+    context = model.gather(token_ids, index, flat)
+    layout = packed_layout(known[:, None].expand(batch["blocks"].shape[:2]), context.shape[1], batch["blocks"].shape[2])
     text = model.decoder.get_input_embeddings()(batch["blocks"].flatten(1))
     states = decoder_states(model.decoder, torch.cat([context.to(text.dtype), text], 1), layout)
     return predicting_states(states, layout)

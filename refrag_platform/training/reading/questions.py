@@ -26,7 +26,7 @@ def fitting(
     several = [one for one in questions if len(one.needed) > 1]
     passages = list({one.passages[number]: None for one in several for number in one.needed})
     ids = contents_ids(tokenizer, [passage_text(*passage) for passage in passages])
-    sizes = {passage: -(-len(own) // chunk_size) for passage, own in zip(passages, ids, strict=True)}
+    sizes = {passage: -(-len(tokens) // chunk_size) for passage, tokens in zip(passages, ids, strict=True)}
     over = {id(one) for one in several if sum(sizes[one.passages[number]] for number in one.needed) > chunks}
     if over:
         left_out.reasons[f"whose passages take more than {chunks * chunk_size:,} tokens"] = len(over)

@@ -21,10 +21,10 @@ SHARE = 0.7
 
 def names_in(text: str) -> list[str]:
     """Single words with a capital that doesn't come from standing first in a sentence."""
-    found = []
+    capitalized = []
     for sentence in sentences(text):
-        found += [match.group() for match in CAPITALIZED.finditer(sentence) if match.start() > 0]
-    return [name for name in found if not OPENER.fullmatch(name)]
+        capitalized += [match.group() for match in CAPITALIZED.finditer(sentence) if match.start() > 0]
+    return [name for name in capitalized if not OPENER.fullmatch(name)]
 
 
 class Renaming:
