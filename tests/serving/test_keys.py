@@ -129,7 +129,15 @@ def test_a_bucket_fills_as_time_goes_by() -> None:
     assert [rate.take("ana", 2) for _ in range(3)] == [0, 0, 30]
 
 
-def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]], keys: Keys) -> int:
+PORT = ("0.0.0.0", 3000)
+
+
+def answered(
+    client: tuple[str, int] | None,
+    headers: list[tuple[bytes, bytes]],
+    keys: Keys,
+    server: tuple[str, int | None] | None = PORT,
+) -> int:
     """The status of a request from some address: the tests' machine has but one."""
     sent: list[Any] = []
 
@@ -139,7 +147,7 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
     async def inside(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
 
-    scope = {"type": "http", "path": "/v1/models", "headers": headers, "client": client}
+    scope = {"type": "http", "path": "/v1/models", "headers": headers, "client": client, "server": server}
     asyncio.run(RequireKey(inside, keys)(scope, asyncio.Event().wait, send))
     return int(sent[0]["status"])
 
@@ -151,7 +159,6 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         ("127.8.8.8", [], 200),
         ("::1", [], 200),
         ("::ffff:127.0.0.1", [], 200),
-        (None, [], 200),
         ("10.0.0.7", [], 401),
         ("::ffff:10.0.0.7", [], 401),
         ("fe80::1", [], 401),
@@ -159,6 +166,9 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         # A proxy on this machine speaks for others.
         ("127.0.0.1", [(b"x-forwarded-for", b"127.0.0.1")], 401),
         ("127.0.0.1", [(b"forwarded", b"for=10.0.0.7")], 401),
+        ("127.0.0.1", [(b"via", b"1.1 proxy")], 401),
+        ("127.0.0.1", [(b"x-forwarded-host", b"refrag.example")], 401),
+        ("127.0.0.1", [(b"x-forwarded-proto", b"https")], 401),
         # A page of a stranger's host, whose name leads here.
         ("127.0.0.1", [(b"host", b"evil.example:3000")], 401),
         ("127.0.0.1", [(b"host", b"localhost.evil.example")], 401),
@@ -167,15 +177,27 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         ("127.0.0.1", [(b"host", b"LOCALHOST:3000")], 200),
         ("127.0.0.1", [(b"host", b"127.0.0.1:3000")], 200),
         ("::1", [(b"host", b"[::1]:3000")], 200),
+        # A page of a stranger's that asks this machine by its own name.
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"https://evil.example")], 401),
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"null")], 401),
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"http://[")], 401),
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"http://localhost:3000")], 200),
     ],
 )
 def test_without_keys_this_machine_alone_is_answered(
-    host: str | None, headers: list[tuple[bytes, bytes]], status: int
+    host: str, headers: list[tuple[bytes, bytes]], status: int
 ) -> None:
-    client = (host, 5000) if host else None
-    assert answered(client, headers, Keys()) == status
+    assert answered((host, 5000), headers, Keys()) == status
     bearer = (b"authorization", b"Bearer secret")
-    assert answered(client, [*headers, bearer], Keys("secret")) == 200
+    assert answered((host, 5000), [*headers, bearer], Keys("secret")) == 200
+
+
+@pytest.mark.parametrize(
+    ("server", "status"), [(("/run/refrag.sock", None), 200), (("0.0.0.0", 3000), 401), (None, 401)]
+)
+def test_only_a_unix_socket_needs_no_address(server: tuple[str, int | None] | None, status: int) -> None:
+    """Of a client that has hung up by then the server knows no address."""
+    assert answered(None, [], Keys(), server) == status
 
 
 def test_a_response_is_cancelled_by_its_own_key_alone(server: Server, tmp_path: Path) -> None:
