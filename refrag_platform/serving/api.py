@@ -60,6 +60,8 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     app.state.admission = Admission(settings.max_waiting, settings.deadline)
     # Look-ups have a queue of their own: they don't wait for an answer to end.
     app.state.look_ups = Admission(settings.max_waiting, settings.deadline)
+    # Documents that are being encoded don't keep others from being looked up.
+    app.state.changes = Admission(settings.max_waiting, settings.deadline)
     metrics = Metrics()
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +112,58 @@ def test_documents_of_one_request_enter_together_or_not_at_all(live: tuple[str, 
     rest = httpx.get(f"{url}/v1/documents", params={"after": "d2"}).json()
     assert ([one["id"] for one in rest["data"]], rest["has_more"]) == (["d3", "d4"], False)
     assert httpx.get(f"{url}/v1/documents", params={"limit": 0}).json()["error"]["param"] == "limit"
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/../b", "./a"])
+def test_an_id_that_no_path_can_hold_is_refused(live: tuple[str, Engine], name: str) -> None:
+    refused = put(live[0], {"id": name, "text": "Some text."})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents.0.id")
+
+
+class SlowWrites:
+    """A store whose writes wait until they may end; a look-up is answered at once."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.may_end = threading.Event()
+        self.alive, self.live = True, self
+
+    def put(self, documents: list[tuple[str, str, str]]) -> list[Any]:
+        self.begun.append(documents[0][0])
+        assert self.may_end.wait(60)
+        return []
+
+    def document(self, name: str) -> None:
+        return None
+
+
+def test_writes_of_clients_that_gave_up_are_counted_until_they_end(server: Server) -> None:
+    slow = SlowWrites()
+    with server(ApiSettings(max_waiting=2), engine=slow) as url:
+        for number in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/documents", json={"documents": [OMAN]}, timeout=0.5)
+            wait_for(lambda most=number + 1: len(slow.begun) == most, 20)
+        refused = put(url, OMAN)
+        assert refused.status_code == 429 and "retry-after" in refused.headers
+        # Whoever only looks up doesn't wait behind them.
+        assert httpx.get(f"{url}/v1/documents/oman", timeout=20).status_code == 404
+        slow.may_end.set()
+        wait_for(lambda: put(url, OMAN).is_success, 20)
+    assert slow.begun == ["oman"] * 4
+
+
+def test_a_file_of_edits_that_is_held_is_told(live: tuple[str, Engine], tmp_path: Path) -> None:
+    url, engine = live
+    assert engine.live is not None
+    engine.live.edits._database.execute("PRAGMA busy_timeout = 10")
+    holder = sqlite3.connect(tmp_path / "live" / EDITS_FILE, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    held = put(url, OMAN)
+    assert (held.status_code, held.json()["error"]["code"]) == (503, "store_busy")
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert put(url, OMAN).is_success
 
 
 def test_a_write_that_fails_leaves_nothing(
