@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.guard import RequireKey
-from refrag_platform.serving.keys import Keys, digest_of, new_key, parse_keys
+from refrag_platform.serving.keys import Keys, add_key, digest_of, new_key, parse_keys, read_keys, revoke_key
 from refrag_platform.serving.rate import RateLimit
 from refrag_platform.serving.settings import ApiSettings
 from tests.serving.conftest import Server
@@ -68,6 +70,35 @@ def test_no_key_lies_in_its_file(tmp_path: Path) -> None:
         assert refused.exit_code == 2 and says in refused.output
     unknown = run("revoke", "cy", "--file", str(file))
     assert unknown.exit_code == 2 and "it has: ana, bo" in unknown.output
+
+
+def test_changes_of_the_file_at_once_lose_none(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    names = [f"key{number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: add_key(file, new_key(name)[1]), names))
+        list(threads.map(lambda name: revoke_key(file, name), names[::2]))
+    assert sorted(key.name for key in read_keys(file)) == sorted(names[1::2])
+
+
+def test_a_changed_file_keeps_its_comments_mode_and_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    add(file, "ana")
+    file.write_text(f"# of the office\n{file.read_text()}\n  # ana left in May\n")
+    file.chmod(0o640)
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(file, *owner)
+    modes: list[int] = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (modes.append(path.stat().st_mode & 0o777), replace(path, to))[1]
+    )
+    add(file, "bo")
+    assert run("revoke", "ana", "--file", str(file)).exit_code == 0
+    assert [line.split()[0] for line in file.read_text().splitlines() if line] == ["#", "#", "bo"]
+    assert ((status := file.stat()).st_uid, status.st_gid) == owner
+    # Under its name it has never had another mode.
+    assert modes == [0o640, 0o640] and status.st_mode & 0o777 == 0o640
 
 
 def test_keys_of_the_environment_are_hashes_too() -> None:
