@@ -92,9 +92,9 @@ async def list_documents(
     """What was added or replaced here, by id; not what the store came with."""
     store = _live(request)
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        edits = await ticket.run(store.edits.documents, after, limit + 1)
-    data = [{"id": edit.id, "object": "document", "title": edit.title} for edit in edits[:limit]]
-    return Json({"object": "list", "data": data, "has_more": len(edits) > limit})
+        titles = await ticket.run(store.edits.titles, after, limit + 1)
+    data = [{"id": name, "object": "document", "title": title} for name, title in titles[:limit]]
+    return Json({"object": "list", "data": data, "has_more": len(titles) > limit})
 
 
 async def show_document(request: Request, document_id: str) -> Response:

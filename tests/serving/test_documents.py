@@ -179,7 +179,7 @@ def test_a_write_that_fails_leaves_nothing(
         broken.setattr(LiveStore, "_commit", fails)
         assert put(url, {**OMAN, "text": "Something else."}, {"id": "new", "text": "New."}).status_code == 500
     assert engine.live is not None
-    assert [(edit.id, edit.text) for edit in engine.live.edits.documents()] == [("oman", OMAN["text"])]
+    assert [(edit.id, edit.text) for edit in engine.live.edits.all()] == [("oman", OMAN["text"])]
     assert found(url, "Muscat in Oman")[0] == OMAN["text"]
 
 
@@ -187,7 +187,7 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
     live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, engine = live
-    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 3)
+    monkeypatch.setattr(live_module, "COMMITS_PER_TIDYING", 3)
     for number in range(7):
         put(url, {"id": f"isle-{number}", "text": f"Isle name{number} lies in the sea."})
     httpx.delete(f"{url}/v1/documents/isle-2")
@@ -196,6 +196,9 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
         assert hit.id == f"isle-{number}:0" and hit.token_ids is not None
         kept = [token for token in hit.token_ids.flatten().tolist() if token >= 0]
         assert engine.bundle.model.tokenizer.decode(kept) == f"{hit.text}\n"
+    # Eight commits to each table, put together twice.
+    assert engine.live is not None
+    assert engine.live._chunks.stats()["fragment_stats"]["num_fragments"] < 4
     assert not any("name2" in text for text in found(url, "name2 isle"))
 
 
@@ -205,7 +208,7 @@ def test_indexes_that_can_not_be_made_cost_no_write(live: tuple[str, Engine], mo
 
     url, engine = live
     assert engine.live is not None
-    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 1)
+    monkeypatch.setattr(live_module, "COMMITS_PER_TIDYING", 1)
     monkeypatch.setattr(engine.live._passages, "optimize", fails)
     assert put(url, OMAN).is_success and found(url, "Muscat in Oman")[0] == OMAN["text"]
 
@@ -259,6 +262,8 @@ def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], 
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows == [{"id": "odd", "title": "", "text": "Ünïcode and\nspaces."}, OMAN]
     assert gone.read_text() == "malta\n"
+    piped = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", "/dev/null"])
+    assert piped.exit_code == 0, piped.output
     again = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out)])
     assert again.exit_code == 2 and "--force" in again.output
     assert CliRunner().invoke(app, ["store", "ls", str(tmp_path / "live")]).output == "+ odd\n+ oman\n- malta\n"
@@ -317,7 +322,7 @@ def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(
         assert store.search(f"number{number} lighthouse", 1)[0].document_id == f"atoll-{number}"
     # What was not acknowledged is there whole or not at all.
     edits = Edits(folder / EDITS_FILE, read_only=True)
-    assert all(store.document(edit.id) is not None for edit in edits.documents())
+    assert all(store.document(edit.id) is not None for edit in edits.all())
     edits.close()
     store.close()
 
