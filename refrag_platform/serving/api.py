@@ -140,13 +140,13 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """The retriever's vectors of texts, each of length 1 (of all zeros, where it knows no word of the text)."""
     require_model(request, body.model)
     engine = require_engine(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        vectors, tokens = await ticket.run(engine.embed, body.texts())
-    if body.dimensions not in (None, vectors.shape[1]):
+    if engine.store is not None and body.dimensions not in (None, dim := engine.store.retriever.dim):
         raise BadRequest(
-            f"dimensions is {body.dimensions}; the retriever's vectors have {vectors.shape[1]} and can't be cut",
+            f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut",
             param="dimensions",
         )
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        vectors, tokens = await ticket.run(engine.embed, body.texts())
     return Json(embeddings_body(body, vectors, tokens))
 
 
