@@ -52,7 +52,10 @@ def package(project: Project) -> dict[str, Any]:
 def built(packaged_project: Project) -> Iterator[tuple[Project, bento.Package]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("BENTOML_HOME", raising=False)
+        # A server's settings are nothing to the build.
+        patch.setenv("REFRAG_API_KEYS_FILE", "/nowhere/keys")
         package(packaged_project)
+        patch.delenv("REFRAG_API_KEYS_FILE")
         yield packaged_project, bento.Package.of(packaged_project, "tiny")
 
 
