@@ -80,7 +80,13 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     _add(app, "DELETE", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
     _add(app, "POST", "/v1/responses/{response_id}/cancel", cancel_response, documented(bodies.Response, 401, 404))
     _add(app, "POST", "/v1/embeddings", embeddings, documented(bodies.Embeddings, *asked))
-    _add(app, "POST", "/v1/retrieve", retrieve, documented(bodies.Found, 400, 401, 408, 413, 429, 500, 503, 504))
+    _add(
+        app,
+        "POST",
+        "/v1/retrieve",
+        retrieve,
+        documented(bodies.RetrievedPassages, 400, 401, 408, 413, 429, 500, 503, 504),
+    )
     _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
     add_documents(app)
@@ -169,10 +175,10 @@ async def retrieve(request: Request, body: RetrieveRequest) -> Response:
             passages = await ticket.run(engine.retrieve, body.query, body.k)
         except QueryTooLong as error:
             raise BadRequest(str(error), code="query_too_long", param="query") from None
-    found = [
+    data = [
         {"id": passage.id, "title": passage.title, "text": passage.text, "score": passage.score} for passage in passages
     ]
-    return Json({"object": "list", "data": found})
+    return Json({"object": "list", "data": data})
 
 
 def _model_card(request: Request) -> dict[str, Any]:

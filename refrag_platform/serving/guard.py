@@ -51,18 +51,17 @@ class RequireKey:
                 "this server has no keys, so it answers its own machine alone, as localhost; set REFRAG_API_KEY or "
                 "REFRAG_API_KEYS_FILE (`refrag keys add NAME`) where it runs"
             )
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
         # The scheme's case doesn't matter (RFC 9110); the key's does.
-        scheme, _, credentials = given.partition(b" ")
+        scheme, _, credentials = authorization.partition(b" ")
         key = self._keys.find(credentials.strip())
         if key is None or scheme.lower() != b"bearer":
-            what = "an incorrect API key" if given else "no API key"
+            what = "an incorrect API key" if authorization else "no API key"
             raise _unauthorized(f"the request bears {what}; send `Authorization: Bearer KEY`")
         return key
 
     def _require_rate(self, key: Key | None) -> None:
-        own = key.per_minute if key else None
-        most = own or self._per_minute
+        most = (key.per_minute if key else None) or self._per_minute
         wait = self._rate.take(key.name if key else "", most) if most else 0
         if wait:
             raise ApiError(

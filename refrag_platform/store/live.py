@@ -104,7 +104,7 @@ class LiveStore(ChunkStore):
         """
         lock = _only_process(folder)
         edits = Edits(folder / EDITS_FILE)
-        for applied in (folder / TABLES).glob("*/applied"):
+        for applied in (folder / TABLES).glob("[!.]*/applied"):
             if (_number_in(applied) or 0) > edits.last():
                 logger.warning("%s holds edits that %s lacks: made anew", applied.parent, EDITS_FILE)
                 _remove(applied.parent)
