@@ -110,7 +110,12 @@ STAGES: dict[str, Stage] = {
             "refrag_platform.serving.package:build_package",
             ("chunks", "policy", "finetuned", "evaluation"),
             ("serving",),
-            further=("bentofile.yaml", "refrag_platform/serving/service.py"),
+            further=(
+                "bentofile.yaml",
+                "refrag_platform/serving/page.html",
+                "refrag_platform/serving/page.js",
+                "refrag_platform/serving/service.py",
+            ),
             packs_code=True,
         ),
     )
@@ -159,8 +164,13 @@ def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
     """The recipe sections a stage depends on; of a training that doesn't take place only where its result is from."""
     settings: dict[str, Any] = {name: recipe.section(name) for name in stage.sections}
     if recipe.as_control and stage.name in CONTROL_STAGES:
-        settings |= {"system": recipe.system, "control": recipe.as_control.model_dump(mode="json")}
-        settings |= {name: recipe.section(name) for name in UNTRAINED if stage.name == "cpt"}
+        settings["system"] = recipe.system
+        if stage.name == "cpt":
+            settings |= {name: recipe.section(name) for name in UNTRAINED}
+        else:
+            settings["control"] = recipe.as_control.model_dump(mode="json")
+            # By what passages are ordered.
+            settings |= {"retriever": recipe.chunks.retriever} if recipe.system == "plain" else {}
     own = settings.get(stage.name, {})
     if takes_over(stage.name, own.get("continue_from")):
         settings[stage.name] = {name: own[name] for name in OF_TAKEN if name in own}

@@ -16,7 +16,6 @@ from refrag_platform.errors import ArtifactError
 from refrag_platform.files import write_text
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
-from refrag_platform.recipes import Control, Recipe, control_name
 
 FILE_NAME = "manifest.json"
 LIBRARIES = (
@@ -106,12 +105,6 @@ def published(project: Project, stage: str, model: str) -> Manifest | None:
     except ArtifactError:
         return None
     return manifest if manifest.describes(folder) else None
-
-
-def trained_controls(project: Project, recipe: Recipe, stage: str) -> dict[Control, Manifest]:
-    """The manifests of a recipe's controls whose artifact of `stage` is in place, by what they read."""
-    folders = {kind: project.stage_dir(stage, control_name(recipe.name, kind)) for kind in recipe.controls}
-    return {kind: Manifest.read(folder) for kind, folder in folders.items() if (folder / FILE_NAME).is_file()}
 
 
 def now() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.bench.report import system_label
+from refrag_platform.bench.report import UNRECORDED, system_label, unrecorded
 from refrag_platform.evaluation.figures import COLORS as SYSTEM_COLORS
 
 COLORS = ["#2b5a9c", "#b98a2f", "#9a3b3b", "#6b4c9a", "#3b8a8a"]
@@ -97,7 +97,8 @@ def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
     panels[0].set_ylabel("F1 (up and left is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     questions = max(row["questions"] for row in result["rows"])
-    figure.suptitle(f"{questions:,} questions over passages that a retriever found; small numbers: p", fontsize=10)
+    title = f"{questions:,} questions over passages that a retriever found; small numbers: p"
+    figure.suptitle(title + (f"\n{UNRECORDED}" if unrecorded(result) else ""), fontsize=10)
     _save(figure, path)
 
 

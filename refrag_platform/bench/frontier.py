@@ -28,6 +28,7 @@ from refrag_platform.corpus.question_files import Question, spread
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.digests import difference
 from refrag_platform.evaluation.readings import Context, Readers, passages_read, question_prompt
 from refrag_platform.model.loading import Bundle
 from refrag_platform.model.prompts import content_ids
@@ -36,7 +37,7 @@ from refrag_platform.model.selection import expand
 from refrag_platform.progress import Progress, waiting
 from refrag_platform.recipes import Recipe
 from refrag_platform.store.relevance import PassageRelevance
-from refrag_platform.store.retriever import load_retriever
+from refrag_platform.store.retriever import Retriever
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Asked:
 def bench_frontier(
     bundle: Bundle,
     known: tuple[Recipe, Path],
+    retriever: Retriever,
     judged: Sequence[Judged],
     files: Mapping[str, Sequence[Question]],
     *,
@@ -62,8 +64,8 @@ def bench_frontier(
     """A row for each configuration, quality beside time, and what it was measured on.
 
     Args:
-        known: the model's recipe, which names the retriever, and its folder. files: questions, by name of their file;
-            all their passages are in the store. limit: questions of each file that are timed, evenly spread; None: all.
+        known: the model's recipe and its folder. retriever: the one that it names. files: questions, by name of their
+            file; all their passages are in the store. limit: questions of each to time, evenly spread; None: all.
         runs: of each question in each configuration. warmup: questions in each before them. stores: folder of stores.
 
     Raises:
@@ -74,7 +76,6 @@ def bench_frontier(
         if wrong := next((one for one in questions if not one.question or not one.passages), None):
             raise RefragError(f"{wrong.where or name}: {wrong.id} is no question over passages, which is what is timed")
     passages = list(dict.fromkeys(p for questions in files.values() for one in questions for p in one.passages))
-    retriever = load_retriever(recipe.chunks.retriever, base, model.device)
     store, how = open_store(stores, bundle.folder, retriever, recipe, base, passages)
     timed = {name: spread(questions, limit) for name, questions in files.items()}
     every = [question for questions in timed.values() for question in questions]
@@ -227,14 +228,25 @@ def joined(files: Sequence[Path]) -> dict[str, Any]:
     """Results of several machines, or of models with other k, in one.
 
     Raises:
-        RefragError: a file holds no such result, or two time the same configuration on the same device.
+        RefragError: a file holds no such result, two time the same configuration on the same device, or models of one k
+            have other weights, or were asked other questions.
     """
     machines, rows, judged = [], list[dict[str, Any]](), list[str]()
     seen: dict[tuple[Any, ...], Path] = {}
+    known: dict[int, tuple[Path, Mapping[str, Any]]] = {}
     for file in files:
         result = read_result(file, "refrag bench frontier")
         if result.get("benchmark") != "frontier":
             raise RefragError(f"{file} holds no result of `refrag bench frontier`; leave it out")
+        for machine in result["machines"]:
+            # Results of older versions don't tell, and their figure says so.
+            if own := machine.get("digests"):
+                other, digests = known.setdefault(machine["k"], (file, own))
+                if told := difference(digests, own):
+                    raise RefragError(
+                        f"{other} and {file} time models of k = {machine['k']} that differ in {told}; time one model "
+                        "on all machines"
+                    )
         machines += result["machines"]
         rows += result["rows"]
         judged += result["judged"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.digests import difference
+from refrag_platform.evaluation.rag_rows import NOT_SEEN, SEEN
 from refrag_platform.evaluation.systems import Reading, System
 
 # Whose first token is timed: full context, the nearest text, and REFRAG. Other rows are passed over.
@@ -78,11 +80,34 @@ def read_judged(files: Sequence[Path], sets: Sequence[str]) -> list[Judged]:
     return sorted(found.values(), key=lambda judged: (TIMED.index(judged.reading.system), judged.reading.at or 0.0))
 
 
+def require_judged(files: Sequence[Path], digests: Mapping[str, Any]) -> None:
+    """Refuse files of `refrag evaluate rag` that judge other weights or questions than those to be timed.
+
+    Args: digests: `judged_digests` of what is to be timed.
+
+    Raises:
+        RefragError: one does, or is older and doesn't tell.
+    """
+    for file in files:
+        recorded = read_result(file, "refrag evaluate rag").get("digests")
+        if recorded is None:
+            raise RefragError(
+                f"{file} was made by an older `refrag evaluate rag`: it doesn't tell which weights it judges; run it "
+                "again"
+            )
+        if told := difference(recorded, digests):
+            raise RefragError(
+                f"{file} judges something else than what is timed here, another {told}; judge this model on these "
+                f"questions by `refrag evaluate rag --json {file}`, or give the --model that was judged"
+            )
+
+
 def _rows(file: Path, sets: Sequence[str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Each row that can be timed, with its file of questions and how many it has."""
     result = read_result(file, "refrag evaluate rag")
     try:
-        parts = result["parts"] or {result["questions"]: result}
+        several = {path: part for path, part in result["parts"].items() if path not in (SEEN, NOT_SEEN)}
+        parts = several or {result["questions"]: result}
         order, retriever, distractors = result["order"], result["retriever"], result["distractors"]
     except KeyError as error:
         raise RefragError(f"{file} holds no result of `refrag evaluate rag`: it has no {error}") from None

@@ -20,6 +20,8 @@ from refrag_platform.markdown import table
 # Of a time to first token from a question's arrival, in order. choice: by policy, or by sentences' nearness.
 # projection: the prompt's tokens and embeddings, and the vectors among them projected.
 PARTS = ("retrieval", "choice", "projection", "prefill")
+# What a figure of times says where `unrecorded`.
+UNRECORDED = "That the weights that were judged are those that were timed is not recorded by digests."
 BLOCK = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # What a reader of `headline` must know.
@@ -176,12 +178,18 @@ def _throughput(result: Mapping[str, Any]) -> list[str]:
 
 def timed_on(result: Mapping[str, Any]) -> str:
     """Where the times of `refrag bench frontier` were taken: a line a machine."""
-    return "\n".join(
+    lines = [
         f"- {machine['device']}: {machine['model']}, k = {machine['k']}, {machine['dtype']}, torch {machine['torch']}; "
         + ", ".join(f"{count:,} questions of {name}" for name, count in machine["timed"].items())
         + f", {machine['runs']} x each; {machine['stored_passages']:,} passages. Retrieval: {machine['retrieval']}."
         for machine in result["machines"]
-    )
+    ]
+    return "\n".join([*lines, *([f"- {UNRECORDED}"] if unrecorded(result) else [])])
+
+
+def unrecorded(result: Mapping[str, Any]) -> bool:
+    """Whether a result of an older `refrag bench frontier` doesn't tell by digests what was judged, and what timed."""
+    return not all("digests" in machine for machine in result["machines"])
 
 
 def frontier_report(result: Mapping[str, Any]) -> str:

@@ -184,18 +184,21 @@ def frontier(
 
     First judge: refrag evaluate rag --systems full,first,plain,sentences,refrag --shares 0.05,0.1,0.25,0.5 ...
     Then time here what was judged there, on each machine, and put the machines together: refrag bench frontier-join.
+    What other weights or questions gave is refused, by the digests in its file.
     Timed is what is served: search in a chunk store of all passages (without lancedb: an exact search in memory, and
     the result says so), choice by the policy or the sentences' nearness, projection, prefill. Chunk vectors and
     sentence vectors are made ahead.
     """
     from refrag_platform.bench.figures import frontier_figure
     from refrag_platform.bench.frontier import bench_frontier
-    from refrag_platform.bench.judged import read_judged
+    from refrag_platform.bench.judged import read_judged, require_judged
     from refrag_platform.bench.report import frontier_report
     from refrag_platform.cli.options import known_recipe
     from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.evaluation.digests import judged_digests
     from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
+    from refrag_platform.store.retriever import load_retriever
 
     names = [file.name for file in questions]
     if len(set(names)) < len(names):
@@ -206,7 +209,11 @@ def frontier(
     if known is None:
         raise RefragError(f"the recipe of {model}, which names the retriever, isn't known; name it by --recipe")
     files = {file.name: read_questions(file) for file in questions}
-    result = bench_frontier(bundle, known, judged, files, limit=limit, runs=runs, warmup=warmup, stores=stores)
+    near = load_retriever(known[0].chunks.retriever, known[1], bundle.model.device)
+    digests = judged_digests(bundle, near.digest, questions)
+    require_judged(rows, digests)
+    result = bench_frontier(bundle, known, near, judged, files, limit=limit, runs=runs, warmup=warmup, stores=stores)
+    result["machines"][0]["digests"] = digests
     # Where the quality comes from.
     result["judged"] = [file.name for file in rows]
     write_json(json, result)

@@ -1,4 +1,4 @@
-"""`refrag questions`: question files for `refrag evaluate rag`."""
+"""`refrag questions`: question files to evaluate with, and to train on."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="This many que
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="Question files for `refrag evaluate rag`.")
+    family = typer.Typer(no_args_is_help=True, help="Question files to evaluate with, and to train on.")
     family.command("rank")(rank)
     family.command("whole")(whole)
     family.command("many")(many)
+    family.command("write")(write)
+    family.command("overlap")(overlap)
     app.add_typer(family, name="questions")
 
 
@@ -183,6 +185,165 @@ def many(
         f"passages of a context: {min(shown)} to {max(shown)}, mean {fmean(shown):.1f}; their tokens: {min(tokens)} to "
         f"{max(tokens)}, mean {fmean(tokens):.0f}"
     )
+
+
+def write(
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="The model whose recipe is read: its decoder's base weights, its corpus."),
+    ],
+    out: Out,
+    questions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--questions",
+            help="A file of labelled questions to learn writing from, beside the corpus' own of its train split; again "
+            "for more.",
+        ),
+    ] = None,
+    passages: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--passages",
+            help="A file of passages (title, text) to write about; again for more. Held-out ones are refused.",
+        ),
+    ] = None,
+    corpus_passages: Annotated[
+        bool, typer.Option(help="Write about the passages of the corpus' training documents, too.")
+    ] = True,
+    reader: Annotated[
+        Path | None,
+        typer.Option(
+            "--reader",
+            help="Content folder of the model that answers from full text. Default: the control NAME--full if it is "
+            "trained, else the fine-tuned or the shipped decoder of NAME.",
+        ),
+    ] = None,
+    writer: Annotated[
+        Path | None,
+        typer.Option(
+            "--writer",
+            help="Folder of the writer: used if it is there, else trained and put there. Default: in "
+            "work/NAME/questions.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the writer's training, 96 questions each.")] = 330,
+    per_passage: Annotated[
+        int, typer.Option("--per-passage", min=1, help="Questions to write about each passage.")
+    ] = 12,
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="Questions to keep, if the passages give as many.")
+    ] = 50_000,
+    least_log_probability: Annotated[
+        float,
+        typer.Option(
+            max=0,
+            help="Of the reader's answer, the mean over its tokens, in nats. Answers of less are dropped unless the "
+            "writer wrote the same.",
+        ),
+    ] = -0.35,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", min=1, help="Passages at once, with all of their questions. Default: 256 on a GPU, else 16."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the training, the passages' order and what is drawn.")] = 0,
+) -> None:
+    """Write questions about passages that have none, to train on (cpt.reading.questions, finetuned.questions).
+
+    The recipe's decoder learns from labelled questions to write one to a sentence of a passage, with its answer. A
+    reader of full text then answers them; kept are those whose answer it is sure of, and which stands in the passage.
+    Killed or stopped, the same command goes on. Beside the file, OUT.manifest.json says what made it.
+    """
+    from refrag_platform.evaluation.question_sets import write_rows
+    from refrag_platform.files import write_json
+    from refrag_platform.markdown import table
+    from refrag_platform.model.loading import default_device
+    from refrag_platform.project import Project
+    from refrag_platform.training.writing.parts import Settings
+    from refrag_platform.training.writing.write import Inputs, begin
+
+    _refuse_existing(out)
+    device = default_device()
+    settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
+    inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
+    with begin(Project.find(), model, inputs, settings, steps, device) as writing:
+        rows = list(writing.rows(count))
+        manifest = writing.manifest(len(rows))
+        # The questions last: where they are, what made them is known.
+        beside = out.with_name(f"{out.name}.manifest.json")
+        write_json(beside, manifest)
+        write_rows(out, rows)
+    typer.echo(f"{out}: {len(rows):,} questions; {beside.name} says what made them")
+    if len(rows) < count:
+        typer.echo(f"--count is {count:,}: the passages gave no more")
+    became = {"kept": manifest["counts"]["kept"], **manifest["dropped"]}
+    written = manifest["counts"]["written"]
+    shares = [[what, f"{number:,}", f"{number / written:.1%}"] for what, number in became.items()]
+    typer.echo(table(["of those written", "questions", "share"], shares))
+
+
+def overlap(
+    judged: Annotated[list[Path], typer.Option("--judged", help="A question file to judge by; again for more.")],
+    train: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--train",
+            help="File of training text: questions with passages, passages (title, text), or a corpus' "
+            "passages.parquet, of which the split train is read; again for more.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Also what this model's recipe trains on: its corpus and question files."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the rows of the one --judged file that were not seen; must not be there."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the counts here.")] = None,
+) -> None:
+    """Count the judged questions that training text has shown already: their figures flatter.
+
+    Seen is a question that was asked in the same words, or of which a passage that holds the answer (`gold`; where none
+    is named, one that says an answer) shares 12 words in a row with a training passage. `refrag evaluate rag` counts
+    them by itself for a model whose recipe is known.
+    """
+    from refrag_platform.corpus.overlap import overlap_row, overlaps
+    from refrag_platform.corpus.question_files import read_questions, read_rows
+    from refrag_platform.errors import RefragError
+    from refrag_platform.evaluation.question_sets import write_rows
+    from refrag_platform.evaluation.seen import training_files
+    from refrag_platform.files import write_json
+    from refrag_platform.markdown import table
+    from refrag_platform.names import name_text
+    from refrag_platform.project import Project
+
+    if out:
+        _refuse_existing(out)
+        if len(judged) > 1:
+            raise RefragError(f"--out is the rest of one file, and --judged names {len(judged)}; give one at a time")
+    files = list(train or [])
+    if model:
+        project = Project.find()
+        files += training_files(project, project.recipe(model))
+    if not files:
+        raise RefragError("nothing to compare with; name training text by --train, or a model by --model")
+    asked = {path: read_questions(path) for path in judged}
+    found = iter(overlaps([question for questions in asked.values() for question in questions], files))
+    own = {path: [next(found) for _ in questions] for path, questions in asked.items()}
+    counts = {name_text(path): overlap_row(one) for path, one in own.items()}
+    if json:
+        write_json(json, {"train": [name_text(path) for path in files], "judged": counts})
+    head = ["judged", "questions", "same question", "12 words of a passage", "half of a passage", "seen"]
+    typer.echo(table(head, [[name, *(f"{count:,}" for count in row.values())] for name, row in counts.items()]))
+    if out:
+        (path,) = judged
+        kept = [row for (_, row), one in zip(read_rows(path), own[path], strict=True) if not one.seen]
+        if not kept:
+            raise RefragError(f"every question of {path} was seen in training; judge by another file")
+        typer.echo(f"{out}: {write_rows(out, kept):,} questions that were not seen")
 
 
 def _range(passages: str) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from refrag_platform.names import name_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from refrag_platform.corpus.overlap import Overlap
     from refrag_platform.corpus.question_files import Question, Retriever
     from refrag_platform.evaluation.systems import Order, System
     from refrag_platform.model.loading import Bundle
@@ -112,6 +113,7 @@ def rag(
     """
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
     from refrag_platform.evaluation.decoders import declared_question_controls, question_controls
+    from refrag_platform.evaluation.digests import judged_digests
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_reports
@@ -141,6 +143,7 @@ def rag(
     elif "untuned" in chosen:
         untuned = _untuned_or_refuse(model, bundle, recipe)
     tuned = question_controls(controls) if controls else known_controls(model, bundle, declared_question_controls)
+    shown, seen = _seen(model, bundle, [question for _, question in asked])
     found = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -155,6 +158,7 @@ def rag(
         told=relevance,
         order=ordered,
         sets=[file for file, _ in asked] if len(questions) > 1 else None,
+        seen=[one.seen for one in shown] if shown else None,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
@@ -168,6 +172,7 @@ def rag(
         "model": model,
         "questions": ", ".join(map(name_text, questions)),
         **found.skipped,
+        "seen": seen,
         "retriever": retriever,
         "distractors": name_text(distractors) if distractors else None,
         "order": found.order,
@@ -176,6 +181,7 @@ def rag(
         "plain_decoder": "controls" if tuned else "the model's own",
         "device": str(bundle.model.device),
         "seed": seed,
+        "digests": judged_digests(bundle, near.digest if near else None, questions),
     }
     write_json(json, result)
     if report:
@@ -200,6 +206,16 @@ def _questions_of(files: Sequence[Path], limit: int | None) -> list[tuple[str, Q
         (file, replace(question, document=f"{file}: {question.id}") if question.document == question.id else question)
         for file, question in found
     ]
+
+
+def _seen(model: str, bundle: Bundle, asked: Sequence[Question]) -> tuple[list[Overlap], dict[str, Any] | None]:
+    """What the training of a project's own model has shown of these questions; of another's nothing is known."""
+    from refrag_platform.evaluation.decoders import recipe_of
+    from refrag_platform.evaluation.seen import seen_in_training
+    from refrag_platform.project import Project
+
+    known = recipe_of(model, bundle.folder)
+    return seen_in_training(Project.find(), known[0], asked)[0] if known else ([], None)
 
 
 def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTrainedModel:

@@ -28,7 +28,7 @@ MOST_LISTED, MOST_COUNTED = 4, 10
 # Names in a `which`.
 NAMED = 3
 # Draws of a context that has room for enough countries, and of a question that has one answer.
-TRIES = 50
+CONTEXT_DRAWS = QUESTION_DRAWS = 50
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -138,7 +138,7 @@ def many_questions(
         context, passages = _context(countries, values, swapped, settings, positions, chance)
         name = f"many/{split}{MARK if swapped else '/'}{settings.seed}-{number}"
         for kind in KINDS:
-            asked = next((one for _ in range(TRIES) if (one := context.question(kind, chance))), None)
+            asked = next((one for _ in range(QUESTION_DRAWS) if (one := context.question(kind, chance))), None)
             if asked is None or made == settings.count:
                 continue
             made += 1
@@ -166,7 +166,7 @@ def _context(
 ) -> tuple[Context, list[dict[str, str]]]:
     """Countries with their passages, in random order: as many as were drawn, or as there is room for."""
     least, most = settings.passages
-    for _ in range(TRIES):
+    for _ in range(CONTEXT_DRAWS):
         attributes = _attributes(chance)
         known = [name for name in countries if swapped or all(name in values[one] for one in attributes)]
         names = chance.sample(known, min(len(known), chance.randint(least, most)))

@@ -22,7 +22,7 @@ _SPARE = 4
 
 
 @dataclass(frozen=True)
-class Passage:
+class CorpusPassage:
     """What is retrieved: some sentences under a title. `section` is the index of the section it is cut from."""
 
     id: str
@@ -32,14 +32,14 @@ class Passage:
     section: int
 
 
-def cut_passages(document: Document, tokens: Tokens, passage_tokens: int) -> Iterator[Passage]:
+def cut_passages(document: Document, tokens: Tokens, passage_tokens: int) -> Iterator[CorpusPassage]:
     """Passages of at most `passage_tokens` tokens that together hold every word of the document's sections."""
     cutter = _Cutter(document.text, tokens.ends, passage_tokens - _SPARE)
     number = 0
     for index, section in enumerate(document.sections):
         for start, end in cutter.spans(section.start, section.end):
             if text := document.text[start:end].strip():
-                yield Passage(f"{document.id}:{number}", document.id, section.title, text, index)
+                yield CorpusPassage(f"{document.id}:{number}", document.id, section.title, text, index)
                 number += 1
 
 

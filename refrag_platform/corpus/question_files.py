@@ -173,7 +173,7 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     """
     if not path.is_file():
         raise RefragError(f"no questions at {path}; give a .jsonl file of rows id, question, answers, passages")
-    questions = [_question(row, where, str(number)) for number, (where, row) in enumerate(read_rows(path), 1)]
+    questions = [question_of(row, where, str(number)) for number, (where, row) in enumerate(read_rows(path), 1)]
     if not questions:
         raise RefragError(f"{path} has no questions")
     return spread(questions, limit)
@@ -193,6 +193,11 @@ def read_summaries(path: Path) -> list[Question]:
     """
     rows = read_rows(path, ("document", "summaries"))
     return [_summary(row, where, str(number)) for number, (where, row) in enumerate(rows, 1)]
+
+
+def named_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """Files that a recipe names by their path from `root`; environment variables are put in."""
+    return [root / os.path.expandvars(name) for name in names]
 
 
 def question_file(settings: EvaluationRecipe, base: Path) -> Path | None:
@@ -241,6 +246,11 @@ def _require_held_out(asked: Sequence[Question], documents: Path, file: Path) ->
     table = parquet.read_table(documents, columns=["id", "split"])
     split_of = dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
     for question in asked:
+        if question.split not in ("", "test"):
+            raise RefragError(
+                f"{question.where}: {question.id} is a question of the split {question.split!r}, and a model may have "
+                "learned or been chosen by it; evaluate on questions of the split 'test'"
+            )
         if split_of.get(question.document, "test") != "test":
             raise RefragError(
                 f"{question.where}: {question.id} asks about {question.document}, which this corpus has in its split "
@@ -262,7 +272,7 @@ def read_passages(path: Path, split: str | None = None) -> list[Passage]:
     """
     passages: dict[Passage, None] = {}
     left_out = 0
-    for where, row in _parquet_rows(path) if path.suffix.lower() == ".parquet" else read_rows(path):
+    for where, row in parquet_rows(path) if path.suffix.lower() == ".parquet" else read_rows(path):
         if split is not None and row.get("split") not in (None, split):
             left_out += 1
             continue
@@ -274,8 +284,12 @@ def read_passages(path: Path, split: str | None = None) -> list[Passage]:
     return list(passages)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Passages of a parquet file, each after the words that name its file and row."""
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Passages (title, text, split) of a parquet file, each after the words that name its file and row.
+
+    Raises:
+        RefragError: the file can't be read, or has no column `text`.
+    """
     import pyarrow
 
     try:
@@ -312,7 +326,14 @@ def _rows(path: Path, rows: Iterable[Row | Fault], needed: Sequence[str] = ()) -
         yield where, row.values
 
 
-def _question(row: dict[str, Any], where: str, default_id: str) -> Question:
+def question_of(row: dict[str, Any], where: str, default_id: str) -> Question:
+    """The question of a row in any of the forms of `read_questions`.
+
+    Args: where: the file and row, for messages. default_id: of a row that has none.
+
+    Raises:
+        RefragError: the row is wrong.
+    """
     if "summaries" in row:
         return _summary(row, where, default_id)
     if "targets" in row:

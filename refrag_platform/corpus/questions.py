@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from refrag_platform.corpus.documents import Document
-from refrag_platform.corpus.passages import Passage
+from refrag_platform.corpus.passages import CorpusPassage
 
 
 class QuestionMaker:
@@ -21,15 +21,15 @@ class QuestionMaker:
     def __init__(self, questions_per_document: int, passages_per_question: int) -> None:
         self._questions = questions_per_document
         self._passages = passages_per_question
-        self._documents: dict[str, list[tuple[Document, list[Passage]]]] = defaultdict(list)
+        self._documents: dict[str, list[tuple[Document, list[CorpusPassage]]]] = defaultdict(list)
 
-    def add(self, document: Document, split: str, passages: list[Passage]) -> None:
+    def add(self, document: Document, split: str, passages: list[CorpusPassage]) -> None:
         """Take a document with facts and its passages."""
         self._documents[split].append((document, passages))
 
     def questions(self, split: str) -> Iterator[dict[str, Any]]:
         """Rows (id, question, answers, passages [{title, text}], gold [index], field, document_id)."""
-        same_field: dict[str, list[Passage]] = defaultdict(list)
+        same_field: dict[str, list[CorpusPassage]] = defaultdict(list)
         for document, passages in self._documents[split]:
             for passage in passages:
                 same_field[_field_title(document, passage)].append(passage)
@@ -56,8 +56,8 @@ class QuestionMaker:
                 }
 
     def _mixed(
-        self, question_id: str, gold: Passage, near: list[Passage], own: list[Passage]
-    ) -> tuple[list[Passage], int]:
+        self, question_id: str, gold: CorpusPassage, near: list[CorpusPassage], own: list[CorpusPassage]
+    ) -> tuple[list[CorpusPassage], int]:
         """The passages of one question in a random order fixed by its id, and where the gold one stands."""
         generator = random.Random(question_id)
         wanted = self._passages - 1
@@ -68,6 +68,6 @@ class QuestionMaker:
         return chosen, chosen.index(gold)
 
 
-def _field_title(document: Document, passage: Passage) -> str:
+def _field_title(document: Document, passage: CorpusPassage) -> str:
     """`Geography: Climate` of `France - Geography: Climate`."""
     return passage.title.removeprefix(document.title)

@@ -14,7 +14,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 # Other answers that are looked at for one copy: a field may have few, all alike.
-TRIES = 8
+ANSWER_DRAWS = 8
 # Stands in the id of every copy.
 MARK = "/swapped-"
 
@@ -37,7 +37,7 @@ def swapped(questions: Sequence[Row], copies: int) -> Iterator[dict[str, Any]]:
 def _swapped(question: Row, others: Sequence[Row], name: str) -> dict[str, Any] | None:
     chance = random.Random(name)
     own = {answer.lower() for answer in question["answers"]}
-    for _ in range(TRIES):
+    for _ in range(ANSWER_DRAWS):
         answers = chance.choice(others)["answers"]
         if own.isdisjoint(answer.lower() for answer in answers):
             break

@@ -62,6 +62,23 @@ class _Request:
         return self.sampling.n * (len(self.prompt.embeds) + self.sampling.max_tokens)
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a scheduler has to do, and holds.
+
+    running, waiting: requests with and without slots. positions: of prompts and answers, in the cache now, of
+    `most_positions`. kept_positions: of prompts' beginnings, kept for later ones. bytes_per_position: of keys and
+    values.
+    """
+
+    running: int
+    waiting: int
+    positions: int
+    most_positions: int
+    kept_positions: int
+    bytes_per_position: int
+
+
 class Scheduler:
     """Requests in order of arrival; each waits until its slots are free and its tokens fit the cap."""
 
@@ -109,6 +126,19 @@ class Scheduler:
     def slots_in_use(self) -> int:
         """Sequences that are held in the cache now."""
         return self.runner.max_batch - len(self._free)
+
+    def load(self) -> Load:
+        """As it is now; any thread may ask, between two steps or within one."""
+        reading, writing = list(self._reading), list(self._writing)
+        runner, prefix = self.runner, self.prefix
+        return Load(
+            running=len({*reading, *(choice.request for choice in writing)}),
+            waiting=len(self._waiting),
+            positions=sum(one.read for one in reading) + sum(choice.positions for choice in writing),
+            most_positions=runner.max_batch * runner.max_positions,
+            kept_positions=len(prefix) * prefix.block if prefix is not None else 0,
+            bytes_per_position=runner.kv_bytes_per_position,
+        )
 
     def submit(self, prompt: PromptInput, sampling: Sampling, stop_ids: Collection[int] = ()) -> Stream:
         """Queue a request; any thread may.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal
 
@@ -15,11 +16,15 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Event:
-    """A token of a choice, or the choice's end: "stop" after a stop id (which is no token), "length" at max_tokens."""
+    """A token of a choice, or the choice's end: "stop" after a stop id (which is no token), "length" at max_tokens.
+
+    at: when, in seconds of time.monotonic; a reader may come later.
+    """
 
     choice: int
     token: Token | None = None
     finish_reason: FinishReason | None = None
+    at: float = field(default_factory=time.monotonic, compare=False)
 
 
 class Stream:

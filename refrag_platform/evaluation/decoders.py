@@ -8,6 +8,7 @@ documents with that kind of context; fewer are allowed. For questions there may 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,13 +16,14 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from refrag_platform.artifacts.manifest import FILE_NAME, Manifest, trained_controls
+from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
+from refrag_platform.controls import trained_controls
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
 from refrag_platform.evaluation.systems import CONTROL_KINDS, System
 from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe
+from refrag_platform.recipes import Recipe, control_name
 from refrag_platform.weights import load_decoder
 
 K = TypeVar("K", bound=str)
@@ -48,35 +50,30 @@ def question_controls(controls: Path) -> dict[System, Path]:
 def declared_controls(project: Project, recipe: Recipe) -> dict[PlainSystem, Path]:
     """The controls of a recipe that cpt has trained, which continue text, by what they read.
 
+    One that would be another now is left out, and a line on stderr says so.
+
     Raises:
-        ArtifactError: as `trained_controls`, or one was trained on another corpus.
+        ArtifactError: as `trained_controls`.
     """
     found = _trained(project, recipe, "cpt")
     return {system: found[system] for system in PLAIN_SYSTEMS if system in found}
 
 
 def declared_question_controls(project: Project, recipe: Recipe) -> dict[System, Path]:
-    """The controls of a recipe that are fine-tuned, which answer questions, by what they read.
-
-    Raises:
-        ArtifactError: as `declared_controls`.
-    """
+    """The controls of a recipe that are fine-tuned, which answer questions; else as `declared_controls`."""
     found = _trained(project, recipe, "finetuned")
     return {system: found[system] for system in CONTROL_KINDS if system in found}
 
 
 def _trained(project: Project, recipe: Recipe, stage: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    corpus = project.stage_dir("corpus", recipe.name)
-    now = Manifest.read(corpus).hash if (corpus / FILE_NAME).is_file() else None
-    for kind, manifest in trained_controls(project, recipe, stage).items():
-        if now not in (None, manifest.inputs["corpus"].hash):
-            raise ArtifactError(
-                f"{stage} of the control {manifest.model} was trained on another corpus than the one in place, whose "
-                f"held-out documents it may know; `refrag run all --model {manifest.model}` trains it again"
-            )
-        found[kind] = project.content(stage, manifest.model)
-    return found
+    controls = trained_controls(project, recipe, stage)
+    for kind, reason in controls.unmatched.items():
+        name = control_name(recipe.name, kind)
+        print(
+            f"{stage} of the control {name} is left out: {reason}; `refrag run all --model {name}` trains it again",
+            file=sys.stderr,
+        )
+    return {kind: project.content(stage, manifest.model) for kind, manifest in controls.matched.items()}
 
 
 def _model_folders(controls: Path, kinds: Sequence[K]) -> dict[K, Path]:

@@ -19,7 +19,7 @@ from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import Answer, answers, warm_up
 from refrag_platform.evaluation.items import ItemSet, questions_digest
 from refrag_platform.evaluation.metrics import judgeable
-from refrag_platform.evaluation.rag_rows import Scores, judged, names, parts
+from refrag_platform.evaluation.rag_rows import NOT_SEEN, SEEN, Scores, judged, names, parts
 from refrag_platform.evaluation.readings import Readers, other_question, prompts
 from refrag_platform.evaluation.systems import DEFAULT_SYSTEMS, Order, Reading, System, decoder_of, readings
 from refrag_platform.model.loading import load_control
@@ -42,8 +42,9 @@ class RagEvaluation:
     exact_match, f1, rouge_l, set_match}, each [gain of refrag, low, high]. parts: rows, intervals and differences of
     each set of questions and of each `kind` that their rows name, by its name, where there are several, with the number
     of them, `questions_used`. answers: the texts. items: exact match and F1 of every question, refrag at the most
-    passages. skipped: {questions_used, questions_skipped, references_skipped}: references of which normalization leaves
-    nothing judge no answer, and a question that has no other isn't asked. order: in which the passages were read.
+    passages. skipped: {questions_used, questions_skipped, references_skipped, questions_seen}: references of which
+    normalization leaves nothing judge no answer, and a question that has no other isn't asked; of those that are asked
+    training has shown `questions_seen`, where that is known. order: in which the passages were read.
     """
 
     rows: list[dict[str, Any]]
@@ -71,6 +72,7 @@ def evaluate_rag(
     told: bool = True,
     order: Order = "nearest",
     sets: Sequence[str] | None = None,
+    seen: Sequence[bool] | None = None,
     stored: Mapping[Question, Mapping[Passage, Chunks]] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 1,
@@ -89,6 +91,7 @@ def evaluate_rag(
         order: of the passages that are read; without a retriever `nearest` is as they are listed, and rows say so.
         sets: the set that each question is of; figures are given of all together and of each. Wrong passages may be
             another set's.
+        seen: whether training has shown each question; figures are given of those that it has and hasn't shown, too.
         stored: by question, the chunks of its passages as a store has them; other passages are encoded here.
         batch_size: prompts answered at once; above 1 the time to first token is null.
 
@@ -111,6 +114,9 @@ def evaluate_rag(
     if "sentences" in systems and relevance is None:
         raise RefragError("the system `sentences` needs a retriever; give a recipe that names one, or leave it out")
     questions, sets = [questions[place] for place in places], [sets[place] for place in places] if sets else None
+    shown = [SEEN if seen[place] else NOT_SEEN for place in places] if seen else []
+    if seen:
+        skipped["questions_seen"] = shown.count(SEEN)
     readers = Readers(
         model,
         policy,
@@ -140,7 +146,8 @@ def evaluate_rag(
     return RagEvaluation(
         **judged(scores, questions, seed),
         parts=parts(scores, questions, sets or [], seed)
-        | parts(scores, questions, [q.category for q in questions], seed),
+        | parts(scores, questions, [q.category for q in questions], seed)
+        | parts(scores, questions, shown, seed),
         answers=texts,
         items=_items(found.get(Reading("refrag", max(passages), share_kept)), questions, max_new_tokens),
         skipped=skipped,

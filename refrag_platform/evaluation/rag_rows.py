@@ -24,6 +24,8 @@ from refrag_platform.evaluation.systems import VECTOR_SYSTEMS, Decoder, Order, R
 from refrag_platform.model.prompts import NO_ANSWER
 from refrag_platform.model.segments import compression_rate
 
+# Parts by whether training has shown a question.
+SEEN, NOT_SEEN = "seen in training", "not seen in training"
 SCORES = ("exact_match", "f1", "rouge_l", "set_match")
 
 

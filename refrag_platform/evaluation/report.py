@@ -80,6 +80,8 @@ def rag_report(result: Mapping[str, Any]) -> str:
         *_read(result),
         *_rag_tables(result),
     ]
+    if "seen" in result:
+        text.append(seen_said(result["seen"]))
     if result.get("left_out"):
         text.append("Left out: " + "; ".join(f"{name}: {why}" for name, why in result["left_out"].items()) + ".")
     if result.get("references_skipped"):
@@ -100,6 +102,22 @@ def rag_report(result: Mapping[str, Any]) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def seen_said(seen: Mapping[str, Any] | None) -> str:
+    """One sentence or two on what `seen_in_training` found; None: of what the model was trained on nothing is known."""
+    if seen is None:
+        return (
+            "Whether training has shown these questions isn't known here; `refrag questions overlap` compares them "
+            "with files of training text."
+        )
+    text = (
+        f"Seen in training: {seen['seen']:,} of {seen['questions']:,} questions, whose figures flatter. A passage that "
+        f"holds the answer shares 12 words in a row with training text in {seen['run_of_words']:,}, half of its text "
+        f"in {seen['half_a_passage']:,}; {seen['same_question']:,} were asked in the same words."
+    )
+    missing = f" Not compared, as they can't be read here: {', '.join(seen['missing'])}." if seen["missing"] else ""
+    return text + missing
+
+
 def _retrieval(found: Mapping[str, Any]) -> list[str]:
     """Hit rates of the chunk store's search, and the answers over what it finds."""
     least, lookups = found["least_similarity"], found["lookups"]
@@ -117,6 +135,8 @@ def _retrieval(found: Mapping[str, Any]) -> list[str]:
         f"questions with a gold passage among the first k. {refused}.",
         table(["questions", "number", *(name.replace("hit_", "hit rate at ") for name in hits), "answered"], rows),
     ]
+    if "seen" in found:
+        text.append(seen_said(found["seen"]))
     if not found["rows"]:
         return [*text, "No question's gold passage is in the store, so that none was answered over what search finds."]
     said = f"Those in the store, answered over the first {found['passages']} passages, as many as the service sends:"

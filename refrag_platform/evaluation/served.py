@@ -30,6 +30,7 @@ from refrag_platform.evaluation.systems import RETRIEVAL_SYSTEMS
 from refrag_platform.model.loading import Bundle
 from refrag_platform.model.segments import Chunks
 from refrag_platform.recipes import Recipe
+from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.table import ChunkStore, Hit
@@ -72,7 +73,9 @@ def evaluate_served(
     """
     settings, serving = recipe.evaluation, recipe.serving
     questions = [one for one in questions if judgeable(one.answers) or not one.answers]
-    store = ChunkStore.open(chunks, expect_encoder=bundle.model.encoder_digest(), base=base)
+    # What embeds a question for its search need not embed it again for `sentences`. A released store may have another.
+    shared = relevance if StoreDescription.read(chunks).retriever_digest == relevance.digest else None
+    store = ChunkStore.open(chunks, bundle.model.encoder_digest(), base=base, retriever=shared)
     looked: list[Looked] = []
     stored: dict[Question, dict[Passage, Chunks]] = {}
     for question, (one, hits) in zip(

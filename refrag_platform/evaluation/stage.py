@@ -20,6 +20,7 @@ from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.retrieval import IN_STORE
+from refrag_platform.evaluation.seen import seen_in_training
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.systems import DEFAULT_SYSTEMS
 from refrag_platform.evaluation.windows import split_windows
@@ -62,6 +63,8 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     relevance = recipe_relevance(recipe, base, bundle.model.device)
     relevance.take_stored(context.inputs["chunks"])
     asked = _questions(context, base)
+    looked_up = looked_up_questions(asked, settings, corpus)
+    (shown, seen), (_, seen_of_looked_up) = seen_in_training(context.project, recipe, asked, looked_up)
     controls = declared_question_controls(context.project, recipe)
     rag = evaluate_rag(
         bundle.model,
@@ -72,12 +75,13 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         relevance=relevance,
         systems=(*DEFAULT_SYSTEMS, *(("plain",) if "plain" in controls else ())),
         controls=controls,
+        seen=[one.seen for one in shown],
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,
     )
     served = evaluate_served(
         bundle,
-        looked_up_questions(asked, settings, corpus),
+        looked_up,
         context.inputs["chunks"],
         recipe,
         base,
@@ -85,7 +89,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     )
     perplexity |= {"context_tokens": settings.context_tokens, "output_tokens": settings.output_tokens}
     items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items, retrieval=served.items)
-    about = {"order": rag.order, **rag.skipped, "retrieval": served.report}
+    about = {"order": rag.order, **rag.skipped, "seen": seen, "retrieval": served.report | {"seen": seen_of_looked_up}}
     untimed = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in rag.rows]
     write_json(context.out / "perplexity.json", perplexity)
     write_json(context.out / "rag.json", {"rows": untimed, "intervals": rag.intervals, **about})

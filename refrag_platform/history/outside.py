@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import InputRecord, trained_controls
-from refrag_platform.corpus.question_files import question_file
+from refrag_platform.artifacts.manifest import InputRecord
+from refrag_platform.controls import trained_controls
+from refrag_platform.corpus.question_files import named_files, question_file
 from refrag_platform.errors import RefragError
 from refrag_platform.history.versions import release_named
 from refrag_platform.names import name_text
@@ -79,7 +80,7 @@ def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]
 
 def _named(project: Project, names: list[str]) -> list[InputRecord]:
     """Files that a recipe names by their path from the project's root."""
-    files = [(project.root / os.path.expandvars(name), name) for name in names]
+    files = zip(named_files(project.root, names), names, strict=True)
     return [InputRecord.of(project.root, file, name) for file, name in files if file.is_file()]
 
 
@@ -109,7 +110,7 @@ def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
 
 def _controls(project: Project, recipe: Recipe) -> list[InputRecord]:
     """The trained controls that the evaluation takes."""
-    found = [control for stage in CONTROL_STAGES for control in trained_controls(project, recipe, stage).items()]
+    found = [item for stage in CONTROL_STAGES for item in trained_controls(project, recipe, stage).matched.items()]
     return [
         InputRecord(path=f"models/{manifest.model}/{manifest.stage}/content", hash=manifest.hash)
         for _, manifest in sorted(found, key=lambda control: control[0])

@@ -7,7 +7,6 @@ passage (ours). It never depends on another passage or on the place in a prompt,
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.digests import weights_digest
 from refrag_platform.model.segments import PAD, cut_windows
 
 Pooling = Literal["concat", "mean", "cls"]
@@ -26,11 +26,16 @@ Pooling = Literal["concat", "mean", "cls"]
 ENCODED_AT_ONCE = 2048
 
 
-class Rows(NamedTuple):
-    """How a backbone reads rows of several windows: mask [B, 1, T, T] bool, positions [B, T] within their windows."""
+class Layout(NamedTuple):
+    """Where the windows of token rows [B, T] lie. By default each row is one window, and nothing is padding.
 
-    mask: Tensor
-    positions: Tensor
+    real: [B, T] bool, what is no padding. mask: [B, 1, T, T] bool, positions: [B, T] within their windows, both where
+    a row holds several.
+    """
+
+    real: Tensor | None = None
+    mask: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class ChunkEncoder(nn.Module, ABC):
@@ -101,7 +106,8 @@ class ChunkEncoder(nn.Module, ABC):
         *several, chunks, k = token_ids.shape
         passages = token_ids.reshape(math.prod(several), chunks, k)
         windows, places = cut_windows(passages, self.window_chunks, padded)
-        vectors = self._encode(windows.flatten(1), padded or places is not None, layers)
+        rows = windows.flatten(1)
+        vectors = self._encode(rows, Layout(rows != PAD if padded or places is not None else None), layers)
         if places is not None:
             vectors = vectors[places]
         return vectors.reshape(*several, chunks, self.vector_dim)
@@ -128,49 +134,38 @@ class ChunkEncoder(nn.Module, ABC):
         else:
             # Attention over nothing at all is not a number.
             mask &= real[:, None] | torch.eye(tokens, dtype=torch.bool, device=mask.device)
-        vectors = self._encode(token_ids.flatten(1), True, None, Rows(mask[:, None], offsets.flatten(1)))
+        vectors = self._encode(token_ids.flatten(1), Layout(real, mask[:, None], offsets.flatten(1)))
         return vectors.view(*windows.shape, self.vector_dim)
 
-    def _encode(
-        self,
-        token_ids: Tensor,
-        padded: bool,
-        layers: Callable[[Tensor], Tensor] | None,
-        rows: Rows | None = None,
-    ) -> Tensor:
-        """Windows of whole chunks [m, w k], or rows of several, to the vectors of all their chunks [m w, dim]."""
-        k, real = self.chunk_size, token_ids != PAD
+    def _encode(self, token_ids: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Rows of whole chunks [m, w k] to the vectors of all their chunks [m w, dim]."""
+        k, real = self.chunk_size, layout.real
         ids = token_ids.clamp(min=0)
         embeddings = nn.functional.embedding(ids, self.decoder_embeddings)
-        if padded:
+        if real is not None:
             embeddings = embeddings * real[..., None]
-        states = self.states(ids, embeddings, real if padded else None, layers, rows)
+        states = self.states(ids, embeddings, layout, layers)
         if self.pooling == "cls":  # Its windows are single chunks.
             pooled = states[:, 0]
         else:
-            if padded:
+            if real is not None:
                 states = states * real[..., None]
             states = states.reshape(-1, k, states.shape[-1])
             pooled = states.flatten(1) if self.pooling == "concat" else states.sum(1)
             if self.pooling == "mean":
-                pooled = pooled / real.view(-1, k).sum(1, keepdim=True).clamp(min=1)
+                pooled = pooled / (token_ids != PAD).view(-1, k).sum(1, keepdim=True).clamp(min=1)
         if not self.token_skip:
             return pooled
         return self.pool(self.norm(pooled)) + self.skip(embeddings.reshape(len(pooled), -1))
 
     @abstractmethod
     def states(
-        self,
-        ids: Tensor,
-        embeddings: Tensor,
-        real: Tensor | None,
-        layers: Callable[[Tensor], Tensor] | None,
-        rows: Rows | None = None,
+        self, ids: Tensor, embeddings: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """The backbone's last states [m, T, h] of windows.
 
         Args: ids: [m, T], 0 where there is padding. embeddings: [m, T, d] of the ids, in units of their root mean
-            square. real: [m, T], what is no padding; None where nothing is. rows: where a row holds several windows.
+            square.
         """
 
     def encode_passages(self, passages: Sequence[Tensor], at_once: int = ENCODED_AT_ONCE) -> list[Tensor]:
@@ -223,11 +218,7 @@ class ChunkEncoder(nn.Module, ABC):
         shape = f"{self.chunk_size} {self.pooling} {self.token_skip}"
         if self.window_chunks > 1:
             shape += f" {self.window_chunks}"
-        digest = hashlib.sha256(shape.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:32]
+        return weights_digest(self, shape)
 
 
 class BertEncoder(ChunkEncoder):
@@ -257,29 +248,19 @@ class BertEncoder(ChunkEncoder):
         nn.init.zeros_(self.input_adapter.weight)
 
     def states(
-        self,
-        ids: Tensor,
-        embeddings: Tensor,
-        real: Tensor | None,
-        layers: Callable[[Tensor], Tensor] | None,
-        rows: Rows | None = None,
+        self, ids: Tensor, embeddings: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         inputs = nn.functional.embedding(ids, self.token_table) + self.input_adapter(embeddings)
+        real, mask, positions = layout
         if layers is not None and real is None:
             return layers(inputs)
-        if rows is not None:
-            return self.backbone(
-                inputs_embeds=inputs,
-                attention_mask=rows.mask,
-                position_ids=rows.positions + _first_position(self.backbone),
-            ).last_hidden_state
-        # Without a mask attention takes its fast path.
-        mask = None
-        if real is not None:
+        if positions is not None:
+            positions = positions + _first_position(self.backbone)
+        elif real is not None:  # Without a mask attention takes its fast path.
             mask = real.long()
             # Attention over nothing at all is not a number.
             mask[:, 0] = 1
-        return self.backbone(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+        return self.backbone(inputs_embeds=inputs, attention_mask=mask, position_ids=positions).last_hidden_state
 
     def pretrained(self) -> list[nn.Parameter]:
         return [*super().pretrained(), self.token_table]
@@ -311,19 +292,15 @@ class LayersEncoder(ChunkEncoder):
         self.embedding_size = embedding_size
 
     def states(
-        self,
-        ids: Tensor,
-        embeddings: Tensor,
-        real: Tensor | None,
-        layers: Callable[[Tensor], Tensor] | None,
-        rows: Rows | None = None,
+        self, ids: Tensor, embeddings: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         inputs = embeddings * self.embedding_size
         if torch.is_autocast_enabled(inputs.device.type):  # The residual stream too, as the decoder's in training.
             inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
         # Padding stands behind the tokens, where none of them sees it: windows by themselves need no mask.
-        layout = {} if rows is None else {"attention_mask": rows.mask, "position_ids": rows.positions}
-        return self.backbone(inputs_embeds=inputs, use_cache=False, **layout).last_hidden_state
+        return self.backbone(
+            inputs_embeds=inputs, use_cache=False, attention_mask=layout.mask, position_ids=layout.positions
+        ).last_hidden_state
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"embedding_size": self.embedding_size}

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from refrag_platform.errors import ArtifactError
+from refrag_platform.model.digests import weights_digest
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_FILE
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import SETTINGS_FILE, RefragModel
@@ -26,6 +27,15 @@ class Bundle:
     def share_kept(self) -> float:
         """The budget p that the policy was trained with; 0 without a policy."""
         return self.policy.share_kept if self.policy else 0.0
+
+    def digests(self) -> dict[str, str | None]:
+        """Hashes of all weights that answer: decoder, encoder, projection and policy (None where there is none)."""
+        return {
+            "decoder": weights_digest(self.model.decoder),
+            "encoder": self.model.encoder_digest(),
+            "projection": weights_digest(self.model.projection),
+            "policy": weights_digest(self.policy) if self.policy else None,
+        }
 
 
 def default_device() -> torch.device:
@@ -114,7 +124,9 @@ def load_bundle(
     model = RefragModel.load(folder, dtype or default_dtype(target), target)
     place = policy or policy_folder(folder)
     network = PolicyNetwork.load(place, target) if place else None
-    if network and network.encoder_digest not in (None, model.encoder_digest()):
+    # Packed weights hold a policy and its encoder together; an artifact of its own says whose vectors it learned from.
+    known = (None, model.encoder_digest()) if place == folder else (model.encoder_digest(),)
+    if network and network.encoder_digest not in known:
         raise ArtifactError(
             f"the policy in {place} was trained on vectors of the encoder {network.encoder_digest}, and {folder} has "
             f"{model.encoder_digest()}; train it again, in a pipeline with `refrag run policy`"

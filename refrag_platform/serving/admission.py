@@ -75,7 +75,10 @@ class Admission:
 
 
 class Ticket:
-    """One request inside, until it leaves and its thread has ended; what it has begun ends with it."""
+    """One request inside, until it leaves and its thread has ended; what it has begun ends with it.
+
+    arrived: in seconds of time.monotonic. at_end: is told of the answer, if there is one, as the request leaves.
+    """
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
@@ -85,7 +88,8 @@ class Ticket:
         self.answer: Answer | None = None
         self._left = False
         self._work: Future[Any] | None = None
-        self._begun = time.monotonic()
+        self.arrived = time.monotonic()
+        self.at_end: Callable[[Generation | Refusal], None] = lambda generation: None
 
     async def __aenter__(self) -> Ticket:
         return self
@@ -131,6 +135,7 @@ class Ticket:
             self._admission.shown.pop(self.answer.id, None)
         if self._generation is not None:
             self._generation.close()
+            self.at_end(self._generation)
         if self._work is None or self._work.done():
             self._count_out()
         else:
@@ -144,7 +149,7 @@ class Ticket:
             self._work.add_done_callback(ended)
 
     def _count_out(self) -> None:
-        self._admission.leave(time.monotonic() - self._begun)
+        self._admission.leave(time.monotonic() - self.arrived)
 
     async def until_deadline(self, waited: Awaitable[T]) -> T:
         """Await something, but no longer than the deadline and the client's patience."""

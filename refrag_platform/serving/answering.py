@@ -18,6 +18,7 @@ from refrag_platform.serving.contract import BadRequest
 from refrag_platform.serving.errors import ApiError, Json, as_api_error, request_id
 from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.schema import AnswerRequest
+from refrag_platform.serving.tracing import trace_answer
 
 if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine
@@ -40,6 +41,7 @@ async def answer(request: Request, asked: AnswerRequest, shape: Callable[..., An
     engine = require_engine(request)
     admission: Admission = request.app.state.admission
     ticket = admission.enter(request, engine.settings.slots)
+    ticket.at_end = lambda ended: _told(request, ended, ticket.arrived)
     try:
         generation = await ticket.run(_start, engine, asked)
         deltas = ticket.iterate(generation)
@@ -55,6 +57,14 @@ async def answer(request: Request, asked: AnswerRequest, shape: Callable[..., An
     except BaseException:
         ticket.leave()
         raise
+
+
+def _told(request: Request, ended: Generation | Refusal, arrived: float) -> None:
+    """Figures and spans of an answer that has ended."""
+    state = request.app.state
+    state.metrics.answered(ended, arrived)
+    if state.tracer is not None:
+        trace_answer(state.tracer, request, state.model, ended, arrived)
 
 
 def _start(engine: Engine, asked: AnswerRequest) -> Generation | Refusal:

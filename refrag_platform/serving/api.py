@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,15 +29,25 @@ from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_r
 from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.guard import LimitBody, RequireKey, key_name
 from refrag_platform.serving.keys import Keys
-from refrag_platform.serving.observe import Metrics, Observe
-from refrag_platform.serving.pages import add_pages
+from refrag_platform.serving.metrics import Metrics
+from refrag_platform.serving.observe import Observe
+from refrag_platform.serving.pages import OPEN, add_pages
 from refrag_platform.serving.responses import ModelResponse, ResponseRequest
 from refrag_platform.serving.schema import RetrieveRequest
 from refrag_platform.serving.settings import ApiSettings
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
-def create_app(model: str, settings: ApiSettings | None = None, tag: str | None = None) -> FastAPI:
-    """The application for one model, by its name; `tag` is a further name that requests may use.
+    from refrag_platform.decoding.scheduler import Load
+
+
+def create_app(
+    model: str, settings: ApiSettings | None = None, tag: str | None = None, tracer: Tracer | None = None
+) -> FastAPI:
+    """The application for one model, by its name.
+
+    Args: tag: a further name that requests may use. tracer: makes a span of each answer and its parts.
 
     Raises:
         RefragError: the keys can't be read.
@@ -62,11 +72,12 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     app.state.look_ups = Admission(settings.max_waiting, settings.deadline)
     # Documents that are being encoded don't keep others from being looked up.
     app.state.changes = Admission(settings.max_waiting, settings.deadline)
-    metrics = Metrics()
+    app.state.tracer = tracer
+    app.state.metrics = metrics = Metrics(lambda: _load(app))
     # The last one added stands first: the key is asked for before a byte of the body is read.
     app.add_middleware(LimitBody, most=settings.max_body)
     keys = Keys(settings.api_key, settings.api_keys, settings.api_keys_file)
-    app.add_middleware(RequireKey, keys=keys, per_minute=settings.rate_limit)
+    app.add_middleware(RequireKey, keys=keys, per_minute=settings.rate_limit, open_paths=OPEN)
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
     asked = (400, 401, 404, 408, 413, 429, 500, 503, 504)
@@ -93,6 +104,11 @@ def create_app(model: str, settings: ApiSettings | None = None, tag: str | None 
     app.add_api_route("/metrics", metrics.page, include_in_schema=False)
     add_pages(app, keys.needed)
     return app
+
+
+def _load(app: FastAPI) -> Load | None:
+    engine = app.state.engine
+    return engine.decoder_load() if engine is not None and engine.alive else None
 
 
 def _add(

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,21 +111,26 @@ def serve_command(tag: str, port: int, host: str = HOST) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(project: Project, model: str, log: Path, seconds: float = 180.0) -> Iterator[str]:
+def running(
+    project: Project, model: str, log: Path, seconds: float = 180.0, variables: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """A model's Bento served on a free port of 127.0.0.1 while the context lasts; yields its URL.
 
     It is ended with all the processes it has started.
 
+    Args: variables: of its environment, over this process's.
+
     Raises:
         ArtifactError: there is no Bento.
-        RefragError: it ended, or was not ready within `seconds`; the message shows the end of its log.
+        RefragError: it ended, can't load its model, or was not ready within `seconds`; the message shows the end of
+            its log.
     """
     package, port = Package.of(project, model), free_port()
     url = f"http://{HOST}:{port}"
     with log.open("wb") as output:
         process = subprocess.Popen(
             serve_command(package.bento_tag, port),
-            env=environment(project),
+            env={**environment(project), **(variables or {})},
             cwd=project.root,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -147,6 +152,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path, sec
             raise RefragError(f"the Bento ended with status {process.returncode}:\n{_end_of(log)}")
         if status_of(f"{url}/readyz") == 200:
             return
+        # It goes on answering that its model can't be loaded: a held folder of documents, say.
+        if status_of(f"{url}/livez") == 503:
+            raise RefragError(f"the Bento can't be served:\n{_end_of(log)}")
         time.sleep(0.2)
     raise RefragError(f"the Bento was not ready within {seconds:g} s:\n{_end_of(log)}")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.model.prompts import passage_text
-from refrag_platform.serving.contract import ChunkRead, Citation, Passage, Sources
+from refrag_platform.serving.contract import ChunkRead, Citation, ServedPassage, Sources
 from refrag_platform.serving.selecting import Selected
 
 SNIPPET_CHARACTERS = 240
@@ -28,7 +28,7 @@ def chunk_spans(tokenizer: PreTrainedTokenizerFast, title: str, text: str, chunk
     return [(place(offsets[first][0]), place(offsets[last][1])) for first, last in zip(firsts, lasts, strict=True)]
 
 
-def citation(passage: Passage, selected: Selected, spans: Sequence[tuple[int, int]] = ()) -> Citation:
+def citation(passage: ServedPassage, selected: Selected, spans: Sequence[tuple[int, int]] = ()) -> Citation:
     """A passage that was read; without spans, of one that wasn't, nothing is said of its chunks."""
     keep = selected.chunks.keep.tolist()
     scores: Sequence[float | None] = selected.scores or [None] * len(keep)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -93,8 +94,12 @@ def answer_once(
     package = bento.Package.of(project, model)
     log = log or project.root / "work" / model / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with bento.running(project, model, log) as url:
-        streamed = ask(url, question, model, api_key(), **extra)
+    # Nobody else asks this server: whatever keys the environment names, it has one of its own, and it leaves alone the
+    # folder of documents that another server may hold.
+    key = secrets.token_urlsafe(32)
+    closed = {"REFRAG_API_KEY": key, "REFRAG_API_KEYS": "", "REFRAG_API_KEYS_FILE": "", "REFRAG_STORE": ""}
+    with bento.running(project, model, log, variables=closed) as url:
+        streamed = ask(url, question, model, key, **extra)
         answer = ""
         for piece in streamed:
             on_text(piece)

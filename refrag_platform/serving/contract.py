@@ -37,7 +37,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Passage:
+class ServedPassage:
     """A passage to read. The store's bring token_ids [n, k] and vectors [n, dim]; others are encoded.
 
     score: its cosine similarity to the question that brought it (store/ranking.py); None of what a client sent.

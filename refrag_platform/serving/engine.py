@@ -28,7 +28,7 @@ from refrag_platform.agreement import refuse_other_serving
 from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
-from refrag_platform.decoding.scheduler import Scheduler
+from refrag_platform.decoding.scheduler import Load, Scheduler
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
@@ -41,9 +41,9 @@ from refrag_platform.serving.contract import (
     BadRequest,
     Citation,
     Message,
-    Passage,
     Sampling,
     Seconds,
+    ServedPassage,
     Sources,
     Usage,
 )
@@ -144,7 +144,7 @@ class Engine:
         store = ChunkStore.open(chunks_dir, expect_encoder=digest, tables=tables, base=base, retriever=loaded)
         return cls(name, bundle, store, settings)
 
-    def retrieve(self, query: str, count: int, before: str = "") -> list[Passage]:
+    def retrieve(self, query: str, count: int, before: str = "") -> list[ServedPassage]:
         """The `count` passages of the store that fit the query best, best first.
 
         Args: before: what was said before it.
@@ -181,6 +181,10 @@ class Engine:
         """Choices of answers that are being written now."""
         return self._scheduler.slots_in_use
 
+    def decoder_load(self) -> Load:
+        """What the decoder has to do, and holds."""
+        return self._scheduler.load()
+
     def memory(self) -> str:
         """What keys and values take, for a log."""
         runner, settings = self._scheduler.runner, self.settings
@@ -202,7 +206,7 @@ class Engine:
         self,
         messages: Sequence[Message],
         count: int,
-        sent: Sequence[Passage] = (),
+        sent: Sequence[ServedPassage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
@@ -228,7 +232,7 @@ class Engine:
         question, before = asked_last(messages)
         begun = time.monotonic()
         found = self.retrieve(question, count, before)
-        retrieve = time.monotonic() - begun
+        searched = (begun, time.monotonic())
         nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
@@ -238,19 +242,20 @@ class Engine:
             retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
             share = self.bundle.share_kept if share_kept is None else share_kept
             sources = Sources([], retrieved, False, similarity, least)
-            return refusal(sources, share, Seconds(retrieve=round(retrieve, 6)), sampling.n if sampling else 1)
+            return refusal(sources, share, searched, sampling.n if sampling else 1)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(messages, [*sent, *found], sampling, share_kept, expand=expand, continues=continues)
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
-        generation.add_seconds(retrieve=retrieve)
+        if count:
+            generation.add_part("retrieve", *searched)
         return generation
 
     @torch.inference_mode()
     def start(
         self,
         messages: Sequence[Message],
-        passages: Sequence[Passage] = (),
+        passages: Sequence[ServedPassage] = (),
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
@@ -278,7 +283,7 @@ class Engine:
     def _start(
         self,
         messages: Sequence[Message],
-        passages: Sequence[Passage],
+        passages: Sequence[ServedPassage],
         sampling: Sampling | None,
         share_kept: float | None,
         expand: Expand,
@@ -290,7 +295,7 @@ class Engine:
         if passages:
             require_choice(self.name, self.bundle, share)
         selected = self._select(passages, share, messages[-1].content, expand)
-        select = time.monotonic() - begun
+        chosen = time.monotonic()
         with self._reading:
             prompt = self._prompt(messages, [one.chunks for one in selected], continues)
         require_room(self.name, prompt, sampling, self.settings, self.max_positions)
@@ -320,7 +325,8 @@ class Engine:
             begun,
             lambda: split_by_kept([self._cited(*one) for one in zip(passages, selected, strict=True)]),
         )
-        generation.add_seconds(select=select, project=time.monotonic() - begun_to_project)
+        generation.add_part("select", begun, chosen)
+        generation.add_part("project", begun_to_project, time.monotonic())
         return generation
 
     def _prompt(self, messages: Sequence[Message], chunks: Sequence[Chunks], continues: bool) -> Prompt:
@@ -332,7 +338,7 @@ class Engine:
         return rag_prompt(model.tokenizer, last, chunks, history)
 
     def _select(
-        self, passages: Sequence[Passage], share: float, question: str, expand: Expand = MappingProxyType({})
+        self, passages: Sequence[ServedPassage], share: float, question: str, expand: Expand = MappingProxyType({})
     ) -> list[Selected]:
         """The passages as chunks, some of them kept as tokens."""
         chunks = [self._chunks(passage) for passage in passages]
@@ -348,14 +354,14 @@ class Engine:
             asked = content_ids(self.bundle.model.tokenizer, question)
         return choose(self.bundle, chunks, share, asked, wanted)
 
-    def _cited(self, passage: Passage, selected: Selected) -> Citation:
+    def _cited(self, passage: ServedPassage, selected: Selected) -> Citation:
         """A passage with its chunks' places in the text, for which it is tokenized again."""
         model = self.bundle.model
         with self._reading:
             spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)
         return citation(passage, selected, spans)
 
-    def _chunks(self, passage: Passage) -> Chunks:
+    def _chunks(self, passage: ServedPassage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
         if passage.token_ids is not None and passage.vectors is not None:
             return Chunks(passage.token_ids, vectors=passage.vectors)
@@ -370,9 +376,9 @@ class Engine:
         return str(self._writer.decode([token_id], skip_special_tokens=False))
 
 
-def _passage(hit: Hit) -> Passage:
+def _passage(hit: Hit) -> ServedPassage:
     token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
-    return Passage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
+    return ServedPassage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
 
 
 def asked_last(messages: Sequence[Message]) -> tuple[str, str]:

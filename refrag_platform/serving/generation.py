@@ -21,6 +21,9 @@ class Generation:
 
     The decoder is asked at the first delta. `close` may be called by any thread, at any time. `token_text` names a
     token in log-probabilities, special ones too, which an answer's text leaves out.
+
+    parts: begin and end of each part of the answer that has ended, as `Seconds` names them. token_times: when each
+    token of each choice was drawn. Both in seconds of time.monotonic.
     """
 
     def __init__(
@@ -41,7 +44,8 @@ class Generation:
         self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
         self._stream: Stream | None = None
         self._closed = False
-        self._submitted = begun
+        self.parts: dict[str, tuple[float, float]] = {}
+        self.token_times: list[list[float]] = [[] for _ in range(sampling.n)]
 
     def __iter__(self) -> Iterator[str]:
         return (delta.text for delta in self.deltas() if delta.text)
@@ -50,10 +54,10 @@ class Generation:
     def citations(self) -> list[Citation]:
         return self.sources.citations
 
-    def add_seconds(self, **parts: float) -> None:
-        """Tell how long a part of the answer took; fields of `Seconds`."""
-        rounded = {name: round(value, 6) for name, value in parts.items()}
-        self.usage = replace(self.usage, seconds=replace(self.usage.seconds, **rounded))
+    def add_part(self, name: str, begun: float, ended: float) -> None:
+        """Tell when a part of the answer began and ended; name: a field of `Seconds`."""
+        self.parts[name] = (begun, ended)
+        self.usage = replace(self.usage, seconds=replace(self.usage.seconds, **{name: round(ended - begun, 6)}))
 
     def close(self) -> None:
         """Say no more and free what the answer holds; harmless when all has been said."""
@@ -67,7 +71,7 @@ class Generation:
         Raises:
             RefragError: the decoder failed.
         """
-        self._submitted = time.monotonic()
+        submitted = time.monotonic()
         self._stream = stream = self._submit()
         if self._closed:
             stream.cancel()
@@ -80,7 +84,7 @@ class Generation:
                     self.finish_reason = event.finish_reason
                     yield Delta(event.choice, text.flush(), finish_reason=event.finish_reason)
                     continue
-                self._count(stream.reused)
+                self._count(event.choice, event.at, submitted, stream.reused)
                 piece, logprobs = text.push(event.token.id), self._logprobs(event.token)
                 if text.stopped:
                     stream.stop(event.choice)
@@ -91,11 +95,12 @@ class Generation:
         finally:
             stream.cancel()
 
-    def _count(self, reused: int) -> None:
+    def _count(self, choice: int, drawn: float, submitted: float, reused: int) -> None:
+        self.token_times[choice].append(drawn)
         first = self.usage.time_to_first_token_ms
         if first is None:
-            self.add_seconds(prefill=time.monotonic() - self._submitted)
-            first = round((time.monotonic() - self._begun) * 1000, 3)
+            self.add_part("prefill", submitted, drawn)
+            first = round((drawn - self._begun) * 1000, 3)
         self.usage = replace(
             self.usage,
             completion_tokens=self.usage.completion_tokens + 1,
@@ -115,8 +120,9 @@ class Refusal:
 
     finish_reason: Literal["stop"] = "stop"
 
-    def __init__(self, sources: Sources, usage: Usage, choices: int) -> None:
-        self.sources, self.usage, self._choices = sources, usage, choices
+    def __init__(self, sources: Sources, usage: Usage, choices: int, parts: dict[str, tuple[float, float]]) -> None:
+        self.sources, self.usage, self._choices, self.parts = sources, usage, choices, parts
+        self.token_times: list[list[float]] = []
 
     def __iter__(self) -> Iterator[str]:
         return iter([NOTHING_FOUND])
@@ -133,8 +139,8 @@ class Refusal:
         return (Delta(choice, NOTHING_FOUND, finish_reason="stop") for choice in range(self._choices))
 
 
-def refusal(sources: Sources, share_kept: float, seconds: Seconds, choices: int) -> Refusal:
-    """The refusal over passages that were found, and are not read."""
+def refusal(sources: Sources, share_kept: float, searched: tuple[float, float], choices: int) -> Refusal:
+    """The refusal over passages that were found, and are not read. searched: when that began and ended."""
     usage = Usage(
         prompt_positions=0,
         positions_reused=0,
@@ -145,9 +151,9 @@ def refusal(sources: Sources, share_kept: float, seconds: Seconds, choices: int)
         share_kept=share_kept,
         compression_rate=1.0,
         time_to_first_token_ms=None,
-        seconds=seconds,
+        seconds=Seconds(retrieve=round(searched[1] - searched[0], 6)),
     )
-    return Refusal(sources, usage, choices)
+    return Refusal(sources, usage, choices, {"retrieve": searched})
 
 
 class _ChoiceText:

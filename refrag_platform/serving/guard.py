@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -28,13 +29,20 @@ class RequireKey:
     429 where its key has asked too often. What comes from this machine without keys counts as one key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, per_minute: int | None = None, rate: RateLimit | None = None) -> None:
-        """per_minute: requests of a key without a number of its own; None: any."""
-        self.app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        per_minute: int | None = None,
+        rate: RateLimit | None = None,
+        open_paths: Collection[str] = (),
+    ) -> None:
+        """per_minute: requests of a key without a number of its own; None: any. open_paths: need no key."""
+        self.app, self._open_paths = app, open_paths
         self._keys, self._per_minute, self._rate = keys, per_minute, rate or RateLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
             try:
                 key = self._require_key(scope)
                 scope.setdefault("state", {})["key"] = key.name if key else None

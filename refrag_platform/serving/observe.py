@@ -1,7 +1,4 @@
-"""What is known of every request: its id, a line in the log, and figures for Prometheus.
-
-Labels come from routes, never from paths that clients make up: each value of a label is kept for ever.
-"""
+"""What is known of every request: its id, a line in the log, and its figures (`metrics`)."""
 
 from __future__ import annotations
 
@@ -10,14 +7,13 @@ import re
 import time
 import uuid
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from refrag_platform.serving.errors import as_api_error, error_response
+from refrag_platform.serving.metrics import Metrics
 
 logger = logging.getLogger("refrag.serving")
 HEADER = "x-request-id"
@@ -25,40 +21,8 @@ HEADER = "x-request-id"
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OTHER = "other"
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 MOST_SHOWN = 200  # characters of a path, in the log
 GONE = 499  # the client closed the connection
-
-
-class Metrics:
-    """Requests by route, method and status: how many, how long, and how many at once."""
-
-    def __init__(self) -> None:
-        self._registry = own = CollectorRegistry()
-        labels = ["endpoint", "method", "status"]
-        self._total = Counter("refrag_requests", "Requests that were answered", labels, registry=own)
-        self._seconds = Histogram(
-            "refrag_request_duration_seconds",
-            "Seconds to a response's last byte",
-            labels,
-            buckets=SECONDS,
-            registry=own,
-        )
-        self._at_once = Gauge("refrag_requests_in_progress", "Requests being answered", ["endpoint"], registry=own)
-
-    def begin(self, endpoint: str) -> None:
-        """One request more at once."""
-        self._at_once.labels(endpoint).inc()
-
-    def end(self, endpoint: str, method: str, status: int, seconds: float) -> None:
-        """It has been answered."""
-        self._at_once.labels(endpoint).dec()
-        self._total.labels(endpoint, method, status).inc()
-        self._seconds.labels(endpoint, method, status).observe(seconds)
-
-    async def page(self) -> Response:
-        """All figures, as Prometheus reads them."""
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Observe:
@@ -91,15 +55,22 @@ class Observe:
         try:
             await self.app(scope, receive, marked)
         except Exception as error:
-            logger.exception("%s %s failed, request %s", method, _path(scope), name)
+            logger.exception("%s %s failed, request %s", method, _path(scope), name, extra={"request_id": name})
             if status == 0:
                 await error_response(as_api_error(error), scope)(scope, receive, marked)
         finally:
             seconds = time.monotonic() - begun
             self._metrics.end(endpoint, method, status or GONE, seconds)
-            logger.info(
-                "%s %s: %d after %.0f ms, request %s", method, _path(scope), status or GONE, seconds * 1000, name
-            )
+            told = {
+                "request_id": name,
+                "method": method,
+                "path": _path(scope),
+                "endpoint": endpoint,
+                "status": status or GONE,
+                "milliseconds": round(seconds * 1000, 1),
+            }
+            line = "%(method)s %(path)s: %(status)d after %(milliseconds).0f ms, request %(request_id)s"
+            logger.info(line, told, extra=told)
 
 
 def _endpoint(site: Starlette, scope: Scope) -> str:

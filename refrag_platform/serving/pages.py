@@ -1,15 +1,18 @@
-"""What a browser sees: a page at the root, and the API's description. No page loads anything from elsewhere."""
+"""What a browser sees: the page at /, and the API's description. No page loads anything from elsewhere."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, Response
 
 from refrag_platform.serving.errors import Json
 
@@ -19,23 +22,17 @@ CLOSED = {
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 }
 SCRIPT, STYLE = "swagger-ui-bundle.js", "swagger-ui.css"
-ROOT = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>refrag-platform</title><link rel="icon" href="data:,"></head>
-<body><h1>refrag-platform</h1>
-<p>A decoder that reads retrieved passages as chunk vectors, behind an API in OpenAI's shape.</p>
-<ul>
-<li>POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/retrieve;
-<a href="v1/models">/v1/models</a></li>
-<li><a href="docs">/docs</a>, <a href="openapi.json">/openapi.json</a>: fields, limits, errors</li>
-<li><a href="livez">/livez</a>, <a href="readyz">/readyz</a>, <a href="metrics">/metrics</a></li>
-</ul></body></html>
-"""
+PAGE, PAGE_SCRIPT = "page.html", "page.js"
+# They hold no data, so they ask for no key: without them there is nowhere to type one.
+OPEN = frozenset({"/", f"/{PAGE_SCRIPT}"})
 
 
 def add_pages(app: FastAPI, key_needed: bool) -> None:
-    """The root, /docs and /openapi.json; the latter two below /v1 as well."""
+    """The page, /docs and /openapi.json; the latter two below /v1 as well."""
     app.openapi = lambda: _description(app, key_needed)  # type: ignore[method-assign]
-    app.add_api_route("/", _root, include_in_schema=False)
+    page, script = (resources.files(__package__).joinpath(name).read_bytes() for name in (PAGE, PAGE_SCRIPT))
+    app.add_api_route("/", _file(page, "text/html", own_style(page)), include_in_schema=False)
+    app.add_api_route(f"/{PAGE_SCRIPT}", _file(script, "text/javascript", {}), include_in_schema=False)
     app.add_api_route(f"/docs/{SCRIPT}", _script, include_in_schema=False)
     app.add_api_route(f"/docs/{STYLE}", _style, include_in_schema=False)
 
@@ -43,7 +40,7 @@ def add_pages(app: FastAPI, key_needed: bool) -> None:
         return Json(app.openapi())
 
     for prefix, up in (("", ""), ("/v1", "../")):
-        page = get_swagger_ui_html(
+        swagger = get_swagger_ui_html(
             openapi_url="openapi.json",
             title=app.title,
             swagger_js_url=f"{up}docs/{SCRIPT}",
@@ -53,12 +50,20 @@ def add_pages(app: FastAPI, key_needed: bool) -> None:
             swagger_ui_parameters={"validatorUrl": None},
         )
         # FastAPI's page is the same at each call.
-        app.add_api_route(f"{prefix}/docs", _page(bytes(page.body)), include_in_schema=False)
+        app.add_api_route(f"{prefix}/docs", _file(bytes(swagger.body), "text/html", CLOSED), include_in_schema=False)
         app.add_api_route(f"{prefix}/openapi.json", description, include_in_schema=False)
 
 
-async def _root() -> Response:
-    return HTMLResponse(ROOT, headers=CLOSED)
+def own_style(page: bytes) -> dict[str, str]:
+    """What a browser lets our page do: run its one script, ask this server, and look as its style sheet says."""
+    style = page.split(b"<style>")[1].split(b"</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style).digest()).decode()
+    return {
+        "Content-Security-Policy": f"default-src 'none'; script-src 'self'; style-src 'sha256-{digest}'; "
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 async def _script() -> Response:
@@ -69,11 +74,11 @@ async def _style() -> Response:
     return FileResponse(_swagger() / STYLE, media_type="text/css")
 
 
-def _page(body: bytes) -> Any:
-    async def page() -> Response:
-        return HTMLResponse(body, headers=CLOSED)
+def _file(body: bytes, media_type: str, headers: dict[str, str]) -> Any:
+    async def file() -> Response:
+        return Response(body, headers={**headers, "Cache-Control": "no-cache"}, media_type=media_type)
 
-    return page
+    return file
 
 
 def _swagger() -> Path:

@@ -19,7 +19,7 @@ from refrag_platform.limits import (
     MOST_TITLE_CHARACTERS,
     MOST_TOKENS,
 )
-from refrag_platform.serving.contract import Message, Passage, Sampling
+from refrag_platform.serving.contract import Message, Sampling, ServedPassage
 from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown, whole_text
 
 Title = Annotated[str, Field(max_length=MOST_TITLE_CHARACTERS), BeforeValidator(whole_text)]
@@ -145,10 +145,10 @@ class AnswerRequest(Body):
             top_logprobs=top_logprobs,
         )
 
-    def given(self) -> list[Passage]:
+    def given(self) -> list[ServedPassage]:
         """The passages of the request, named by their place in it."""
         return [
-            Passage(id=f"request-{place}", title=item.title, text=item.text)
+            ServedPassage(id=f"request-{place}", title=item.title, text=item.text)
             for place, item in enumerate(self.passages or [])
         ]
 

@@ -11,7 +11,7 @@ from refrag_platform.model.loading import Bundle
 from refrag_platform.model.policy import budget, select
 from refrag_platform.model.segments import Chunks
 from refrag_platform.model.selection import policy_scores
-from refrag_platform.serving.contract import BadRequest, Passage
+from refrag_platform.serving.contract import BadRequest, ServedPassage
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import Retriever
 
@@ -49,8 +49,8 @@ def choose(
 
 
 def with_relevance(
-    bundle: Bundle, retriever: Retriever | None, passages: Sequence[Passage], share: float, question: str
-) -> Sequence[Passage]:
+    bundle: Bundle, retriever: Retriever | None, passages: Sequence[ServedPassage], share: float, question: str
+) -> Sequence[ServedPassage]:
     """The passages with their relevance, for a policy that is told it and has a choice; without a retriever as sent."""
     policy = bundle.policy
     if policy is None or not policy.reads_relevance or share in (0, 1) or retriever is None:
@@ -63,7 +63,7 @@ def with_relevance(
     return [replace(passage, score=value) for passage, value in zip(passages, values, strict=True)]
 
 
-def wanted_chunks(expand: Expand, passages: Sequence[Passage], counts: Sequence[int]) -> list[torch.Tensor]:
+def wanted_chunks(expand: Expand, passages: Sequence[ServedPassage], counts: Sequence[int]) -> list[torch.Tensor]:
     """For each passage [n] bool: the chunks that the request wants expanded.
 
     Args: counts: chunks of each passage.

@@ -23,8 +23,10 @@ from pydantic import BaseModel, ConfigDict
 
 from refrag_platform.serving.api import create_app
 from refrag_platform.serving.guard import OnlyHealth
+from refrag_platform.serving.logs import log_to_stderr
 from refrag_platform.serving.package import load_packaged, packaged_model
 from refrag_platform.serving.settings import ApiSettings
+from refrag_platform.serving.tracing import tracer_of
 
 logger = logging.getLogger("refrag.serving")
 
@@ -42,18 +44,7 @@ class Arguments(BaseModel):
     gpus: int | None = None
 
 
-def _log_to_stderr() -> None:
-    """What this package says is shown from INFO on: BentoML shows its own loggers' alone."""
-    ours = logging.getLogger("refrag")
-    if not ours.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s [%(levelname)s] [%(name)s] %(message)s"))
-        ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
-        ours.propagate = False
-
-
-_log_to_stderr()
+log_to_stderr(as_json=os.environ.get("REFRAG_LOG") == "json")
 arguments = bentoml.use_arguments(Arguments)
 model_tag = packaged_model(arguments.model_tag)
 # A Bento built without --arg must serve the model it was built with, not a newer one.
@@ -61,7 +52,7 @@ set_arguments({"model_tag": model_tag}, override=False)
 # Asked of the kernel: importing torch would double the time that BentoML's supervisor takes to start.
 gpus = int(any(Path("/dev").glob("nvidia[0-9]*"))) if arguments.gpus is None else arguments.gpus
 settings = ApiSettings.from_environment(os.environ)
-app = create_app(model_tag.removeprefix("refrag-").split(":")[0], settings, model_tag)
+app = create_app(model_tag.removeprefix("refrag-").split(":")[0], settings, model_tag, tracer_of(os.environ))
 
 
 @bentoml.service(

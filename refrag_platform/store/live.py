@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from refrag_platform.corpus.documents import plain_document
-from refrag_platform.corpus.passages import Passage, cut_passages
+from refrag_platform.corpus.passages import CorpusPassage, cut_passages
 from refrag_platform.corpus.text import is_visible, normalize
 from refrag_platform.corpus.tokens import tokenize
 from refrag_platform.errors import RefragError
@@ -156,7 +156,7 @@ class LiveStore(ChunkStore):
         self.edits.close()
         self._lock.close()
 
-    def _record(self, edits: Sequence[Edit], passages: Sequence[Passage], rows: pa.Table | None) -> None:
+    def _record(self, edits: Sequence[Edit], passages: Sequence[CorpusPassage], rows: pa.Table | None) -> None:
         """Record edits and apply them; where the latter fails, nothing has happened."""
         names = [edit.id for edit in edits]
         before = self.edits.of(names)
@@ -233,13 +233,13 @@ class LiveStore(ChunkStore):
         except OSError:
             logger.exception("%s could not be written", self._applied_file)
 
-    def _passages_of(self, edits: Sequence[Edit]) -> list[Passage]:
+    def _passages_of(self, edits: Sequence[Edit]) -> list[CorpusPassage]:
         """Passages of the edits that delete nothing."""
         documents = [plain_document(one.id, one.title, "live", one.text) for one in edits if one.text is not None]
         cut = tokenize(documents, self._model.tokenizer.backend_tokenizer)
         return [one for document, tokens in cut for one in cut_passages(document, tokens, self._passage_tokens)]
 
-    def _encoded(self, passages: Sequence[Passage]) -> pa.Table | None:
+    def _encoded(self, passages: Sequence[CorpusPassage]) -> pa.Table | None:
         """Rows of the passages, whose chunks are in the table of chunks: nobody looks at them before the rows are."""
         if not passages:
             return None

@@ -28,11 +28,25 @@ DECIMALS = 3
 
 
 class PassageRelevance:
-    """The dot product of question and passage by a retriever's unit vectors; every text is embedded once."""
+    """The dot product of question and passage by a retriever's unit vectors; every text is embedded once.
+
+    It can take the retriever's place in a store, whose search then embeds nothing again.
+    """
 
     def __init__(self, retriever: Retriever) -> None:
         self._retriever = retriever
+        self.name, self.dim = retriever.name, retriever.dim
         self._vectors: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def digest(self) -> str:
+        """The retriever's."""
+        return self._retriever.digest
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The retriever's vectors [len(texts), dim]."""
+        self.learn(texts, [])
+        return np.stack([self._vectors[text] for text in texts])
 
     def learn(self, questions: Sequence[str], passages: Sequence[Passage]) -> None:
         """Embed what will be asked for, together: far faster than one after another."""

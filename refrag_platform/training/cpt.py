@@ -102,7 +102,7 @@ class CptTask(Task):
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         if self.reading and is_among(step, self.reading.settings.steps_share):
-            return self.reading.batch(step, micro, size, rank, world, self._seen)
+            return self.reading.batch(step, micro, size, rank, world, seen_in_reading(self.system))
         if repeated := self.repeated_chunks(step):
             return self._repeat_batch(repeated, step, micro, size, rank, world)
         k, o = self.model.chunk_size, self.settings.output_tokens
@@ -156,7 +156,7 @@ class CptTask(Task):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         if self.reading and "blocks" in batch:
-            return reading_loss(self.model, batch, self._seen, self.reading.settings.quotes_weight)
+            return reading_loss(self.model, batch, seen_in_reading(self.system), self.reading.settings.quotes_weight)
         if self.system != "refrag":
             return self.loss(*self.control_inputs(batch)), {}
         embeds = self.chunk_embeds(batch)
@@ -165,11 +165,6 @@ class CptTask(Task):
         loss = self.loss(context, batch["output"], batch.get("known"), teacher)
         figures = {"vector_std": vector_std(self.model, embeds)}
         return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
-
-    @property
-    def _seen(self) -> Seen:
-        assert self.system != "truncated" and self.system != "plain"
-        return self.system
 
     def chunk_embeds(self, batch: Batch) -> Tensor:
         """[B L, d]: what the decoder reads for every chunk of the batch; each context is a passage."""
@@ -274,6 +269,14 @@ def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor, known
     return predicting_states(decoder_states(decoder, inputs, layout), layout)
 
 
+def seen_in_reading(system: System) -> Seen:
+    """What a system's decoder finds in the context of a reading task.
+
+    Most that is asked would stand in what a shorter text lacks: controls of that kind learn on whole contexts.
+    """
+    return system if system in ("refrag", "none") else "full"
+
+
 def cpt_task(
     model: RefragModel,
     corpus: Path,
@@ -310,9 +313,7 @@ def cpt_task(
         )
     reading = None
     if settings.reading:
-        if system == "truncated":
-            raise RecipeError("the control `truncated` can't be asked about passages; leave cpt.reading out for it")
-        reading = reading_batches(model, corpus, settings, seed, system, root)
+        reading = reading_batches(model, corpus, settings, seed, seen_in_reading(system), root)
     lengths = {settings.context_tokens // k}
     if settings.curriculum:
         largest = min(settings.curriculum.max_factor, settings.context_tokens // k)

@@ -22,6 +22,7 @@ from refrag_platform.corpus.question_files import (
     arranged,
     keeps_order,
     mention,
+    named_files,
     read_passages,
     read_summaries,
 )
@@ -30,7 +31,7 @@ from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import NO_ANSWER, Turn, as_turns
 from refrag_platform.recipes import FinetunedRecipe
-from refrag_platform.training.usable import LeftOut, named_files, training_questions, usable
+from refrag_platform.training.usable import LeftOut, training_questions, usable
 
 SENTENCES = 3
 # Tries for each distractor wanted: in a small file every stranger may be the gold passage.

@@ -30,19 +30,19 @@ def best_rate(
     """
     best: tuple[float, RefragModel, dict[str, Any]] | None = None
     losses: dict[str, float] = {}
-    lowest, said = math.inf, None
+    lowest, diverged = math.inf, None
     for rate in rates:
         try:
             model, summary = trained(rate)
         except TrainingDiverged as error:
-            said = error
+            diverged = error
             continue
         merge_lora(model)
         losses[f"{rate:g}"] = judged(model)
-        if best is None or losses[f"{rate:g}"] < lowest:
+        if losses[f"{rate:g}"] < lowest:
             best, lowest = (rate, model, summary), losses[f"{rate:g}"]
     if best is None:
-        raise said or ValueError("no learning rates to try")
+        raise diverged or TrainingDiverged(f"no learning rate has a loss on validation questions: {losses}")
     return *best, losses
 
 

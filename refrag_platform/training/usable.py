@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question, named_files, read_questions
 from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
@@ -31,11 +30,6 @@ class LeftOut:
         if self.reasons and is_main():
             left = self.reasons.total()
             print(f"{self.section}: {left:,} of {total:,} {things} left out: {self}", file=sys.stderr, flush=True)
-
-
-def named_files(root: Path, names: Sequence[str]) -> list[Path]:
-    """Files that a recipe names by their path from `root`; environment variables are put in."""
-    return [root / os.path.expandvars(name) for name in names]
 
 
 def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Split = "train") -> list[Question]:
@@ -85,15 +79,7 @@ def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
             f"{others[0].where}: the question is of the split {others[0].split!r}, as are {len(others):,} in all; "
             "train on questions of the split 'train'"
         )
-    if not questions:
-        return
-    listed = {passage for question in questions for passage in question.passages}
-    splits: dict[Passage, set[str]] = {}
-    for title, text, split in passage_rows(corpus):
-        if (title, text) in listed:
-            splits.setdefault((title, text), set()).add(split)
-    # A page that stands in the training split as well is no secret.
-    held_out = {passage for passage, names in splits.items() if "train" not in names}
+    held_out = held_out_passages({passage for question in questions for passage in question.passages}, corpus)
     shown = [question for question in questions if not held_out.isdisjoint(question.passages)]
     if shown:
         title = next(title for title, text in shown[0].passages if (title, text) in held_out)
@@ -102,3 +88,19 @@ def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
             f"{shown[0].where}: its passage {title!r} is held out by this corpus{more}; rank the questions over the "
             "training split (`refrag questions rank --split train`), or leave these rows out"
         )
+
+
+def held_out_passages(passages: Collection[Passage], corpus: Path) -> set[Passage]:
+    """Those of these passages that are of the corpus' validation or test documents alone.
+
+    Args: passages: quickly looked through. corpus: its content folder.
+
+    Raises:
+        RefragError: as `passage_rows`.
+    """
+    splits: dict[Passage, set[str]] = {}
+    for title, text, split in passage_rows(corpus) if passages else ():
+        if (title, text) in passages:
+            splits.setdefault((title, text), set()).add(split)
+    # A page that stands in the training split as well is no secret.
+    return {passage for passage, names in splits.items() if "train" not in names}

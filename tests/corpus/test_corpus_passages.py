@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from refrag_platform.corpus import tokens as tokens_module
 from refrag_platform.corpus.documents import Document, Section, plain_document
-from refrag_platform.corpus.passages import Passage, cut_passages
+from refrag_platform.corpus.passages import CorpusPassage, cut_passages
 from refrag_platform.corpus.tokens import tokenize
 from tests.conftest import ROOT
 
@@ -24,7 +24,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(ROOT / "models/tiny/tokenizer.json"))
 
 
-def passages(document: Document, tokenizer: Tokenizer, limit: int) -> list[Passage]:
+def passages(document: Document, tokenizer: Tokenizer, limit: int) -> list[CorpusPassage]:
     return [p for d, tokens in tokenize([document], tokenizer) for p in cut_passages(d, tokens, limit)]
 
 

@@ -85,6 +85,31 @@ def test_answers_are_scored_against_the_references(model: RefragModel, questions
     assert (row["exact_match"], row["f1"]) == (1.0, 1.0)
 
 
+def test_what_training_has_shown_is_counted_and_has_figures_of_its_own(
+    model: RefragModel, questions: list[Question]
+) -> None:
+    empty, seen = replace(questions[1], answers=("The",)), [True, True, False, False]
+    asked = [questions[0], empty, *questions[2:4]]
+    found = evaluate_rag(model, None, asked, passages=[1], share_kept=0.0, max_new_tokens=2, seen=seen)
+    assert found.skipped["questions_seen"] == 1
+    counts = {name: part["questions_used"] for name, part in found.parts.items()}
+    assert counts == {"seen in training": 1, "not seen in training": 2}
+    alone = evaluate_rag(model, None, asked[2:], passages=[1], share_kept=0.0, max_new_tokens=2, systems=["refrag"])
+    rows = found.parts["not seen in training"]["rows"]
+    assert next(row for row in rows if row["system"] == "refrag")["f1"] == alone.rows[0]["f1"]
+    told = {
+        "questions": 3,
+        "same_question": 0,
+        "run_of_words": 1,
+        "half_a_passage": 1,
+        "seen": 1,
+        "missing": ["a.jsonl"],
+    }
+    report = rag_report({"rows": found.rows, "seen": told})
+    assert "Seen in training: 1 of 3 questions" in report and "read here: a.jsonl." in report
+    assert "isn't known here" in rag_report({"rows": found.rows, "seen": None})
+
+
 def test_questions_whose_references_say_nothing_are_skipped_and_counted(
     model: RefragModel, questions: list[Question]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import held_out_questions
-from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.errors import ArtifactError, RecipeError, RefragError
+from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
@@ -26,9 +28,11 @@ from refrag_platform.history.outside import outside_files
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.releases.again import measure
-from refrag_platform.stages import StageContext
+from refrag_platform.runner import run_stage
+from refrag_platform.stages import STAGES, StageContext, settings_of
 from refrag_platform.store.content import StoreDescription
 from tests.evaluation.conftest import sentences
+from tests.planted import override
 
 PNG = b"\x89PNG"
 
@@ -62,6 +66,10 @@ def test_content_holds_the_rows_without_times_and_is_the_same_again(
     }  # fmt: skip
     rag = json.loads((evaluated / "content" / "rag.json").read_text())
     assert all("ttft_ms" not in row for row in rag["rows"])
+    for seen in (rag["seen"], rag["retrieval"]["seen"]):
+        assert seen["questions"] == 3 and seen["files"][0] == "data/tiny/corpus/content/passages.parquet"
+        assert seen["missing"] == []
+    assert rag["questions_seen"] == rag["seen"]["seen"]
     evaluate_stage(context(evaluation_project, tmp_path / "again"))
     assert folder_digest(tmp_path / "again" / "content") == folder_digest(evaluated / "content")
 
@@ -156,14 +164,17 @@ def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Pat
     corpus.write(project.stage_dir("corpus", "tiny"))
     mute = copy.deepcopy(model)
     mute.decoder.get_output_embeddings().weight.data.zero_()
-    for stage in ("cpt", "finetuned"):
-        for kind in ("full", "none"):
-            name, content = f"tiny--{kind}", project.content(stage, f"tiny--{kind}")
+    for kind in ("full", "none"):
+        name = f"tiny--{kind}"
+        inputs = {"corpus": InputRecord(path="data/tiny/corpus/content", hash=corpus.hash)}
+        for stage in ("cpt", "finetuned"):
+            content = project.content(stage, name)
             content.mkdir(parents=True)
             mute.save(content)
-            record = InputRecord(path="data/tiny/corpus/content", hash=corpus.hash)
-            made = manifest_of(stage, name, content).model_copy(update={"inputs": {"corpus": record}})
-            made.write(content.parent)
+            settings = settings_of(STAGES[stage], project.recipe(name))
+            manifest = manifest_of(stage, name, content).model_copy(update={"inputs": inputs, "settings": settings})
+            manifest.write(content.parent)
+            inputs = inputs | {stage: InputRecord(path="", hash=manifest.hash)}
     return project
 
 
@@ -196,11 +207,41 @@ def test_trained_controls_are_watched(with_controls: Project) -> None:
     ]
 
 
-def test_a_control_of_another_corpus_is_refused(with_controls: Project, tmp_path: Path) -> None:
-    folder = with_controls.stage_dir("corpus", "tiny")
+def of_another_corpus(project: Project) -> str:
+    folder = project.stage_dir("corpus", "tiny")
     Manifest.read(folder).model_copy(update={"hash": "another.dir"}).write(folder)
-    with pytest.raises(ArtifactError, match=r"control tiny--full was trained on another corpus.*refrag run all"):
-        evaluate_stage(context(with_controls, tmp_path / "run"))
+    return "its tokenized corpus is another now"
+
+
+def of_other_steps(project: Project) -> str:
+    override(project, "cpt", {"steps": 4})
+    override(project, "finetuned", {"steps": 4})
+    return "its settings or its seed are others now"
+
+
+def of_a_model_that_is_taken_over(project: Project) -> str:
+    override(project, "reconstruction", {"continue_from": "release"})
+    return "whose reconstruction.continue_from is 'release'"
+
+
+@pytest.mark.parametrize("change", [of_another_corpus, of_other_steps, of_a_model_that_is_taken_over])
+def test_a_control_that_would_be_another_now_is_left_out_and_named(
+    with_controls: Project, change: Callable[[Project], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = with_controls.recipe("tiny")
+    assert set(declared_question_controls(with_controls, before)) == {"full", "none"}
+    reason = change(with_controls)
+    recipe = with_controls.recipe("tiny")
+    assert not declared_controls(with_controls, recipe) and not declared_question_controls(with_controls, recipe)
+    assert not outside_files(with_controls, "evaluation", recipe)
+    said = capsys.readouterr().err
+    assert said.count(reason) == 4 and "`refrag run all --model tiny--full` trains it again" in said
+
+
+def test_a_control_of_a_model_that_is_taken_over_is_not_trained(with_controls: Project) -> None:
+    of_a_model_that_is_taken_over(with_controls)
+    with pytest.raises(RecipeError, match="would be trained for fewer steps than tiny"):
+        run_stage(with_controls, "cpt", "tiny--full")
 
 
 def test_the_commands_take_the_controls_that_the_recipe_declares(

@@ -14,6 +14,7 @@ from refrag_platform.bench import stores
 from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.frontier import joined
 from refrag_platform.bench.judged import TIMED, read_judged
+from refrag_platform.bench.report import UNRECORDED, frontier_report
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Passage, read_questions
 from refrag_platform.errors import RefragError
@@ -131,10 +132,58 @@ def changed(folder: Path, name: str, **values: Any) -> Path:
     return folder / name
 
 
+def refused(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["bench", *arguments])
+    assert result.exit_code == 2, result.output
+    return " ".join(result.output.split())
+
+
+def test_what_other_weights_or_questions_gave_is_not_timed(folder: Path) -> None:
+    digests = json.loads((folder / "judged.json").read_text(encoding="utf-8"))["digests"]
+    for part in ("decoder", "encoder", "projection", "policy", "retriever"):
+        assert digests[part], part
+        other = changed(folder, "other.json", digests={**digests, part: "0" * 32})
+        frontier = ("frontier", "--model", "tiny", *asked(folder), "--json", str(folder / "none.json"), "--rows")
+        assert f"another {part}: 000000000000 and {digests[part][:12]}" in refused(*frontier, str(other))
+    files = dict.fromkeys(digests["questions"], "1" * 64)
+    other = changed(folder, "other.json", digests={**digests, "questions": files})
+    assert "another file of questions, coast.jsonl: 111111111111 and" in refused(*frontier, str(other))
+    older = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
+    del older["digests"]
+    (folder / "older.json").write_text(json.dumps(older), encoding="utf-8")
+    assert "doesn't tell which weights it judges; run it again" in refused(*frontier, str(folder / "older.json"))
+    assert not (folder / "none.json").exists()
+
+
+def test_machines_that_timed_other_weights_are_not_put_together(folder: Path) -> None:
+    one = timed(folder, "one.json", "--limit", "1")
+    other = json.loads(json.dumps(one))
+    for row in (*other["rows"], *other["machines"]):
+        row["device"] = "another"
+    files = [folder / "one.json", folder / "two.json"]
+
+    def join() -> str:
+        files[1].write_text(json.dumps(other), encoding="utf-8")
+        return frontier_report(joined(files))
+
+    assert UNRECORDED not in join()
+    other["machines"][0]["digests"]["policy"] = None
+    with pytest.raises(
+        RefragError, match=r"one.json and .*two.json time models of k = 4 that differ in policy: .* none"
+    ):
+        join()
+    del other["machines"][0]["digests"]
+    assert UNRECORDED in join()
+
+
 def test_what_was_judged_otherwise_is_refused(folder: Path) -> None:
     whole = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
     parts = {Path(name).name: part for name, part in whole["parts"].items()}
     half = changed(folder, "half.json", parts={FILES[0]: parts[FILES[0]]})
+    # By whether training has shown a question, which is no file of questions.
+    seen = changed(folder, "seen.json", parts=whole["parts"] | {"seen in training": parts[FILES[0]]})
+    assert read_judged([seen], FILES) == read_judged([folder / "judged.json"], FILES)
+    assert whole["seen"]["questions"] == 5
     worse = json.loads(json.dumps(parts))
     worse[FILES[1]]["rows"][1]["f1"] += 0.5
     for files, message in (

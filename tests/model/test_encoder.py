@@ -14,6 +14,7 @@ from refrag_platform.errors import RecipeError
 from refrag_platform.model.encoder import (
     BertEncoder,
     LayersEncoder,
+    Layout,
     embedding_size,
     embedding_weight,
     first_layers,
@@ -187,13 +188,13 @@ def test_all_layers_of_a_decoder_are_the_decoder(name: str) -> None:
     encoder = LayersEncoder(
         first_layers(decoder, 2), embedding_weight(decoder), float(embedding_size(decoder)), K, "concat", True, 16
     )
-    states = encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), None, None)
+    states = encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), Layout())
     close(states, decoder.get_decoder()(input_ids=ids).last_hidden_state, atol=1e-4, rtol=1e-3)
     first = first_layers(decoder, 1)
     assert first.config.num_hidden_layers == 1 and decoder.config.num_hidden_layers == 2
     for parameter in first.parameters():
         parameter.add_(1.0)
-    close(encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), None, None), states)
+    close(encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), Layout()), states)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,8 +93,10 @@ def server(engine: Engine) -> Server:
     """`with server(ApiSettings(...)) as url:` a real HTTP server with the tiny engine."""
 
     @contextmanager
-    def start(settings: ApiSettings | None = None, loaded: bool = True, engine: Engine = engine) -> Iterator[str]:
-        app = create_app("tiny", settings, "refrag-tiny:0123")
+    def start(
+        settings: ApiSettings | None = None, loaded: bool = True, engine: Engine = engine, tracer: Any = None
+    ) -> Iterator[str]:
+        app = create_app("tiny", settings, "refrag-tiny:0123", tracer)
         app.state.engine = engine if loaded else None
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))

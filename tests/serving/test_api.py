@@ -235,10 +235,13 @@ def test_a_body_that_does_not_come_is_not_waited_for(server: Server, monkeypatch
     with server() as url:
         address = httpx.URL(url)
         with socket.create_connection((address.host, address.port or 0), timeout=20) as connection:
-            head = (
-                "POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
-            )
-            connection.sendall(head.encode())
+            head = [
+                "POST /v1/retrieve HTTP/1.1",
+                "Host: localhost",
+                "Content-Type: application/json",
+                "Content-Length: 9",
+            ]
+            connection.sendall("\r\n".join([*head, "", "{"]).encode())
             assert connection.recv(65536).startswith(b"HTTP/1.1 408")
         # An answer may take longer than a body.
         assert post(url, max_tokens=200, retrieve=0).is_success

@@ -11,13 +11,13 @@ from refrag_platform.model.generate import generate
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import rag_prompt, stop_ids
 from refrag_platform.model.segments import Prompt, plain_tokens, prompt_length
-from refrag_platform.serving.contract import BadRequest, Message, Passage, Sampling
+from refrag_platform.serving.contract import BadRequest, Message, Sampling, ServedPassage
 from refrag_platform.serving.engine import Engine, asked_last
 from refrag_platform.serving.generation import NOTHING_FOUND
 from tests.processes import wait_for
 
 QUESTION = [Message("user", "What is the capital of Peru?")]
-LONG = Passage("long", "A long one", "word " * 400)
+LONG = ServedPassage("long", "A long one", "word " * 400)
 
 
 def test_the_fitting_passage_is_found_first(engine: Engine) -> None:
@@ -28,12 +28,12 @@ def test_the_fitting_passage_is_found_first(engine: Engine) -> None:
 
 def test_stored_vectors_give_the_prompt_that_encoding_now_gives(engine: Engine) -> None:
     stored = engine.retrieve("Peru", 1)
-    encoded = [Passage("given", stored[0].title, stored[0].text)]
+    encoded = [ServedPassage("given", stored[0].title, stored[0].text)]
     answers = ["".join(engine.start(QUESTION, passages, Sampling(8), 0.5)) for passages in (stored, encoded)]
     assert answers[0] == answers[1]
 
 
-def prompt_of(engine: Engine, passages: list[Passage]) -> Prompt:
+def prompt_of(engine: Engine, passages: list[ServedPassage]) -> Prompt:
     """The question over the passages as the engine ought to put it."""
     selected = engine._select(passages, engine.bundle.share_kept, QUESTION[0].content)
     chunks = [one.chunks for one in selected]
@@ -65,7 +65,7 @@ def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
 
 
 def test_a_share_that_rounds_to_all_chunks_keeps_all(engine: Engine) -> None:
-    usage = engine.start(QUESTION, [Passage("short", "", "Lima is a city by the sea.")], Sampling(1), 0.95).usage
+    usage = engine.start(QUESTION, [ServedPassage("short", "", "Lima is a city by the sea.")], Sampling(1), 0.95).usage
     assert 1 <= usage.chunks < 10 and usage.chunks_expanded == usage.chunks
 
 
@@ -153,7 +153,7 @@ def test_many_ask_at_once_and_each_gets_its_own_answer(engine: Engine) -> None:
     ]
 
     def answer(text: str) -> str:
-        return "".join(engine.start(QUESTION, [Passage("id", "", text)], Sampling(6), 0.5))
+        return "".join(engine.start(QUESTION, [ServedPassage("id", "", text)], Sampling(6), 0.5))
 
     alone = [answer(text) for text in texts]
     with ThreadPoolExecutor(len(texts)) as pool:
@@ -194,7 +194,7 @@ def test_choices_have_their_own_text_and_end(engine: Engine) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 1.0])
 def test_citations_are_the_passages_of_which_chunks_were_kept(engine: Engine, share: float) -> None:
-    passages = [*engine.retrieve("What is the capital of Peru?", 4), Passage("sent", "", "word " * 40)]
+    passages = [*engine.retrieve("What is the capital of Peru?", 4), ServedPassage("sent", "", "word " * 40)]
     sources = engine.start(QUESTION, passages, Sampling(1), share).sources
     assert {one.id for one in sources.citations + sources.retrieved} == {passage.id for passage in passages}
     assert all(one.chunks_expanded == 0 for one in sources.retrieved)
@@ -251,7 +251,7 @@ def test_a_policy_that_is_told_relevance_has_the_store_s(engine: Engine, monkeyp
     monkeypatch.setattr(engine, "bundle", dataclasses.replace(engine.bundle, policy=policy))
     question = QUESTION[0].content
     found = engine.retrieve(question, 3)
-    sent = [Passage(passage.id, passage.title, passage.text) for passage in found]
+    sent = [ServedPassage(passage.id, passage.title, passage.text) for passage in found]
     stored, embedded = ([one.chunks for one in engine._select(read, 0.25, question)] for read in (found, sent))
     assert [part.relevance for part in stored] == [part.relevance for part in embedded]
     assert [part.keep.tolist() for part in stored] == [part.keep.tolist() for part in embedded]

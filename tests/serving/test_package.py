@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.files import lock_file
 from refrag_platform.project import Project
 from refrag_platform.serving import bento, client
 from refrag_platform.serving.contract import Message, Sampling
@@ -206,10 +207,11 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
         for path in ("/healthz", "/livez", "/readyz"):
             assert httpx.get(url + path).status_code == 200
         # What BentoML serves by itself is closed, or ours, and asks for the key.
-        for path in ("/", "/metrics", "/docs.json", "/schema.json", "/static_content/index.css", "/livez/", "/v1/x"):
+        for path in ("/metrics", "/docs.json", "/schema.json", "/static_content/index.css", "/livez/", "/v1/x"):
             assert httpx.get(url + path).status_code == 401
         keyed = httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"})
-        assert "googletagmanager" not in keyed.get("/").text and "refrag-platform" in keyed.get("/").text
+        page = httpx.get(url).text
+        assert "googletagmanager" not in page and "refrag-platform" in page
         assert [keyed.get(path).status_code for path in ("/docs.json", "/schema.json", "/v1/x")] == [404] * 3
         assert keyed.get("/docs").status_code == keyed.get("/openapi.json").status_code == 200
         asked: dict[str, Any] = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
@@ -251,13 +253,25 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_answer_once_starts_asks_and_stops(built: Built) -> None:
+def test_answer_once_starts_asks_and_stops(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever keys the environment names, and whoever holds its folder of documents."""
     project, tags = built
+    monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
+    add_key(tmp_path / "keys", new_key("ana")[1])
+    monkeypatch.setenv("REFRAG_STORE", str(tmp_path))
+    monkeypatch.setenv("REFRAG_RATE_LIMIT", "1")
+    held = lock_file(tmp_path / ".lock")
     answer = client.answer_once(project, "tiny", QUESTION, max_tokens=8)
     assert answer["bento_tag"] == tags.bento_tag
     assert answer["citations"][0]["id"] == "peru-0"
     assert answer["ttft_ms"] > 0 and answer["answer"]
     assert not [process for process in psutil.process_iter(["cmdline"]) if tags.bento_tag in str(process.info)]
+    with (
+        pytest.raises(RefragError, match=r"(?s)can't be served.*another process serves .*; one folder is for one"),
+        bento.running(project, "tiny", tmp_path / "log"),
+    ):
+        pass
+    held.close()
 
 
 def test_a_bento_that_can_t_start_shows_the_end_of_its_log(built: Built, tmp_path: Path) -> None:

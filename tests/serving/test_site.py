@@ -50,9 +50,24 @@ def test_the_description_says_what_is_true(url: str) -> None:
     assert fields["messages"]["maxItems"] == 1024 and "2,048 different words" in fields["messages"]["description"]
 
 
+def test_our_page_runs_its_own_script_and_style_alone(url: str) -> None:
+    page = httpx.get(url)
+    allowed = page.headers["content-security-policy"]
+    assert "unsafe" not in allowed and "script-src 'self'" in allowed and "form-action 'none'" in allowed
+    assert not re.search(r"<script(?! src=)|style=|\son[a-z]+=", page.text)
+
+
+@pytest.mark.parametrize("path", ["/", "/page.js"])
+def test_the_page_itself_needs_no_key(server: Server, path: str) -> None:
+    with server(ApiSettings(api_key="secret", rate_limit=1)) as url:
+        assert [httpx.get(url + path).status_code for _ in range(3)] == [200] * 3
+        assert httpx.get(url + path, headers={"Authorization": "Bearer wrong"}).status_code == 200
+        assert [httpx.get(f"{url}/{path}").status_code, httpx.get(f"{url}{path}x").status_code] == [401, 401]
+
+
 @pytest.mark.parametrize(
     "path",
-    ["/", "/docs", "/openapi.json", "/metrics", "/docs.json", "/schema.json", "/nothing", "/v1/models", "/v1/nothing",
+    ["/docs", "/openapi.json", "/metrics", "/docs.json", "/schema.json", "/nothing", "/v1/models", "/v1/nothing",
      "/docs/swagger-ui.css", "/static_content/index.css"],
 )  # fmt: skip
 def test_nothing_is_answered_without_the_key(server: Server, path: str) -> None:

@@ -55,6 +55,8 @@ def test_a_text_is_embedded_once_and_what_is_known_ahead_together() -> None:
     assert told.of("Peru?", PASSAGES) == first and retriever.calls == [5]
     told.of("Zinc?", PASSAGES)
     assert retriever.calls == [5, 1]
+    vectors = told.encode(["Peru?", "Lima?"])
+    assert retriever.calls == [5, 1, 1] and np.array_equal(vectors, HashedWords().encode(["Peru?", "Lima?"]))
 
 
 def test_vectors_are_taken_from_a_store_of_the_same_retriever(made: Made) -> None:

@@ -21,7 +21,7 @@ from refrag_platform.model.segments import PAD, window_numbers
 from refrag_platform.recipes import ReadingRecipe
 from refrag_platform.training.kept import kept_at_random
 from refrag_platform.training.reading.blanks import Asked, blank
-from refrag_platform.training.reading.contexts import Context, DocumentContexts, Passage
+from refrag_platform.training.reading.contexts import Context, DocumentContexts, TokenizedPassage
 from refrag_platform.training.reading.questions import QuestionContexts
 
 # What a decoder finds in its context: its vectors and the chunks kept, all tokens, or nothing.
@@ -33,8 +33,8 @@ LEAST_QUOTED, MOST_QUOTED, MOST_CONTINUED = 4, 8, 22
 MOST_ANSWER = 20
 # Tokens of the shortest question and answer.
 LEAST_ROOM = 16
-# Tries for each question wanted: a sentence may hold nothing to ask for.
-TRIES = 4
+# Draws for each question wanted, at most: a sentence may hold nothing to ask for.
+DRAWS_PER_QUESTION = 4
 
 
 class Block(NamedTuple):
@@ -118,7 +118,7 @@ class ReadingBatches:
         wanted = self.settings.blocks
         asked: list[Asked] = context.questions[: max(1, wanted // 2)]
         quotes: list[Block] = []
-        for _ in range(TRIES * wanted if context.passages else 0):
+        for _ in range(DRAWS_PER_QUESTION * wanted if context.passages else 0):
             if len(asked) + len(quotes) >= wanted:
                 break
             passage = context.passages[int(chance.integers(len(context.passages)))]
@@ -130,7 +130,7 @@ class ReadingBatches:
         answered = (self._block(q, a, is_quote=False) for q, a in zip(ids[::2], ids[1::2], strict=True))
         return [*quotes, *(block for block in answered if block)]
 
-    def _quote(self, passage: Passage, chance: np.random.Generator) -> list[Block]:
+    def _quote(self, passage: TokenizedPassage, chance: np.random.Generator) -> list[Block]:
         ids, size = passage.token_ids, int(chance.integers(LEAST_QUOTED, MOST_QUOTED + 1))
         if len(ids) < 2 * MOST_QUOTED:
             return []
@@ -149,7 +149,7 @@ class ReadingBatches:
         return Block([*asked, *answer, *([self._end] if whole and not is_quote else [])], len(asked), is_quote)
 
     def _contexts_batch(
-        self, drawn: Sequence[Sequence[Passage]], chances: Sequence[np.random.Generator], kept: int, seen: Seen
+        self, drawn: Sequence[Sequence[TokenizedPassage]], chances: Sequence[np.random.Generator], kept: int, seen: Seen
     ) -> Batch:
         rows, most, k = len(drawn), self._chunks, self._chunk_size
         chunks = np.full((rows, most, k), PAD)

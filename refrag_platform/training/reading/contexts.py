@@ -27,10 +27,10 @@ LEAST_REGION, MOST_REGION = 1.1, 5.0
 # Regions that are looked through for names.
 NAMED_REGIONS = 500
 # Regions that are drawn for one context: of short documents it takes several.
-TRIES = 24
+REGION_DRAWS = 24
 
 
-class Passage(NamedTuple):
+class TokenizedPassage(NamedTuple):
     """A passage of a context: its text and its tokens."""
 
     text: str
@@ -40,7 +40,7 @@ class Passage(NamedTuple):
 class Context(NamedTuple):
     """Passages, and what is known to be asked about them."""
 
-    passages: list[Passage]
+    passages: list[TokenizedPassage]
     questions: list[Asked]
 
 
@@ -65,13 +65,13 @@ class DocumentContexts:
 
     def draw(self, chance: np.random.Generator) -> Context:
         """Passages that fill a context as far as they do; none where nothing that is drawn fits."""
-        drawn: list[Passage] = []
+        drawn: list[TokenizedPassage] = []
         room = self._chunks
-        for _ in range(TRIES):
+        for _ in range(REGION_DRAWS):
             pieces = list(self._pieces(chance))
             for piece, token_ids in zip(pieces, contents_ids(self._tokenizer, pieces), strict=True):
                 if (size := -(-len(token_ids) // self._chunk_size)) <= room:
-                    drawn.append(Passage(piece, token_ids))
+                    drawn.append(TokenizedPassage(piece, token_ids))
                     room -= size
             if room * self._chunk_size * 2 < SHORTEST:
                 break

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage as Titled
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.model.prompts import contents_ids, passage_text
 from refrag_platform.training.reading.blanks import Asked
-from refrag_platform.training.reading.contexts import Context, Passage
+from refrag_platform.training.reading.contexts import Context, TokenizedPassage
 from refrag_platform.training.reading.renaming import Renaming
 from refrag_platform.training.usable import LeftOut
 
@@ -58,8 +57,8 @@ class QuestionContexts:
         """
         self._questions, self._tokenizer, self._chunks, self._chunk_size = questions, tokenizer, chunks, chunk_size
         self._renaming, self._renamed_share = renaming, renamed_share
-        self._about: dict[Titled, list[int]] = defaultdict(list)
-        self._closed: dict[frozenset[Titled], list[int]] = defaultdict(list)
+        self._about: dict[Passage, list[int]] = defaultdict(list)
+        self._closed: dict[frozenset[Passage], list[int]] = defaultdict(list)
         for number, question in enumerate(questions):
             if question.closed:
                 self._closed[frozenset(question.passages)].append(number)
@@ -88,15 +87,15 @@ class QuestionContexts:
         if not question.closed and chance.random() < self._renamed_share:
             rename = self._renaming.draw([*texts, *(one.question for one in about)], chance)
             texts = [rename(text) for text in texts]
-        shown: dict[Titled, Passage] = {}
-        whole: set[Titled] = set()
+        shown: dict[Passage, TokenizedPassage] = {}
+        whole: set[Passage] = set()
         room = self._chunks
         for passage, text, ids in zip(listed, texts, contents_ids(self._tokenizer, texts), strict=True):
             kept = ids if shown else ids[: room * self._chunk_size]
             if (size := -(-len(kept) // self._chunk_size)) <= room:
                 # What is cut off can't be asked for.
                 cut = len(kept) < len(ids)
-                shown[passage] = Passage(str(self._tokenizer.decode(kept)) if cut else text, kept)
+                shown[passage] = TokenizedPassage(str(self._tokenizer.decode(kept)) if cut else text, kept)
                 whole |= set() if cut else {passage}
                 room -= size
         passages = list(shown.values())

@@ -1,0 +1,1 @@
+"""Questions that a decoder writes about passages, and a reader of full text answers (`refrag questions write`)."""
