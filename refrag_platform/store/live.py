@@ -2,7 +2,8 @@
 
 REFRAG_STORE/
     edits.sqlite        what was changed: the only thing here that can't be made anew (store/edits.py)
-    tables/HASH/        search tables of the store with that content hash, and the edits in them up to number `applied`
+    tables/HASH/        search tables of the store with that content hash, and the edits in them up to number `applied`;
+                        those of another store are removed
 
 The store's own content stays as it is. An edit is recorded first, then it enters the tables by one commit of Lance: a
 search sees all of it or nothing, and a kill between the two is made good when the tables are opened again. Tables of
