@@ -33,29 +33,20 @@ def add(
 
     For example: export REFRAG_API_KEYS_FILE=/etc/refrag/keys; refrag keys add ana; refrag serve --host 0.0.0.0
     """
-    from refrag_platform.errors import RefragError
-    from refrag_platform.serving.keys import new_key, read_keys, write_keys
+    from refrag_platform.serving.keys import add_key, new_key
 
-    keys = read_keys(file) if file.exists() else []
-    if any(one.name == name for one in keys):
-        raise RefragError(f"{file} has a key named {name}; revoke it first, or give another name")
     key, kept = new_key(name, per_minute)
-    write_keys(file, [*keys, kept])
+    add_key(file, kept)
     typer.echo(key)
     typer.echo(f"{file} keeps the key's hash alone: write the key down now", err=True)
 
 
 def revoke(name: Name, file: File) -> None:
     """Take a key out of the file; requests with it are refused from now on."""
-    from refrag_platform.errors import RefragError
-    from refrag_platform.serving.keys import read_keys, write_keys
+    from refrag_platform.serving.keys import revoke_key
 
-    keys = read_keys(file)
-    left = [one for one in keys if one.name != name]
-    if len(left) == len(keys):
-        raise RefragError(f"{file} has no key named {name}; it has: {', '.join(one.name for one in keys) or 'none'}")
-    write_keys(file, left)
-    typer.echo(f"{name} is revoked; {file} has {len(left)} keys", err=True)
+    left = revoke_key(file, name)
+    typer.echo(f"{name} is revoked; {file} has {left} keys", err=True)
 
 
 def ls(file: File) -> None:

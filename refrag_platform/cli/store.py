@@ -43,11 +43,12 @@ def export(
     from refrag_platform.files import write_text
 
     for path in (out, deleted):
-        if path is not None and path.exists() and not force:
+        if path is not None and path.is_file() and not force:
             raise RefragError(f"{path} is there already; --force replaces it")
     with _edits(folder) as edits:
-        documents, gone = edits.documents(), edits.deleted()
-    rows = [{"id": edit.id, "title": edit.title, "text": edit.text} for edit in documents]
+        changes = edits.all()
+    rows = [{"id": edit.id, "title": edit.title, "text": edit.text} for edit in changes if edit.text is not None]
+    gone = [edit.id for edit in changes if edit.text is None]
     write_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if deleted is not None:
         write_text(deleted, "".join(f"{name}\n" for name in gone))
@@ -57,10 +58,10 @@ def export(
 def ls(folder: Folder) -> None:
     """List what was added or replaced (+) and what was deleted (-)."""
     with _edits(folder) as edits:
-        for edit in edits.documents():
-            typer.echo(f"+ {edit.id}")
-        for name in edits.deleted():
-            typer.echo(f"- {name}")
+        changes = edits.all()
+    # Those that were deleted stand last.
+    for edit in sorted(changes, key=lambda edit: edit.text is None):
+        typer.echo(f"{'-' if edit.text is None else '+'} {edit.id}")
 
 
 def _edits(folder: Path) -> closing[Edits]:

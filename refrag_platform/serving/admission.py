@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from starlette.requests import Request
 
@@ -24,7 +25,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # Requests that are answered or wait hold a thread each, which mostly sleeps.
 MOST_THREADS = 256
-LOOK_UPS = 4  # at once
+# At once. Documents are changed one request after the other.
+LOOK_UPS, CHANGES = 4, 1
 
 
 class Admission:
@@ -67,13 +69,13 @@ class Admission:
         ticket.cancel()
         return ticket.answer
 
-    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
+    def submit(self, work: Callable[[], T]) -> Future[T]:
         """Run on a thread."""
-        return asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return self._threads.submit(work)
 
 
 class Ticket:
-    """One request inside, until it leaves; what it has begun ends with it.
+    """One request inside, until it leaves and its thread has ended; what it has begun ends with it.
 
     arrived: in seconds of time.monotonic. at_end: is told of the answer, if there is one, as the request leaves.
     """
@@ -85,6 +87,7 @@ class Ticket:
         self._generation: Generation | Refusal | None = None
         self.answer: Answer | None = None
         self._left = False
+        self._work: Future[Any] | None = None
         self.arrived = time.monotonic()
         self.at_end: Callable[[Generation | Refusal], None] = lambda generation: None
 
@@ -103,7 +106,8 @@ class Ticket:
             ApiError: 504 when the deadline passes first.
             ClientGone: the client went away.
         """
-        return await self.until_deadline(self._admission.submit(lambda: work(*arguments, **named)))
+        self._work = submitted = self._admission.submit(lambda: work(*arguments, **named))
+        return await self.until_deadline(asyncio.wrap_future(submitted))
 
     async def iterate(self, generation: Generation | Refusal) -> AsyncIterator[Delta]:
         """What is new in an answer, as it comes."""
@@ -132,6 +136,19 @@ class Ticket:
         if self._generation is not None:
             self._generation.close()
             self.at_end(self._generation)
+        if self._work is None or self._work.done():
+            self._count_out()
+        else:
+            # A thread can't be stopped. As long as it works for a client that gave up, nobody takes its place.
+            loop = asyncio.get_running_loop()
+
+            def ended(work: Future[Any]) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                    loop.call_soon_threadsafe(self._count_out)
+
+            self._work.add_done_callback(ended)
+
+    def _count_out(self) -> None:
         self._admission.leave(time.monotonic() - self.arrived)
 
     async def until_deadline(self, waited: Awaitable[T]) -> T:

@@ -132,12 +132,12 @@ def event(body: dict[str, Any], kind: str | None = None) -> str:
     return (f"event: {kind}\n" if kind else "") + f"data: {json.dumps(body)}\n\n"
 
 
-def logprobs_body(tokens: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    """Drawn tokens with the likeliest in their place."""
+def logprobs_body(tokens: Iterable[TokenLogprob], no_bytes: list[int] | None = None) -> list[dict[str, Any]]:
+    """Drawn tokens with the likeliest in their place; no_bytes: what is said of those whose bytes aren't known."""
     return [
         {
-            **_token_body(token.text, token.logprob),
-            "top_logprobs": [_token_body(text, logprob) for text, logprob in token.top],
+            **_token_body(token.text, token.logprob, no_bytes),
+            "top_logprobs": [_token_body(text, logprob, no_bytes) for text, logprob in token.top],
         }
         for token in tokens
     ]
@@ -148,9 +148,9 @@ def finite(logprob: float) -> float:
     return max(logprob, -9999.0)
 
 
-def _token_body(text: str, logprob: float) -> dict[str, Any]:
+def _token_body(text: str, logprob: float, no_bytes: list[int] | None) -> dict[str, Any]:
     # Part of a character has no text of its own, and its bytes are not to be had from a tokenizer of any kind.
-    spelled = None if REPLACEMENT in text else list(text.encode())
+    spelled = no_bytes if REPLACEMENT in text else list(text.encode())
     return {"token": text, "logprob": finite(logprob), "bytes": spelled}
 
 

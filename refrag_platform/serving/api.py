@@ -70,6 +70,8 @@ def create_app(
     app.state.admission = Admission(settings.max_waiting, settings.deadline)
     # Look-ups have a queue of their own: they don't wait for an answer to end.
     app.state.look_ups = Admission(settings.max_waiting, settings.deadline)
+    # Documents that are being encoded don't keep others from being looked up.
+    app.state.changes = Admission(settings.max_waiting, settings.deadline)
     app.state.tracer = tracer
     app.state.metrics = metrics = Metrics(lambda: _load(app))
     # The last one added stands first: the key is asked for before a byte of the body is read.
@@ -89,7 +91,13 @@ def create_app(
     _add(app, "DELETE", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
     _add(app, "POST", "/v1/responses/{response_id}/cancel", cancel_response, documented(bodies.Response, 401, 404))
     _add(app, "POST", "/v1/embeddings", embeddings, documented(bodies.Embeddings, *asked))
-    _add(app, "POST", "/v1/retrieve", retrieve, documented(bodies.Found, 400, 401, 408, 413, 429, 500, 503, 504))
+    _add(
+        app,
+        "POST",
+        "/v1/retrieve",
+        retrieve,
+        documented(bodies.RetrievedPassages, 400, 401, 408, 413, 429, 500, 503, 504),
+    )
     _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
     add_documents(app)
@@ -154,13 +162,13 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     """The retriever's vectors of texts, each of length 1 (of all zeros, where it knows no word of the text)."""
     require_model(request, body.model)
     engine = require_engine(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        vectors, tokens = await ticket.run(engine.embed, body.texts())
-    if body.dimensions not in (None, vectors.shape[1]):
+    if engine.store is not None and body.dimensions not in (None, dim := engine.store.retriever.dim):
         raise BadRequest(
-            f"dimensions is {body.dimensions}; the retriever's vectors have {vectors.shape[1]} and can't be cut",
+            f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut",
             param="dimensions",
         )
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        vectors, tokens = await ticket.run(engine.embed, body.texts())
     return Json(embeddings_body(body, vectors, tokens))
 
 
@@ -183,10 +191,10 @@ async def retrieve(request: Request, body: RetrieveRequest) -> Response:
             passages = await ticket.run(engine.retrieve, body.query, body.k)
         except QueryTooLong as error:
             raise BadRequest(str(error), code="query_too_long", param="query") from None
-    found = [
+    data = [
         {"id": passage.id, "title": passage.title, "text": passage.text, "score": passage.score} for passage in passages
     ]
-    return Json({"object": "list", "data": found})
+    return Json({"object": "list", "data": data})
 
 
 def _model_card(request: Request) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class FoundPassage(_Response):
     score: float | None
 
 
-class Found(_Response):
+class RetrievedPassages(_Response):
     """The passages that fit a query best, best first."""
 
     object: Literal["list"]

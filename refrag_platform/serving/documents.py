@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+import sqlite3
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import Field, model_validator
 
 from refrag_platform.corpus.text import is_visible, normalize
+from refrag_platform.errors import RefragError
 from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_DOCUMENTS
-from refrag_platform.serving.admission import LOOK_UPS
+from refrag_platform.serving.admission import CHANGES, LOOK_UPS
 from refrag_platform.serving.answering import require_engine
 from refrag_platform.serving.bodies import Document, DocumentDeleted, DocumentList, DocumentsChanged, documented
+from refrag_platform.serving.contract import BadRequest
 from refrag_platform.serving.errors import ApiError, Json
 from refrag_platform.serving.fields import MOST_SHOWN, Body, Name, fault
 from refrag_platform.serving.schema import FullText, Title
 
 if TYPE_CHECKING:
-    from refrag_platform.store.live import LiveStore
+    from refrag_platform.store.live import LiveStore, StoredDocument
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DOCUMENT_ID = r"^[^\x00-\x1f\x7f]+$"
 ROUTE, ROUTE_OF_ONE = "/v1/documents", "/v1/documents/{document_id:path}"
 
@@ -45,8 +51,8 @@ class DocumentsRequest(Body):
             if document.id in ids:
                 raise fault("invalid_value", "an id that stands before already", f"documents.{place}.id")
             ids.add(document.id)
-            if not is_visible(normalize(document.text)):
-                raise fault("invalid_value", "it has nothing to read in it", f"documents.{place}.text")
+            if {".", ".."} & set(document.id.split("/")):
+                raise fault("invalid_value", "clients leave . and .. out of a path", f"documents.{place}.id")
         characters = sum(len(document.title) + len(document.text) for document in self.documents)
         if characters > MOST_CHARACTERS_IN_ALL:
             raise fault(
@@ -73,8 +79,7 @@ async def put_documents(request: Request, body: DocumentsRequest) -> Response:
     """Add documents or replace them, all or none; the next search finds them. Once answered they outlive any crash."""
     store = _live(request)
     documents = [(one.id, one.title, one.text) for one in body.documents]
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        stored = await ticket.run(store.put, documents)
+    stored = await _change(request, _put, store, documents)
     data = [{"id": one.id, "object": "document", "passages": len(one.passages)} for one in stored]
     return Json({"object": "list", "data": data})
 
@@ -87,9 +92,9 @@ async def list_documents(
     """What was added or replaced here, by id; not what the store came with."""
     store = _live(request)
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        edits = await ticket.run(store.edits.documents, after, limit + 1)
-    data = [{"id": edit.id, "object": "document", "title": edit.title} for edit in edits[:limit]]
-    return Json({"object": "list", "data": data, "has_more": len(edits) > limit})
+        titles = await ticket.run(store.edits.titles, after, limit + 1)
+    data = [{"id": name, "object": "document", "title": title} for name, title in titles[:limit]]
+    return Json({"object": "list", "data": data, "has_more": len(titles) > limit})
 
 
 async def show_document(request: Request, document_id: str) -> Response:
@@ -106,11 +111,37 @@ async def show_document(request: Request, document_id: str) -> Response:
 async def delete_document(request: Request, document_id: str) -> Response:
     """Delete a document, the store's own too; no later search finds it."""
     store = _live(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        deleted = await ticket.run(store.delete, _sound(document_id))
+    deleted = await _change(request, store.delete, _sound(document_id))
     if not deleted:
         raise _missing(document_id)
     return Json({"id": document_id, "object": "document.deleted", "deleted": True})
+
+
+def _put(store: LiveStore, documents: list[tuple[str, str, str]]) -> list[StoredDocument]:
+    """Check and add documents; on a thread, for long texts take a while to normalize."""
+    for place, (_, _, text) in enumerate(documents):
+        if not is_visible(normalize(text)):
+            raise BadRequest("it has nothing to read in it", param=f"documents.{place}.text")
+    try:
+        return store.put(documents)
+    except RefragError as error:
+        raise BadRequest(str(error), param="documents") from None
+
+
+async def _change(request: Request, change: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Change the store when the changes before it are done."""
+    async with request.app.state.changes.enter(request, CHANGES) as ticket:
+        try:
+            return await ticket.run(change, *arguments, **named)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            raise ApiError(
+                503,
+                "another program holds the file of edits; try again soon",
+                code="store_busy",
+                headers={"Retry-After": "5"},
+            ) from None
 
 
 def _live(request: Request) -> LiveStore:
@@ -132,5 +163,5 @@ def _sound(document_id: str) -> str:
 
 
 def _missing(document_id: str) -> ApiError:
-    shown: Any = document_id[:MOST_SHOWN]
+    shown = document_id[:MOST_SHOWN]
     return ApiError(404, f"there is no document {shown!r}", code="document_not_found", param="document_id")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
 from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_TEXTS
 from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault
@@ -29,6 +29,17 @@ class EmbeddingRequest(Body):
     )
     dimensions: int | None = Field(None, ge=1, description="the retriever's own; no other is to be had")
     user: Text | None = Field(None, description="for the client's own use")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if isinstance(value, list) and value and isinstance(value[0], int | list):
+            raise fault(
+                "unsupported_value",
+                "token ids can't be embedded, for they are another tokenizer's; send texts (LangChain's "
+                "OpenAIEmbeddings does with check_embedding_ctx_length=False)",
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingRequest:

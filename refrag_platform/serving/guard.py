@@ -18,7 +18,8 @@ from refrag_platform.serving.errors import ApiError, error_response
 from refrag_platform.serving.keys import Key, Keys
 from refrag_platform.serving.rate import RateLimit
 
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+# Any of these says that a request came through a proxy.
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 HOST = re.compile(r"\[(?P<address>[^]]*)\](:\d+)?|(?P<name>[^:]*)(:\d+)?")  # RFC 9110: a name or an address, and a port
 
 
@@ -58,18 +59,17 @@ class RequireKey:
                 "this server has no keys, so it answers its own machine alone, as localhost; set REFRAG_API_KEY or "
                 "REFRAG_API_KEYS_FILE (`refrag keys add NAME`) where it runs"
             )
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        authorization = dict(scope["headers"]).get(b"authorization", b"")
         # The scheme's case doesn't matter (RFC 9110); the key's does.
-        scheme, _, credentials = given.partition(b" ")
+        scheme, _, credentials = authorization.partition(b" ")
         key = self._keys.find(credentials.strip())
         if key is None or scheme.lower() != b"bearer":
-            what = "an incorrect API key" if given else "no API key"
+            what = "an incorrect API key" if authorization else "no API key"
             raise _unauthorized(f"the request bears {what}; send `Authorization: Bearer KEY`")
         return key
 
     def _require_rate(self, key: Key | None) -> None:
-        own = key.per_minute if key else None
-        most = own or self._per_minute
+        most = (key.per_minute if key else None) or self._per_minute
         wait = self._rate.take(key.name if key else "", most) if most else 0
         if wait:
             raise ApiError(
@@ -91,19 +91,29 @@ def _unauthorized(message: str) -> ApiError:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine: not through a proxy, nor from a stranger's page in a browser here.
+    """Whether a request comes from this machine: not through a proxy that says so, nor from a stranger's page in a
+    browser here.
 
-    Such a page can lead its own host's name to this server (DNS rebinding), but the name stands in `Host`.
+    Such a page names itself in `Origin` whenever it could change something. It can lead its own host's name to this
+    server (DNS rebinding), but then the name stands in `Host`. A proxy here that names no client can't be told apart.
     """
     headers = Headers(scope=scope)
     if any(name in headers for name in FORWARDED):
         return False
-    host = HOST.fullmatch(headers.get("host", "localhost"))
-    name = (host["address"] or host["name"] or "").lower() if host else ""
-    if name != "localhost" and not _is_loopback(name):
+    hosts = [headers.get("host", "localhost"), *(origin.partition("://")[2] for origin in headers.getlist("origin"))]
+    if not all(map(_is_this_machine, hosts)):
         return False
-    # Without an address it is a Unix socket, which has an owner.
-    return scope.get("client") is None or _is_loopback(scope["client"][0])
+    if scope.get("client") is not None:
+        return _is_loopback(scope["client"][0])
+    # A Unix socket has an owner, and no port. A client that has hung up has no address either: it may be anyone.
+    return scope.get("server") is not None and scope["server"][1] is None
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a name or an address, perhaps with a port, is this machine's own."""
+    parts = HOST.fullmatch(host)
+    name = (parts["address"] or parts["name"] or "").lower() if parts else ""
+    return name == "localhost" or _is_loopback(name)
 
 
 def _is_loopback(text: str) -> bool:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from refrag_platform.errors import RefragError
-from refrag_platform.files import write_text
+from refrag_platform.files import lock_file, whole
 
 logger = logging.getLogger("refrag.serving")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -106,21 +109,60 @@ def read_keys(path: Path) -> list[Key]:
     Raises:
         RefragError: it can't be read, or a line is no key's.
     """
+    return parse_keys(_read_lines(path), str(path))
+
+
+def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise RefragError(f"the file of keys {path} can't be read: {error}") from None
-    return parse_keys(lines, str(path))
 
 
-def write_keys(path: Path, keys: Iterable[Key]) -> None:
-    """Write a file of keys as a whole; readable by its owner alone, if it is new."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-    mode = path.stat().st_mode & 0o777
-    write_text(path, "".join(f"{key.line()}\n" for key in keys))
-    path.chmod(mode)
+def add_key(path: Path, key: Key) -> None:
+    """Write a key into a file of keys, which is made if it isn't there.
+
+    Raises:
+        RefragError: its name is another key's, or the file can't be read.
+    """
+    with _lines(path) as lines:
+        if any(one.name == key.name for one in parse_keys(lines, str(path))):
+            raise RefragError(f"{path} has a key named {key.name}; revoke it first, or give another name")
+        lines.append(key.line())
+
+
+def revoke_key(path: Path, name: str) -> int:
+    """Take a key out of a file of keys; returns how many it has left.
+
+    Raises:
+        RefragError: it has none with this name, or can't be read.
+    """
+    with _lines(path) as lines:
+        names = [key.name for key in parse_keys(lines, str(path))]
+        if name not in names:
+            raise RefragError(f"{path} has no key named {name}; it has: {', '.join(names) or 'none'}")
+        lines[:] = [line for line in lines if line.split()[:1] != [name]]
+    return len(names) - 1
+
+
+@contextmanager
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The lines of a file of keys, to be changed by one process at a time; the file is replaced as a whole.
+
+    It keeps its mode and, where root changes it, its owner: the server is to read it still. A new one is its owner's.
+    """
+    path = path.resolve()
+    with lock_file(path.with_name(f".{path.name}.lock")):
+        status = path.stat() if path.exists() else None
+        lines = _read_lines(path) if status else []
+        yield lines
+        with whole(path) as partial:
+            partial.touch(mode=0o600)
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            if status:
+                if os.geteuid() == 0:
+                    os.chown(partial, status.st_uid, status.st_gid)
+                partial.chmod(stat.S_IMODE(status.st_mode))
 
 
 def parse_keys(lines: Sequence[str], where: str) -> list[Key]:

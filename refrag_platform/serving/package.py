@@ -26,6 +26,7 @@ from refrag_platform.files import write_json
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving import bento
+from refrag_platform.serving.settings import VARIABLES
 from refrag_platform.stages import STAGES, StageContext
 
 if TYPE_CHECKING:
@@ -186,10 +187,10 @@ def _build_bento(context: StageContext, model_tag: str, tag: str, code: str) -> 
     command = [sys.executable, "-m", "bentoml", "build", str(project.root)]
     command += ["--bentofile", "bentofile.yaml", "--name", name, "--version", version]
     command += ["--arg", f"model_tag={model_tag}"]
+    # The build imports the service, whose settings are for where it is served: a file of keys need not be here.
+    environment = {name: value for name, value in bento.environment(project).items() if name not in VARIABLES}
     # A process of its own: BentoML keeps the service of the first build of a process.
-    result = subprocess.run(
-        command, env=bento.environment(project), cwd=project.root, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, env=environment, cwd=project.root, capture_output=True, text=True, check=False)
     if result.returncode or not _whole_bento(project, folder, code):
         raise RefragError(f"`{' '.join(command[2:])}` failed:\n{(result.stdout + result.stderr)[-4000:]}")
     return True

@@ -129,7 +129,7 @@ class ModelResponse(Answer):
         while delta is not None:
             self._choice.add(delta)
             if delta.text or delta.logprobs:
-                logprobs = logprobs_body(delta.logprobs)
+                logprobs = logprobs_body(delta.logprobs, no_bytes=[])
                 yield self._event("response.output_text.delta", **place, delta=delta.text, logprobs=logprobs)
             delta = await anext(deltas, None)
         part, status = self._part(), self._end()
@@ -186,7 +186,7 @@ class ModelResponse(Answer):
         return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
     def _part(self) -> dict[str, Any]:
-        logprobs = logprobs_body(self._choice.tokens)
+        logprobs = logprobs_body(self._choice.tokens, no_bytes=[])
         return {"type": "output_text", "text": self._choice.text, "annotations": [], "logprobs": logprobs}
 
     def _usage(self) -> dict[str, Any]:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 from refrag_platform.errors import RefragError
 
+VARIABLES = frozenset(
+    f"REFRAG_{name}"
+    for name in ("API_KEY", "API_KEYS", "API_KEYS_FILE", "RATE_LIMIT", "MAX_BODY", "MAX_WAITING", "DEADLINE", "STORE")
+)
+
 
 @dataclass(frozen=True)
 class ApiSettings:
@@ -32,8 +37,7 @@ class ApiSettings:
 
     @classmethod
     def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
-        """Settings from REFRAG_API_KEY, _API_KEYS, _API_KEYS_FILE, _RATE_LIMIT, _MAX_BODY, _MAX_WAITING, _DEADLINE
-        and REFRAG_STORE.
+        """Settings from `VARIABLES`.
 
         Raises:
             RefragError: a number is not above zero, or a path isn't whole.

@@ -2,7 +2,8 @@
 
 REFRAG_STORE/
     edits.sqlite        what was changed: the only thing here that can't be made anew (store/edits.py)
-    tables/HASH/        search tables of the store with that content hash, and the edits in them up to number `applied`
+    tables/HASH/        search tables of the store with that content hash, and the edits in them up to number `applied`;
+                        those of another store are removed
 
 The store's own content stays as it is. An edit is recorded first, then it enters the tables by one commit of Lance: a
 search sees all of it or nothing, and a kill between the two is made good when the tables are opened again. Tables of
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
 import pyarrow as pa
 
 from refrag_platform.corpus.documents import plain_document
@@ -31,9 +35,9 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.progress import Progress
 from refrag_platform.store.build import encode_passages
 from refrag_platform.store.content import StoreDescription, passage_schema
-from refrag_platform.store.edits import EDITS_FILE, Edit, Edits
+from refrag_platform.store.edits import EDITS_FILE, Edit, Edits, digest_of
 from refrag_platform.store.retriever import Retriever
-from refrag_platform.store.table import PASSAGE_COLUMNS, ChunkStore
+from refrag_platform.store.table import PASSAGE_COLUMNS, ChunkStore, open_tables
 
 if TYPE_CHECKING:
     import lancedb
@@ -42,8 +46,10 @@ logger = logging.getLogger("refrag.serving")
 TABLES = "tables"
 # Chunks encoded at once, and edits that enter new tables by one commit.
 BATCH_CHUNKS, BATCH_EDITS = 64, 256
-# Rows that no index knows are searched one by one; indexes take them in from time to time.
-COMMITS_PER_INDEXING = 100
+# Rows that no index knows are searched one by one, and each commit is a file more: now and then they are put together.
+COMMITS_PER_TIDYING = 100
+# Files of old versions stay until no search that began with them can last.
+KEPT_VERSIONS = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,26 @@ class StoredDocument:
 class LiveStore(ChunkStore):
     """The tables of a store with edits in them. Safe to share between threads; one process holds the folder."""
 
-    edits: Edits
-    _model: RefragModel
-    _passage_tokens: int
-    _lock: TextIO
-
-    def __init__(self, description: StoreDescription, retriever: Retriever, tables: lancedb.DBConnection) -> None:
+    def __init__(
+        self,
+        description: StoreDescription,
+        retriever: Retriever,
+        tables: lancedb.DBConnection,
+        edits: Edits,
+        model: RefragModel,
+        passage_tokens: int,
+        lock: TextIO,
+    ) -> None:
+        """lock: held as long as the store is open."""
         super().__init__(description, retriever, tables)
+        self.edits, self._passage_tokens, self._lock = edits, passage_tokens, lock
+        # A tokenizer keeps state while it reads, and this one is not the one that reads questions.
+        self._model = copy.copy(model)
+        self._model.tokenizer = copy.deepcopy(model.tokenizer)
         self._applied_file = Path(tables.uri) / "applied"
         self._writing = threading.Lock()
         self._commits = 0
+        self._behind = False  # whether the tables lack what is recorded
 
     @classmethod
     def open_live(
@@ -82,21 +98,23 @@ class LiveStore(ChunkStore):
 
         Args:
             model: whose encoder made the store. passage_tokens: the longest passage, as the corpus was cut.
-            base, retriever: as of `ChunkStore.open`.
+            base, retriever: as of `open_tables`.
 
         Raises:
-            RefragError: another process has it, or it can't be written; ArtifactError as of `ChunkStore.open`.
+            RefragError: another process has it, or it can't be written; ArtifactError as of `open_tables`.
         """
         lock = _only_process(folder)
-        digest = model.encoder_digest()
-        opened = cls.open(content, expect_encoder=digest, tables=folder / TABLES, base=base, retriever=retriever)
-        store = cast(LiveStore, opened)
-        store._lock, store._passage_tokens = lock, passage_tokens
-        # A tokenizer keeps state while it reads, and this one is not the one that reads questions.
-        store._model = copy.copy(model)
-        store._model.tokenizer = copy.deepcopy(model.tokenizer)
-        store.edits = Edits(folder / EDITS_FILE)
+        edits = Edits(folder / EDITS_FILE)
+        for applied in (folder / TABLES).glob("[!.]*/applied"):
+            if (_number_in(applied) or 0) > edits.last():
+                logger.warning("%s holds edits that %s lacks: made anew", applied.parent, EDITS_FILE)
+                _remove(applied.parent)
+        opened = open_tables(content, model.encoder_digest(), folder / TABLES, base, retriever)
+        store = cls(*opened, edits, model, passage_tokens, lock)
         store._catch_up()
+        for tables in (folder / TABLES).glob("[!.]*"):
+            if tables.is_dir() and tables != store._applied_file.parent:  # of another release
+                _remove(tables)
         return store
 
     def put(self, documents: Sequence[tuple[str, str, str]]) -> list[StoredDocument]:
@@ -110,6 +128,7 @@ class LiveStore(ChunkStore):
             if not is_visible(edit.text or ""):
                 raise RefragError(f"document {edit.id!r} has no text in it")
         with self._writing:
+            self._make_good()
             passages = self._passages_of(edits)
             self._record(edits, self._encoded(passages))
         return [
@@ -120,6 +139,7 @@ class LiveStore(ChunkStore):
     def delete(self, document_id: str) -> bool:
         """Delete a document, the store's own too; False: there is none."""
         with self._writing:
+            self._make_good()
             if self.document(document_id) is None:
                 return False
             self._record([Edit(document_id, "", None)], None)
@@ -141,37 +161,54 @@ class LiveStore(ChunkStore):
         """Record edits and apply them; where the latter fails, nothing has happened."""
         names = [edit.id for edit in edits]
         before = self.edits.of(names)
-        number = self.edits.record(edits)
+        number = self.edits.record(edits, [digest_of(one.text) for one in self._passages_of(before)])
         try:
             self._commit(names, rows)
         except Exception:
+            self._behind = True
             self.edits.restore(before, names)
+            self._behind = False
             raise
         self._applied(number)
-        self._index()
+        self._commits += 1
+        if self._commits % COMMITS_PER_TIDYING == 0:
+            self._tidy()
+
+    def _make_good(self) -> None:
+        """Apply what was recorded and neither applied nor taken back, on a full disk say: no later edit may pass it."""
+        if self._behind:
+            self._catch_up()
+            self._behind = False
 
     def _catch_up(self) -> None:
         """Apply what the tables lack: after a kill the last edit, in tables of another store all."""
-        applied = int(self._applied_file.read_text()) if self._applied_file.is_file() else None
-        waiting = self.edits.since(applied or 0)
-        with Progress("apply edits", len(waiting), "documents") as progress:
-            for start in range(0, len(waiting), BATCH_EDITS):
-                edits = waiting[start : start + BATCH_EDITS]
-                passages = self._passages_of([edit for edit in edits if edit.text is not None])
-                copies = self._copies(passages) if applied is None else []
-                self._commit([*(edit.id for edit in edits), *copies], self._encoded(passages))
+        applied = _number_in(self._applied_file)
+        if applied is None:
+            self._delete_copies()
+        with Progress("apply edits", self.edits.count_since(applied or 0), "documents") as progress:
+            for edits in self.edits.since(applied or 0, BATCH_EDITS):
+                self._commit([edit.id for edit in edits], self._encoded(self._passages_of(edits)))
                 self._applied(edits[-1].number)
                 progress.update(len(edits))
+        indexes = [self._passages.index_stats(index.name) for index in self._passages.list_indices()]
+        if any(stats and stats.num_unindexed_rows for stats in indexes):
+            self._tidy()
 
-    def _copies(self, passages: Sequence[CorpusPassage]) -> list[str]:
-        """Documents of the store with a text that was exported from here, so that it is not found twice."""
-        texts = {passage.text for passage in passages}
+    def _delete_copies(self) -> None:
+        """Delete the store's documents that were exported from here, as they are or as they were: what is live is not
+        to be found twice, and what was deleted or replaced not at all."""
+        digests = self.edits.former()
+        for edits in self.edits.since(0, BATCH_EDITS):
+            digests.update(digest_of(passage.text) for passage in self._passages_of(edits))
+        if not digests:
+            return
         alike: set[str] = set()
         other: set[str] = set()
         for batch in self._passages.search().select(["document_id", "text"]).to_batches():
             for name, text in zip(batch["document_id"].to_pylist(), batch["text"].to_pylist(), strict=True):
-                (alike if text in texts else other).add(name)
-        return sorted(alike - other)
+                (alike if digest_of(text) in digests else other).add(name)
+        if copies := sorted(alike - other):
+            self._commit(copies, None)
 
     def _commit(self, names: Sequence[str], rows: pa.Table | None) -> None:
         """In the place of these documents' passages, those of `rows`."""
@@ -182,20 +219,24 @@ class LiveStore(ChunkStore):
             merge = self._passages.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge.when_not_matched_by_source_delete(listed).execute(rows)
 
-    def _index(self) -> None:
-        """Let the indexes take new rows in from time to time; searches are right without it, and slower."""
-        self._commits += 1
-        if self._commits % COMMITS_PER_INDEXING == 0:
-            try:
-                self._passages.optimize()
-            except Exception:
-                logger.exception("the indexes of %s could not take new passages in", self._applied_file.parent)
+    def _tidy(self) -> None:
+        """Let the indexes take new rows in and put small files together; searches are right without it, and slower."""
+        try:
+            for table in (self._passages, self._chunks):  # Lance keeps the order of rows: chunks keep their places
+                table.optimize(cleanup_older_than=KEPT_VERSIONS)
+        except Exception:
+            logger.exception("%s could not be tidied", self._applied_file.parent)
 
     def _applied(self, number: int) -> None:
-        write_text(self._applied_file, f"{number}\n")
+        """Say which edits the tables hold. Applying them again changes nothing, so it may fail."""
+        try:
+            write_text(self._applied_file, f"{number}\n")
+        except OSError:
+            logger.exception("%s could not be written", self._applied_file)
 
     def _passages_of(self, edits: Sequence[Edit]) -> list[CorpusPassage]:
-        documents = [plain_document(edit.id, edit.title, "live", edit.text or "") for edit in edits]
+        """Passages of the edits that delete nothing."""
+        documents = [plain_document(one.id, one.title, "live", one.text) for one in edits if one.text is not None]
         cut = tokenize(documents, self._model.tokenizer.backend_tokenizer)
         return [one for document, tokens in cut for one in cut_passages(document, tokens, self._passage_tokens)]
 
@@ -219,7 +260,6 @@ class LiveStore(ChunkStore):
                 },
             )
         )
-        starts = [first + int(counts[:place].sum()) for place in range(len(counts))]
         return _table(
             passage_schema(self.retriever.dim),
             {
@@ -227,7 +267,7 @@ class LiveStore(ChunkStore):
                 "document_id": [one.document_id for one in passages],
                 "title": [one.title for one in passages],
                 "text": [one.text for one in passages],
-                "chunk_start": starts,
+                "chunk_start": first + np.cumsum(counts) - counts,
                 "chunk_count": counts,
                 "retrieval_vector": arrays["retrieval_vectors"],
             },
@@ -244,6 +284,21 @@ def _table(schema: pa.Schema, columns: dict[str, Any]) -> pa.Table:
         return pa.array(values, field.type)
 
     return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
+
+
+def _number_in(applied: Path) -> int | None:
+    """The last edit that tables hold; None: they may lack any."""
+    try:
+        return int(applied.read_text())
+    except (FileNotFoundError, ValueError):  # ValueError: a power cut emptied it
+        return None
+
+
+def _remove(tables: Path) -> None:
+    """Remove tables under a name that isn't theirs: a kill leaves no half of them."""
+    partial = tables.with_name(f".{tables.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(tables.rename(partial))
 
 
 def _quoted(text: str) -> str:

@@ -74,28 +74,9 @@ class ChunkStore:
     ) -> ChunkStore:
         """Open the store in `content`, building its tables first if they are not there.
 
-        Args:
-            expect_encoder: digest of the encoder of the model that will read the vectors.
-            tables: where tables of all versions lie; default data/NAME/lance for data/NAME/chunks/content.
-            base: the recipe's folder, for a retriever given by `path:`; default: the working directory.
-            retriever: one that is loaded already, instead of the one that store.json names.
-
-        Raises:
-            ArtifactError: there is no store, another encoder made its chunk vectors, or another
-                retriever its retrieval vectors.
+        Args, Raises: as of `open_tables`.
         """
-        description = StoreDescription.read(content)
-        if expect_encoder is not None:
-            description.require_encoder(expect_encoder)
-        retriever = retriever or load_retriever(description.retriever, base or Path.cwd())
-        if retriever.digest != description.retriever_digest:
-            raise ArtifactError(
-                f"the store's retrieval vectors are of {description.retriever} "
-                f"({description.retriever_digest}), the retriever here is {retriever.name} "
-                f"({retriever.digest}); make the store again with "
-                f"`refrag run chunks --model {description.model}`"
-            )
-        return cls(description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance")))
+        return cls(*open_tables(content, expect_encoder, tables, base, retriever))
 
     def search(self, query: str, k: int, before: str = "") -> list[Hit]:
         """The k best passages by vector search and full-text search together, best first.
@@ -190,6 +171,39 @@ class ChunkStore:
         place = {number: row for row, number in enumerate(numbers)}
         slices = [slice(place[start], place[start] + count) if count else slice(0) for start, count in ranges]
         return [(token_ids[where], vectors[where]) for where in slices]
+
+
+def open_tables(
+    content: Path,
+    expect_encoder: str | None = None,
+    tables: Path | None = None,
+    base: Path | None = None,
+    retriever: Retriever | None = None,
+) -> tuple[StoreDescription, Retriever, lancedb.DBConnection]:
+    """What the store in `content` is made of; its tables are built first if they are not there.
+
+    Args:
+        expect_encoder: digest of the encoder of the model that will read the vectors.
+        tables: where tables of all versions lie; default data/NAME/lance for data/NAME/chunks/content.
+        base: the recipe's folder, for a retriever given by `path:`; default: the working directory.
+        retriever: one that is loaded already, instead of the one that store.json names.
+
+    Raises:
+        ArtifactError: there is no store, another encoder made its chunk vectors, or another
+            retriever its retrieval vectors.
+    """
+    description = StoreDescription.read(content)
+    if expect_encoder is not None:
+        description.require_encoder(expect_encoder)
+    retriever = retriever or load_retriever(description.retriever, base or Path.cwd())
+    if retriever.digest != description.retriever_digest:
+        raise ArtifactError(
+            f"the store's retrieval vectors are of {description.retriever} "
+            f"({description.retriever_digest}), the retriever here is {retriever.name} "
+            f"({retriever.digest}); make the store again with "
+            f"`refrag run chunks --model {description.model}`"
+        )
+    return description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance"))
 
 
 def _matrix(column: Any, width: int) -> NDArray[Any]:

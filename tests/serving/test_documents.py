@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +114,58 @@ def test_documents_of_one_request_enter_together_or_not_at_all(live: tuple[str, 
     assert httpx.get(f"{url}/v1/documents", params={"limit": 0}).json()["error"]["param"] == "limit"
 
 
+@pytest.mark.parametrize("name", [".", "..", "a/../b", "./a"])
+def test_an_id_that_no_path_can_hold_is_refused(live: tuple[str, Engine], name: str) -> None:
+    refused = put(live[0], {"id": name, "text": "Some text."})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents.0.id")
+
+
+class SlowWrites:
+    """A store whose writes wait until they may end; a look-up is answered at once."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.may_end = threading.Event()
+        self.alive, self.live = True, self
+
+    def put(self, documents: list[tuple[str, str, str]]) -> list[Any]:
+        self.begun.append(documents[0][0])
+        assert self.may_end.wait(60)
+        return []
+
+    def document(self, name: str) -> None:
+        return None
+
+
+def test_writes_of_clients_that_gave_up_are_counted_until_they_end(server: Server) -> None:
+    slow = SlowWrites()
+    with server(ApiSettings(max_waiting=2), engine=slow) as url:
+        for number in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/documents", json={"documents": [OMAN]}, timeout=0.5)
+            wait_for(lambda most=number + 1: len(slow.begun) == most, 20)
+        refused = put(url, OMAN)
+        assert refused.status_code == 429 and "retry-after" in refused.headers
+        # Whoever only looks up doesn't wait behind them.
+        assert httpx.get(f"{url}/v1/documents/oman", timeout=20).status_code == 404
+        slow.may_end.set()
+        wait_for(lambda: put(url, OMAN).is_success, 20)
+    assert slow.begun == ["oman"] * 4
+
+
+def test_a_file_of_edits_that_is_held_is_told(live: tuple[str, Engine], tmp_path: Path) -> None:
+    url, engine = live
+    assert engine.live is not None
+    engine.live.edits._database.execute("PRAGMA busy_timeout = 10")
+    holder = sqlite3.connect(tmp_path / "live" / EDITS_FILE, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    held = put(url, OMAN)
+    assert (held.status_code, held.json()["error"]["code"]) == (503, "store_busy")
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert put(url, OMAN).is_success
+
+
 def test_a_write_that_fails_leaves_nothing(
     live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -125,7 +179,7 @@ def test_a_write_that_fails_leaves_nothing(
         broken.setattr(LiveStore, "_commit", fails)
         assert put(url, {**OMAN, "text": "Something else."}, {"id": "new", "text": "New."}).status_code == 500
     assert engine.live is not None
-    assert [(edit.id, edit.text) for edit in engine.live.edits.documents()] == [("oman", OMAN["text"])]
+    assert [(edit.id, edit.text) for edit in engine.live.edits.all()] == [("oman", OMAN["text"])]
     assert found(url, "Muscat in Oman")[0] == OMAN["text"]
 
 
@@ -133,7 +187,7 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
     live: tuple[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, engine = live
-    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 3)
+    monkeypatch.setattr(live_module, "COMMITS_PER_TIDYING", 3)
     for number in range(7):
         put(url, {"id": f"isle-{number}", "text": f"Isle name{number} lies in the sea."})
     httpx.delete(f"{url}/v1/documents/isle-2")
@@ -142,6 +196,9 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
         assert hit.id == f"isle-{number}:0" and hit.token_ids is not None
         kept = [token for token in hit.token_ids.flatten().tolist() if token >= 0]
         assert engine.bundle.model.tokenizer.decode(kept) == f"{hit.text}\n"
+    # Eight commits to each table, put together twice.
+    assert engine.live is not None
+    assert engine.live._chunks.stats()["fragment_stats"]["num_fragments"] < 4
     assert not any("name2" in text for text in found(url, "name2 isle"))
 
 
@@ -151,7 +208,7 @@ def test_indexes_that_can_not_be_made_cost_no_write(live: tuple[str, Engine], mo
 
     url, engine = live
     assert engine.live is not None
-    monkeypatch.setattr(live_module, "COMMITS_PER_INDEXING", 1)
+    monkeypatch.setattr(live_module, "COMMITS_PER_TIDYING", 1)
     monkeypatch.setattr(engine.live._passages, "optimize", fails)
     assert put(url, OMAN).is_success and found(url, "Muscat in Oman")[0] == OMAN["text"]
 
@@ -205,6 +262,8 @@ def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], 
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows == [{"id": "odd", "title": "", "text": "Ünïcode and\nspaces."}, OMAN]
     assert gone.read_text() == "malta\n"
+    piped = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", "/dev/null"])
+    assert piped.exit_code == 0, piped.output
     again = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out)])
     assert again.exit_code == 2 and "--force" in again.output
     assert CliRunner().invoke(app, ["store", "ls", str(tmp_path / "live")]).output == "+ odd\n+ oman\n- malta\n"
@@ -263,7 +322,7 @@ def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(
         assert store.search(f"number{number} lighthouse", 1)[0].document_id == f"atoll-{number}"
     # What was not acknowledged is there whole or not at all.
     edits = Edits(folder / EDITS_FILE, read_only=True)
-    assert all(store.document(edit.id) is not None for edit in edits.documents())
+    assert all(store.document(edit.id) is not None for edit in edits.all())
     edits.close()
     store.close()
 

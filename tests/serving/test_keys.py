@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from typer.testing import CliRunner
 from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.guard import RequireKey
-from refrag_platform.serving.keys import Keys, digest_of, new_key, parse_keys
+from refrag_platform.serving.keys import Keys, add_key, digest_of, new_key, parse_keys, read_keys, revoke_key
 from refrag_platform.serving.rate import RateLimit
 from refrag_platform.serving.settings import ApiSettings
 from tests.serving.conftest import Server
 
-PAGES = ("/metrics", "/docs", "/openapi.json", "/", "/v1/models", "/v1/documents", "/v1/responses/x")
+# The page at / asks for the key itself.
+PAGES = ("/metrics", "/docs", "/openapi.json", "/v1/models", "/v1/documents", "/v1/responses/x")
 
 
 def run(*arguments: str) -> Any:
@@ -68,6 +71,35 @@ def test_no_key_lies_in_its_file(tmp_path: Path) -> None:
         assert refused.exit_code == 2 and says in refused.output
     unknown = run("revoke", "cy", "--file", str(file))
     assert unknown.exit_code == 2 and "it has: ana, bo" in unknown.output
+
+
+def test_changes_of_the_file_at_once_lose_none(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    names = [f"key{number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: add_key(file, new_key(name)[1]), names))
+        list(threads.map(lambda name: revoke_key(file, name), names[::2]))
+    assert sorted(key.name for key in read_keys(file)) == sorted(names[1::2])
+
+
+def test_a_changed_file_keeps_its_comments_mode_and_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    add(file, "ana")
+    file.write_text(f"# of the office\n{file.read_text()}\n  # ana left in May\n")
+    file.chmod(0o640)
+    owner = (65534, 65534) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(file, *owner)
+    modes: list[int] = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda path, to: (modes.append(path.stat().st_mode & 0o777), replace(path, to))[1]
+    )
+    add(file, "bo")
+    assert run("revoke", "ana", "--file", str(file)).exit_code == 0
+    assert [line.split()[0] for line in file.read_text().splitlines() if line] == ["#", "#", "bo"]
+    assert ((status := file.stat()).st_uid, status.st_gid) == owner
+    # Under its name it has never had another mode.
+    assert modes == [0o640, 0o640] and status.st_mode & 0o777 == 0o640
 
 
 def test_keys_of_the_environment_are_hashes_too() -> None:
@@ -129,7 +161,15 @@ def test_a_bucket_fills_as_time_goes_by() -> None:
     assert [rate.take("ana", 2) for _ in range(3)] == [0, 0, 30]
 
 
-def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]], keys: Keys) -> int:
+PORT = ("0.0.0.0", 3000)
+
+
+def answered(
+    client: tuple[str, int] | None,
+    headers: list[tuple[bytes, bytes]],
+    keys: Keys,
+    server: tuple[str, int | None] | None = PORT,
+) -> int:
     """The status of a request from some address: the tests' machine has but one."""
     sent: list[Any] = []
 
@@ -139,7 +179,7 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
     async def inside(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
 
-    scope = {"type": "http", "path": "/v1/models", "headers": headers, "client": client}
+    scope = {"type": "http", "path": "/v1/models", "headers": headers, "client": client, "server": server}
     asyncio.run(RequireKey(inside, keys)(scope, asyncio.Event().wait, send))
     return int(sent[0]["status"])
 
@@ -151,7 +191,6 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         ("127.8.8.8", [], 200),
         ("::1", [], 200),
         ("::ffff:127.0.0.1", [], 200),
-        (None, [], 200),
         ("10.0.0.7", [], 401),
         ("::ffff:10.0.0.7", [], 401),
         ("fe80::1", [], 401),
@@ -159,6 +198,9 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         # A proxy on this machine speaks for others.
         ("127.0.0.1", [(b"x-forwarded-for", b"127.0.0.1")], 401),
         ("127.0.0.1", [(b"forwarded", b"for=10.0.0.7")], 401),
+        ("127.0.0.1", [(b"via", b"1.1 proxy")], 401),
+        ("127.0.0.1", [(b"x-forwarded-host", b"refrag.example")], 401),
+        ("127.0.0.1", [(b"x-forwarded-proto", b"https")], 401),
         # A page of a stranger's host, whose name leads here.
         ("127.0.0.1", [(b"host", b"evil.example:3000")], 401),
         ("127.0.0.1", [(b"host", b"localhost.evil.example")], 401),
@@ -167,15 +209,27 @@ def answered(client: tuple[str, int] | None, headers: list[tuple[bytes, bytes]],
         ("127.0.0.1", [(b"host", b"LOCALHOST:3000")], 200),
         ("127.0.0.1", [(b"host", b"127.0.0.1:3000")], 200),
         ("::1", [(b"host", b"[::1]:3000")], 200),
+        # A page of a stranger's that asks this machine by its own name.
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"https://evil.example")], 401),
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"null")], 401),
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"http://[")], 401),
+        ("127.0.0.1", [(b"host", b"localhost:3000"), (b"origin", b"http://localhost:3000")], 200),
     ],
 )
 def test_without_keys_this_machine_alone_is_answered(
-    host: str | None, headers: list[tuple[bytes, bytes]], status: int
+    host: str, headers: list[tuple[bytes, bytes]], status: int
 ) -> None:
-    client = (host, 5000) if host else None
-    assert answered(client, headers, Keys()) == status
+    assert answered((host, 5000), headers, Keys()) == status
     bearer = (b"authorization", b"Bearer secret")
-    assert answered(client, [*headers, bearer], Keys("secret")) == 200
+    assert answered((host, 5000), [*headers, bearer], Keys("secret")) == 200
+
+
+@pytest.mark.parametrize(
+    ("server", "status"), [(("/run/refrag.sock", None), 200), (("0.0.0.0", 3000), 401), (None, 401)]
+)
+def test_only_a_unix_socket_needs_no_address(server: tuple[str, int | None] | None, status: int) -> None:
+    """Of a client that has hung up by then the server knows no address."""
+    assert answered(None, [], Keys(), server) == status
 
 
 def test_a_response_is_cancelled_by_its_own_key_alone(server: Server, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from refrag_platform.project import Project
 from refrag_platform.serving import bento, client
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
-from refrag_platform.serving.keys import new_key, write_keys
+from refrag_platform.serving.keys import add_key, new_key, revoke_key
 from refrag_platform.serving.package import build_package, load_packaged
 from refrag_platform.stages import STAGES, StageContext
 from tests.conftest import ROOT
@@ -53,7 +53,10 @@ def package(project: Project) -> dict[str, Any]:
 def built(packaged_project: Project) -> Iterator[tuple[Project, bento.Package]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("BENTOML_HOME", raising=False)
+        # A server's settings are nothing to the build.
+        patch.setenv("REFRAG_API_KEYS_FILE", "/nowhere/keys")
         package(packaged_project)
+        patch.delenv("REFRAG_API_KEYS_FILE")
         yield packaged_project, bento.Package.of(packaged_project, "tiny")
 
 
@@ -199,7 +202,7 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("REFRAG_STORE", str(tmp_path / "live"))
     monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
     added, kept = new_key("ana")
-    write_keys(tmp_path / "keys", [kept])
+    add_key(tmp_path / "keys", kept)
     with bento.running(project, "tiny", tmp_path / "serve.log") as url:
         for path in ("/healthz", "/livez", "/readyz"):
             assert httpx.get(url + path).status_code == 200
@@ -236,7 +239,7 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
         document = {"id": "oman", "title": "Oman", "text": "Oman's capital is Muscat."}
         assert keyed.post("/v1/documents", json={"documents": [document]}).is_success
         assert keyed.post("/v1/retrieve", json={"query": "Muscat", "k": 1}).json()["data"][0]["id"] == "oman:0"
-        write_keys(tmp_path / "keys", [])
+        revoke_key(tmp_path / "keys", kept.name)
         with pytest.raises(openai.AuthenticationError):
             ana.models.list()
         figures = keyed.get("/metrics").text
@@ -254,7 +257,7 @@ def test_answer_once_starts_asks_and_stops(built: Built, tmp_path: Path, monkeyp
     """Whatever keys the environment names, and whoever holds its folder of documents."""
     project, tags = built
     monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
-    write_keys(tmp_path / "keys", [new_key("ana")[1]])
+    add_key(tmp_path / "keys", new_key("ana")[1])
     monkeypatch.setenv("REFRAG_STORE", str(tmp_path))
     monkeypatch.setenv("REFRAG_RATE_LIMIT", "1")
     held = lock_file(tmp_path / ".lock")

@@ -9,11 +9,15 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from openai.types.chat.chat_completion_token_logprob import ChatCompletionTokenLogprob
 from openai.types.responses import Response
+from openai.types.responses.response_output_text import Logprob
 
 from refrag_platform.model.generate import generate
 from refrag_platform.model.prompts import content_ids, stop_ids
 from refrag_platform.model.segments import Text
+from refrag_platform.serving.answers import logprobs_body
+from refrag_platform.serving.contract import TokenLogprob
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.generation import NOTHING_FOUND
 from tests.processes import wait_for
@@ -218,7 +222,9 @@ def _decoded(row: Any) -> Any:
     ("extra", "param", "says"),
     [
         ({"dimensions": 64}, "dimensions", "dimensions is 64; the retriever's vectors have 512"),
-        ({"input": [1, 2, 3]}, "input.0", "valid string"),
+        ({"input": [1, 2, 3]}, "input", "check_embedding_ctx_length=False"),
+        ({"input": [[1, 2], [3]]}, "input", "check_embedding_ctx_length=False"),
+        ({"input": ["x", 2]}, "input.1", "valid string"),
         ({"input": []}, "input", "at least 1"),
         ({"encoding_format": "int8"}, "encoding_format", "'float' or 'base64'"),
     ],
@@ -226,6 +232,19 @@ def _decoded(row: Any) -> Any:
 def test_what_an_embedding_can_not_be_is_refused(url: str, extra: dict[str, Any], param: str, says: str) -> None:
     error = error_of(url, "embeddings", **{"input": "x"} | extra)
     assert error["param"] == param and says in error["message"]
+
+
+def test_vectors_of_another_length_are_not_even_made(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "embed", None)
+    assert error_of(url, "embeddings", input="x", dimensions=64)["param"] == "dimensions"
+
+
+def test_half_a_character_s_bytes_are_as_each_client_s_model_wants_them() -> None:
+
+    half = TokenLogprob("\ufffd", -1.0, (("\ufffd", -1.0),))
+    (chat,), (response,) = logprobs_body([half]), logprobs_body([half], no_bytes=[])
+    assert ChatCompletionTokenLogprob.model_validate(chat).bytes is None
+    assert Logprob.model_validate(response).bytes == []
 
 
 def test_a_failure_is_a_response_s_last_event(
