@@ -67,6 +67,8 @@ def _one_slice(project: Project, stage: str, model: str, command: str, wheels: P
             "model": model,
             "python": sys.executable,
         }
+        if signals:
+            raise Paused(f"{stage} of {model}: stopped by signal {signals[0]}; run it again to continue")
         status = subprocess.run(
             ["sh", "-c", OUTLIVES + _filled(command, told)], cwd=project.root, check=False
         ).returncode

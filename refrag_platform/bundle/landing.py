@@ -21,6 +21,7 @@ from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.history.freshness import Dependencies, dependencies, standing
 from refrag_platform.lineage.difference import flat
 from refrag_platform.project import Project
+from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.recipes import Recipe
 from refrag_platform.runner import blocking_failures
 from refrag_platform.stages import STAGES, inputs_of
@@ -186,6 +187,8 @@ def _require_checks(
         for name in inputs_of(project, STAGES[manifest.stage], recipe.name)
     }
     folder = arrived.stage_dir(manifest.stage, recipe.name)
+    # What was found there is not believed.
+    shutil.rmtree(folder / DOCS_FOLDER, ignore_errors=True)
     if failed := blocking_failures(recipe, manifest, folder, inputs):
         raise CheckFailed(
             f"{manifest.stage} of {recipe.name} fails {len(failed)} blocking check(s), so nothing of the bundle is put "
@@ -211,14 +214,8 @@ def _put_state(project: Project, arrived: Project, stage: str, model: str) -> bo
     """Let a run here go on from where the other machine stopped, unless one here got as far; whether it will."""
     new, work = arrived.work_dir(stage, model), project.work_dir(stage, model)
     _, state = publication.prepare(work, (new / "fingerprint").read_text())
-    if _step(state) >= _step(new / "state") != "":
+    if (done := checkpoint.steps_done(state)) and done >= checkpoint.steps_done(new / "state"):
         return False
     shutil.rmtree(state)
     (new / "state").rename(state)
     return True
-
-
-def _step(state: Path) -> str:
-    """The name of the newest complete checkpoint, which sorts by its step; empty where there is none."""
-    found = checkpoint.complete(state / "checkpoints")
-    return found[-1].name if found else ""

@@ -126,20 +126,19 @@ def files_below(project: Project, folder: Path) -> dict[str, Path | bytes]:
 
 
 def state_of(project: Project, stage: str, model: str) -> Members:
-    """What a stage that was stopped goes on from: its newest complete checkpoint, and the fingerprint of its run."""
+    """What a stage that was stopped goes on from: its newest complete checkpoints, and the fingerprint of its run."""
     from refrag_platform.training.core import checkpoint
 
     work = project.work_dir(stage, model)
-    mark, checkpoints = work / "fingerprint", work / "state" / "checkpoints"
+    mark = work / "fingerprint"
     if not mark.is_file() or not (work / "state").is_dir():
         return {}
-    newest = checkpoint.complete(checkpoints)[-1:]
-    found = files_below(project, work / "state")
+    newest = checkpoint.newest(work / "state")
     kept = {
         name: file
-        for name, file in found.items()
+        for name, file in files_below(project, work / "state").items()
         if isinstance(file, Path)
-        and (not file.is_relative_to(checkpoints) or any(file.is_relative_to(folder) for folder in newest))
+        and (checkpoint.FOLDER not in file.parts or any(file.is_relative_to(folder) for folder in newest))
     }
     return {**kept, _inside(project, mark): mark} if kept else {}
 

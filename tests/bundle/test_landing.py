@@ -20,7 +20,9 @@ from refrag_platform.bundle.results import export_results
 from refrag_platform.errors import ArtifactError, CheckFailed, Paused, RefragError
 from refrag_platform.history.status import status
 from refrag_platform.project import Project
+from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.stages import StageContext
+from refrag_platform.training.core import checkpoint
 from refrag_platform.training.core.checkpoint import COMPLETE
 from tests.bundle.conftest import SendOut
 from tests.planted import MODEL, planted
@@ -196,7 +198,11 @@ def test_a_blocking_check_that_fails_lets_nothing_land(
     there = send_out()
     make(there, *MADE)
 
+    # What a bundle says of its own checks counts for nothing.
+    (there.stage_dir("cpt", MODEL) / DOCS_FOLDER).mkdir()
+
     def failing(recipe: Any, manifest: Manifest, folder: Path, inputs: dict[str, Path]) -> list[str]:
+        assert not (folder / DOCS_FOLDER).exists()
         assert (folder / "content").is_dir() and all(path.is_dir() for path in inputs.values())
         return ["loss: too high"] if manifest.stage == "cpt" else []
 
@@ -252,6 +258,15 @@ def test_an_interrupted_stage_goes_on_there_and_on_a_third_machine(
     stop_at(home, "reconstruction", 3, monkeypatch)
     assert import_results(home, [tmp_path / "out"])[0].unfinished == []
     assert checkpoints(home)[-1] == "step-00000003"
+
+
+def test_of_several_rates_the_newest_checkpoint_of_each_goes_on(tmp_path: Path) -> None:
+    for name in ("rate-0.001/checkpoints/step-00000004", "rate-0.001/checkpoints/step-00000008.partial",
+                 "rate-0.001/checkpoints/step-00000006", "rate-0.002/checkpoints/step-00000002"):  # fmt: skip
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / COMPLETE).write_text("{}")
+    assert [folder.name for folder in checkpoint.newest(tmp_path)] == ["step-00000006", "step-00000002"]
+    assert checkpoint.steps_done(tmp_path) == 8
 
 
 def test_the_state_of_another_run_is_refused(

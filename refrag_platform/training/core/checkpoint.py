@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from refrag_platform.quiet import quietly
 
 COMPLETE = "complete.json"
+# In a training's work folder.
+FOLDER = "checkpoints"
 
 
 def save(accelerator: Accelerator, folder: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
@@ -42,6 +44,16 @@ def complete(folder: Path) -> list[Path]:
     return sorted(
         path.parent for path in folder.glob(f"step-*/{COMPLETE}") if not path.parent.name.endswith(".partial")
     )
+
+
+def newest(state: Path) -> list[Path]:
+    """The newest complete checkpoint of each training below `state`: of a control that tries several rates, several."""
+    return [checkpoints[-1] for folder in sorted(state.rglob(FOLDER)) if (checkpoints := complete(folder))]
+
+
+def steps_done(state: Path) -> int:
+    """Steps that the trainings below `state` would not repeat."""
+    return sum(int(folder.name.removeprefix("step-")) for folder in newest(state))
 
 
 def resume(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:

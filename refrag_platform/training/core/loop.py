@@ -148,7 +148,7 @@ def train(
     if settings.compile and on_gpu:
         compile_regions(*modules, few_shapes=task.few_shapes)
     module, optimizer = prepare(accelerator, task, optimizer)
-    checkpoints = work / "checkpoints"
+    checkpoints = work / checkpoint.FOLDER
     facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
     step, first_loss = facts["step"], facts["first_loss"]
     log = MetricsLog(work / "metrics.jsonl", step, facts.get("pending", []), accelerator)
