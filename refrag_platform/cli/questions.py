@@ -269,7 +269,7 @@ def write(
     settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
     inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
     with begin(Project.find(), model, inputs, settings, steps, device) as writing:
-        rows = list(writing.rows(count))
+        rows = writing.rows(count)
         manifest = writing.manifest(len(rows))
         # The questions last: where they are, what made them is known.
         beside = out.with_name(f"{out.name}.manifest.json")

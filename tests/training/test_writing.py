@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
+from refrag_platform.corpus.passage_rows import passage_rows
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, passage_text, question_frame
@@ -95,7 +96,7 @@ def _train_reader(project: Project, settings: TrainsDecoder) -> None:
 def _rows(project: Project, settings: Settings, count: int) -> list[Any]:
     inputs = Inputs([], [], True, project.root / "writer", project.root / "reader")
     with begin(project, "tiny", inputs, settings, 1, torch.device("cpu")) as writing:
-        return list(writing.rows(count))
+        return writing.rows(count)
 
 
 def _write(project: Project, monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> Any:
@@ -238,6 +239,15 @@ def test_writing_that_was_stopped_goes_on_to_the_same_file(written_about: Projec
     assert _rows(written_about, SETTINGS, 1000) == whole
     assert (parts / "part-000000.json").stat().st_ino == first
     assert {file.name: file.read_bytes() for file in parts.iterdir()} == made
+
+
+def test_rows_stand_in_the_order_of_their_passages(written_about: Project) -> None:
+    corpus = written_about.content("corpus", "tiny")
+    in_order = [text for _, text, split in passage_rows(corpus) if split == "train"]
+    rows = _rows(written_about, SETTINGS, 40)
+    places = [in_order.index(row["passages"][0]["text"]) for row in rows]
+    assert places == sorted(places) and len(set(places)) > 5
+    assert [row["id"] for row in rows] == [f"written-{number}" for number in range(1, len(rows) + 1)]
 
 
 def test_the_seed_decides_what_is_written(written_about: Project, tmp_path: Path) -> None:

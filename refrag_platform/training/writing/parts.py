@@ -40,9 +40,12 @@ class Settings:
 
 
 class Part(NamedTuple):
-    """Rows of a question file without ids, and what became of all that was written."""
+    """Rows of a question file without ids, and what became of all that was written.
 
-    rows: list[dict[str, Any]]
+    rows: each with the place of what it is about among the passages.
+    """
+
+    rows: list[tuple[int, dict[str, Any]]]
     counts: Counter[str]
     dropped: Counter[str]
 
@@ -67,11 +70,12 @@ def parts(
         file = work / f"part-{number:06d}.json"
         if file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
-            part = Part(values["rows"], Counter(values["counts"]), Counter(values["dropped"]))
+            rows = [(place, row) for place, row in values["rows"]]
+            part = Part(rows, Counter(values["counts"]), Counter(values["dropped"]))
             progress.update(len(part.rows))
         else:
             try:
-                part = _part(writer, reader, passages[start : start + size], settings, number, progress)
+                part = _part(writer, reader, passages, range(start, start + size), settings, number, progress)
             except torch.OutOfMemoryError as error:
                 raise RefragError(
                     f"{settings.batch} passages with {settings.per_passage} questions each don't fit "
@@ -84,14 +88,18 @@ def parts(
 def _part(
     writer: TextModel,
     reader: TextModel,
-    passages: Sequence[Passage],
+    all_passages: Sequence[Passage],
+    places: range,
     settings: Settings,
     number: int,
     progress: Progress,
 ) -> Part:
+    passages = all_passages[places.start : places.stop]
     part = Part([], Counter(passages=len(passages)), Counter())
     # Cut, two may be one.
-    different = {one.passage: one for one in WriterLayout(writer.tokenizer).shown(passages)}
+    cut = WriterLayout(writer.tokenizer).shown(passages)
+    different = {one.passage: one for one in cut}
+    place_of = {one.passage: place for place, one in zip(places, cut, strict=False)}
     shown = sorted((one for one in different.values() if one.sentences), key=lambda one: len(one.token_ids))
     part.counts["passages without a sentence to ask about"] = len(passages) - len(shown)
     for start in range(0, len(shown), settings.batch):
@@ -99,7 +107,7 @@ def _part(
         asked = ask(writer, batch, settings.per_passage, [settings.seed, number, start], part.dropped)
         about = {one.passage: own for one, own in zip(batch, asked, strict=True) if own}
         kept = answered(reader, about, settings.least_log_probability, part.counts, part.dropped)
-        part.rows.extend(_row(passage, one) for passage, own in kept.items() for one in own)
+        part.rows.extend((place_of[passage], _row(passage, one)) for passage, own in kept.items() for one in own)
         part.counts["written"] += len(batch) * settings.per_passage
         progress.update(len(part.rows) - part.counts["kept"])
         part.counts["kept"] = len(part.rows)

@@ -92,7 +92,9 @@ class Writing:
             "corpus": Manifest.read(corpus.parent).hash if (corpus.parent / FILE_NAME).is_file() else None,
         }
         # What is missing or refused is said before minutes are spent on training.
-        self._passages = _shuffled(_passages(corpus, inputs), settings.seed)
+        passages = _passages(corpus, inputs)
+        self._order = np.random.default_rng([settings.seed]).permutation(len(passages))
+        self._passages = [passages[place] for place in self._order]
         self._reader = load_reader(project, model, inputs.reader)
         say(f"answers are read by {self._reader.source}")
         self._writer = self._trained(project, model, corpus, inputs, steps).on(device)
@@ -124,27 +126,30 @@ class Writing:
         say(f"the writer is {out}; `--writer {out}` uses it again")
         return load_text_model(out)
 
-    def rows(self, count: int) -> Iterator[dict[str, Any]]:
+    def rows(self, count: int) -> list[dict[str, Any]]:
         """Rows of a question file, `count` of them or as many as the passages give.
 
+        Whatever was drawn, they stand in the passages' own order: those near each other are about passages of one
+        document, among which `cpt.reading` asks them.
+
         Raises:
-            RefragError: they give none.
+            RefragError: the passages give none.
         """
-        written = 0
+        rows: list[tuple[int, dict[str, Any]]] = []
         with Progress("questions", count, "kept") as progress:
             for part in parts(self._writer, self._reader, self._passages, self._settings, self._parts, progress):
                 self._counts += part.counts
                 self._dropped += part.dropped
-                for row in part.rows[: count - written]:
-                    written += 1
-                    yield {"id": f"written-{written}", **row}
-                if written == count:
-                    return
-        if not written:
+                rows += part.rows[: count - len(rows)]
+                if len(rows) == count:
+                    break
+        if not rows:
             raise RefragError(
                 f"none of {self._counts['written']:,} questions was kept ({_listed(self._dropped)}); train the writer "
                 "longer (--steps), name a better --reader, or name longer passages"
             )
+        rows.sort(key=lambda placed: self._order[placed[0]])
+        return [{"id": f"written-{number}", **row} for number, (_, row) in enumerate(rows, 1)]
 
     def manifest(self, count: int) -> dict[str, Any]:
         """What made the file of `count` questions: inputs by their digests, settings, and what became of the others."""
@@ -185,10 +190,6 @@ def _passages(corpus: Path, inputs: Inputs) -> list[Passage]:
     if not found:
         raise RefragError(f"{corpus} has no training passages to write about; name some by --passages")
     return list(found)
-
-
-def _shuffled(passages: Sequence[Passage], seed: int) -> list[Passage]:
-    return [passages[number] for number in np.random.default_rng([seed]).permutation(len(passages))]
 
 
 def _key(values: Any) -> str:
