@@ -243,9 +243,9 @@ def test_writing_that_was_stopped_goes_on_to_the_same_file(written_about: Projec
 
 def test_rows_stand_in_the_order_of_their_passages(written_about: Project) -> None:
     corpus = written_about.content("corpus", "tiny")
-    in_order = [text for _, text, split in passage_rows(corpus) if split == "train"]
+    in_order = [(title, text) for title, text, split in passage_rows(corpus) if split == "train"]
     rows = _rows(written_about, SETTINGS, 40)
-    places = [in_order.index(row["passages"][0]["text"]) for row in rows]
+    places = [in_order.index(tuple(row["passages"][0].values())) for row in rows]
     assert places == sorted(places) and len(set(places)) > 5
     assert [row["id"] for row in rows] == [f"written-{number}" for number in range(1, len(rows) + 1)]
 
