@@ -16,7 +16,7 @@ from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSche
 
 from assets.docs_server import HOST, PORT
 from refrag_platform.artifacts.manifest import Manifest
-from refrag_platform.corpus.question_files import held_out_questions
+from refrag_platform.corpus.held_out import held_out_questions
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.lineage.origin import origin
 from refrag_platform.project import Project

@@ -13,7 +13,8 @@ from pathlib import Path
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.controls import trained_controls
-from refrag_platform.corpus.question_files import named_files, question_file
+from refrag_platform.corpus.held_out import question_file
+from refrag_platform.corpus.question_files import named_files
 from refrag_platform.errors import RefragError
 from refrag_platform.history.versions import release_named
 from refrag_platform.names import name_text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import held_out_questions, looked_up_questions
+from refrag_platform.corpus.held_out import held_out_questions, looked_up_questions
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.perplexity import window_items

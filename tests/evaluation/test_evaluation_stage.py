@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.cli import app
-from refrag_platform.corpus.question_files import held_out_questions
+from refrag_platform.corpus.held_out import held_out_questions
 from refrag_platform.errors import ArtifactError, RecipeError, RefragError
 from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls
 from refrag_platform.evaluation.items import Items
