@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +28,7 @@ ZERO2 = {
     "num_processes": 2,
     "main_process_port": 0,
 }
+SIGTERM = signal.getsignal(signal.SIGTERM)
 # Each test's project keeps its Bentos itself; the Makefile's store is the checkout's.
 os.environ.pop("BENTOML_HOME", None)
 
@@ -39,11 +39,9 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def sigterm() -> Iterator[None]:
-    """SIGTERM does afterwards what it did before: Dagster maps it to SIGINT, which workers of the tests ignore."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+def sigterm() -> None:
+    """SIGTERM does what it did at the start: Dagster maps it to SIGINT, which workers of the tests ignore."""
+    signal.signal(signal.SIGTERM, SIGTERM)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from assets.definitions import defs
 from assets.settings import retraining_settings
+from refrag_platform.history.pipeline import RECIPE
 from refrag_platform.project import Project
 from refrag_platform.quality.suites import SUITES
 from refrag_platform.stages import STAGES
@@ -31,8 +32,9 @@ def asset_inputs() -> dict[str, set[str]]:
 
 
 def dvc_inputs() -> dict[str, set[str]]:
-    """Which stages' outputs each stage of dvc.yaml depends on."""
+    """Which stages' outputs each stage of dvc.yaml depends on; the recipe that DVC resolves first is no artifact."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    del stages[RECIPE]
     made = {out: name for name, stage in stages.items() for entry in stage["outs"] for out in entry}
     return {name: {made[path] for path in stage["deps"] if path in made} for name, stage in stages.items()}
 
