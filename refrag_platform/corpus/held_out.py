@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from refrag_platform.corpus.question_files import Question, read_questions, retrieved
+from refrag_platform.corpus.question_files import Question, question_files_of, read_questions, retrieved
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import EvaluationRecipe
 
@@ -38,10 +38,9 @@ def looked_up_questions(asked: Sequence[Question], settings: EvaluationRecipe, c
 
     A file that the recipe names may ask about documents that the corpus, and so the store, lacks.
     """
-    own = corpus / "questions" / "test.jsonl"
-    there = own.is_file() and own.stat().st_size
+    of_corpus = [one for path in question_files_of(corpus, "test") for one in read_questions(path, settings.questions)]
     looked_up: dict[object, Question] = {}
-    for one in [*(read_questions(own, settings.questions) if there else []), *asked]:
+    for one in [*of_corpus, *asked]:
         # A summary asks nothing, and a closed question is about no passage of a store.
         if one.question and not one.closed:
             looked_up.setdefault((one.question, one.history), one)

@@ -24,6 +24,7 @@ from refrag_platform.corpus.question_fields import (
     title_field,
 )
 from refrag_platform.corpus.rows import Fault, Row, keys_said, read_json_rows, read_parquet_rows
+from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
@@ -192,6 +193,12 @@ def read_summaries(path: Path) -> list[Question]:
     """
     rows = read_rows(path, ("document", "summaries"))
     return [_summary(row, where, str(number)) for number, (where, row) in enumerate(rows, 1)]
+
+
+def question_files_of(corpus: Path, *splits: Split) -> list[Path]:
+    """Files of a corpus' own questions, of these splits; one of plain documents has none. Args: corpus: its content."""
+    files = (corpus / "questions" / f"{split}.jsonl" for split in splits)
+    return [file for file in files if file.is_file() and file.stat().st_size]
 
 
 def named_files(root: Path, names: Sequence[str]) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refrag_platform.corpus.facts import FIELDS, with_article
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question, question_files_of, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.metrics import rounded
 from refrag_platform.progress import Progress
@@ -72,8 +72,7 @@ def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[Case]:
     chance = random.Random(seed)
     known = [
         one
-        for split in ("train", "validation", "test")
-        if (path := content / "questions" / f"{split}.jsonl").is_file() and path.stat().st_size
+        for path in question_files_of(content, "train", "validation", "test")
         for one in read_questions(path)
         if "/swapped" not in one.id and one.id.startswith("factbook/") and one.gold
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.corpus.overlap import Overlap, overlap_row, overlaps
-from refrag_platform.corpus.question_files import Question, named_files
+from refrag_platform.corpus.question_files import Question, named_files, question_files_of
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
@@ -17,13 +17,15 @@ from refrag_platform.recipes import Recipe
 def training_files(project: Project, recipe: Recipe) -> list[Path]:
     """Files whose text the stages of a recipe train on: its corpus', and all that it names; some may not be here."""
     corpus = project.content("corpus", recipe.name)
-    # A corpus of plain documents has no questions of its own.
-    own = [path for path in [corpus / "questions" / "train.jsonl"] if path.is_file() and path.stat().st_size]
     tuned = recipe.finetuned
     named = [*recipe.policy.questions, *tuned.questions, *tuned.summaries, *tuned.distractors]
     if recipe.cpt.reading:
         named += recipe.cpt.reading.questions
-    return list(dict.fromkeys([corpus / "passages.parquet", *own, *named_files(project.root, named)]))
+    return list(
+        dict.fromkeys(
+            [corpus / "passages.parquet", *question_files_of(corpus, "train"), *named_files(project.root, named)]
+        )
+    )
 
 
 def seen_in_training(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, Question, named_files, read_questions
+from refrag_platform.corpus.question_files import Passage, Question, named_files, question_files_of, read_questions
 from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
@@ -40,10 +40,8 @@ def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Sp
     Raises:
         RefragError: a file is missing or wrong, or as `refuse_held_out`.
     """
-    of_corpus = corpus / "questions" / f"{split}.jsonl"
-    # A corpus of plain documents has no questions of its own.
-    paths = [of_corpus] if of_corpus.is_file() and of_corpus.stat().st_size else []
-    questions = [one for path in [*paths, *named_files(root, files)] for one in read_questions(path)]
+    paths = [*question_files_of(corpus, split), *named_files(root, files)]
+    questions = [one for path in paths for one in read_questions(path)]
     if split == "train":
         refuse_held_out(questions, corpus)
     return questions
