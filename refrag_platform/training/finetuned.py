@@ -337,7 +337,7 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
 
     def judged(model: RefragModel) -> float:
         asked = recipe.finetuned.model_copy(update=QUESTIONS_ALONE)
-        return mean_loss(task_of(model, asked, "validation"), settings.batch_size, model.device)
+        return mean_loss(task_of(model, asked, "validation"), settings, model.device)
 
     rates, settings = recipe.as_control.learning_rates if recipe.as_control else [], recipe.finetuned
     if len(rates) < 2:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core.batch import to_device
 from refrag_platform.training.core.loop import Task, TrainingDiverged
 from refrag_platform.training.core.lora import merge_lora
@@ -48,12 +50,13 @@ def best_rate(
 
 
 @torch.no_grad()
-def mean_loss(task: Task, size: int, device: torch.device) -> float:
-    """Mean loss, in nats, of batches of `size`, the same in every process."""
+def mean_loss(task: Task, settings: TrainingRecipe, device: torch.device) -> float:
+    """Mean loss, in nats, of some batches of a training, cut as they are there; the same in every process."""
     task.to(device).eval()
+    size = settings.micro_batch_size or settings.batch_size
     losses = []
-    for step in range(BATCHES):
-        batch = to_device(task.batch(step, 0, size, 0, 1), device)
+    for step, micro in product(range(BATCHES), range(settings.batch_size // size)):
+        batch = to_device(task.batch(step, micro, size, 0, 1), device)
         task.prepare_updates(batch)
         losses.append(task(batch)[0])
     return float(torch.stack(losses).mean())
