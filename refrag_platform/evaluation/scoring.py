@@ -6,7 +6,7 @@ All systems predict the same tokens; they differ in what the decoder reads befor
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from refrag_platform.progress import Progress
 PlainSystem = Literal["full", "none", "truncated"]
 ChunkSource = Literal["own", "another", "zero"]
 
-PLAIN_SYSTEMS: tuple[PlainSystem, ...] = ("full", "none", "truncated")
+PLAIN_SYSTEMS: tuple[PlainSystem, ...] = get_args(PlainSystem)
 
 
 @torch.inference_mode()
