@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from refrag_platform.corpus.passages import sentences
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.files import whole
-from refrag_platform.model.decoder import decoder_states, head_weight
+from refrag_platform.model.decoder import decoder_states, head_weight, in_dtype
 from refrag_platform.model.families import require_positions
 from refrag_platform.recipes import Recipe, TrainsDecoder
 from refrag_platform.training.core.loop import Batch, Task, train
@@ -164,7 +164,7 @@ def train_writer(
     decoder, tokenizer = load_decoder(recipe.decoder, base, recipe.seed), load_tokenizer(recipe.decoder, base)
     task = WriterTask(decoder, examples(questions, WriterLayout(tokenizer)), settings, seed)
     train(task, settings, work, "writer")
-    nn.Module.to(decoder, dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32)
+    in_dtype(decoder, torch.bfloat16 if settings.precision == "bf16" else torch.float32)
     with whole(out) as folder:
         save_text_model(decoder, tokenizer, folder)
     shutil.rmtree(work)
