@@ -25,6 +25,17 @@ SHARE_KEPT = 0.25
 WORDS = ("river", "town", "capital", "people", "trade", "island", "coast", "army", "language", "coffee", "oil")
 
 
+def context(project: Project, folder: Path) -> StageContext:
+    out, work = folder / "content", folder / "state"
+    for path in (out, work):
+        path.mkdir(parents=True)
+    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "policy", "finetuned")}
+    recipe = project.recipe("tiny")
+    short = recipe.evaluation.model_copy(update={"windows": 6, "questions": 3, "max_new_tokens": 2})
+    recipe = recipe.model_copy(update={"evaluation": short})
+    return StageContext(project, recipe, "evaluation", inputs, out, work, folder)
+
+
 @pytest.fixture(scope="session")
 def evaluation_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose `tiny` has what the evaluation stage reads, none of it trained."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.cli import app
 from refrag_platform.corpus.held_out import held_out_questions
-from refrag_platform.errors import ArtifactError, RecipeError, RefragError
-from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
@@ -28,24 +24,10 @@ from refrag_platform.history.outside import outside_files
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.releases.again import measure
-from refrag_platform.runner import run_stage
-from refrag_platform.stages import STAGES, StageContext, settings_of
 from refrag_platform.store.content import StoreDescription
-from tests.evaluation.conftest import sentences
-from tests.planted import override
+from tests.evaluation.conftest import context, sentences
 
 PNG = b"\x89PNG"
-
-
-def context(project: Project, folder: Path) -> StageContext:
-    out, work = folder / "content", folder / "state"
-    for path in (out, work):
-        path.mkdir(parents=True)
-    inputs = {name: project.content(name, "tiny") for name in ("corpus", "chunks", "policy", "finetuned")}
-    recipe = project.recipe("tiny")
-    short = recipe.evaluation.model_copy(update={"windows": 6, "questions": 3, "max_new_tokens": 2})
-    recipe = recipe.model_copy(update={"evaluation": short})
-    return StageContext(project, recipe, "evaluation", inputs, out, work, folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +47,7 @@ def test_content_holds_the_rows_without_times_and_is_the_same_again(
         "perplexity.json", "rag.json", "items.json",
     }  # fmt: skip
     rag = json.loads((evaluated / "content" / "rag.json").read_text())
+    assert {row["decoder"] for row in rag["rows"]} == {"own decoder"}
     assert all("ttft_ms" not in row for row in rag["rows"])
     for seen in (rag["seen"], rag["retrieval"]["seen"]):
         assert seen["questions"] == 3 and seen["files"][0] == "data/tiny/corpus/content/passages.parquet"
@@ -151,109 +134,6 @@ def test_reports_lie_beside_the_content(evaluated: Path) -> None:
     values = json.loads((evaluated / "report.json").read_text())
     assert all(row["ttft_ms"] > 0 for row in values["rag"]["rows"])
     assert values["perplexity"]["context_tokens"] == 64
-
-
-@pytest.fixture
-def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Path) -> Project:
-    """The project, and full and none among tiny's controls: trained, and silent; plain isn't."""
-    project = Project(tmp_path / "project")
-    shutil.copytree(evaluation_project.root, project.root)
-    recipe = project.recipe_path("tiny")
-    recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}, none: {{}}, plain: {{}}}}\n")
-    corpus = manifest_of("corpus", "tiny", project.content("corpus", "tiny"))
-    corpus.write(project.stage_dir("corpus", "tiny"))
-    mute = copy.deepcopy(model)
-    mute.decoder.get_output_embeddings().weight.data.zero_()
-    for kind in ("full", "none"):
-        name = f"tiny--{kind}"
-        inputs = {"corpus": InputRecord(path="data/tiny/corpus/content", hash=corpus.hash)}
-        for stage in ("cpt", "finetuned"):
-            content = project.content(stage, name)
-            content.mkdir(parents=True)
-            mute.save(content)
-            settings = settings_of(STAGES[stage], project.recipe(name))
-            manifest = manifest_of(stage, name, content).model_copy(update={"inputs": inputs, "settings": settings})
-            manifest.write(content.parent)
-            inputs = inputs | {stage: InputRecord(path="", hash=manifest.hash)}
-    return project
-
-
-def manifest_of(stage: str, model: str, content: Path) -> Manifest:
-    said = {"fingerprint": "", "settings": {}, "seed": 0, "code": "", "commit": "", "started": "", "finished": ""}
-    facts = {"seconds": 0.0, "hardware": {}, "libraries": {}, "metrics": {}}
-    return Manifest.model_validate({"stage": stage, "model": model, "hash": folder_digest(content), **said, **facts})
-
-
-def test_controls_that_the_recipe_declares_are_used_where_they_are_trained(
-    with_controls: Project, evaluated: Path, tmp_path: Path
-) -> None:
-    made = context(with_controls, tmp_path / "run")
-    evaluate_stage(made)
-    rows = json.loads((made.out / "perplexity.json").read_text())["rows"]
-    for system in ("full", "none"):
-        assert [row["tuned"] for row in rows if row["system"] == system] == [False, True]
-    assert [row["tuned"] for row in rows if row["system"] == "truncated"] == [False]
-    decoders = {row["system"]: row["decoder"] for row in json.loads((made.out / "rag.json").read_text())["rows"]}
-    assert (decoders["full"], decoders["none"], decoders["truncated"]) == ("tuned", "tuned", "own decoder")
-    assert "plain" not in decoders, "it is declared and not trained"
-    before = json.loads((evaluated / "content" / "rag.json").read_text())["rows"]
-    assert {row["decoder"] for row in before} == {"own decoder"}
-
-
-def test_trained_controls_are_watched(with_controls: Project) -> None:
-    recipe = with_controls.recipe("tiny")
-    assert [record.path for record in outside_files(with_controls, "evaluation", recipe)] == [
-        f"models/tiny--{kind}/{stage}/content" for kind in ("full", "none") for stage in ("cpt", "finetuned")
-    ]
-
-
-def of_another_corpus(project: Project) -> str:
-    folder = project.stage_dir("corpus", "tiny")
-    Manifest.read(folder).model_copy(update={"hash": "another.dir"}).write(folder)
-    return "its tokenized corpus is another now"
-
-
-def of_other_steps(project: Project) -> str:
-    override(project, "cpt", {"steps": 4})
-    override(project, "finetuned", {"steps": 4})
-    return "its settings or its seed are others now"
-
-
-def of_a_model_that_is_taken_over(project: Project) -> str:
-    override(project, "reconstruction", {"continue_from": "release"})
-    return "whose reconstruction.continue_from is 'release'"
-
-
-@pytest.mark.parametrize("change", [of_another_corpus, of_other_steps, of_a_model_that_is_taken_over])
-def test_a_control_that_would_be_another_now_is_left_out_and_named(
-    with_controls: Project, change: Callable[[Project], str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = with_controls.recipe("tiny")
-    assert set(declared_question_controls(with_controls, before)) == {"full", "none"}
-    reason = change(with_controls)
-    recipe = with_controls.recipe("tiny")
-    assert not declared_controls(with_controls, recipe) and not declared_question_controls(with_controls, recipe)
-    assert not outside_files(with_controls, "evaluation", recipe)
-    said = capsys.readouterr().err
-    assert said.count(reason) == 4 and "`refrag run all --model tiny--full` trains it again" in said
-
-
-def test_a_control_of_a_model_that_is_taken_over_is_not_trained(with_controls: Project) -> None:
-    of_a_model_that_is_taken_over(with_controls)
-    with pytest.raises(RecipeError, match="would be trained for fewer steps than tiny"):
-        run_stage(with_controls, "cpt", "tiny--full")
-
-
-def test_the_commands_take_the_controls_that_the_recipe_declares(
-    with_controls: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(with_controls.root)
-    asked, out = with_controls.content("corpus", "tiny") / "questions" / "test.jsonl", tmp_path / "rag.json"
-    command = ["evaluate", "rag", "--model", "tiny", "--questions", str(asked), "--passages", "1", "--json", str(out)]
-    result = CliRunner().invoke(app, [*command, "--systems", "full,plain,refrag", "--limit", "2"])
-    assert result.exit_code == 0, result.output
-    decoders = {row["system"]: row["decoder"] for row in json.loads(out.read_text())["rows"]}
-    assert decoders == {"full": "tuned", "plain": "tuned for full", "refrag": "own decoder"}
 
 
 def test_a_store_of_another_encoder_is_refused(evaluation_project: Project, tmp_path: Path) -> None:
