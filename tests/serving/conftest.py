@@ -88,6 +88,19 @@ def engine(packaged_project: Project) -> Engine:
 Server = Callable[..., AbstractContextManager[str]]
 
 
+@pytest.fixture
+def failing_decoder(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder runs out of memory at position 61, in the middle of an answer."""
+    decode = engine._scheduler.runner.decode
+
+    def fails(tokens: list[int], slots: list[int], positions: list[int]) -> Any:
+        if max(positions) > 60:
+            raise RuntimeError("out of memory")
+        return decode(tokens, slots, positions)
+
+    monkeypatch.setattr(engine._scheduler.runner, "decode", fails)
+
+
 @pytest.fixture(scope="session")
 def server(engine: Engine) -> Server:
     """`with server(ApiSettings(...)) as url:` a real HTTP server with the tiny engine."""

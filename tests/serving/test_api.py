@@ -322,17 +322,7 @@ def test_a_client_that_does_not_read_is_left_after_the_deadline(
     wait_for(lambda: engine.slots_in_use == 0, 20)
 
 
-def test_a_failure_of_the_decoder_is_a_500_and_a_stream_s_last_event(
-    server: Server, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode = engine._scheduler.runner.decode
-
-    def fails(tokens: list[int], slots: list[int], positions: list[int]) -> Any:
-        if max(positions) > 60:
-            raise RuntimeError("out of memory")
-        return decode(tokens, slots, positions)
-
-    monkeypatch.setattr(engine._scheduler.runner, "decode", fails)
+def test_a_failure_of_the_decoder_is_a_500_and_a_stream_s_last_event(server: Server, failing_decoder: None) -> None:
     with server() as url:
         assert error_of(post(url, **LONG), 500)["code"] == "internal_error"
         stream = client_of(url).chat.completions.create(

@@ -247,17 +247,7 @@ def test_half_a_character_s_bytes_are_as_each_client_s_model_wants_them() -> Non
     assert Logprob.model_validate(response).bytes == []
 
 
-def test_a_failure_is_a_response_s_last_event(
-    client: openai.OpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decode = engine._scheduler.runner.decode
-
-    def fails(tokens: list[int], slots: list[int], positions: list[int]) -> Any:
-        if max(positions) > 60:
-            raise RuntimeError("out of memory")
-        return decode(tokens, slots, positions)
-
-    monkeypatch.setattr(engine._scheduler.runner, "decode", fails)
+def test_a_failure_is_a_response_s_last_event(client: openai.OpenAI, failing_decoder: None) -> None:
     asked: dict[str, Any] = {"model": "tiny", "input": QUESTION, "max_output_tokens": 200}
     last = list(client.responses.create(**asked, stream=True, extra_body={"retrieve": 0}))[-1]
     assert (last.type, last.code) == ("error", "internal_error") and "its log says why" in last.message
