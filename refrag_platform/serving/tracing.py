@@ -17,6 +17,7 @@ from refrag_platform.errors import RefragError
 from refrag_platform.serving.errors import request_id
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.trace import Tracer
 
     from refrag_platform.serving.generation import Generation, Refusal
@@ -46,14 +47,21 @@ def tracer_of(environment: Mapping[str, str]) -> Tracer | None:
             "`pip install opentelemetry-exporter-otlp-proto-http`"
         )
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES over it; a provider of its own, for BentoML has one.
-    provider = TracerProvider(resource=Resource({SERVICE_NAME: "refrag"}).merge(Resource.create()))
+    # A provider of its own, for BentoML has one.
+    provider = TracerProvider(resource=resource())
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider.get_tracer("refrag_platform.serving")
+
+
+def resource() -> Resource:
+    """Whose the spans are: `refrag`, if OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES name no other service."""
+    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+
+    named = Resource({SERVICE_NAME: "refrag"}).merge(OTELResourceDetector().detect())
+    return Resource.create().merge(named)
 
 
 def trace_answer(

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.logs import JsonLines
-from refrag_platform.serving.tracing import tracer_of
+from refrag_platform.serving.tracing import resource, tracer_of
 from tests.conftest import ROOT
 from tests.processes import wait_for
 from tests.serving.conftest import Server
@@ -167,6 +167,14 @@ def test_spans_go_nowhere_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("refrag_platform.serving.tracing.EXPORTER", "opentelemetry.exporter.not_installed")
     with pytest.raises(RefragError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT is set.*pip install opentelemetry-exporter"):
         tracer_of({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4318"})
+
+
+def test_spans_are_of_the_service_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resource().attributes["service.name"] == "refrag"
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.name=answers,team=search")
+    assert (resource().attributes["service.name"], resource().attributes["team"]) == ("answers", "search")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "asked")
+    assert resource().attributes["service.name"] == "asked"
 
 
 def test_the_log_for_machines_has_ids_and_no_prompt(
