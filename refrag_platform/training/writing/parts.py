@@ -22,7 +22,7 @@ from refrag_platform.training.writing.models import TextModel
 from refrag_platform.training.writing.reader import answered
 
 # Sorted by length before they are cut into batches: less is padded.
-BATCHES_PER_PART = 8
+BATCHES_PER_PART = 2
 
 
 @dataclass(frozen=True)
