@@ -153,6 +153,7 @@ def load_packed(
     """
     manifest = read_manifest(folder)
     model = RefragModel.create(recipe, base_dir)
+    model.rates = tuple(manifest["settings"]["encoder"].get("rates", [1]))
     if manifest["base"]["digest"] != base_digest(model):
         raise ArtifactError(
             f"{folder} changes base weights of digest {manifest['base']['digest']} ({manifest['base']['decoder']}, "
@@ -160,6 +161,8 @@ def load_packed(
             f"({recipe.decoder.source}, {recipe.encoder.source}); use the recipe and packages that it was made with"
         )
     for section, values in _shape(recipe).items():
+        # What it was trained for binds no recipe: a stage that trains on trains for the recipe's.
+        values.pop("rates", None)
         # A setting that is newer than the weights had its default.
         fields = type(getattr(recipe, section)).model_fields
         made = {key: fields[key].default for key in values} | manifest["settings"][section]
