@@ -37,7 +37,7 @@ from refrag_platform.model.loading import policy_folder
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
-from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.recipes import Recipe
 
 FORMAT = 1
@@ -126,6 +126,7 @@ def pack(
             # Of the change from the base, in root mean square.
             "relative_errors": {name: round(error, 5) for name, error in errors.items()},
             "settings": _shape(recipe),
+            "rates": read_settings(model)["rates"],
             "training": _stated(stages) | dict(training or {}),
             # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
             "data": list(data) or _sources(recipe),
@@ -153,7 +154,7 @@ def load_packed(
     """
     manifest = read_manifest(folder)
     model = RefragModel.create(recipe, base_dir)
-    model.rates = tuple(manifest["settings"]["encoder"].get("rates", [1]))
+    model.rates = tuple(manifest.get("rates", [1]))
     if manifest["base"]["digest"] != base_digest(model):
         raise ArtifactError(
             f"{folder} changes base weights of digest {manifest['base']['digest']} ({manifest['base']['decoder']}, "
@@ -161,8 +162,6 @@ def load_packed(
             f"({recipe.decoder.source}, {recipe.encoder.source}); use the recipe and packages that it was made with"
         )
     for section, values in _shape(recipe).items():
-        # What it was trained for binds no recipe: a stage that trains on trains for the recipe's.
-        values.pop("rates", None)
         # A setting that is newer than the weights had its default.
         fields = type(getattr(recipe, section)).model_fields
         made = {key: fields[key].default for key in values} | manifest["settings"][section]
@@ -230,7 +229,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _shape(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The settings that weights must share with a recipe to fit it; base weights have a digest."""
-    encoder = {key: value for key, value in recipe.section("encoder").items() if key != "source"}
+    encoder = {key: value for key, value in recipe.section("encoder").items() if key not in ("source", "rates")}
     return {"encoder": encoder, "projection": recipe.section("projection")}
 
 

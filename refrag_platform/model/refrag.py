@@ -262,9 +262,7 @@ class RefragModel(nn.Module):
         modules: dict[str, nn.Module] = {"encoder.": encoder, "projection.": projection}
         for part, module in modules.items():
             module.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
-        # Models that were saved before there was a choice have no rates.
-        rates = settings.get("rates", [1])
-        model = in_dtype(cls(encoder, projection, decoder, tokenizer, rates), dtype).to(device).eval()
+        model = in_dtype(cls(encoder, projection, decoder, tokenizer, settings["rates"]), dtype).to(device).eval()
         model._digest = settings["encoder_digest"]
         return model
 
@@ -305,7 +303,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder / SETTINGS_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}"
         )
-    return settings
+    # Models that were saved before there was a choice have no rates.
+    return {"rates": [1]} | settings
 
 
 def _set_dtype(config: Path, dtype: torch.dtype) -> None:
