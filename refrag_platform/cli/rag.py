@@ -180,6 +180,7 @@ def rag(
         "answers": found.answers,
         "model": model,
         "k": bundle.model.chunk_size,
+        "rate": rate,
         "questions": ", ".join(map(name_text, questions)),
         **found.skipped,
         "seen": seen,

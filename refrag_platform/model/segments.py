@@ -55,7 +55,7 @@ class Chunks:
         return replace(self, keep=keep)
 
     def at_rate(self, rate: int) -> Chunks:
-        """The same passage in chunks of `rate` times as many tokens, none of which is kept, its vectors pooled."""
+        """This passage, none of whose chunks is kept, in chunks of `rate` times as many tokens, its vectors pooled."""
         if rate == 1:
             return self
         k, missing = self.token_ids.shape[1], -len(self.token_ids) % rate
@@ -63,7 +63,7 @@ class Chunks:
         vectors = self.vectors
         if vectors is not None:
             vectors = pool_vectors(nn.functional.pad(vectors, (0, 0, 0, missing)), token_ids[:, 0] != PAD, rate)
-        return replace(self, token_ids=token_ids.view(-1, rate * k), keep=None, vectors=vectors)  # type: ignore[arg-type]
+        return Chunks(token_ids.view(-1, rate * k), vectors=vectors, relevance=self.relevance)
 
     def compressed_vectors(self) -> Tensor:
         """The vectors [m, dim] of the chunks that are not kept, of a passage that has vectors."""
