@@ -73,14 +73,14 @@ STAGES: dict[str, Stage] = {
             "CPT checkpoint",
             "refrag_platform.training.cpt:train_cpt",
             ("corpus", "reconstruction"),
-            ("cpt",),
+            ("encoder", "cpt"),
         ),
         Stage(
             "finetuned",
             "fine-tuned model",
             "refrag_platform.training.finetuned:train_finetuned",
             ("corpus", "cpt"),
-            ("finetuned",),
+            ("encoder", "finetuned"),
         ),
         # What reads the encoder's vectors comes after all that trains it.
         Stage(

@@ -21,7 +21,7 @@ from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, TrainsEncoder
 from refrag_platform.runner import run_stage
-from refrag_platform.stages import STAGES, StageContext
+from refrag_platform.stages import STAGES, StageContext, settings_of
 from tests.planted import MODEL, override, plant
 from tests.planted import planted as plants
 
@@ -165,6 +165,14 @@ def test_a_change_of_what_it_is_made_from_makes_it_again(planted: Project, chang
     else:
         (planted.content("corpus", MODEL) / "train.json").write_text("?")
     assert not run_stage(planted, "corpus", MODEL).cached
+
+
+@pytest.mark.parametrize("stage", ["cpt", "finetuned"])
+def test_what_draws_the_encoder_s_rates_is_made_again_for_others(planted: Project, stage: str) -> None:
+    recipe = planted.recipe(MODEL)
+    other = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"rates": [1, 2]})})
+    # Also where reconstruction, which comes before, is taken over and stays what it was.
+    assert settings_of(STAGES[stage], recipe) != settings_of(STAGES[stage], other)
 
 
 def test_the_manifest_says_what_the_artifact_was_made_from(planted: Project) -> None:

@@ -111,10 +111,13 @@ def _rows(file: Path, sets: Sequence[str]) -> Iterator[tuple[str, int, dict[str,
         order, retriever, distractors = result["order"], result["retriever"], result["distractors"]
     except KeyError as error:
         raise RefragError(f"{file} holds no result of `refrag evaluate rag`: it has no {error}") from None
-    if (order, retriever, distractors) != ("nearest", "listed", None):
+    # Files that were made before there was a choice have no rate.
+    rate = result.get("rate", 1)
+    if (order, retriever, distractors, rate) != ("nearest", "listed", None, 1):
         raise RefragError(
             f"{file}: passages were read in the order {order}, by the retriever {retriever}, distractors "
-            f"{distractors}; what is timed is --order nearest --retriever listed, without distractors"
+            f"{distractors}, at rate {rate}; what is timed is --order nearest --retriever listed --rate 1, without "
+            "distractors"
         )
     for path, part in parts.items():
         if (name := PurePath(path).name) not in sets:

@@ -31,6 +31,10 @@ def ask(
         float | None,
         typer.Option("--share-kept", "-p", min=0, max=1, help="Share of chunks kept as tokens; default the recipe's."),
     ] = None,
+    rate: Annotated[
+        int | None,
+        typer.Option("--rate", min=1, help="Chunks read as one: one of the recipe's encoder.rates; default 1."),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, help="Longest answer; default the recipe's.")
     ] = None,
@@ -55,6 +59,8 @@ def ask(
 
         given = {"retrieve": passages, "share_kept": share_kept, "max_tokens": max_tokens, "temperature": temperature}
         extra: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if rate is not None:
+            extra["refrag"] = {"rate": rate}
         streamed = client.ask(url, question, None, client.api_key(), **extra)
         _stream(streamed, f"asking {url}")
         _report(streamed.refrag)
@@ -70,7 +76,7 @@ def ask(
         engine = Engine.load(Project.find(), model)
     count = engine.settings.passages if passages is None else passages
     sampling = Sampling(max_tokens or engine.settings.max_new_tokens, temperature)
-    generation = engine.ask([Message("user", question)], count, (), sampling, share_kept)
+    generation = engine.ask([Message("user", question)], count, (), sampling, share_kept, rate=rate or 1)
     _stream(generation, "reading")
     _report(refrag_body(generation.usage, generation.sources))
 

@@ -63,6 +63,14 @@ def rag(
     shares: Annotated[
         str, typer.Option("--shares", help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")
     ] = "",
+    rate: Annotated[
+        int,
+        typer.Option(
+            "--rate",
+            min=1,
+            help="Chunks that are read as one, by the mean of their vectors: one of the recipe's encoder.rates.",
+        ),
+    ] = 1,
     systems: Annotated[
         str,
         typer.Option(
@@ -127,6 +135,7 @@ def rag(
         pool = read_passages(distractors)
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
     bundle = load_bundle(model)
+    bundle = replace(bundle, model=bundle.model.at_rate(rate))
     share = bundle.share_kept if share_kept is None else share_kept
     needed = ordered == "nearest" or "sentences" in chosen
     near = _nearness(model, bundle, recipe, told=relevance, needed=needed)
@@ -170,6 +179,8 @@ def rag(
         "parts": found.parts,
         "answers": found.answers,
         "model": model,
+        "k": bundle.model.chunk_size,
+        "rate": rate,
         "questions": ", ".join(map(name_text, questions)),
         **found.skipped,
         "seen": seen,

@@ -37,7 +37,7 @@ from refrag_platform.model.loading import policy_folder
 from refrag_platform.model.policy import SETTINGS_FILE as POLICY_SETTINGS
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.model.policy import PolicyNetwork
-from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.recipes import Recipe
 
 FORMAT = 1
@@ -126,6 +126,7 @@ def pack(
             # Of the change from the base, in root mean square.
             "relative_errors": {name: round(error, 5) for name, error in errors.items()},
             "settings": _shape(recipe),
+            "rates": read_settings(model)["rates"],
             "training": _stated(stages) | dict(training or {}),
             # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
             "data": list(data) or _sources(recipe),
@@ -153,6 +154,7 @@ def load_packed(
     """
     manifest = read_manifest(folder)
     model = RefragModel.create(recipe, base_dir)
+    model.rates = tuple(manifest.get("rates", [1]))
     if manifest["base"]["digest"] != base_digest(model):
         raise ArtifactError(
             f"{folder} changes base weights of digest {manifest['base']['digest']} ({manifest['base']['decoder']}, "
@@ -227,7 +229,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _shape(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The settings that weights must share with a recipe to fit it; base weights have a digest."""
-    encoder = {key: value for key, value in recipe.section("encoder").items() if key != "source"}
+    encoder = {key: value for key, value in recipe.section("encoder").items() if key not in ("source", "rates")}
     return {"encoder": encoder, "projection": recipe.section("projection")}
 
 

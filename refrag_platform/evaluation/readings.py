@@ -62,7 +62,9 @@ class Readers:
         # Without a residual connection the last layer decides, with one the gain.
         for parameter in (silent.outer.weight, silent.outer.bias, silent.gain):
             nn.init.zeros_(parameter)
-        return RefragModel(self.model.encoder, silent, self.model.decoder, self.model.tokenizer).eval()
+        model = self.model
+        zeros = RefragModel(model.encoder, silent, model.decoder, model.tokenizer, model.rates).eval()
+        return zeros.at_rate(model.rate)
 
     def learn_relevance(self, questions: Sequence[Question], wanted: Sequence[Reading]) -> None:
         """Embed together what will be asked for of these questions' passages."""

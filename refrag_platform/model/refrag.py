@@ -7,6 +7,7 @@ logits = model.decoder(inputs_embeds=inputs.embeds, attention_mask=inputs.attent
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from refrag_platform.model.encoder import (
 )
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.prompts import token_id
-from refrag_platform.model.segments import Chunks, Prompt, lay_out
+from refrag_platform.model.segments import PAD, Chunks, Prompt, lay_out, pool_vectors
 from refrag_platform.model.token_table import token_table
 from refrag_platform.quiet import quietly
 from refrag_platform.recipes import Recipe
@@ -52,7 +53,11 @@ class Inputs:
 
 
 class RefragModel(nn.Module):
-    """A decoder that reads chunks of passages as single vectors."""
+    """A decoder that reads chunks of passages as single vectors.
+
+    rates: numbers m of the encoder's chunks that it is trained to read as one, by the mean of their vectors (ours);
+    rate: the one that prompts are laid out with, 1 but for what `at_rate` returns.
+    """
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class RefragModel(nn.Module):
         projection: Projection,
         decoder: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
+        rates: Sequence[int] = (1,),
     ) -> None:
         """
         Raises:
@@ -74,7 +80,7 @@ class RefragModel(nn.Module):
                 "their end; name the decoder's own tokenizer (decoder.tokenizer)"
             )
         self.encoder, self.projection, self.decoder = encoder, projection, decoder
-        self.tokenizer = tokenizer
+        self.tokenizer, self.rates, self.rate = tokenizer, tuple(rates), 1
         self._digest: str | None = None
         # What starts a sequence without context: the token that stood between documents in pre-training.
         candidates = (token_id(tokenizer, "<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
@@ -103,12 +109,27 @@ class RefragModel(nn.Module):
                 residual=recipe.encoder.token_skip,
                 unit=float(embedding_size(decoder)),
             )
-        return cls(encoder, projection, decoder, tokenizer)
+        return cls(encoder, projection, decoder, tokenizer, recipe.encoder.rates)
+
+    def at_rate(self, rate: int) -> RefragModel:
+        """This model, sharing all weights, with chunks of `rate` of the encoder's: its k is so many times as large.
+
+        Raises:
+            RefragError: it is not trained for that.
+        """
+        if rate not in self.rates:
+            raise RefragError(
+                f"rate is {rate}, and this model is trained for {', '.join(map(str, self.rates))}; ask for one of "
+                "those, or train with more encoder.rates in the recipe"
+            )
+        view = copy.copy(self)
+        view.rate = rate
+        return view
 
     @property
     def chunk_size(self) -> int:
-        """k: decoder tokens in a chunk."""
-        return self.encoder.chunk_size
+        """k: decoder tokens in a chunk, as prompts are laid out."""
+        return self.encoder.chunk_size * self.rate
 
     @property
     def vector_dim(self) -> int:
@@ -130,14 +151,31 @@ class RefragModel(nn.Module):
         return self._digest
 
     def encode(self, token_ids: Tensor, padded: bool | None = None) -> Tensor:
-        """Chunk vectors [..., L, vector_dim] of passages [..., L, k], -1 = padding (`padded=False`: there is none)."""
-        return self.encoder(token_ids.to(self.device), padded)
+        """Chunk vectors [..., L, vector_dim] of passages [..., L, k], -1 = padding (`padded=False`: there is none).
+
+        Of chunks as wide as several of the encoder's, the mean of theirs; so in all that encodes.
+        """
+        chunks = self._encoder_chunks(token_ids.to(self.device))
+        return _pooled(self.encoder(chunks, padded), chunks, token_ids)
+
+    def encode_rows(self, token_ids: Tensor, windows: Tensor) -> Tensor:
+        """Vectors [B, L, vector_dim] of rows of several passages, [B, L, k].
+
+        Args: windows: as `ChunkEncoder.encode_rows` has them, [B, L m] where a chunk is m of the encoder's.
+        """
+        chunks = self._encoder_chunks(token_ids)
+        return _pooled(self.encoder.encode_rows(chunks, windows), chunks, token_ids)
 
     def with_vectors(self, passages: Sequence[Chunks]) -> list[Chunks]:
         """The passages, each with the vectors of all its chunks; those that came without are encoded."""
-        missing = [passage for passage in passages if passage.vectors is None]
-        encoded = iter(self.encoder.encode_passages([passage.token_ids for passage in missing]))
+        missing = [passage.token_ids for passage in passages if passage.vectors is None]
+        chunks = [self._encoder_chunks(token_ids) for token_ids in missing]
+        encoded = map(_pooled, self.encoder.encode_passages(chunks), chunks, missing)
         return [p if p.vectors is not None else replace(p, vectors=next(encoded)) for p in passages]
+
+    def _encoder_chunks(self, token_ids: Tensor) -> Tensor:
+        """Chunks [..., L, m k] cut into the encoder's, [..., L m, k]."""
+        return token_ids.unflatten(-1, (-1, self.encoder.chunk_size)).flatten(-3, -2)
 
     def project(self, vectors: Tensor) -> Tensor:
         """What the decoder reads, [n, d], for vectors [n, vector_dim]."""
@@ -194,6 +232,7 @@ class RefragModel(nn.Module):
             "encoder": self.encoder.settings(),
             "projection": self.projection.settings(),
             "encoder_digest": self.encoder.digest(),
+            "rates": self.rates,
             "vector_dim": self.vector_dim,
         }
         write_json(folder / SETTINGS_FILE, settings, sort_keys=True)
@@ -223,9 +262,14 @@ class RefragModel(nn.Module):
         modules: dict[str, nn.Module] = {"encoder.": encoder, "projection.": projection}
         for part, module in modules.items():
             module.load_state_dict({n.removeprefix(part): t for n, t in tensors.items() if n.startswith(part)})
-        model = in_dtype(cls(encoder, projection, decoder, tokenizer), dtype).to(device).eval()
+        model = in_dtype(cls(encoder, projection, decoder, tokenizer, settings["rates"]), dtype).to(device).eval()
         model._digest = settings["encoder_digest"]
         return model
+
+
+def _pooled(vectors: Tensor, chunks: Tensor, token_ids: Tensor) -> Tensor:
+    """Vectors of the encoder's chunks [..., L m, k], for each [..., L, m k] of which they are."""
+    return pool_vectors(vectors, chunks[..., 0] != PAD, token_ids.shape[-1] // chunks.shape[-1])
 
 
 def _encoder_maker(
@@ -259,7 +303,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder / SETTINGS_FILE} has format {settings.get('format')!r}; this version reads {FORMAT}"
         )
-    return settings
+    # Models that were saved before there was a choice have no rates.
+    return {"rates": [1]} | settings
 
 
 def _set_dtype(config: Path, dtype: torch.dtype) -> None:

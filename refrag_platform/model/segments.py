@@ -54,6 +54,17 @@ class Chunks:
         """The same passage with other chunks expanded."""
         return replace(self, keep=keep)
 
+    def at_rate(self, rate: int) -> Chunks:
+        """This passage, none of whose chunks is kept, in chunks of `rate` times as many tokens, its vectors pooled."""
+        if rate == 1:
+            return self
+        k, missing = self.token_ids.shape[1], -len(self.token_ids) % rate
+        token_ids = nn.functional.pad(self.token_ids, (0, 0, 0, missing), value=PAD)
+        vectors = self.vectors
+        if vectors is not None:
+            vectors = pool_vectors(nn.functional.pad(vectors, (0, 0, 0, missing)), token_ids[:, 0] != PAD, rate)
+        return Chunks(token_ids.view(-1, rate * k), vectors=vectors, relevance=self.relevance)
+
     def compressed_vectors(self) -> Tensor:
         """The vectors [m, dim] of the chunks that are not kept, of a passage that has vectors."""
         assert self.vectors is not None
@@ -118,6 +129,19 @@ def cut_windows(token_ids: Tensor, most: int, padded: bool) -> tuple[Tensor, Ten
     windows = windows.scatter(1, places[..., None].expand_as(token_ids), token_ids)[:, :-1]
     rows = torch.arange(n, device=token_ids.device)[:, None] * count * width
     return windows.reshape(-1, width, k), rows + places.clamp(max=count * width - 1)
+
+
+def pool_vectors(vectors: Tensor, real: Tensor, rate: int) -> Tensor:
+    """The mean of every `rate` neighbouring vectors [..., n rate, dim], of those that are `real` [..., n rate] alone.
+
+    Returns:
+        [..., n, dim]; zeros where none is real.
+    """
+    if rate == 1:
+        return vectors
+    weights = real.to(vectors.device).unflatten(-1, (-1, rate))[..., None].float()
+    sums = (vectors.unflatten(-2, (-1, rate)) * weights).sum(-2)
+    return (sums / weights.sum(-2).clamp(min=1)).to(vectors.dtype)
 
 
 def window_numbers(chunks: int, most: int) -> Tensor:

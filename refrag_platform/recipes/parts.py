@@ -54,6 +54,12 @@ class EncoderRecipe(Section):
     )
     config: dict[str, Any] = Field(default_factory=dict, description="BertConfig values of a `random` encoder")
     chunk_size: int = Field(8, ge=1, le=256, description="k: decoder tokens replaced by one vector")
+    rates: list[int] = Field(
+        [1],
+        min_length=1,
+        description="numbers of neighbouring chunks whose mean vector the decoder reads as one, e.g. [1, 2, 4]: from "
+        "one store a request reads k, 2k or 4k tokens a vector; cpt.reading and finetuned draw one for each step",
+    )
     pooling: Literal["concat", "mean", "cls"] = Field(
         "concat", description="how the k token states become one vector; concat keeps their order"
     )
@@ -81,6 +87,12 @@ class EncoderRecipe(Section):
             self.refuse_idle("source is decoder, whose own embeddings are read", "train_token_table")
             if self.layers is None:
                 raise ValueError("source is decoder: say how many of its layers are copied, e.g. `layers: 6`")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_begin_with_one(self) -> EncoderRecipe:
+        if self.rates[0] != 1 or self.rates != sorted(set(self.rates)):
+            raise ValueError(f"rates is {self.rates}; begin with 1, the chunks of the store, and go up, e.g. [1, 2, 4]")
         return self
 
     @model_validator(mode="after")

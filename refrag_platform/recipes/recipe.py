@@ -63,6 +63,12 @@ class Recipe(Section):
             raise ValueError(
                 f"system is {self.system!r}, and controls names {', '.join(self.controls) or 'none'}; declare it there"
             )
+        coarsest = self.encoder.chunk_size * self.encoder.rates[-1]
+        if self.cpt.context_tokens % coarsest:
+            raise ValueError(
+                f"cpt.context_tokens is {self.cpt.context_tokens}; it must be a multiple of encoder.chunk_size times "
+                f"the last of encoder.rates ({coarsest})"
+            )
         for section in ("cpt", "policy", "evaluation"):
             tokens = getattr(self, section).context_tokens
             if tokens % self.encoder.chunk_size:

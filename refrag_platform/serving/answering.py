@@ -78,6 +78,7 @@ def _start(engine: Engine, asked: AnswerRequest) -> Generation | Refusal:
             asked.given(),
             sampling,
             asked.share,
+            rate=asked.rate,
             expand=asked.expand,
             continues=asked.continues,
         )

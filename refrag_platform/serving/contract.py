@@ -142,7 +142,8 @@ class Seconds:
 class Usage:
     """What an answer cost. `prompt_positions` is what the decoder read, `plain_prompt_tokens` what it would
     have read without compression; `compression_rate` is the second over the first.
-    `positions_reused` of the prompt's came from an earlier prompt that began alike."""
+    `positions_reused` of the prompt's came from an earlier prompt that began alike. `rate`: the encoder's chunks in a
+    chunk of the prompt."""
 
     prompt_positions: int
     positions_reused: int
@@ -151,6 +152,7 @@ class Usage:
     chunks: int
     chunks_expanded: int
     share_kept: float
+    rate: int
     compression_rate: float
     time_to_first_token_ms: float | None
     seconds: Seconds

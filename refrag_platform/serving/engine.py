@@ -33,6 +33,7 @@ from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
 from refrag_platform.model.prompts import Turn, content_ids, contents_ids, passage_chunks, rag_prompt, stop_ids
+from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, Text, compression_rate, plain_tokens, prompt_length
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
@@ -47,7 +48,7 @@ from refrag_platform.serving.contract import (
     Sources,
     Usage,
 )
-from refrag_platform.serving.fitting import require_choice, require_positions, require_room
+from refrag_platform.serving.fitting import at_rate, require_choice, require_positions, require_room
 from refrag_platform.serving.generation import Generation, Refusal, refusal
 from refrag_platform.serving.selecting import Expand, Selected, choose, wanted_chunks, with_relevance
 from refrag_platform.store.ranking import texts_to_ask
@@ -210,6 +211,7 @@ class Engine:
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
+        rate: int = 1,
         expand: Expand = MappingProxyType({}),
         continues: bool = False,
     ) -> Generation | Refusal:
@@ -222,13 +224,14 @@ class Engine:
             messages: the conversation; the last one is the question, and what the user said before is searched with it.
             count: passages to look up.
             sent: passages to read before them. Who sends some has chosen them, and is answered in any case.
-            expand, continues: as of `start`.
+            rate, expand, continues: as of `start`.
 
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
         """
+        bundle = at_rate(self.name, self.bundle, rate)
         if count or sent:
-            require_choice(self.name, self.bundle, self.bundle.share_kept if share_kept is None else share_kept)
+            require_choice(self.name, bundle, bundle.share_kept if share_kept is None else share_kept)
         question, before = asked_last(messages)
         begun = time.monotonic()
         found = self.retrieve(question, count, before)
@@ -239,13 +242,15 @@ class Engine:
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
             self.start(messages, (), sampling, share_kept, continues=continues)
-            retrieved = [citation(passage, Selected(self._chunks(passage))) for passage in found]
-            share = self.bundle.share_kept if share_kept is None else share_kept
+            retrieved = [citation(passage, Selected(self._chunks(bundle.model, passage))) for passage in found]
+            share = bundle.share_kept if share_kept is None else share_kept
             sources = Sources([], retrieved, False, similarity, least)
-            return refusal(sources, share, searched, sampling.n if sampling else 1)
+            return refusal(sources, share, rate, searched, sampling.n if sampling else 1)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
-        generation = self.start(messages, [*sent, *found], sampling, share_kept, expand=expand, continues=continues)
+        generation = self.start(
+            messages, [*sent, *found], sampling, share_kept, rate=rate, expand=expand, continues=continues
+        )
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
         if count:
             generation.add_part("retrieve", *searched)
@@ -259,6 +264,7 @@ class Engine:
         sampling: Sampling | None = None,
         share_kept: float | None = None,
         *,
+        rate: int = 1,
         expand: Expand = MappingProxyType({}),
         continues: bool = False,
     ) -> Generation:
@@ -268,14 +274,16 @@ class Engine:
             messages: the conversation; the last one is the question.
             passages: what to read, in this order.
             share_kept: p, share of chunks kept as tokens; default the recipe's.
+            rate: how many chunks are read as one, and are one in all that is said of chunks.
             expand: chunks to keep as tokens beside that share, by the id of their passage.
             continues: whether the decoder goes on with the last message as with any text, instead of answering it.
 
         Raises:
-            BadRequest: the prompt is too long, p needs a policy that the model hasn't got, or there is no such chunk.
+            BadRequest: the prompt is too long, p needs a policy that the model hasn't got, it isn't trained for the
+                rate, or there is no such chunk.
         """
         try:
-            return self._start(messages, passages, sampling, share_kept, expand, continues)
+            return self._start(messages, passages, sampling, share_kept, rate, expand, continues)
         except torch.AcceleratorError:
             self._faulty = True
             raise
@@ -286,15 +294,17 @@ class Engine:
         passages: Sequence[ServedPassage],
         sampling: Sampling | None,
         share_kept: float | None,
+        rate: int,
         expand: Expand,
         continues: bool,
     ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
-        share = self.bundle.share_kept if share_kept is None else share_kept
+        bundle = at_rate(self.name, self.bundle, rate)
+        share = bundle.share_kept if share_kept is None else share_kept
         if passages:
-            require_choice(self.name, self.bundle, share)
-        selected = self._select(passages, share, messages[-1].content, expand)
+            require_choice(self.name, bundle, share)
+        selected = self._select(bundle, passages, share, messages[-1].content, expand)
         chosen = time.monotonic()
         with self._reading:
             prompt = self._prompt(messages, [one.chunks for one in selected], continues)
@@ -309,12 +319,13 @@ class Engine:
             chunks=sum(one.chunks for one in read),
             chunks_expanded=sum(one.chunks_expanded for one in read),
             share_kept=share,
+            rate=rate,
             compression_rate=compression_rate(plain, positions),
             time_to_first_token_ms=None,
             seconds=Seconds(),
         )
         begun_to_project = time.monotonic()
-        embeds = prompt_input(self.bundle.model, prompt)
+        embeds = prompt_input(bundle.model, prompt)
         generation = Generation(
             lambda: self._scheduler.submit(embeds, sampling, self._stop_ids),
             self._decode,
@@ -323,7 +334,7 @@ class Engine:
             split_by_kept(read),
             usage,
             begun,
-            lambda: split_by_kept([self._cited(*one) for one in zip(passages, selected, strict=True)]),
+            lambda: split_by_kept([self._cited(bundle.model, *one) for one in zip(passages, selected, strict=True)]),
         )
         generation.add_part("select", begun, chosen)
         generation.add_part("project", begun_to_project, time.monotonic())
@@ -338,34 +349,37 @@ class Engine:
         return rag_prompt(model.tokenizer, last, chunks, history)
 
     def _select(
-        self, passages: Sequence[ServedPassage], share: float, question: str, expand: Expand = MappingProxyType({})
+        self,
+        bundle: Bundle,
+        passages: Sequence[ServedPassage],
+        share: float,
+        question: str,
+        expand: Expand = MappingProxyType({}),
     ) -> list[Selected]:
         """The passages as chunks, some of them kept as tokens."""
-        chunks = [self._chunks(passage) for passage in passages]
+        chunks = [self._chunks(bundle.model, passage) for passage in passages]
         # One position each at the least: what can't fit is not encoded.
         require_positions(self.name, chunks, self.settings, "the passages take")
         wanted = wanted_chunks(expand, passages, [len(part.token_ids) for part in chunks])
         if not passages:
             return []
         retriever = self.store.retriever if self.store else None
-        told = with_relevance(self.bundle, retriever, passages, share, question)
+        told = with_relevance(bundle, retriever, passages, share, question)
         chunks = [replace(part, relevance=one.score) for part, one in zip(chunks, told, strict=True)]
         with self._reading:
-            asked = content_ids(self.bundle.model.tokenizer, question)
-        return choose(self.bundle, chunks, share, asked, wanted)
+            asked = content_ids(bundle.model.tokenizer, question)
+        return choose(bundle, chunks, share, asked, wanted)
 
-    def _cited(self, passage: ServedPassage, selected: Selected) -> Citation:
+    def _cited(self, model: RefragModel, passage: ServedPassage, selected: Selected) -> Citation:
         """A passage with its chunks' places in the text, for which it is tokenized again."""
-        model = self.bundle.model
         with self._reading:
             spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)
         return citation(passage, selected, spans)
 
-    def _chunks(self, passage: ServedPassage) -> Chunks:
+    def _chunks(self, model: RefragModel, passage: ServedPassage) -> Chunks:
         """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
         if passage.token_ids is not None and passage.vectors is not None:
-            return Chunks(passage.token_ids, vectors=passage.vectors)
-        model = self.bundle.model
+            return Chunks(passage.token_ids, vectors=passage.vectors).at_rate(model.rate)
         with self._reading:
             return passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
 

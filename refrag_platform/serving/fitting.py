@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from refrag_platform.errors import RefragError
 from refrag_platform.model.loading import Bundle
 from refrag_platform.model.segments import Prompt, prompt_length
 from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving.contract import BadRequest, Sampling
+
+
+def at_rate(name: str, bundle: Bundle, rate: int) -> Bundle:
+    """The model as it reads so many chunks as one, with its policy.
+
+    Raises:
+        BadRequest: it is not trained for that.
+    """
+    try:
+        return replace(bundle, model=bundle.model.at_rate(rate))
+    except RefragError as error:
+        raise BadRequest(f"{name}: {error}", param="refrag.rate") from None
 
 
 def require_choice(name: str, bundle: Bundle, share: float) -> None:

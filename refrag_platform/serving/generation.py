@@ -139,7 +139,7 @@ class Refusal:
         return (Delta(choice, NOTHING_FOUND, finish_reason="stop") for choice in range(self._choices))
 
 
-def refusal(sources: Sources, share_kept: float, searched: tuple[float, float], choices: int) -> Refusal:
+def refusal(sources: Sources, share_kept: float, rate: int, searched: tuple[float, float], choices: int) -> Refusal:
     """The refusal over passages that were found, and are not read. searched: when that began and ended."""
     usage = Usage(
         prompt_positions=0,
@@ -149,6 +149,7 @@ def refusal(sources: Sources, share_kept: float, searched: tuple[float, float], 
         chunks=sum(one.chunks for one in sources.retrieved),
         chunks_expanded=0,
         share_kept=share_kept,
+        rate=rate,
         compression_rate=1.0,
         time_to_first_token_ms=None,
         seconds=Seconds(retrieve=round(searched[1] - searched[0], 6)),

@@ -53,6 +53,13 @@ class RefragOptions(Body):
     """What REFRAG can be told."""
 
     share_kept: float | None = Field(None, ge=0, le=1, description="as `share_kept` beside this field")
+    rate: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="chunks of the store that are read as one, by the mean of their vectors, and count as one in all "
+        "that is said of chunks: one of the rates that the model is trained for; default 1",
+    )
     expand: list[ExpandedPassage] | None = Field(
         None,
         max_length=MOST_PASSAGES,
@@ -117,6 +124,11 @@ class AnswerRequest(Body):
     def share(self) -> float | None:
         """p, from either place."""
         return self.refrag.share_kept if self.refrag and self.refrag.share_kept is not None else self.share_kept
+
+    @property
+    def rate(self) -> int:
+        """How many chunks are read as one."""
+        return (self.refrag and self.refrag.rate) or 1
 
     @property
     def expand(self) -> dict[str, list[int] | None]:

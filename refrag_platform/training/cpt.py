@@ -342,9 +342,9 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     if recipe.as_control:
         model = RefragModel.create(recipe, context.project.recipe_path(recipe.name).parent)
     elif context.released is None:
-        model = load_model(context, "reconstruction")
+        model = load_model(context, context.inputs["reconstruction"])
     else:
-        model = RefragModel.load(context.released)
+        model = load_model(context, context.released)
         model.encoder.requires_grad_(False)
         settings = settings.model_copy(update={"curriculum": None, "encoder_lora_rank": None})
     teacher = _teacher(context, model)

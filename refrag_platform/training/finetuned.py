@@ -29,7 +29,17 @@ from refrag_platform.model.families import most_positions, require_positions
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, lay_slots, pack_slots, prompt_length, whole_chunks
+from refrag_platform.model.segments import (
+    PAD,
+    Chunks,
+    Prompt,
+    Text,
+    lay_slots,
+    pack_slots,
+    pool_vectors,
+    prompt_length,
+    whole_chunks,
+)
 from refrag_platform.recipes import FinetunedRecipe, System
 from refrag_platform.stages import StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
@@ -42,7 +52,7 @@ from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.examples import Example, Examples
-from refrag_platform.training.kept import kept_at_random, kept_by_evidence
+from refrag_platform.training.kept import kept_at_random, kept_by_evidence, step_rate
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable, encoded_rows
 from refrag_platform.training.rates import best_rate, mean_loss
 
@@ -61,7 +71,7 @@ EVIDENT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class _Row:
-    """One sequence, the answer at its end; rows of its chunks in the table; the answer's ids."""
+    """One sequence, the answer at its end; rows [L, rate] of its chunks in the table; the answer's ids."""
 
     prompt: Prompt
     chunks: NDArray[np.int64]
@@ -117,10 +127,12 @@ class FinetunedTask(Task):
         k, share = self.model.chunk_size, self.settings.most_share_kept if self.settings.kept_prompts_share else 0.0
 
         def cost(chunks: NDArray[np.int64]) -> NDArray[np.int64]:
-            """Positions of passages of so many chunks."""
+            """Positions of passages of so many chunks, at the rate that takes most."""
             if self.system in {"full", "none"}:
                 return chunks * (k if self.system == "full" else 0)
-            return chunks + np.ceil(chunks * share).astype(np.int64) * (k - 1)
+            read = np.stack([-(-chunks // rate) for rate in self.model.rates])
+            sizes = k * np.array(self.model.rates).reshape(-1, *[1] * chunks.ndim)
+            return (read + np.ceil(read * share).astype(np.int64) * (sizes - 1)).max(0)
 
         def lengths(texts: list[str]) -> list[int]:
             return [len(ids) for ids in contents_ids(self.model.tokenizer, texts)]
@@ -145,9 +157,10 @@ class FinetunedTask(Task):
             self._embed([self.examples.draw(step, number) for number in numbers])
         make = self._text_row if continues else self._row
         sequences = [make(step, number) for number in numbers]
-        k = self.model.chunk_size
+        rate = self._rate(step)
+        k = self.model.chunk_size * rate
         slots, owners, chunks, keep = lay_slots([row.prompt for row in sequences], k)
-        chunk_rows = np.full(keep.shape, -1, np.int64)
+        chunk_rows = np.full((*keep.shape, rate), -1, np.int64)
         for number, row in enumerate(sequences):
             chunk_rows[number, : len(row.chunks)] = row.chunks
         # A kept chunk may be partial, and the prompt shorter than this.
@@ -160,16 +173,19 @@ class FinetunedTask(Task):
         return {
             "token_ids": token_ids,
             "chunk_index": chunk_index,
-            "chunk_rows": chunk_rows,
+            "chunk_rows": chunk_rows.reshape(len(keep), -1),
             "answers": torch.tensor([token for answer in answers for token in answer]),
             "predicting": answer_rows * length + positions[answer_rows] - to_end - 1,
-        }
+        } | ({"rate": rate} if rate > 1 else {})
+
+    def _rate(self, step: int) -> int:
+        return step_rate(self.model.rates, self.examples.seed, step)
 
     def _text_row(self, step: int, row: int) -> _Row:
         """A window of text: after the token that starts one, its context, and what follows as the answer."""
         number = int(np.random.default_rng([self.examples.seed, 10, step, row]).integers(len(self._windows)))
         output = self._windows[number, self.settings.context_tokens :].tolist()
-        chunks = self._table.rows([len(self.examples.passages) + number])
+        chunks = self._table.rows([len(self.examples.passages) + number], self._rate(step))
         keep = self._keep(step, row, len(chunks))
         return self._read([self.model.start_token_id], chunks, keep, [], output, from_end=True)
 
@@ -182,7 +198,7 @@ class FinetunedTask(Task):
             if isinstance(part, Text)
         ]
         answer = [*content_ids(tokenizer, example.answer), end_of_turn(tokenizer)]
-        chunks = self._table.rows(self._ordered(example))
+        chunks = self._table.rows(self._ordered(example), self._rate(step))
         return self._read(before, chunks, self._keep(step, row, len(chunks), example), after, answer)
 
     def _embed(self, examples: Sequence[Example]) -> None:
@@ -207,15 +223,15 @@ class FinetunedTask(Task):
             return keep
         kept = int(chance.integers(1, math.ceil(self.settings.most_share_kept * count) + 1))
         if self.system == "refrag" and example and example.gold and chance.random() < EVIDENT_SHARE:
-            keep[kept_by_evidence(self._evidence(example), kept, chance)] = True
+            keep[kept_by_evidence(self._evidence(example, self._rate(step)), kept, chance)] = True
         else:
             keep[kept_at_random(count, kept, chance)] = True
         return keep
 
-    def _evidence(self, example: Example) -> NDArray[np.int8]:
+    def _evidence(self, example: Example, rate: int = 1) -> NDArray[np.int8]:
         """Levels [L], as `evidence_levels` has them, of the chunks of an example whose gold passages are known."""
         shown, gold = ([self.examples.passages[number] for number in one] for one in (example.passages, example.gold))
-        cut = [Chunks(torch.from_numpy(self._table.chunks[self._table.rows([number])])) for number in example.passages]
+        cut = [Chunks(self._tokens(self._table.rows([number], rate))) for number in example.passages]
         return evidence_levels(self.model.tokenizer, shown, cut, gold, [example.answer]).numpy()
 
     def _read(
@@ -231,13 +247,13 @@ class FinetunedTask(Task):
 
         Args: from_end: let `plain`, too, read the last tokens: what follows is near to those.
         """
-        tokens = torch.from_numpy(self._table.chunks[chunks])
+        tokens = self._tokens(chunks)
         if self.system == "refrag":
             prompt: Prompt = [Text(before), Chunks(tokens, torch.from_numpy(keep)), Text([*after, *answer])]
             return _Row(prompt, chunks, answer)
         read = tokens[tokens != PAD].tolist()
         # As many as REFRAG's passages take positions.
-        room = len(chunks) + int(keep.sum()) * (self.model.chunk_size - 1)
+        room = len(chunks) + int(keep.sum()) * (tokens.shape[1] - 1)
         if self.system == "truncated" or (self.system == "plain" and from_end):
             read = read[-room:]
         elif self.system == "plain":
@@ -245,6 +261,10 @@ class FinetunedTask(Task):
         elif self.system == "none":
             read = []
         return _Row([Text([*before, *read, *after, *answer])], chunks[:0], answer)
+
+    def _tokens(self, rows: NDArray[np.int64]) -> Tensor:
+        """Token ids [L, rate k] of rows [L, rate]."""
+        return torch.from_numpy(self._table.token_ids(rows)).flatten(1)
 
     @torch.no_grad()
     def prepare_updates(self, batch: Batch) -> None:
@@ -268,6 +288,7 @@ class FinetunedTask(Task):
         vectors = batch["vectors"]
         if vectors is None:
             vectors = encoded_rows(self.model, self._table, batch["chunk_rows"])
+        vectors = pool_vectors(vectors, torch.from_numpy(batch["chunk_rows"] >= 0), batch.get("rate", 1))
         return self.model.gather(token_ids, index, self.model.project(vectors.flatten(0, -2)))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -326,7 +347,7 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
         return FinetunedTask(model, settings, examples, recipe.system, windows, relevance)
 
     def trained(settings: FinetunedRecipe, work: Path, about: str = "") -> tuple[RefragModel, dict[str, Any]]:
-        model = load_model(context, "cpt")
+        model = load_model(context, context.inputs["cpt"])
         return model, train(task_of(model, settings), settings, work, f"finetuned of {recipe.name}{about}")
 
     def with_rate(rate: float) -> FinetunedRecipe:

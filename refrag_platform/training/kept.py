@@ -1,10 +1,19 @@
-"""Which chunks a prompt keeps as tokens in training before there is a policy (ours): a policy chooses once all else is
-trained, and the decoder must read whatever it keeps."""
+"""How passages are compressed in training: at which rate, and which chunks stay tokens before there is a policy (ours).
+
+A policy chooses once all else is trained, and the decoder must read whatever it keeps.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+def step_rate(rates: Sequence[int], seed: int, step: int) -> int:
+    """Which of the model's rates all prompts of a step are read at."""
+    return int(np.random.default_rng([seed, 12, step]).choice(rates))
 
 
 def kept_at_random(count: int, kept: int, chance: np.random.Generator) -> NDArray[np.int64]:

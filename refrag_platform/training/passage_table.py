@@ -55,16 +55,23 @@ class PassageTable:
         # [passages], chunks of each.
         self.counts = self.lengths[1:]
 
-    def rows(self, passages: Sequence[int]) -> NDArray[np.int64]:
-        """Rows of `chunks` of these passages, in order, [L]."""
-        parts = [self._starts[number + 1] + np.arange(self.counts[number]) for number in passages]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+    def rows(self, passages: Sequence[int], rate: int = 1) -> NDArray[np.int64]:
+        """Rows of `chunks` of these passages, in order, `rate` of them together, [L, rate]; -1 where one has ended."""
+        groups = [np.empty((0, rate), np.int64)]
+        for number in passages:
+            numbers = np.arange(-(-self.counts[number] // rate) * rate).reshape(-1, rate)
+            groups.append(np.where(numbers < self.counts[number], self._starts[number + 1] + numbers, -1))
+        return np.concatenate(groups)
+
+    def token_ids(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Token ids [..., k] of rows of `chunks` [...], -1 in those below 0."""
+        return np.where(rows[..., None] >= 0, self.chunks[rows], np.int32(PAD))
 
     def whole(self, owners: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Token ids [P, length, k] and rows [P, length] of the passages of these numbers, -1 where one has ended."""
         numbers = np.arange(length)
         rows = np.where(numbers < self.lengths[owners, None], self._starts[owners, None] + numbers, -1)
-        return np.where(rows[..., None] >= 0, self.chunks[rows], PAD).astype(np.int64), rows
+        return self.token_ids(rows).astype(np.int64), rows
 
 
 def encoded_rows(

@@ -284,7 +284,7 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     """The stage: the fine-tuned model, frozen, in; a policy network out, or the release's."""
     if context.recipe.policy.continue_from == SHIPPED:
         return take_over_packed(context)
-    model, recipe = load_model(context, "finetuned"), context.recipe
+    model, recipe = load_model(context, context.inputs["finetuned"]), context.recipe
     base = context.project.recipe_path(recipe.name).parent
     relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
     task = policy_task(

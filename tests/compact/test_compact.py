@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ def test_a_setting_that_is_newer_than_a_release_had_its_default(trained: Path, r
     load_packed(release, recipe, BASE)
     with pytest.raises(ArtifactError, match=r"encoder\.window 'chunk', not 'passage'"):
         load_packed(release, recipe_with("passage"), BASE)
+
+
+def test_packed_weights_have_the_rates_that_they_were_trained_for(
+    trained: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    several = recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"rates": [1, 2]})})
+    pack(trained, several, BASE, tmp_path / "fine", FINE)
+    shutil.copytree(trained, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps(settings | {"rates": [1, 2]}))
+    pack(tmp_path / "model", recipe, BASE, tmp_path / "several", FINE)
+    assert load_packed(tmp_path / "fine", several, BASE)[0].rates == (1,)
+    assert load_packed(tmp_path / "several", recipe, BASE)[0].rates == (1, 2)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

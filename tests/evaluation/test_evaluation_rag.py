@@ -141,6 +141,33 @@ def test_a_budget_is_kept_over_all_passages_together(
         assert model.tokenizer.decode(unchunk(part.token_ids)) == passage_text(title, text)
 
 
+def test_questions_are_judged_at_a_coarser_rate_by_a_model_that_was_trained_for_it(
+    evaluation_project: Project, tmp_path: Path
+) -> None:
+    model = RefragModel.load(evaluation_project.content("finetuned", "tiny"))
+    model.rates = (1, 2)
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    asked = str(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
+    rag = ["evaluate", "rag", "--model", str(tmp_path / "model"), "--questions", asked, "--limit", "2"]
+    rag += ["--passages", "2", "--share-kept", "0", "--systems", "none,full,plain,refrag,kept+zero,kept+other"]
+    rag += ["--max-new-tokens", "2", "--json", str(tmp_path / "rag.json"), "--rate"]
+    lengths = {}
+    for rate in (1, 2):
+        run = CliRunner().invoke(app, [*rag, str(rate)])
+        assert run.exit_code == 0, run.output
+        result = json.loads((tmp_path / "rag.json").read_text())
+        lengths[rate] = {row["system"]: row["decoder_tokens"] for row in result["rows"]}
+        assert result["k"] == rate * model.chunk_size
+        assert {lengths[rate][name] for name in ("plain", "kept+zero", "kept+other")} == {lengths[rate]["refrag"]}
+    assert lengths[1]["full"] == lengths[2]["full"]
+    chunks = lengths[1]["refrag"] - lengths[1]["none"]
+    # Each question's two passages end in a chunk of their own.
+    assert chunks / 2 <= lengths[2]["refrag"] - lengths[2]["none"] <= chunks / 2 + 1
+    refused = CliRunner().invoke(app, [*rag, "4"])
+    assert refused.exit_code == 2 and "this model is trained for 1, 2" in " ".join(refused.output.split())
+
+
 def test_chance_picks_chunks_where_there_is_no_policy(model: RefragModel, questions: list[Question]) -> None:
     passages = questions[0].take(4)
 

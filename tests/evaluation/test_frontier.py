@@ -190,6 +190,7 @@ def test_what_was_judged_otherwise_is_refused(folder: Path) -> None:
         ([half], "full, 3 passages was not judged on inland.jsonl"),
         ([folder / "judged.json", changed(folder, "worse.json", parts=worse)], "has other figures in another file"),
         ([changed(folder, "shuffled.json", order="shuffled")], "in the order shuffled"),
+        ([changed(folder, "coarse.json", rate=2)], "at rate 2; what is timed is .*--rate 1"),
         ([changed(folder, "other.json", parts={"hills.jsonl": parts[FILES[0]]})], "judges hills.jsonl, which"),
         ([folder / "nothing.json"], "no file .*nothing.json; make it by `refrag evaluate rag"),
     ):

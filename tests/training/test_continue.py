@@ -58,6 +58,14 @@ def test_cpt_trains_the_decoder_on_and_leaves_the_encoder(context: StageContext)
     ), "the projection is no part of the store's vectors, and trains"
 
 
+def test_cpt_trains_on_for_the_rates_of_the_recipe(context: StageContext) -> None:
+    encoder = context.recipe.encoder.model_copy(update={"rates": [1, 2]})
+    context.recipe = context.recipe.model_copy(update={"encoder": encoder})
+    assert context.released is not None and RefragModel.load(context.released).rates == (1,)
+    train_cpt(context)
+    assert RefragModel.load(context.out).rates == (1, 2)
+
+
 def test_cpt_leaves_an_encoder_that_has_low_rank_updates_too(context: StageContext) -> None:
     model = model_with("layers, passage")
     folder = context.work / RELEASED

@@ -47,10 +47,10 @@ def ready(task: FinetunedTask, step: int = 0) -> Batch:
     return batch
 
 
-def wanted(task: FinetunedTask, step: int, row: int) -> tuple[Prompt, list[int]]:
+def wanted(task: FinetunedTask, step: int, row: int, rate: int = 1) -> tuple[Prompt, list[int]]:
     """An example's prompt as evaluation and serving would make it of the chunks that are kept, and its answer."""
     model, example = task.model, task.examples.draw(step, row)
-    tokenizer, k = model.tokenizer, model.chunk_size
+    tokenizer, k = model.tokenizer, model.chunk_size * rate
     passages = [passage_chunks(tokenizer, *task.examples.passages[number], k) for number in example.passages]
     if task.system == "refrag":
         keep = torch.from_numpy(keep_of(task, step, row)).split([len(part.token_ids) for part in passages])

@@ -25,6 +25,7 @@ from refrag_platform.recipes import CptRecipe, ReadingRecipe, System
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.loop import train
 from refrag_platform.training.cpt import CptTask, cpt_task
+from refrag_platform.training.kept import step_rate
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank
 from refrag_platform.training.reading.renaming import Renaming
 from tests.conftest import ROOT
@@ -125,18 +126,25 @@ def test_a_question_stands_in_the_format_of_serving(model: RefragModel) -> None:
     assert [*opening, *before, *asked, *after] == plain_tokens(rag_prompt(model.tokenizer, "Who built it?", []))
 
 
-@pytest.mark.parametrize("system", ["refrag", "full", "none", "truncated", "plain"])
-def test_a_packed_batch_is_read_as_each_question_by_itself(model: RefragModel, tmp_path: Path, system: System) -> None:
+@pytest.mark.parametrize(
+    ("system", "rate"),
+    [("refrag", 1), ("refrag", 2), ("full", 1), ("full", 2), ("none", 1), ("truncated", 1), ("plain", 1)],
+)
+def test_a_packed_batch_is_read_as_each_question_by_itself(
+    model: RefragModel, tmp_path: Path, system: System, rate: int
+) -> None:
+    model.rates = (1, rate)
     task = _task(model, tmp_path, system, kept_steps_share=1.0)
-    batch = _batch(task)
+    batch = _batch(task, next(step for step in range(1, 40) if step_rate(model.rates, 0, step) == rate))
     loss, figures = task(batch)
     judged, summed = 0, 0.0
     for row in range(2):
         chunks, keep = batch["chunks"][row], batch["keep"][row]
-        real = batch["windows"][row] >= 0
+        windows = batch["windows"][row].view(-1, rate)[:, 0]
+        real = windows >= 0
         passages = [
-            Chunks(chunks[part], keep[part]) for number in range(int(batch["windows"][row].max()) + 1)
-            if (part := batch["windows"][row] == number).any()
+            Chunks(chunks[part], keep[part]) for number in range(int(windows.max()) + 1)
+            if (part := windows == number).any()
         ]  # fmt: skip
         if system == "none":
             passages = []
@@ -152,7 +160,7 @@ def test_a_packed_batch_is_read_as_each_question_by_itself(model: RefragModel, t
             if not places:
                 continue
             prompt = [Text(opening), *passages, Text(ids[: places[-1] + 1])]
-            logits = model([prompt])[0].detach().log_softmax(-1)
+            logits = model.at_rate(rate)([prompt])[0].detach().log_softmax(-1)
             for place in places:
                 summed -= float(logits[len(logits) - 1 - (places[-1] - place) - 1, ids[place]])
                 judged += 1

@@ -23,9 +23,11 @@ TRAINING_FILE = "training.json"
 FIGURES = ("steps", "first_loss", "last_loss", "loss_before", "loss_after")
 
 
-def load_model(context: StageContext, stage: str) -> RefragModel:
-    """The model of an earlier stage, in float32 for training."""
-    return RefragModel.load(context.inputs[stage])
+def load_model(context: StageContext, folder: Path) -> RefragModel:
+    """The model in the folder of an earlier stage or release, in float32, to be trained for the recipe's rates."""
+    model = RefragModel.load(folder)
+    model.rates = tuple(context.recipe.encoder.rates)
+    return model
 
 
 def finish(context: StageContext, model: RefragModel, summary: dict[str, Any]) -> dict[str, Any]:

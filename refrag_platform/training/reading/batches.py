@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, question_frame
-from refrag_platform.model.segments import Chunks, Prompt, Text, chunk_tokens, lay_slots, window_numbers
+from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, lay_slots, window_numbers
 from refrag_platform.recipes import ReadingRecipe
 from refrag_platform.training.core.batch import Batch
-from refrag_platform.training.kept import kept_at_random
+from refrag_platform.training.kept import kept_at_random, step_rate
 from refrag_platform.training.reading.blanks import Asked, blank
 from refrag_platform.training.reading.contexts import Context, DocumentContexts, TokenizedPassage
 from refrag_platform.training.reading.questions import QuestionContexts
@@ -58,17 +58,18 @@ class ReadingBatches:
         window_chunks: int,
         seed: int,
         questions: QuestionContexts | None = None,
+        rates: Sequence[int] = (1,),
     ) -> None:
         """
         Args:
             chunks: of a context, at most. chunk_size: k. window_chunks: most that the encoder reads together.
-            questions: where some of the contexts come with questions.
+            questions: where some of the contexts come with questions. rates: numbers of chunks that are read as one.
 
         Raises:
             RecipeError: blocks are too short for the chat format and a question.
         """
         self.settings, self._contexts, self._tokenizer, self._seed = settings, contexts, tokenizer, seed
-        self._questions = questions
+        self._questions, self._rates = questions, rates
         self._chunks, self._chunk_size, self._window_chunks = chunks, chunk_size, window_chunks
         self._opening, self._before, self._after = question_frame(tokenizer)
         self._continue, self._end = content_ids(tokenizer, CONTINUE), end_of_turn(tokenizer)
@@ -79,35 +80,40 @@ class ReadingBatches:
                 f"of the chat format it leaves {self._room} for a question and its answer; make it "
                 f"{settings.block_tokens - self._room + LEAST_ROOM} at least"
             )
-        self._most_kept = math.ceil(settings.most_share_kept * chunks)
 
-    def context_positions(self, seen: Seen, any_kept: bool) -> int:
+    def _most_kept(self, rate: int) -> int:
+        return math.ceil(self.settings.most_share_kept * (self._chunks // rate))
+
+    def context_positions(self, seen: Seen, any_kept: bool, rate: int) -> int:
         """Positions of a context at most, the same for all rows of a batch."""
-        kept = self._most_kept * (self._chunk_size - 1) if any_kept else 0
-        chunks = {"refrag": self._chunks + kept, "full": self._chunks * self._chunk_size, "none": 0}[seen]
-        return len(self._opening) + chunks
+        chunks, k = self._chunks // rate, self._chunk_size * rate
+        kept = self._most_kept(rate) * (k - 1) if any_kept else 0
+        return len(self._opening) + {"refrag": chunks + kept, "full": chunks * k, "none": 0}[seen]
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int, seen: Seen = "refrag") -> Batch:
         """This rank's rows of a micro-batch of `size` contexts.
 
-        chunks [B, L, k]: token ids, -1 where there are none. windows [B, L]: the number of each chunk's window in its
-        row, -1 for padding. slots, owners [B, S] and keep [B, L]: as `pack_slots` reads them; length: of its rows.
-        blocks [B, n, o]: token ids. answers, quotes: places of their tokens among all B n o.
+        chunks [B, L, k]: token ids, -1 where there are none; at rate m of the step L is m times as small, and k as
+        large. windows [B, L m]: the number in its row of the window of each of the encoder's chunks, -1 for padding.
+        slots, owners [B, S] and keep [B, L]: as `pack_slots` reads them; length: of its rows. blocks [B, n, o]: token
+        ids. answers, quotes: places of their tokens among all B n o.
         """
         rows = range(rank * size // world, (rank + 1) * size // world)
         chances = [np.random.default_rng([self._seed, 5, step, micro, row]) for row in rows]
-        drawn = [self._draw(chance) for chance in chances]
+        rate = step_rate(self._rates, self._seed, step)
+        drawn = [self._draw(chance, rate) for chance in chances]
         # All rows of a step have chunks kept, or none: they are of one length.
         chance = np.random.default_rng([self._seed, 6, step])
-        kept = int(chance.integers(1, self._most_kept + 1)) if chance.random() < self.settings.kept_steps_share else 0
-        batch = self._contexts_batch([context.passages for context in drawn], chances, kept, seen)
+        any_kept = chance.random() < self.settings.kept_steps_share
+        kept = int(chance.integers(1, self._most_kept(rate) + 1)) if any_kept else 0
+        batch = self._contexts_batch([context.passages for context in drawn], chances, kept, seen, rate)
         blocks = [self.blocks(context, chance) for context, chance in zip(drawn, chances, strict=True)]
         return batch | self._blocks_batch(blocks)
 
-    def _draw(self, chance: np.random.Generator) -> Context:
+    def _draw(self, chance: np.random.Generator, rate: int) -> Context:
         if self._questions and chance.random() < self.settings.questions_share:
-            return self._questions.draw(chance)
-        return self._contexts.draw(chance)
+            return self._questions.draw(chance, rate)
+        return self._contexts.draw(chance, rate)
 
     def blocks(self, context: Context, chance: np.random.Generator) -> list[Block]:
         """Questions over a context, as many as a sequence has or as are found.
@@ -148,22 +154,29 @@ class ReadingBatches:
         return Block([*asked, *answer, *([self._end] if whole and not is_quote else [])], len(asked), is_quote)
 
     def _contexts_batch(
-        self, drawn: Sequence[Sequence[TokenizedPassage]], chances: Sequence[np.random.Generator], kept: int, seen: Seen
+        self,
+        drawn: Sequence[Sequence[TokenizedPassage]],
+        chances: Sequence[np.random.Generator],
+        kept: int,
+        seen: Seen,
+        rate: int,
     ) -> Batch:
-        k = self._chunk_size
+        k = self._chunk_size * rate
         prompts: list[Prompt] = [
             [Text(self._opening), *(Chunks(chunk_tokens(passage.token_ids, k)) for passage in passages)]
             for passages in drawn
         ]
-        slots, owners, chunks, keep = lay_slots(prompts, k, self._chunks)
-        windows = torch.full(keep.shape, -1)
-        for row, (_, *parts) in enumerate(prompts):
+        slots, owners, chunks, keep = lay_slots(prompts, k, self._chunks // rate)
+        windows = torch.full((len(keep), keep.shape[1] * rate), -1)
+        for row, passages in enumerate(drawn):
             place, number = 0, 0
-            for part in parts:
-                numbers = number + window_numbers(len(part.token_ids), self._window_chunks)
+            for passage in passages:
+                numbers = number + window_numbers(-(-len(passage.token_ids) // self._chunk_size), self._window_chunks)
                 windows[row, place : place + len(numbers)] = numbers
-                place, number = place + len(numbers), int(numbers[-1]) + 1
-        real = windows >= 0
+                # The next passage begins a chunk of its own.
+                place += -(-len(numbers) // rate) * rate
+                number = int(numbers[-1]) + 1
+        real = chunks[..., 0] != PAD
         if seen == "full":
             keep = real
         elif seen == "none":
@@ -178,7 +191,7 @@ class ReadingBatches:
             "slots": slots,
             "owners": owners,
             "keep": keep,
-            "length": self.context_positions(seen, bool(kept)),
+            "length": self.context_positions(seen, bool(kept), rate),
         }
 
     def _blocks_batch(self, drawn: Sequence[Sequence[Block]]) -> Batch:

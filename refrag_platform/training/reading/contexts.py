@@ -63,17 +63,20 @@ class DocumentContexts:
                 "or leave cpt.reading out"
             )
 
-    def draw(self, chance: np.random.Generator) -> Context:
-        """Passages that fill a context as far as they do; none where nothing that is drawn fits."""
+    def draw(self, chance: np.random.Generator, rate: int = 1) -> Context:
+        """Passages that fill a context as far as they do; none where nothing that is drawn fits.
+
+        Args: rate: how many chunks are read as one.
+        """
         drawn: list[TokenizedPassage] = []
-        room = self._chunks
+        room, k = self._chunks // rate, self._chunk_size * rate
         for _ in range(REGION_DRAWS):
             pieces = list(self._pieces(chance))
             for piece, token_ids in zip(pieces, contents_ids(self._tokenizer, pieces), strict=True):
-                if (size := -(-len(token_ids) // self._chunk_size)) <= room:
+                if (size := -(-len(token_ids) // k)) <= room:
                     drawn.append(TokenizedPassage(piece, token_ids))
                     room -= size
-            if room * self._chunk_size * 2 < SHORTEST:
+            if room * k * 2 < SHORTEST:
                 break
         return Context(drawn, [])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import pack_slots
+from refrag_platform.model.segments import PAD, pack_slots
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
@@ -21,8 +21,8 @@ def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: fl
     """Mean loss of the answers' tokens in nats, that on quotes by its weight, and figures to log."""
     vectors, figures = None, {}
     if seen == "refrag":
-        vectors = model.project(model.encoder.encode_rows(batch["chunks"], batch["windows"]))
-        figures["vector_std"] = vector_std(model, vectors[batch["windows"] >= 0])
+        vectors = model.project(model.encode_rows(batch["chunks"], batch["windows"]))
+        figures["vector_std"] = vector_std(model, vectors[batch["chunks"][..., 0] != PAD])
     states, labels = read(model, batch, vectors), batch["blocks"].flatten()
     losses: list[Tensor] = []
     for kind, weight in (("answers", 1.0), ("quotes", quotes_weight)):

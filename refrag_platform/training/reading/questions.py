@@ -67,8 +67,11 @@ class QuestionContexts:
         self._in_order = list(self._about)
         self._place = {passage: place for place, passage in enumerate(self._in_order)}
 
-    def draw(self, chance: np.random.Generator) -> Context:
-        """Passages in random order, of which none is cut but the first gold one, where it alone doesn't fit."""
+    def draw(self, chance: np.random.Generator, rate: int = 1) -> Context:
+        """Passages in random order, of which none is cut but the first gold one, where it alone doesn't fit.
+
+        Args: rate: how many chunks are read as one.
+        """
         question = self._questions[int(chance.integers(len(self._questions)))]
         gold = [question.passages[number] for number in question.needed]
         others = [passage for passage in question.passages if passage not in gold]
@@ -89,10 +92,10 @@ class QuestionContexts:
             texts = [rename(text) for text in texts]
         shown: dict[Passage, TokenizedPassage] = {}
         whole: set[Passage] = set()
-        room = self._chunks
+        room, k = self._chunks // rate, self._chunk_size * rate
         for passage, text, ids in zip(listed, texts, contents_ids(self._tokenizer, texts), strict=True):
-            kept = ids if shown else ids[: room * self._chunk_size]
-            if (size := -(-len(kept) // self._chunk_size)) <= room:
+            kept = ids if shown else ids[: room * k]
+            if (size := -(-len(kept) // k)) <= room:
                 # What is cut off can't be asked for.
                 cut = len(kept) < len(ids)
                 shown[passage] = TokenizedPassage(str(self._tokenizer.decode(kept)) if cut else text, kept)

@@ -47,12 +47,14 @@ def reading_batches(
     asked = None
     if reading.questions_share:
         renaming = Renaming(contexts.names(SUPPLY, seed) if reading.renamed_share else ())
-        questions = _answered(corpus, reading.questions, root, tokenizer, chunks, k)
+        coarsest = model.rates[-1]
+        questions = _answered(corpus, reading.questions, root, tokenizer, chunks // coarsest, k * coarsest)
         asked = QuestionContexts(questions, tokenizer, chunks, k, renaming, reading.renamed_share)
-    batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked)
+    batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked, model.rates)
     require_positions(
         model.decoder,
-        batches.context_positions(seen, any_kept=reading.kept_steps_share > 0) + settings.reading.block_tokens,
+        max(batches.context_positions(seen, reading.kept_steps_share > 0, rate) for rate in model.rates)
+        + settings.reading.block_tokens,
         f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.reading.block_tokens",
     )
     return batches
