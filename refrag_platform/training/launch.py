@@ -52,9 +52,9 @@ def launch(context: StageContext, files: LaunchFiles) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     expected = {"config": path.name, "processes": _option(options, "num_processes") or files.processes}
     write_json(job, {**_plain(context), **expected})
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(path), *options]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(path)]
     ranks = subprocess.Popen(
-        [*command, "-m", "refrag_platform.training.launch", str(job)],
+        [*command, *options, "-m", "refrag_platform.training.launch", str(job)],
         env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE), **os.environ},
         stdin=subprocess.DEVNULL,
         # A signal to our group would reach the launcher twice: from there, and from here.

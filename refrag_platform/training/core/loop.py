@@ -24,11 +24,11 @@ from refrag_platform.errors import Paused, RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
-from refrag_platform.training.core.batch import Batch, pinned, to_device
+from refrag_platform.training.core.batch import SHARES, Batch, pinned, to_device
 from refrag_platform.training.core.comparison import loss_of_some_batches
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import made_by_workers, prefetch
-from refrag_platform.training.core.ranks import make_accelerator, prepare, world_size
+from refrag_platform.training.core.ranks import make_accelerator, prepare, refuse_other_weights, world_size
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
 # Standard deviation over chunks of what the decoder reads, in units of its embeddings' root mean square; 0.15 is
@@ -82,6 +82,13 @@ class Task(nn.Module, ABC):
         """Figures that cost a further forward pass, on logged steps only."""
         return {}
 
+    def counts(self, batch: Batch) -> list[int]:
+        """Of how many things each part of the loss is the mean, where batches differ in it.
+
+        The task multiplies each part by `share(batch, number of the part)`, which counts over micro-batches and ranks.
+        """
+        return [1]
+
     @abstractmethod
     def positions(self, batch: Batch) -> int:
         """Decoder positions of a batch, for the rate."""
@@ -126,7 +133,8 @@ def train(
             f"{settings.micro_batch_size} on {world} processes; make it a multiple"
         )
     micro_steps = settings.batch_size // micro_size
-    accelerator = make_accelerator(settings, micro_size, micro_steps)
+    checkpoints = work / checkpoint.FOLDER
+    accelerator = make_accelerator(settings, micro_size, micro_steps, checkpoint.converted(checkpoints))
     groups = [group for group in task.parameter_groups() if group["params"]]
     peaks = {group["name"]: group["lr"] for group in groups}
     if not any(peaks.values()):
@@ -148,7 +156,6 @@ def train(
     if settings.compile and on_gpu:
         compile_regions(*modules, few_shapes=task.few_shapes)
     module, optimizer = prepare(accelerator, task, optimizer)
-    checkpoints = work / checkpoint.FOLDER
     facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
     step, first_loss = facts["step"], facts["first_loss"]
     log = MetricsLog(work / "metrics.jsonl", step, facts.get("pending", []), accelerator)
@@ -213,7 +220,7 @@ def train(
                 save()
         # What comes after the last step may be stopped as well, and costs no step then.
         save()
-    accelerator.wait_for_everyone()
+    refuse_other_weights(accelerator, task)
     summary = {"steps": step, "first_loss": first_loss, "last_loss": loss_value, "last": log.last}
     # A checkpoint of before there was such a figure has none.
     return summary if loss_before is None else summary | {"loss_before": loss_before, "loss_after": compared()}
@@ -235,6 +242,10 @@ def _step(
     for batch in on_device:
         task.prepare_updates(batch)
         positions += task.positions(batch)
+    for batch, shares in zip(
+        on_device, _shares([task.counts(batch) for batch in micro_batches], accelerator), strict=True
+    ):
+        batch[SHARES] = shares
     for _ in range(task.updates_per_batch):
         losses.clear()
         for batch in on_device:
@@ -247,6 +258,16 @@ def _step(
                 optimizer.step()
                 optimizer.zero_grad()
     return torch.stack(losses).mean(), figures, positions
+
+
+def _shares(counts: list[list[int]], accelerator: Accelerator) -> Tensor:
+    """[micro-batches, parts]: by what each mean counts in the mean over them and all ranks; 1 where all are alike.
+
+    So the loss, and its gradient, is that of the whole batch however it is cut.
+    """
+    parts = torch.tensor(counts, dtype=torch.float32, device=accelerator.device)
+    total = accelerator.reduce(parts.sum(0), "sum") if accelerator.num_processes > 1 else parts.sum(0)
+    return parts * (len(counts) * accelerator.num_processes) / total.clamp(min=1)
 
 
 def _refuse_divergence(line: dict[str, Any], description: str) -> None:

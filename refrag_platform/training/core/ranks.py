@@ -11,7 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.optim import Optimizer
 
-from refrag_platform.errors import RecipeError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.loading import default_device
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core.precision import computes_bf16
@@ -29,10 +29,13 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int) -> Accelerator:
+def make_accelerator(
+    settings: TrainingRecipe, micro_size: int, micro_steps: int, universal: bool = False
+) -> Accelerator:
     """An Accelerator for these settings; the launcher's environment decides processes and strategy.
 
-    Args: micro_size: sequences of one forward pass over all processes.
+    Args: micro_size: sequences of one forward pass over all processes. universal: of DeepSpeed, a checkpoint for any
+        number of processes is loaded.
 
     Raises:
         RecipeError: the strategy shards the weights, or the launcher's processes don't see each other.
@@ -67,6 +70,7 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": settings.max_grad_norm,
             "zero_allow_untested_optimizer": True,
+            "checkpoint": {"load_universal": universal},
         }
     return accelerator
 
@@ -79,3 +83,23 @@ def prepare(accelerator: Accelerator, task: nn.Module, optimizer: Optimizer) -> 
                 # DeepSpeed can't broadcast a number without a dimension; files with one load into either shape.
                 parameter.data = parameter.data[None]
     return accelerator.prepare(task, optimizer)
+
+
+def refuse_other_weights(accelerator: Accelerator, task: nn.Module) -> None:
+    """Compare what the ranks have trained, bit for bit; all of them call it.
+
+    Raises:
+        RefragError: they differ: a faulty device or network, or a rank that trained by itself.
+    """
+    if accelerator.num_processes == 1:
+        return
+    # Their bits as whole numbers: a sum of floats would be equal to some digits alone.
+    whole = {2: torch.int16, 4: torch.int32}
+    trained = [p.detach().reshape(-1) for p in task.parameters() if p.requires_grad]
+    sums = torch.stack([values.view(whole[values.element_size()]).sum(dtype=torch.int64) for values in trained])
+    every = accelerator.gather(sums[None])
+    if odd := [rank for rank, found in enumerate(every) if not torch.equal(found, every[0])]:
+        raise RefragError(
+            f"the ranks' weights are no longer the same (rank 0's differ from those of {', '.join(map(str, odd))}): "
+            "nothing is published; go back to an earlier checkpoint, and look at these ranks' devices"
+        )
