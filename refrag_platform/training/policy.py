@@ -64,6 +64,7 @@ class PolicyTask(Task):
 
     # Its loss is of choices that it draws itself, and at first of another kind.
     comparable = False
+    shardable = False
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from refrag_platform.training.core.ranks import is_main, refuse_other_weights
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import FinetunedTask
-from refrag_platform.training.policy import policy_task
+from refrag_platform.training.policy import PolicyTask, policy_task
 from refrag_platform.training.reconstruction import reconstruction_task
 from tests.conftest import ROOT
 
@@ -57,9 +57,13 @@ def task_of(name: str, corpus: Path, **changes: Any) -> tuple[Task, Any]:
 
 
 def run(name: str, corpus: Path, out: Path, stop_after: int | None = None) -> None:
-    """Train it in the folder `out`."""
+    """Train it in the folder `out`, and save what a stage would publish."""
     task, settings = task_of(name, corpus)
     train(task, settings, out, name, stop_after)
+    if is_main():
+        trained: Any = task.policy if isinstance(task, PolicyTask) else task.model
+        (out / "published").mkdir(exist_ok=True)
+        trained.save(out / "published")
 
 
 def losses(out: Path) -> list[float]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 
 from refrag_platform.errors import RefragError
 from refrag_platform.quiet import quietly
@@ -72,16 +72,19 @@ def resume(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
     saved, now = checkpoints[-1], accelerator.num_processes
     facts = json.loads((saved / COMPLETE).read_text(encoding="utf-8"))
     processes = facts.get("processes", now)
-    if converted(folder) and accelerator.distributed_type is DistributedType.DEEPSPEED:
+    plugin = accelerator.state.deepspeed_plugin
+    # What DeepSpeed 0.19 reads of a converted stage 3 has one count of steps for all weights, raised by each of them.
+    convertible = plugin is not None and plugin.zero_stage < 3
+    if convertible and converted(folder):
         saved = saved / UNIVERSAL
     elif processes != now:
         convert = (
-            f"convert it for any number with `python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
+            "convert it for any number with `python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
             f"--input_folder {saved / STATE} --output_folder {saved / UNIVERSAL / STATE}`, then run again; "
         )
         raise RefragError(
             f"{saved} was saved by {processes} processes, and {now} would go on from it: launch {processes} again "
-            f"(num_processes); {convert if accelerator.distributed_type is DistributedType.DEEPSPEED else ''}"
+            f"(num_processes); {convert if convertible else ''}"
             f"or delete {folder} to train from the start"
         )
     accelerator.load_state(str(saved))
