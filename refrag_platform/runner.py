@@ -24,6 +24,7 @@ from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.releases.continuation import fetch_base
 from refrag_platform.stages import RELEASED, STAGES, Stage, StageContext, inputs_of, stage_function, stages_of
+from refrag_platform.training.launch_files import launch_files
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,12 @@ def _verify(project: Project, model: str, inputs: dict[str, InputRecord]) -> Non
 
 def _call(stage: Stage, context: StageContext) -> dict[str, Any]:
     """The stage's function here, or on every rank of the launcher that its recipe names."""
-    config = getattr(getattr(context.recipe, stage.name, None), "accelerate_config", None)
-    if config is None:
+    files = launch_files(context.project, stage.name, context.recipe)
+    if files is None:
         return stage_function(stage)(context)
     from refrag_platform.training.launch import launch
 
-    return launch(context, config)
+    return launch(context, files)
 
 
 def blocking_failures(recipe: Recipe, manifest: Manifest, folder: Path, inputs: dict[str, Path]) -> list[str]:

@@ -120,6 +120,7 @@ def copy_project(target: Path) -> Project:
     for name in ("params.yaml", "dvc.yaml", "bentofile.yaml", "pyproject.toml", ".gitignore", *DVC_FILES):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, target / name)
+    shutil.copytree(ROOT / "models" / "accelerate", target / "models" / "accelerate")
     for recipe in (ROOT / "models").glob("*/recipe.yaml"):
         folder = target / "models" / recipe.parent.name
         folder.mkdir(parents=True)

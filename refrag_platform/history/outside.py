@@ -1,4 +1,5 @@
-"""What a stage reads that no earlier stage made: sources, tokenizer and question files, controls, a teacher, a release.
+"""What a stage reads that no earlier stage made: sources, tokenizer and question files, controls, a teacher, a release,
+and how it is launched.
 
 DVC watches data/sources/NAME alone; a `path:` may lie anywhere, so the runner looks at the files themselves.
 Folders of pretrained weights (`decoder.source`, `encoder.source`) and hub ids count by name.
@@ -15,18 +16,24 @@ from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.controls import trained_controls
 from refrag_platform.corpus.held_out import question_file
 from refrag_platform.corpus.question_files import named_files
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.history.versions import release_named
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
 from refrag_platform.recipes import CONTROL_STAGES, Recipe
 from refrag_platform.stages import SHIPPED
+from refrag_platform.training.launch_files import launch_files
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
     """Files that `stage` reads beside its inputs and, for the corpus, beside its sources; the missing left out."""
+    return [*_read(project, stage, recipe), *_launched_with(project, stage, recipe)]
+
+
+def _read(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
+    """What the stage's function reads."""
     if stage == "corpus":
         return _tokenizer(project, recipe)
     if stage in {"reconstruction", "cpt"}:
@@ -45,6 +52,15 @@ def outside_files(project: Project, stage: str, recipe: Recipe) -> list[InputRec
             found.append(InputRecord.of(project.root, asked, str(asked)))
         return found
     return []
+
+
+def _launched_with(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
+    """The accelerate config: how the ranks share the work decides how their sums are rounded."""
+    try:
+        files = launch_files(project, stage, recipe)
+    except RecipeError:  # The run says so.
+        return []
+    return [InputRecord.of(project.root, path, str(path)) for path in files.paths()] if files else []
 
 
 def outside_digest(project: Project, stage: str, recipe: Recipe, files: list[InputRecord]) -> str:

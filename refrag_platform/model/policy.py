@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -274,10 +275,19 @@ def select(logits: Tensor, mask: Tensor | None, share: float) -> Tensor:
     return (rank < budgets[:, None]) & real
 
 
-def sample_picks(logits: Tensor, picks: int, group: int, generator: torch.Generator | None = None) -> Tensor:
-    """G Plackett-Luce draws of T' chunks in order, [B, G, T'], by Gumbel noise and top-T' over logits [B, L]."""
-    noise = torch.rand(logits.shape[0], group, logits.shape[1], generator=generator, device="cpu").to(logits.device)
-    gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
+def sample_picks(
+    logits: Tensor, picks: int, group: int, generator: torch.Generator | Sequence[torch.Generator] | None = None
+) -> Tensor:
+    """G Plackett-Luce draws of T' chunks in order, [B, G, T'], by Gumbel noise and top-T' over logits [B, L].
+
+    Args: generator: one, or one for each row: then a row's draws depend neither on the other rows nor on its padding.
+    """
+    rows, chunks = logits.shape
+    if isinstance(generator, Sequence):
+        noise = torch.stack([torch.rand(chunks, group, generator=each).t() for each in generator])
+    else:
+        noise = torch.rand(rows, group, chunks, generator=generator)
+    gumbel = -torch.log(-torch.log(noise.to(logits.device).clamp(1e-20, 1 - 1e-7)))
     return (logits[:, None] + gumbel).topk(picks, dim=-1).indices
 
 

@@ -40,7 +40,9 @@ class TrainingRecipe(Section):
     save_every: int = Field(100, ge=1, description="steps between resumable checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest complete checkpoints kept")
     accelerate_config: str | None = Field(
-        None, description="accelerate config file (DDP, DeepSpeed ZeRO 1 or 2) to launch the stage with"
+        None,
+        description="accelerate config file to launch the stage on several processes with, relative to the recipe's "
+        "folder: one of ../accelerate, say, each of which says when to use it",
     )
 
 

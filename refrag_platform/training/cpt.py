@@ -114,9 +114,10 @@ class CptTask(Task):
         output = tokens[:, o if self.settings.packed else chunks * k :]
         mixed = step >= self.settings.steps * (1 - self.settings.mixed_steps_share)
         kept = budget(chunks, self.settings.mixed_share_kept) if mixed and self.system == "refrag" else 0
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank)
-        ranks = torch.rand(len(tokens), chunks, generator=generator).argsort(1)
-        keep = ranks < kept
+        # For the rows of all ranks, each of which takes its own: the batch is that of one process.
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 4096 + micro * 64)
+        order = torch.rand(size, chunks, generator=generator).argsort(1)
+        keep = order[rank * size // world : (rank + 1) * size // world] < kept
         token_ids, index = window_layout(context, keep, self.model.start_token_id)
         batch: Batch = {"context": context, "output": output, "token_ids": token_ids, "chunk_index": index}
         if self.settings.packed:
@@ -239,6 +240,9 @@ class CptTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
+
+    def counts(self, batch: Batch) -> list[int]:
+        return [len(batch["answers"]), len(batch["quotes"])] if "blocks" in batch else [1]
 
     def positions(self, batch: Batch) -> int:
         if "blocks" in batch:

@@ -44,7 +44,7 @@ from refrag_platform.recipes import FinetunedRecipe, System
 from refrag_platform.stages import StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import finish, load_model
-from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.groups import decoder_group, encoder_groups
 from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
@@ -278,7 +278,7 @@ class FinetunedTask(Task):
         predicting = hidden.flatten(0, 1)[batch["predicting"]]
         head = head_weight(self.model.decoder)
         # Another number of answer tokens in every batch: a compiled block would be compiled again for each.
-        return linear_cross_entropy(predicting, head, batch["answers"], compiled=False), {}
+        return share(batch) * linear_cross_entropy(predicting, head, batch["answers"], compiled=False), {}
 
     def _embeds(self, batch: Batch) -> Tensor:
         """What the decoder reads, [B, N, d]."""
@@ -293,6 +293,9 @@ class FinetunedTask(Task):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [*encoder_groups(self.model, self.settings), decoder_group(self.model, self.settings)]
+
+    def counts(self, batch: Batch) -> list[int]:
+        return [len(batch["answers"])]
 
     def positions(self, batch: Batch) -> int:
         return batch["token_ids"].numel()

@@ -3,21 +3,23 @@
 The parent prepares and publishes the artifact as for any stage; the ranks run this module as
 
     accelerate launch --config_file zero2.yaml -m refrag_platform.training.launch JOB.json
+
+Which machines take part is no matter of the recipe: options in $REFRAG_LAUNCH count over the file.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import yaml
+from typing import Any, cast
 
 from refrag_platform.errors import Paused, RecipeError, RefragError
 from refrag_platform.files import write_json
@@ -25,33 +27,34 @@ from refrag_platform.processes import ends_with_parent, leave
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext, stage_function
 from refrag_platform.training.core.ranks import is_main, world_size
+from refrag_platform.training.launch_files import LaunchFiles
 
 JOB, RESULT = "job.json", "result.json"
+# Options of `accelerate launch` that this machine sets over the config file, for instance its place in a cluster.
+OPTIONS = "REFRAG_LAUNCH"
 # How long the launcher lets stopped ranks save before it kills them.
 SECONDS_TO_SAVE = 600
 
 
-def launch(context: StageContext, config: str) -> dict[str, Any]:
+def launch(context: StageContext, files: LaunchFiles) -> dict[str, Any]:
     """Run the stage's function on every rank and return rank 0's metrics.
 
-    `config` is the accelerate config file, relative to the recipe's folder. SIGINT and SIGTERM are passed
-    on, so that all ranks save.
+    SIGINT and SIGTERM are passed on, so that all ranks save.
 
     Raises:
-        RecipeError: there is no such config file, or it is none.
         Paused: the ranks were stopped.
         RefragError: they failed.
     """
-    path = context.project.recipe_path(context.recipe.name).parent / config
-    if not path.is_file():
-        raise RecipeError(f"{context.stage}.accelerate_config of {context.recipe.name}: no file {path}")
+    path, options = files.config, shlex.split(os.environ.get(OPTIONS, ""))
+    if files.deepspeed:
+        options = ["--deepspeed_config_file", str(files.deepspeed), *options]
     job, result = context.work / JOB, context.work / RESULT
     result.unlink(missing_ok=True)
-    expected = {"config": path.name, "processes": _processes(path)}
-    job.write_text(json.dumps({**_plain(context), **expected}), encoding="utf-8")
+    expected = {"config": path.name, "processes": _option(options, "num_processes") or files.processes}
+    write_json(job, {**_plain(context), **expected})
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(path)]
     ranks = subprocess.Popen(
-        [*command, "-m", "refrag_platform.training.launch", str(job)],
+        [*command, *options, "-m", "refrag_platform.training.launch", str(job)],
         env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE), **os.environ},
         stdin=subprocess.DEVNULL,
         # A signal to our group would reach the launcher twice: from there, and from here.
@@ -80,13 +83,11 @@ def launch(context: StageContext, config: str) -> dict[str, Any]:
     return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _processes(config: Path) -> int:
-    """How many processes an accelerate config asks for, over all machines."""
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-        return int(values.get("num_processes", 1))
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
-        raise RecipeError(f"{config} is no accelerate config ({error}); `accelerate config` writes one") from None
+def _option(options: list[str], name: str) -> int | None:
+    """The number that `accelerate launch` is given by an option, if it is."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=int)
+    return cast("int | None", getattr(parser.parse_known_args(options)[0], name))
 
 
 def _plain(context: StageContext) -> dict[str, Any]:

@@ -105,7 +105,9 @@ class ChunkVectors:
         size = len(self._table.chunks) * self._model.vector_dim * 2
         # That something is padded is certain enough, and looking would hold up the GPU.
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16 and device.type == "cuda"):
-            if device.type != "cuda" or size > TABLE_BYTES:
+            # All ranks gather sharded weights together: each must run the encoder as often as the others.
+            sharded = hasattr(next(self._model.encoder.parameters()), "ds_id")
+            if device.type != "cuda" or size > TABLE_BYTES or sharded:
                 return encoded_rows(self._model, self._table, rows, padded=True).float()
             return self._remembered(rows)
 

@@ -36,7 +36,7 @@ from refrag_platform.recipes import PolicyRecipe
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import load_model, parameter_counts, write_training
-from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.ranks import is_main
@@ -64,6 +64,7 @@ class PolicyTask(Task):
 
     # Its loss is of choices that it draws itself, and at first of another kind.
     comparable = False
+    shardable = False
 
     def __init__(
         self,
@@ -92,16 +93,17 @@ class PolicyTask(Task):
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         episodes = self._episodes(step, micro, size, rank, world)
         batch = collate(episodes, self.settings.share_kept, self.model.chunk_size)
-        seed = (self.seed * 1_000_003 + step) * 4096 + micro * 64 + rank
-        return batch | {"seed": seed, "rewarded": step >= self.settings.evidence_steps}
+        # Each row draws for itself, so that a batch has the same samples however it is shared among ranks.
+        first = (self.seed * 1_000_003 + step) * 4096 + micro * size
+        seeds = [first + row for row in _rows(size, rank, world)]
+        return batch | {"seeds": seeds, "rewarded": step >= self.settings.evidence_steps}
 
     def _episodes(self, step: int, micro: int, size: int, rank: int, world: int) -> list[Episode]:
         # A window has no evidence to learn from.
         asks = step < self.settings.evidence_steps
         asks = asks or np.random.default_rng([self.seed, 6, step]).random() < self.settings.question_share
         if asks and self.questions:
-            rows = range(rank * size // world, (rank + 1) * size // world)
-            return self.questions.draw(step, [micro * size + row for row in rows])
+            return self.questions.draw(step, [micro * size + row for row in _rows(size, rank, world)])
         assert self.windows is not None
         tokens = self.windows.batch(step, micro, size, rank, world)
         return [window_episode(row, self.settings.context_tokens, self.model) for row in tokens]
@@ -113,8 +115,8 @@ class PolicyTask(Task):
         if not batch["rewarded"]:
             return
         logits = self.policy(**inputs)
-        generator = torch.Generator().manual_seed(batch["seed"])
-        picks = sample_picks(logits, batch["most_kept"], self.settings.group_size, generator)
+        generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"]]
+        picks = sample_picks(logits, batch["most_kept"], self.settings.group_size, generators)
         # Rows with fewer chunks pick fewer of them.
         counted = torch.arange(batch["most_kept"], device=picks.device) < batch["kept"][:, None]
         rewards = self.rewards(batch, inputs["vectors"], keep_mask(picks, logits.shape[1], counted))
@@ -161,7 +163,7 @@ class PolicyTask(Task):
         advantage = batch["advantage"][..., None]
         gain = torch.minimum(ratio * advantage, clipped * advantage) * counted[:, None]
         picks = counted.sum() * self.settings.group_size
-        return -gain.sum() / picks.clamp(min=1), {
+        return -share(batch) * gain.sum() / picks.clamp(min=1), {
             "reward": batch["rewards"].mean(),
             "reward_spread": batch["rewards"].std(1).mean(),
             "clipped_share": ((ratio.detach() != clipped.detach()) & counted[:, None]).sum() / picks.clamp(min=1),
@@ -172,7 +174,7 @@ class PolicyTask(Task):
         """Reward of the policy's own choice and of a random one at the same budget; how often it keeps the answer."""
         inputs = self.observe(batch)
         logits, share = self.policy(**inputs), self.settings.share_kept
-        chance = torch.rand(logits.shape, generator=torch.Generator().manual_seed(batch["seed"] + 1))
+        chance = torch.rand(logits.shape, generator=torch.Generator().manual_seed(batch["seeds"][0]))
         choices = [select(scores, inputs["mask"], share) for scores in (logits, chance.to(logits.device))]
         rewards = self.rewards(batch, inputs["vectors"], torch.stack(choices, 1)).mean(0)
         figures = {"policy_reward": float(rewards[0]), "random_reward": float(rewards[1])}
@@ -183,9 +185,17 @@ class PolicyTask(Task):
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"name": "policy", "params": list(self.policy.parameters()), "lr": self.settings.learning_rate}]
 
+    def counts(self, batch: Batch) -> list[int]:
+        return [int(batch["kept"].sum()) if batch["rewarded"] else 1]
+
     def positions(self, batch: Batch) -> int:
         # Without a reward no decoder is asked.
         return len(batch["slots"]) * self.settings.group_size * batch["length"] if batch["rewarded"] else 0
+
+
+def _rows(size: int, rank: int, world: int) -> range:
+    """This rank's rows of a micro-batch; a group's samples are all of one row, and so of one rank."""
+    return range(rank * size // world, (rank + 1) * size // world)
 
 
 def policy_task(

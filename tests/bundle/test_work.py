@@ -40,6 +40,8 @@ def test_files_of_the_recipe_go_along_and_others_are_refused(home: Project, tmp_
     (home.root / "more.jsonl").write_text(QUESTION)
     override(home, "finetuned", {"questions": ["more.jsonl"]})
     assert "more.jsonl" in held(home, "finetuned") and "more.jsonl" not in held(home, "cpt")
+    override(home, "cpt", {"accelerate_config": "../accelerate/zero3-node.yaml"})
+    assert {f"models/accelerate/zero3-node.{kind}" for kind in ("yaml", "json")} <= held(home, "cpt")
     outside = tmp_path / "outside.jsonl"
     outside.write_text(QUESTION)
     override(home, "policy", {"question_share": 0.5, "questions": [str(outside)]})

@@ -12,7 +12,7 @@ import yaml
 from refrag_platform import runner
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import RecipeError, RefragError
-from refrag_platform.history.freshness import is_current
+from refrag_platform.history.freshness import dependencies, is_current
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 from tests.planted import MODEL, make_all, override
@@ -137,3 +137,16 @@ def test_the_teacher_of_cpt_is_watched(planted_project: Project) -> None:
     make_all(planted_project)
     same_size(teacher / "train.json")
     assert stale(planted_project) == {"cpt"}
+
+
+def test_the_files_that_a_stage_is_launched_with_are_watched(planted_project: Project) -> None:
+    make_all(planted_project)
+    override(planted_project, "cpt", {"accelerate_config": "../accelerate/zero3-node.yaml"})
+    assert stale(planted_project) == {"cpt"}
+    paths = [f"models/accelerate/zero3-node.{kind}" for kind in ("yaml", "json")]
+    recipe = planted_project.recipe(MODEL)
+    for path in paths:
+        before = dependencies(planted_project, "cpt", recipe)
+        assert [record.path for record in before.sources] == paths
+        append(planted_project.root / path)
+        assert dependencies(planted_project, "cpt", recipe).fingerprint != before.fingerprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -101,10 +102,21 @@ def ranks(project: Project) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("config", [ZERO2, DDP], ids=["zero2", "ddp"])
+def hpz(folder: Path) -> dict[str, object]:
+    """zero3-node.yaml for a machine of two processes, which names DeepSpeed's settings beside itself."""
+    shared = ROOT / "models" / "accelerate"
+    settings = json.loads((shared / "zero3-node.json").read_text())
+    settings["zero_optimization"] |= {"zero_hpz_partition_size": 2, "stage3_param_persistence_threshold": 0}
+    (folder / "zero3-node.json").write_text(json.dumps(settings))
+    here = {"num_machines": 1, "num_processes": 2, "main_process_port": 0}
+    return {**yaml.safe_load((shared / "zero3-node.yaml").read_text()), **here}
+
+
+@pytest.mark.parametrize("config", [ZERO2, DDP, None], ids=["zero2", "ddp", "hpz"])
 def test_two_ranks_train_the_model_that_one_process_trains(
-    on_cpus: Project, capfd: pytest.CaptureFixture[str], config: dict[str, object]
+    on_cpus: Project, capfd: pytest.CaptureFixture[str], config: dict[str, object] | None
 ) -> None:
+    config = config or hpz(on_cpus.recipe_path("tiny").parent)
     # The helper loss has faded by step 6: its heads are no part of the later steps' loss.
     use(on_cpus, config, steps=12, log_every=1, save_every=5)
     both = run_stage(on_cpus, "reconstruction", "tiny")
@@ -151,11 +163,34 @@ def test_ranks_end_with_a_killed_run(on_cpus: Project) -> None:
     wait_for(lambda: not ranks(on_cpus), PATIENCE)
 
 
+def test_two_machines_train_together(on_cpus: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(on_cpus, DDP, steps=6, log_every=1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The file is of one machine; each says its place in the cluster.
+    place = f"--num_machines 2 --main_process_ip 127.0.0.1 --main_process_port {port} --machine_rank"
+    monkeypatch.setenv("REFRAG_LAUNCH", f"{place} 0")
+    first = start(on_cpus)
+    job = on_cpus.work_dir("reconstruction", "tiny") / "state" / "job.json"
+    wait_for(lambda: job.is_file() or first.poll() is not None, PATIENCE)
+    config = on_cpus.recipe_path("tiny").parent / "launch.yaml"
+    command = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config), *place.split(), "1"]
+    second = [sys.executable, *command, "-m", "refrag_platform.training.launch", str(job)]
+    joined = subprocess.run(second, cwd=on_cpus.root, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    output, _ = first.communicate(timeout=PATIENCE)
+    assert (first.returncode, joined.returncode) == (0, 0), output + joined.stderr
+    assert len(losses(on_cpus.stage_dir("reconstruction", "tiny"))) == 6
+
+
 def test_configs_that_cannot_work_are_refused(on_cpus: Project, capfd: pytest.CaptureFixture[str]) -> None:
-    use(on_cpus, {**ZERO2, "deepspeed_config": {"zero_stage": 3}})
+    use(on_cpus, {**DDP, "distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}})
     with pytest.raises(Exception, match=r"launch.yaml launched ended with status"):
         run_stage(on_cpus, "reconstruction", "tiny")
-    assert "use DDP or DeepSpeed ZeRO stage 1 or 2" in capfd.readouterr().err
+    assert (
+        "launch.yaml: FSDP is not supported, on CPUs or GPUs; use DDP, or DeepSpeed ZeRO stage 3"
+        in capfd.readouterr().err
+    )
     use(on_cpus, {**DDP, "distributed_type": "MULTI_CPU"})
     with pytest.raises(Exception, match=r"launch.yaml launched ended with status"):
         run_stage(on_cpus, "reconstruction", "tiny")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 Batch = dict[str, Any]
+# Set by the loop: by what each part of the loss counts among all micro-batches and ranks.
+SHARES = "shares"
 
 
 def pinned(batch: Batch) -> Batch:
@@ -21,3 +23,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
+
+
+def share(batch: Batch, part: int = 0) -> Tensor | float:
+    """By what this batch's mean counts; 1 where it stands alone."""
+    return batch[SHARES][part] if SHARES in batch else 1.0

@@ -9,11 +9,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from refrag_platform.errors import RefragError
 from refrag_platform.quiet import quietly
 
 COMPLETE = "complete.json"
 # In a training's work folder.
 FOLDER = "checkpoints"
+# In a checkpoint: DeepSpeed's state as accelerate names it, and where a converted one lies.
+STATE, UNIVERSAL = "pytorch_model", "universal"
 
 
 def save(accelerator: Accelerator, folder: Path, step: int, facts: dict[str, Any], keep: int) -> Path:
@@ -30,7 +33,8 @@ def save(accelerator: Accelerator, folder: Path, step: int, facts: dict[str, Any
         accelerator.save_state(str(partial))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        (partial / COMPLETE).write_text(json.dumps({"step": step, **facts}), encoding="utf-8")
+        kept = {"step": step, "processes": accelerator.num_processes, **facts}
+        (partial / COMPLETE).write_text(json.dumps(kept), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         for old in complete(folder)[:-keep]:
@@ -57,9 +61,37 @@ def steps_done(state: Path) -> int:
 
 
 def resume(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
-    """Load the newest complete checkpoint and return its facts, or None when there is none."""
+    """Load the newest complete checkpoint and return its facts, or None when there is none.
+
+    Raises:
+        RefragError: another number of processes saved it: each has its part of the state and of the samples.
+    """
     checkpoints = complete(folder)
     if not checkpoints:
         return None
-    accelerator.load_state(str(checkpoints[-1]))
-    return json.loads((checkpoints[-1] / COMPLETE).read_text(encoding="utf-8"))
+    saved, now = checkpoints[-1], accelerator.num_processes
+    facts = json.loads((saved / COMPLETE).read_text(encoding="utf-8"))
+    processes = facts.get("processes", now)
+    plugin = accelerator.state.deepspeed_plugin
+    # What DeepSpeed 0.19 reads of a converted stage 3 has one count of steps for all weights, raised by each of them.
+    convertible = plugin is not None and plugin.zero_stage < 3
+    if convertible and converted(folder):
+        saved = saved / UNIVERSAL
+    elif processes != now:
+        convert = (
+            "convert it for any number with `python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
+            f"--input_folder {saved / STATE} --output_folder {saved / UNIVERSAL / STATE}`, then run again; "
+        )
+        raise RefragError(
+            f"{saved} was saved by {processes} processes, and {now} would go on from it: launch {processes} again "
+            f"(num_processes); {convert if convertible else ''}"
+            f"or delete {folder} to train from the start"
+        )
+    accelerator.load_state(str(saved))
+    return facts
+
+
+def converted(folder: Path) -> bool:
+    """Whether DeepSpeed's converter has made a form of the newest checkpoint that any number of processes reads."""
+    # The converter writes this file last.
+    return any((saved / UNIVERSAL / "latest_universal").is_file() for saved in complete(folder)[-1:])

@@ -24,11 +24,18 @@ from refrag_platform.errors import Paused, RefragError
 from refrag_platform.progress import Progress
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core import checkpoint
-from refrag_platform.training.core.batch import Batch, pinned, to_device
+from refrag_platform.training.core.batch import SHARES, Batch, pinned, to_device
 from refrag_platform.training.core.comparison import loss_of_some_batches
 from refrag_platform.training.core.metrics import MetricsLog
 from refrag_platform.training.core.prefetch import made_by_workers, prefetch
-from refrag_platform.training.core.ranks import make_accelerator, prepare, world_size
+from refrag_platform.training.core.ranks import (
+    gather_weights,
+    is_sharded,
+    make_accelerator,
+    prepare,
+    refuse_other_weights,
+    world_size,
+)
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
 
 # Standard deviation over chunks of what the decoder reads, in units of its embeddings' root mean square; 0.15 is
@@ -52,6 +59,8 @@ class Task(nn.Module, ABC):
     judged_by = "loss"
     # Whether the same batches have a lower loss after training that went well (core/comparison.py).
     comparable = True
+    # Whether it makes sense to give each process a part of the weights alone.
+    shardable = True
     # Whether batches come in so few shapes that on a GPU each is worth a compilation.
     few_shapes = False
 
@@ -81,6 +90,13 @@ class Task(nn.Module, ABC):
     def probe(self, batch: Batch) -> dict[str, float]:
         """Figures that cost a further forward pass, on logged steps only."""
         return {}
+
+    def counts(self, batch: Batch) -> list[int]:
+        """Of how many things each part of the loss is the mean, where batches differ in it.
+
+        The task multiplies each part by `share(batch, number of the part)`, which counts over micro-batches and ranks.
+        """
+        return [1]
 
     @abstractmethod
     def positions(self, batch: Batch) -> int:
@@ -126,7 +142,8 @@ def train(
             f"{settings.micro_batch_size} on {world} processes; make it a multiple"
         )
     micro_steps = settings.batch_size // micro_size
-    accelerator = make_accelerator(settings, micro_size, micro_steps)
+    checkpoints = work / checkpoint.FOLDER
+    accelerator = make_accelerator(settings, micro_size, micro_steps, checkpoint.converted(checkpoints))
     groups = [group for group in task.parameter_groups() if group["params"]]
     peaks = {group["name"]: group["lr"] for group in groups}
     if not any(peaks.values()):
@@ -141,14 +158,19 @@ def train(
         fused=accelerator.device.type == "cuda",
     )
     on_gpu = accelerator.device.type == "cuda"
-    modules = (task, *task.frozen())
-    for model in modules:
+    modules, sharded = (task, *task.frozen()), is_sharded(accelerator)
+    if sharded and not task.shardable:
+        raise RefragError(
+            f"{description}: what is trained is too small to be worth sharding; name ../accelerate/ddp.yaml, say, not "
+            f"{settings.accelerate_config}"
+        )
+    # Sharded weights may be more than a device holds: DeepSpeed takes each rank's part there.
+    for model in modules[1:] if sharded else modules:
         model.to(accelerator.device)
     refuse_other_training(*modules)
-    if settings.compile and on_gpu:
+    if settings.compile and on_gpu and not sharded:
         compile_regions(*modules, few_shapes=task.few_shapes)
     module, optimizer = prepare(accelerator, task, optimizer)
-    checkpoints = work / checkpoint.FOLDER
     facts = checkpoint.resume(accelerator, checkpoints) or {"step": 0, "first_loss": None}
     step, first_loss = facts["step"], facts["first_loss"]
     log = MetricsLog(work / "metrics.jsonl", step, facts.get("pending", []), accelerator)
@@ -189,7 +211,9 @@ def train(
                 group["lr"] = rate
             logged = (step + 1) % settings.log_every == 0 or step + 1 in (1, settings.steps)
             # Before the step: after it the batch is no longer unseen, and the figures would flatter.
-            probe = _probe(task, to_device(micro_batches[0], accelerator.device)) if logged else {}
+            probe = {}
+            if logged:
+                probe = _probe(task, module if sharded else None, to_device(micro_batches[0], accelerator.device))
             total, figures, positions = _step(task, module, optimizer, accelerator, micro_batches, settings)
             step += 1
             log.count(total, figures, positions * world)
@@ -213,10 +237,13 @@ def train(
                 save()
         # What comes after the last step may be stopped as well, and costs no step then.
         save()
-    accelerator.wait_for_everyone()
+    refuse_other_weights(accelerator, task)
     summary = {"steps": step, "first_loss": first_loss, "last_loss": loss_value, "last": log.last}
     # A checkpoint of before there was such a figure has none.
-    return summary if loss_before is None else summary | {"loss_before": loss_before, "loss_after": compared()}
+    if loss_before is not None:
+        summary |= {"loss_before": loss_before, "loss_after": compared()}
+    gather_weights(accelerator, task, module)
+    return summary
 
 
 def _step(
@@ -235,6 +262,10 @@ def _step(
     for batch in on_device:
         task.prepare_updates(batch)
         positions += task.positions(batch)
+    for batch, shares in zip(
+        on_device, _shares([task.counts(batch) for batch in micro_batches], accelerator), strict=True
+    ):
+        batch[SHARES] = shares
     for _ in range(task.updates_per_batch):
         losses.clear()
         for batch in on_device:
@@ -247,6 +278,16 @@ def _step(
                 optimizer.step()
                 optimizer.zero_grad()
     return torch.stack(losses).mean(), figures, positions
+
+
+def _shares(counts: list[list[int]], accelerator: Accelerator) -> Tensor:
+    """[micro-batches, parts]: by what each mean counts in the mean over them and all ranks; 1 where all are alike.
+
+    So the loss, and its gradient, is that of the whole batch however it is cut.
+    """
+    parts = torch.tensor(counts, dtype=torch.float32, device=accelerator.device)
+    total = accelerator.reduce(parts.sum(0), "sum") if accelerator.num_processes > 1 else parts.sum(0)
+    return parts * (len(counts) * accelerator.num_processes) / total.clamp(min=1)
 
 
 def _refuse_divergence(line: dict[str, Any], description: str) -> None:
@@ -263,10 +304,19 @@ def _refuse_divergence(line: dict[str, Any], description: str) -> None:
         )
 
 
-def _probe(task: Task, batch: Batch) -> dict[str, float]:
-    """A probe is rare: a graph of its own would cost more to compile than it saves."""
+def _probe(task: Task, run: Any, batch: Batch) -> dict[str, float]:
+    """A probe is rare: a graph of its own would cost more to compile than it saves.
+
+    Args: run: the task as it was prepared, if it is sharded: only a pass of that gathers its weights.
+    """
     with eager():
-        return task.probe(batch)
+        if run is None:
+            return task.probe(batch)
+        task.forward = task.probe  # type: ignore[method-assign, assignment]
+        try:
+            return run(batch)
+        finally:
+            del task.forward
 
 
 def _any_rank(flag: bool, accelerator: Accelerator) -> bool:

@@ -11,7 +11,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.optim import Optimizer
 
-from refrag_platform.errors import RecipeError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.loading import default_device
 from refrag_platform.recipes import TrainingRecipe
 from refrag_platform.training.core.precision import computes_bf16
@@ -29,10 +29,13 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int) -> Accelerator:
+def make_accelerator(
+    settings: TrainingRecipe, micro_size: int, micro_steps: int, universal: bool = False
+) -> Accelerator:
     """An Accelerator for these settings; the launcher's environment decides processes and strategy.
 
-    Args: micro_size: sequences of one forward pass over all processes.
+    Args: micro_size: sequences of one forward pass over all processes. universal: of DeepSpeed, a checkpoint for any
+        number of processes is loaded.
 
     Raises:
         RecipeError: the strategy shards the weights, or the launcher's processes don't see each other.
@@ -56,10 +59,12 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
             f"({accelerator.distributed_type.value})"
         )
     plugin = accelerator.state.deepspeed_plugin
-    if accelerator.distributed_type not in SUPPORTED or (plugin is not None and plugin.zero_stage > 2):
+    # On CPUs accelerate would pass FSDP over and run DDP.
+    kind = "FSDP" if parse_flag_from_env("ACCELERATE_USE_FSDP") else accelerator.distributed_type.value
+    if kind not in SUPPORTED:
         raise RecipeError(
-            f"{settings.accelerate_config}: {accelerator.distributed_type.value} with sharded weights is not "
-            "supported; use DDP or DeepSpeed ZeRO stage 1 or 2"
+            f"{settings.accelerate_config}: {kind} is not supported, on CPUs or GPUs; use DDP, or DeepSpeed ZeRO "
+            "stage 3 (../accelerate/zero3.yaml), which shards weights as FSDP does"
         )
     if plugin is not None:
         plugin.deepspeed_config |= {
@@ -67,15 +72,72 @@ def make_accelerator(settings: TrainingRecipe, micro_size: int, micro_steps: int
             "gradient_accumulation_steps": micro_steps,
             "gradient_clipping": settings.max_grad_norm,
             "zero_allow_untested_optimizer": True,
+            # AdamW of PyTorch's steps where its state lies, on a CPU too.
+            "zero_force_ds_cpu_optimizer": False,
+            "checkpoint": {"load_universal": universal and plugin.zero_stage < 3},
         }
     return accelerator
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds its part of the weights alone."""
+    plugin = accelerator.state.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
 def prepare(accelerator: Accelerator, task: nn.Module, optimizer: Optimizer) -> tuple[Any, Any]:
-    """The task and its optimizer as the launcher's strategy runs them."""
+    """The task and its optimizer as the launcher's strategy runs them.
+
+    A task that is not to be sharded must be on the device.
+    """
     if accelerator.distributed_type is DistributedType.DEEPSPEED:
         for parameter in task.parameters():
             if parameter.dim() == 0:
                 # DeepSpeed can't broadcast a number without a dimension; files with one load into either shape.
                 parameter.data = parameter.data[None]
+        for buffer in task.buffers():
+            buffer.data = buffer.data.to(accelerator.device)
     return accelerator.prepare(task, optimizer)
+
+
+def refuse_other_weights(accelerator: Accelerator, task: nn.Module) -> None:
+    """Compare what the ranks have trained, bit for bit; all of them call it.
+
+    Raises:
+        RefragError: they differ: a faulty device or network, or a rank that trained by itself.
+    """
+    if accelerator.num_processes == 1 or is_sharded(accelerator):
+        return
+    # Their bits as whole numbers: a sum of floats would be equal to some digits alone.
+    whole = {2: torch.int16, 4: torch.int32}
+    trained = [p.detach().reshape(-1) for p in task.parameters() if p.requires_grad]
+    sums = torch.stack([values.view(whole[values.element_size()]).sum(dtype=torch.int64) for values in trained])
+    every = accelerator.gather(sums[None])
+    if odd := [rank for rank, found in enumerate(every) if not torch.equal(found, every[0])]:
+        raise RefragError(
+            f"the ranks' weights are no longer the same (rank 0's differ from those of {', '.join(map(str, odd))}): "
+            "nothing is published; go back to an earlier checkpoint, and look at these ranks' devices"
+        )
+
+
+def gather_weights(accelerator: Accelerator, task: nn.Module, run: Any) -> None:
+    """Give each process the whole of a sharded task's weights, on the CPU, and take DeepSpeed off it.
+
+    What comes after the training, the merging of updates and the saving above all, is then that of any task.
+
+    Args: run: the task as `prepare` returned it, which is of no use afterwards.
+    """
+    if not is_sharded(accelerator):
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    whole: dict[int, nn.Parameter] = {}
+    # One after the other: together they would not fit into the GPU.
+    for parameter in task.parameters():
+        with GatheredParameters([parameter]):
+            whole[id(parameter)] = nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
+    run.destroy()
+    for module in task.modules():
+        parts = {name: part if part is None else whole[id(part)] for name, part in module._parameters.items()}
+        module._parameters = parts
+    task.to("cpu")

@@ -11,7 +11,7 @@ from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, pack_slots
-from refrag_platform.training.core.batch import Batch
+from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.reading.batches import Seen
@@ -25,11 +25,11 @@ def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: fl
         figures["vector_std"] = vector_std(model, vectors[batch["chunks"][..., 0] != PAD])
     states, labels = read(model, batch, vectors), batch["blocks"].flatten()
     losses: list[Tensor] = []
-    for kind, weight in (("answers", 1.0), ("quotes", quotes_weight)):
+    for number, (kind, weight) in enumerate((("answers", 1.0), ("quotes", quotes_weight))):
         if len(places := batch[kind]):
             # Their number differs from batch to batch, and each would be compiled anew.
             part = linear_cross_entropy(states[places], head_weight(model.decoder), labels[places], compiled=False)
-            losses.append(weight * part)
+            losses.append(share(batch, number) * weight * part)
             figures[f"{kind}_loss"] = part.detach()
     # Where no question fits: all that trains has a gradient all the same, as processes add theirs up.
     if not losses:

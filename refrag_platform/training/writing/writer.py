@@ -20,7 +20,8 @@ from refrag_platform.files import whole
 from refrag_platform.model.decoder import decoder_states, head_weight, in_dtype
 from refrag_platform.model.families import require_positions
 from refrag_platform.recipes import Recipe, TrainsDecoder
-from refrag_platform.training.core.loop import Batch, Task, train
+from refrag_platform.training.core.batch import Batch, share
+from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.usable import LeftOut
@@ -141,11 +142,15 @@ class WriterTask(Task):
         # Padding stands to the right, where nothing that counts can see it: no mask is needed.
         states = decoder_states(self.decoder, self.decoder.get_input_embeddings()(batch["token_ids"]))
         predicting = states.flatten(0, 1)[batch["places"]]
-        return linear_cross_entropy(predicting, head_weight(self.decoder), batch["labels"], compiled=False), {}
+        loss = linear_cross_entropy(predicting, head_weight(self.decoder), batch["labels"], compiled=False)
+        return share(batch) * loss, {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         rate = self._settings.decoder_learning_rate
         return [{"name": "decoder", "params": list(self.decoder.parameters()), "lr": rate}]
+
+    def counts(self, batch: Batch) -> list[int]:
+        return [len(batch["labels"])]
 
     def positions(self, batch: Batch) -> int:
         return batch["token_ids"].numel()
