@@ -27,6 +27,7 @@ FAMILIES = (
     "weights",
     "lineage",
     "ask",
+    "serve",
     "demo",
     "bench",
     "release",

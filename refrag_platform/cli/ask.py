@@ -1,4 +1,4 @@
-"""`refrag ask` and `refrag serve`: questions from a shell, and the packaged service on a port."""
+"""`refrag ask`: a question from a shell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ DEFAULT_MODEL = "smollm2-135m"
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
     app.command("ask")(ask)
-    app.command("serve")(serve)
 
 
 def ask(
@@ -79,43 +78,6 @@ def ask(
     generation = engine.ask([Message("user", question)], count, (), sampling, share_kept, rate=rate or 1)
     _stream(generation, "reading")
     _report(refrag_body(generation.usage, generation.sources))
-
-
-def serve(
-    model: Model = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
-    host: Annotated[
-        str,
-        typer.Option("--host", help="Address to bind; other machines need a key: REFRAG_API_KEY, or `refrag keys`."),
-    ] = "127.0.0.1",
-    in_place: Annotated[
-        bool, typer.Option("--in-place", help="The Bento in place, whatever is released: to try a candidate.")
-    ] = False,
-) -> None:
-    """Serve a model's Bento: an OpenAI-shaped API under /v1, health and metrics beside it.
-
-    That is the released version's; when another is released or rolled back to, the server changes over by itself.
-    Of a model without a release it is the one in place.
-
-    REFRAG_API_KEY asks for a key, REFRAG_API_KEYS_FILE for one of those that `refrag keys` made; REFRAG_RATE_LIMIT
-    (requests a minute of each), REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
-    REFRAG_DEADLINE (seconds) set limits; REFRAG_STORE names a folder for documents that are added while it serves.
-    """
-    import os
-
-    from refrag_platform.processes import require_free
-    from refrag_platform.project import Project
-    from refrag_platform.serving import bento
-
-    project = Project.find()
-    require_free(host, port)
-    if not in_place:
-        from refrag_platform.releases.served import serve_released
-
-        raise typer.Exit(serve_released(project, model, port, host, lambda text: typer.echo(text, err=True)))
-    command = bento.serve_command(bento.Package.of(project, model).bento_tag, port, host)
-    # Replaces this process, so that signals reach BentoML's own supervisor.
-    os.execve(command[0], command, bento.environment(project))
 
 
 def _stream(pieces: Iterable[str], until_the_first: str) -> None:

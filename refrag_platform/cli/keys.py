@@ -28,6 +28,10 @@ def add(
     per_minute: Annotated[
         int | None, typer.Option("--per-minute", min=1, help="Requests a minute; default REFRAG_RATE_LIMIT.")
     ] = None,
+    collection: Annotated[
+        str,
+        typer.Option("--collection", help="Documents that it adds are read with keys of this collection alone."),
+    ] = "",
 ) -> None:
     """Make a key, print it once, and keep its hash.
 
@@ -35,7 +39,7 @@ def add(
     """
     from refrag_platform.serving.keys import add_key, new_key
 
-    key, kept = new_key(name, per_minute)
+    key, kept = new_key(name, per_minute, collection)
     add_key(file, kept)
     typer.echo(key)
     typer.echo(f"{file} keeps the key's hash alone: write the key down now", err=True)
@@ -50,8 +54,9 @@ def revoke(name: Name, file: File) -> None:
 
 
 def ls(file: File) -> None:
-    """List the keys by name, with their own limits."""
+    """List the keys by name, with their own limits and collections."""
     from refrag_platform.serving.keys import read_keys
 
     for one in read_keys(file):
-        typer.echo(one.name if one.per_minute is None else f"{one.name}  {one.per_minute} a minute")
+        rate = "" if one.per_minute is None else f"  {one.per_minute} a minute"
+        typer.echo(f"{one.name}{rate}" + (f"  of {one.collection}" if one.collection else ""))

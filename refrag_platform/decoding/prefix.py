@@ -37,10 +37,13 @@ class PrefixCache:
         """Blocks that are kept."""
         return len(self._blocks)
 
-    def keys(self, content: NDArray[np.int32]) -> list[bytes]:
+    def keys(self, content: NDArray[np.int32], salt: str = "") -> list[bytes]:
         """A key for each whole block of a prompt's content (`PromptInput.content`), the last position left out:
-        it must be read in any case, for its logits."""
-        keys, key = [], self._root
+        it must be read in any case, for its logits.
+
+        Args: salt: prompts of another one never match.
+        """
+        keys, key = [], self._root + b"\0" + salt.encode()
         for begin in range(0, (len(content) - 1) // self.block * self.block, self.block):
             key = hashlib.blake2b(key + content[begin : begin + self.block].tobytes(), digest_size=16).digest()
             keys.append(key)

@@ -140,8 +140,12 @@ class Scheduler:
             bytes_per_position=runner.kv_bytes_per_position,
         )
 
-    def submit(self, prompt: PromptInput, sampling: Sampling, stop_ids: Collection[int] = ()) -> Stream:
+    def submit(
+        self, prompt: PromptInput, sampling: Sampling, stop_ids: Collection[int] = (), cache_salt: str = ""
+    ) -> Stream:
         """Queue a request; any thread may.
+
+        Args: cache_salt: it uses the beginnings that prompts of the same one left, and no others.
 
         Raises:
             RefragError: it could never run, whatever else does, or the scheduler is closed.
@@ -159,7 +163,7 @@ class Scheduler:
                 f"slots for {self.max_tokens_in_flight} tokens in flight"
             )
         if self.prefix is not None:
-            request.keys = self.prefix.keys(prompt.content)
+            request.keys = self.prefix.keys(prompt.content, cache_salt)
         with self._changed:
             if self._closed:
                 raise RefragError("the decoder has been shut down")

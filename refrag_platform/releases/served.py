@@ -27,8 +27,8 @@ PACKAGED = ("finetuned", "chunks", "policy", "evaluation")
 SECONDS_BETWEEN_LOOKS = 10.0
 
 
-def bento_to_serve(project: Project, model: str) -> str:
-    """The tag of the released version's Bento, which is in the store afterwards; unreleased, of the one in place.
+def package_to_serve(project: Project, model: str) -> bento.Package:
+    """The released version's package, which is in the store afterwards; unreleased, the one in place.
 
     Raises:
         ArtifactError: there is neither a release nor a Bento in place.
@@ -37,12 +37,12 @@ def bento_to_serve(project: Project, model: str) -> str:
     # A copy without Git has no releases.
     release = released(project, model) if Git(project.root).revision("HEAD") else None
     if release is None:
-        return bento.Package.of(project, model).bento_tag
+        return bento.Package.of(project, model)
     package = _package(release.manifests["package"])
     stored = {"models": package.model_tag, "bentos": package.bento_tag}
     if not all(bento.store_path(project, kind, tag).is_dir() for kind, tag in stored.items()):
         _build(project, release, package)
-    return package.bento_tag
+    return package
 
 
 def serve_released(project: Project, model: str, port: int, host: str, say: Callable[[str], None]) -> int:
@@ -50,13 +50,13 @@ def serve_released(project: Project, model: str, port: int, host: str, say: Call
 
     Another release takes its place once its Bento is there; one whose Bento can't be had leaves it serving.
     """
-    server, serving = _Server(project, port, host), bento_to_serve(project, model)
+    server, serving = _Server(project, port, host), package_to_serve(project, model).bento_tag
     refused: str | None = None
     say(f"serving {serving}")
     server.start(serving)
     while (status := server.wait(SECONDS_BETWEEN_LOOKS)) is None:
         try:
-            wanted = bento_to_serve(project, model)
+            wanted = package_to_serve(project, model).bento_tag
         except RefragError as error:
             if str(error) != refused:
                 say(f"{serving} goes on serving: {error}")

@@ -17,6 +17,7 @@ from refrag_platform.serving.answers import Answer
 from refrag_platform.serving.contract import BadRequest
 from refrag_platform.serving.errors import ApiError, Json, as_api_error, request_id
 from refrag_platform.serving.fields import MOST_SHOWN
+from refrag_platform.serving.guard import collection_of
 from refrag_platform.serving.schema import AnswerRequest
 from refrag_platform.serving.tracing import trace_answer
 
@@ -43,7 +44,7 @@ async def answer(request: Request, asked: AnswerRequest, shape: Callable[..., An
     ticket = admission.enter(request, engine.settings.slots)
     ticket.at_end = lambda ended: _told(request, ended, ticket.arrived)
     try:
-        generation = await ticket.run(_start, engine, asked)
+        generation = await ticket.run(_start, engine, asked, collection_of(request.scope))
         deltas = ticket.iterate(generation)
         shaped = shape(asked, generation, request_id(request.scope))
         ticket.show(shaped)
@@ -67,7 +68,7 @@ def _told(request: Request, ended: Generation | Refusal, arrived: float) -> None
         trace_answer(state.tracer, request, state.model, ended, arrived)
 
 
-def _start(engine: Engine, asked: AnswerRequest) -> Generation | Refusal:
+def _start(engine: Engine, asked: AnswerRequest, collection: str) -> Generation | Refusal:
     """Retrieval and prompt; runs on a thread."""
     count = asked.to_retrieve(engine.settings.passages if engine.store else 0)
     sampling = asked.sampling(engine.settings.max_new_tokens)
@@ -81,6 +82,7 @@ def _start(engine: Engine, asked: AnswerRequest) -> Generation | Refusal:
             rate=asked.rate,
             expand=asked.expand,
             continues=asked.continues,
+            collection=collection,
         )
     except BadRequest as error:
         # The engine speaks of a chat's fields.

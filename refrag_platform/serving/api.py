@@ -27,7 +27,7 @@ from refrag_platform.serving.documents import add_documents
 from refrag_platform.serving.embeddings import EmbeddingRequest, embeddings_body
 from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response
 from refrag_platform.serving.fields import MOST_SHOWN
-from refrag_platform.serving.guard import LimitBody, RequireKey, key_name
+from refrag_platform.serving.guard import LimitBody, RequireKey, collection_of, key_name
 from refrag_platform.serving.keys import Keys
 from refrag_platform.serving.metrics import Metrics
 from refrag_platform.serving.observe import Observe
@@ -101,7 +101,7 @@ def create_app(
     _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
     add_documents(app)
-    app.add_api_route("/metrics", metrics.page, include_in_schema=False)
+    app.add_api_route("/metrics", figures, include_in_schema=False)
     add_pages(app, keys.needed)
     return app
 
@@ -172,6 +172,14 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     return Json(embeddings_body(body, vectors, tokens))
 
 
+async def figures(request: Request) -> Response:
+    """All figures, as Prometheus reads them; they would tell keys of a collection what others do."""
+    if collection_of(request.scope):
+        raise ApiError(403, "the figures are of all collections: ask with a key of none", code="figures_of_all")
+    metrics: Metrics = request.app.state.metrics
+    return metrics.page()
+
+
 async def list_models(request: Request) -> Response:
     """The one model that is served."""
     return Json({"object": "list", "data": [_model_card(request)]})
@@ -188,7 +196,7 @@ async def retrieve(request: Request, body: RetrieveRequest) -> Response:
     engine = require_engine(request)
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         try:
-            passages = await ticket.run(engine.retrieve, body.query, body.k)
+            passages = await ticket.run(engine.retrieve, body.query, body.k, collection=collection_of(request.scope))
         except QueryTooLong as error:
             raise BadRequest(str(error), code="query_too_long", param="query") from None
     data = [

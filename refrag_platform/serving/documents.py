@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
@@ -20,12 +20,13 @@ from refrag_platform.serving.bodies import Document, DocumentDeleted, DocumentLi
 from refrag_platform.serving.contract import BadRequest
 from refrag_platform.serving.errors import ApiError, Json
 from refrag_platform.serving.fields import MOST_SHOWN, Body, Name, fault
+from refrag_platform.serving.guard import collection_of
 from refrag_platform.serving.schema import FullText, Title
 
 if TYPE_CHECKING:
+    from refrag_platform.store.collections import Collections
     from refrag_platform.store.live import LiveStore, StoredDocument
 
-P = ParamSpec("P")
 T = TypeVar("T")
 DOCUMENT_ID = r"^[^\x00-\x1f\x7f]+$"
 ROUTE, ROUTE_OF_ONE = "/v1/documents", "/v1/documents/{document_id:path}"
@@ -77,9 +78,8 @@ def add_documents(app: FastAPI) -> None:
 
 async def put_documents(request: Request, body: DocumentsRequest) -> Response:
     """Add documents or replace them, all or none; the next search finds them. Once answered they outlive any crash."""
-    store = _live(request)
     documents = [(one.id, one.title, one.text) for one in body.documents]
-    stored = await _change(request, _put, store, documents)
+    stored = await _change(request, lambda store: _put(store, documents))
     data = [{"id": one.id, "object": "document", "passages": len(one.passages)} for one in stored]
     return Json({"object": "list", "data": data})
 
@@ -90,18 +90,14 @@ async def list_documents(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
     """What was added or replaced here, by id; not what the store came with."""
-    store = _live(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        titles = await ticket.run(store.edits.titles, after, limit + 1)
+    titles = await _look_up(request, lambda store: store.edits.titles(after, limit + 1))
     data = [{"id": name, "object": "document", "title": title} for name, title in titles[:limit]]
     return Json({"object": "list", "data": data, "has_more": len(titles) > limit})
 
 
 async def show_document(request: Request, document_id: str) -> Response:
     """The passages of a document, the store's own too."""
-    store = _live(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
-        document = await ticket.run(store.document, _sound(document_id))
+    document = await _look_up(request, lambda store: store.document(_sound(document_id)))
     if document is None:
         raise _missing(document_id)
     passages = [{"id": name, "title": title, "text": text} for name, title, text in document.passages]
@@ -110,8 +106,7 @@ async def show_document(request: Request, document_id: str) -> Response:
 
 async def delete_document(request: Request, document_id: str) -> Response:
     """Delete a document, the store's own too; no later search finds it."""
-    store = _live(request)
-    deleted = await _change(request, store.delete, _sound(document_id))
+    deleted = await _change(request, lambda store: store.delete(_sound(document_id)))
     if not deleted:
         raise _missing(document_id)
     return Json({"id": document_id, "object": "document.deleted", "deleted": True})
@@ -128,11 +123,19 @@ def _put(store: LiveStore, documents: list[tuple[str, str, str]]) -> list[Stored
         raise BadRequest(str(error), param="documents") from None
 
 
-async def _change(request: Request, change: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Change the store when the changes before it are done."""
+async def _look_up(request: Request, look: Callable[[LiveStore], T]) -> T:
+    """Look into the documents of the request's collection, on a thread."""
+    live = _live(request)
+    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+        return await ticket.run(lambda: look(live.of(collection_of(request.scope))))
+
+
+async def _change(request: Request, change: Callable[[LiveStore], T]) -> T:
+    """Change the documents of the request's collection, on a thread, when the changes before it are done."""
+    live = _live(request)
     async with request.app.state.changes.enter(request, CHANGES) as ticket:
         try:
-            return await ticket.run(change, *arguments, **named)
+            return await ticket.run(lambda: change(live.of(collection_of(request.scope))))
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                 raise
@@ -144,7 +147,7 @@ async def _change(request: Request, change: Callable[P, T], *arguments: P.args, 
             ) from None
 
 
-def _live(request: Request) -> LiveStore:
+def _live(request: Request) -> Collections:
     live = require_engine(request).live
     if live is None:
         raise ApiError(

@@ -51,12 +51,13 @@ from refrag_platform.serving.contract import (
 from refrag_platform.serving.fitting import at_rate, require_choice, require_positions, require_room
 from refrag_platform.serving.generation import Generation, Refusal, refusal
 from refrag_platform.serving.selecting import Expand, Selected, choose, wanted_chunks, with_relevance
+from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.retriever import load_retriever
-from refrag_platform.store.table import ChunkStore, Hit
+from refrag_platform.store.table import TABLES_FOLDER, ChunkStore, Hit
 
 if TYPE_CHECKING:
-    from refrag_platform.store.live import LiveStore
+    from refrag_platform.store.collections import Collections
 
 
 class Engine:
@@ -68,9 +69,9 @@ class Engine:
         bundle: Bundle,
         store: ChunkStore | None,
         settings: ServingRecipe,
-        live: LiveStore | None = None,
+        live: Collections | None = None,
     ) -> None:
-        """live: the store, where documents may be added to it."""
+        """live: the store's working copies, where documents may be added."""
         self.name, self.bundle, self.store, self.settings, self.live = name, bundle, store, settings, live
         model = bundle.model
         self.max_positions = min(settings.max_positions, most_positions(model.decoder) or settings.max_positions)
@@ -128,7 +129,7 @@ class Engine:
             policy: the folder of the model's policy; default: as `load_bundle` finds it.
             tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
             retriever: source of the retriever, if it is no longer where the store says.
-            live: folder of the store's working copy, for documents to be added. passage_tokens: the longest passage
+            live: folder of the store's working copies, for documents to be added. passage_tokens: the longest passage
                 that they are cut into.
 
         Raises:
@@ -137,18 +138,27 @@ class Engine:
         bundle = load_bundle(str(model_dir), policy=policy)
         loaded = load_retriever(retriever, base or model_dir) if retriever else None
         if live is not None:
+            from refrag_platform.store.collections import COMMON, Collections
             from refrag_platform.store.live import LiveStore
 
-            changing = LiveStore.open_live(chunks_dir, live, bundle.model, passage_tokens, base, loaded)
-            return cls(name, bundle, changing, settings, changing)
+            # One for all of them.
+            loaded = loaded or load_retriever(StoreDescription.read(chunks_dir).retriever, base or Path.cwd())
+            unchanged = tables or chunks_dir.parent.parent / TABLES_FOLDER
+            collections = Collections(
+                live,
+                lambda folder: LiveStore.open_live(
+                    chunks_dir, folder, bundle.model, passage_tokens, base, loaded, unchanged
+                ),
+            )
+            return cls(name, bundle, collections.of(COMMON), settings, collections)
         digest = bundle.model.encoder_digest()
         store = ChunkStore.open(chunks_dir, expect_encoder=digest, tables=tables, base=base, retriever=loaded)
         return cls(name, bundle, store, settings)
 
-    def retrieve(self, query: str, count: int, before: str = "") -> list[ServedPassage]:
+    def retrieve(self, query: str, count: int, before: str = "", collection: str = "") -> list[ServedPassage]:
         """The `count` passages of the store that fit the query best, best first.
 
-        Args: before: what was said before it.
+        Args: before: what was said before it. collection: whose working copy of the store is searched.
 
         Raises:
             BadRequest: this engine has no store.
@@ -158,7 +168,8 @@ class Engine:
             return []
         if self.store is None:
             raise BadRequest(f"{self.name} is served without a chunk store; send `passages`", param="retrieve")
-        return [_passage(hit) for hit in self.store.search(query, count, before)]
+        store = self.store if self.live is None else self.live.of(collection)
+        return [_passage(hit) for hit in store.search(query, count, before)]
 
     def embed(self, texts: Sequence[str]) -> tuple[NDArray[np.float32], int]:
         """The retriever's vectors [n, dim] of texts, and the texts' length in tokens of this model.
@@ -198,7 +209,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        """End the decoder's thread; answers that are being written fail. Let go of the store's working copy."""
+        """End the decoder's thread; answers that are being written fail. Let go of the store's working copies."""
         self._scheduler.close()
         if self.live is not None:
             self.live.close()
@@ -214,6 +225,7 @@ class Engine:
         rate: int = 1,
         expand: Expand = MappingProxyType({}),
         continues: bool = False,
+        collection: str = "",
     ) -> Generation | Refusal:
         """Look passages up and answer over them; refuse where none is near enough to the question.
 
@@ -224,7 +236,7 @@ class Engine:
             messages: the conversation; the last one is the question, and what the user said before is searched with it.
             count: passages to look up.
             sent: passages to read before them. Who sends some has chosen them, and is answered in any case.
-            rate, expand, continues: as of `start`.
+            rate, expand, continues, collection: as of `start`.
 
         Raises:
             BadRequest, QueryTooLong: as `retrieve` and `start`.
@@ -234,7 +246,7 @@ class Engine:
             require_choice(self.name, bundle, bundle.share_kept if share_kept is None else share_kept)
         question, before = asked_last(messages)
         begun = time.monotonic()
-        found = self.retrieve(question, count, before)
+        found = self.retrieve(question, count, before, collection)
         searched = (begun, time.monotonic())
         nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
@@ -249,7 +261,14 @@ class Engine:
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(
-            messages, [*sent, *found], sampling, share_kept, rate=rate, expand=expand, continues=continues
+            messages,
+            [*sent, *found],
+            sampling,
+            share_kept,
+            rate=rate,
+            expand=expand,
+            continues=continues,
+            collection=collection,
         )
         generation.sources = replace(generation.sources, similarity=similarity, least_similarity=least)
         if count:
@@ -267,6 +286,7 @@ class Engine:
         rate: int = 1,
         expand: Expand = MappingProxyType({}),
         continues: bool = False,
+        collection: str = "",
     ) -> Generation:
         """Build the prompt; the answer is generated as the result is iterated.
 
@@ -277,13 +297,14 @@ class Engine:
             rate: how many chunks are read as one, and are one in all that is said of chunks.
             expand: chunks to keep as tokens beside that share, by the id of their passage.
             continues: whether the decoder goes on with the last message as with any text, instead of answering it.
+            collection: whose documents are asked; nothing that a prompt of another one left is used again.
 
         Raises:
             BadRequest: the prompt is too long, p needs a policy that the model hasn't got, it isn't trained for the
                 rate, or there is no such chunk.
         """
         try:
-            return self._start(messages, passages, sampling, share_kept, rate, expand, continues)
+            return self._start(messages, passages, sampling, share_kept, rate, expand, continues, collection)
         except torch.AcceleratorError:
             self._faulty = True
             raise
@@ -297,6 +318,7 @@ class Engine:
         rate: int,
         expand: Expand,
         continues: bool,
+        collection: str,
     ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
@@ -327,7 +349,7 @@ class Engine:
         begun_to_project = time.monotonic()
         embeds = prompt_input(bundle.model, prompt)
         generation = Generation(
-            lambda: self._scheduler.submit(embeds, sampling, self._stop_ids),
+            lambda: self._scheduler.submit(embeds, sampling, self._stop_ids, collection),
             self._decode,
             self._token_text,
             sampling,

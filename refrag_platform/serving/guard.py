@@ -45,7 +45,7 @@ class RequireKey:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             try:
                 key = self._require_key(scope)
-                scope.setdefault("state", {})["key"] = key.name if key else None
+                scope.setdefault("state", {})["key"] = key
                 self._require_rate(key)
             except ApiError as error:
                 return await error_response(error, scope)(scope, receive, send)
@@ -82,8 +82,14 @@ class RequireKey:
 
 def key_name(scope: Scope) -> str | None:
     """Whose key a request bears; None where none is needed."""
-    name: str | None = scope.get("state", {}).get("key")
-    return name
+    key: Key | None = scope.get("state", {}).get("key")
+    return key.name if key else None
+
+
+def collection_of(scope: Scope) -> str:
+    """The collection whose documents a request reads and changes: its key's."""
+    key: Key | None = scope.get("state", {}).get("key")
+    return key.collection if key else ""
 
 
 def _unauthorized(message: str) -> ApiError:

@@ -1,8 +1,8 @@
 """API keys: who has one, and how often each may ask. Their hashes are kept, never the keys.
 
-A file of keys has a line for each: NAME SHA256 [REQUESTS_PER_MINUTE]; `refrag keys` writes it. It is read again when it
-changes, so that a key that is taken out of it is refused from the next request on. A key has 256 random bits, so its
-hash needs no salt and no slow function.
+A file of keys has a line for each: NAME SHA256 [REQUESTS_PER_MINUTE] [collection=NAME]; `refrag keys` writes it. It is
+read again when it changes, so that a key that is taken out of it is refused from the next request on. A key has 256
+random bits, so its hash needs no salt and no slow function.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from refrag_platform.files import lock_file, whole
 
 logger = logging.getLogger("refrag.serving")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# It names a folder, on disks too that don't tell cases apart.
+COLLECTION = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+LINE = re.compile(
+    rf"(?P<name>{NAME.pattern})\s+(?P<digest>[0-9a-fA-F]{{64}})(\s+(?P<rate>0*[1-9][0-9]{{0,8}}))?"
+    rf"(\s+collection=(?P<collection>{COLLECTION.pattern}))?"
+)
 PREFIX = "refrag-"
 # Of $REFRAG_API_KEY, which has no name of its own.
 ENVIRONMENT = "REFRAG_API_KEY"
@@ -31,15 +37,21 @@ ENVIRONMENT = "REFRAG_API_KEY"
 
 @dataclass(frozen=True)
 class Key:
-    """A key that is in force. digest: SHA-256 of it, in hex. per_minute: requests; None: the service's own limit."""
+    """A key that is in force.
+
+    digest: SHA-256 of it, in hex. per_minute: requests; None: the service's own limit. collection: whose documents it
+    reads and changes; "": those of all keys without one.
+    """
 
     name: str
     digest: str
     per_minute: int | None = None
+    collection: str = ""
 
     def line(self) -> str:
         """The key's line in a file."""
-        return f"{self.name} {self.digest}" + ("" if self.per_minute is None else f" {self.per_minute}")
+        rate = "" if self.per_minute is None else f" {self.per_minute}"
+        return f"{self.name} {self.digest}{rate}" + (f" collection={self.collection}" if self.collection else "")
 
 
 class Keys:
@@ -91,16 +103,21 @@ def digest_of(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-def new_key(name: str, per_minute: int | None = None) -> tuple[str, Key]:
+def new_key(name: str, per_minute: int | None = None, collection: str = "") -> tuple[str, Key]:
     """A new key, and what is kept of it.
 
     Raises:
-        RefragError: the name can't stand in a file of keys.
+        RefragError: the name, or the collection's, can't stand in a file of keys.
     """
     if not NAME.fullmatch(name):
         raise RefragError(f"{name!r} can't name a key; use at most 64 letters, digits, `.`, `_` and `-`")
+    if collection and not COLLECTION.fullmatch(collection):
+        raise RefragError(
+            f"{collection!r} can't name a collection; use at most 64 small letters, digits, `.`, `_` and `-`, of which "
+            "the first is a letter or a digit"
+        )
     key = PREFIX + secrets.token_urlsafe(32)
-    return key, Key(name, digest_of(key.encode()), per_minute)
+    return key, Key(name, digest_of(key.encode()), per_minute, collection)
 
 
 def read_keys(path: Path) -> list[Key]:
@@ -175,24 +192,19 @@ def parse_keys(lines: Sequence[str], where: str) -> list[Key]:
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        match line.split():
-            case [name, digest] if NAME.fullmatch(name) and _is_digest(digest):
-                key = Key(name, digest.lower())
-            case [name, digest, most] if NAME.fullmatch(name) and _is_digest(digest) and most.isdecimal() and int(most):
-                key = Key(name, digest.lower(), int(most))
-            case _:
-                # Not the line itself: it may hold a key.
-                raise RefragError(
-                    f"{where}, line {number}: not NAME SHA256 [REQUESTS_PER_MINUTE], as `refrag keys add` writes it"
-                )
+        told = LINE.fullmatch(line.strip())
+        if told is None:
+            # Not the line itself: it may hold a key.
+            raise RefragError(
+                f"{where}, line {number}: not NAME SHA256 [REQUESTS_PER_MINUTE] [collection=NAME], as "
+                "`refrag keys add` writes it"
+            )
+        rate = int(told["rate"]) if told["rate"] else None
+        key = Key(told["name"], told["digest"].lower(), rate, told["collection"] or "")
         if key.name in keys:
             raise RefragError(f"{where}, line {number}: a key is named {key.name} already")
         keys[key.name] = key
     return list(keys.values())
-
-
-def _is_digest(text: str) -> bool:
-    return re.fullmatch(r"[0-9a-fA-F]{64}", text) is not None
 
 
 def _state(file: Path | None) -> tuple[int, ...] | None:

@@ -93,7 +93,7 @@ class Metrics:
         self._queried.inc(usage.prompt_positions)
         self._hits.inc(usage.positions_reused)
 
-    async def page(self) -> Response:
+    def page(self) -> Response:
         """All figures, as Prometheus reads them."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 

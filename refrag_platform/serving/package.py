@@ -83,6 +83,11 @@ def packaged_model(tag: str) -> str:
     return str(max(models, key=lambda model: model.creation_time).tag)
 
 
+def model_name(tag: str) -> str:
+    """The model of a tag of its package."""
+    return tag.removeprefix(PREFIX).split(":")[0]
+
+
 def load_packaged(folder: Path, live: Path | None = None) -> Engine:
     """The engine of a model in BentoML's store.
 

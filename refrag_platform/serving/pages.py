@@ -14,7 +14,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, Response
 
-from refrag_platform.serving.errors import Json
+from refrag_platform.serving.errors import ApiError, Json
 
 # Browsers keep to it, whatever a page says.
 CLOSED = {
@@ -50,7 +50,7 @@ def add_pages(app: FastAPI, key_needed: bool) -> None:
             swagger_ui_parameters={"validatorUrl": None},
         )
         # FastAPI's page is the same at each call.
-        app.add_api_route(f"{prefix}/docs", _file(bytes(swagger.body), "text/html", CLOSED), include_in_schema=False)
+        app.add_api_route(f"{prefix}/docs", _docs(bytes(swagger.body)), include_in_schema=False)
         app.add_api_route(f"{prefix}/openapi.json", description, include_in_schema=False)
 
 
@@ -81,12 +81,32 @@ def _file(body: bytes, media_type: str, headers: dict[str, str]) -> Any:
     return file
 
 
+def _docs(body: bytes) -> Any:
+    page = _file(body, "text/html", CLOSED)
+
+    async def docs() -> Response:
+        _swagger()
+        return await page()
+
+    return docs
+
+
 def _swagger() -> Path:
-    """BentoML's own copy of Swagger UI."""
+    """BentoML's own copy of Swagger UI.
+
+    Raises:
+        ApiError: 404, it isn't here.
+    """
     found = importlib.util.find_spec("bentoml")
-    if found is None or found.origin is None:
-        raise FileNotFoundError("Swagger UI comes with BentoML, which is not installed")
-    return Path(found.origin).parent / "_internal" / "server" / "static_content"
+    folder = Path(found.origin or "").parent / "_internal" / "server" / "static_content" if found else None
+    if folder is None or not folder.is_dir():
+        raise ApiError(
+            404,
+            "this page needs Swagger UI, which comes with BentoML, and that is not installed here; /openapi.json "
+            "describes the API to any viewer",
+            code="docs_not_installed",
+        )
+    return folder
 
 
 def _description(app: FastAPI, key_needed: bool) -> dict[str, Any]:

@@ -11,9 +11,6 @@ The model is loaded in the background: /livez answers at once, /readyz and /v1 o
 
 from __future__ import annotations
 
-import logging
-import os
-import threading
 from pathlib import Path
 
 import bentoml
@@ -21,14 +18,9 @@ from bentoml._internal.utils.args import set_arguments
 from bentoml.models import BentoModel
 from pydantic import BaseModel, ConfigDict
 
-from refrag_platform.serving.api import create_app
 from refrag_platform.serving.guard import OnlyHealth
-from refrag_platform.serving.logs import log_to_stderr
-from refrag_platform.serving.package import load_packaged, packaged_model
-from refrag_platform.serving.settings import ApiSettings
-from refrag_platform.serving.tracing import tracer_of
-
-logger = logging.getLogger("refrag.serving")
+from refrag_platform.serving.package import load_packaged, model_name, packaged_model
+from refrag_platform.serving.site import Site
 
 
 class Arguments(BaseModel):
@@ -44,15 +36,13 @@ class Arguments(BaseModel):
     gpus: int | None = None
 
 
-log_to_stderr(as_json=os.environ.get("REFRAG_LOG") == "json")
 arguments = bentoml.use_arguments(Arguments)
 model_tag = packaged_model(arguments.model_tag)
 # A Bento built without --arg must serve the model it was built with, not a newer one.
 set_arguments({"model_tag": model_tag}, override=False)
 # Asked of the kernel: importing torch would double the time that BentoML's supervisor takes to start.
 gpus = int(any(Path("/dev").glob("nvidia[0-9]*"))) if arguments.gpus is None else arguments.gpus
-settings = ApiSettings.from_environment(os.environ)
-app = create_app(model_tag.removeprefix("refrag-").split(":")[0], settings, model_tag, tracer_of(os.environ))
+site = Site(model_name(model_tag), model_tag)
 
 
 @bentoml.service(
@@ -60,7 +50,7 @@ app = create_app(model_tag.removeprefix("refrag-").split(":")[0], settings, mode
     workers=1,
     resources={"gpu": gpus} if gpus else {},
     # Above the application's own limit, whose answers have OpenAI's shape and a Retry-After.
-    traffic={"timeout": settings.deadline + 30},
+    traffic={"timeout": site.settings.deadline + 30},
     # The application has its own: by route, and with the request's id.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -72,23 +62,14 @@ class RefragService:
 
     def __init__(self) -> None:
         folder = Path(self.model.path)
-        threading.Thread(target=self._load, args=(folder,), name="load-model", daemon=True).start()
-
-    def _load(self, folder: Path) -> None:
-        try:
-            engine = load_packaged(folder, settings.store)
-            logger.info("%s is ready on %s; %s", model_tag, engine.bundle.model.device, engine.memory())
-            app.state.engine = engine
-        except Exception as error:
-            app.state.failure = str(error)
-            logger.exception("%s can't be loaded", model_tag)
+        site.load(lambda live: load_packaged(folder, live))
 
     def __is_ready__(self) -> bool:
-        return app.state.engine is not None and app.state.engine.alive
+        return site.ready
 
     def __is_alive__(self) -> bool:
-        return app.state.failure is None and (app.state.engine is None or app.state.engine.alive)
+        return site.alive
 
 
 # Inside BentoML's own timeout, outside all of its routes.
-RefragService.add_asgi_middleware(OnlyHealth, site=app)  # type: ignore[attr-defined]
+RefragService.add_asgi_middleware(OnlyHealth, site=site.app)  # type: ignore[attr-defined]

@@ -93,12 +93,13 @@ class LiveStore(ChunkStore):
         passage_tokens: int,
         base: Path | None = None,
         retriever: Retriever | None = None,
+        unchanged: Path | None = None,
     ) -> LiveStore:
         """The working copy in `folder` of the store in `content`; made if it isn't there.
 
         Args:
             model: whose encoder made the store. passage_tokens: the longest passage, as the corpus was cut.
-            base, retriever: as of `open_tables`.
+            base, retriever, unchanged: as of `open_tables`.
 
         Raises:
             RefragError: another process has it, or it can't be written; ArtifactError as of `open_tables`.
@@ -109,7 +110,7 @@ class LiveStore(ChunkStore):
             if (_number_in(applied) or 0) > edits.last():
                 logger.warning("%s holds edits that %s lacks: made anew", applied.parent, EDITS_FILE)
                 _remove(applied.parent)
-        opened = open_tables(content, model.encoder_digest(), folder / TABLES, base, retriever)
+        opened = open_tables(content, model.encoder_digest(), folder / TABLES, base, retriever, unchanged)
         store = cls(*opened, edits, model, passage_tokens, lock)
         store._catch_up()
         for tables in (folder / TABLES).glob("[!.]*"):

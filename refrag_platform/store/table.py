@@ -8,6 +8,7 @@ Tables are a cache, never tracked: Lance names its files at random. Delete data/
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ INDEX_FROM_PASSAGES = 100_000
 ROWS_PER_BATCH = 16_384
 # Ranked per result wanted, of each search.
 CANDIDATES_PER_HIT = 4
+TABLES_FOLDER = "lance"
 PASSAGE_COLUMNS = ["id", "document_id", "title", "text", "chunk_start", "chunk_count"]
 
 
@@ -179,6 +181,7 @@ def open_tables(
     tables: Path | None = None,
     base: Path | None = None,
     retriever: Retriever | None = None,
+    unchanged: Path | None = None,
 ) -> tuple[StoreDescription, Retriever, lancedb.DBConnection]:
     """What the store in `content` is made of; its tables are built first if they are not there.
 
@@ -187,6 +190,7 @@ def open_tables(
         tables: where tables of all versions lie; default data/NAME/lance for data/NAME/chunks/content.
         base: the recipe's folder, for a retriever given by `path:`; default: the working directory.
         retriever: one that is loaded already, instead of the one that store.json names.
+        unchanged: where tables lie that nobody changes; those that are missing in `tables` are copied from there.
 
     Raises:
         ArtifactError: there is no store, another encoder made its chunk vectors, or another
@@ -203,7 +207,8 @@ def open_tables(
             f"({retriever.digest}); make the store again with "
             f"`refrag run chunks --model {description.model}`"
         )
-    return description, retriever, _connect(_tables(content, tables or content.parent.parent / "lance"))
+    tables = tables or content.parent.parent / TABLES_FOLDER
+    return description, retriever, _connect(_tables(content, tables, unchanged))
 
 
 def _matrix(column: Any, width: int) -> NDArray[Any]:
@@ -218,7 +223,7 @@ def _connect(folder: Path) -> lancedb.DBConnection:
     return lancedb.connect(str(folder))
 
 
-def _tables(content: Path, parent: Path) -> Path:
+def _tables(content: Path, parent: Path, unchanged: Path | None) -> Path:
     """The folder of this content's tables, built if it is not there; half-built ones never get its name."""
     folder = parent / folder_digest(content).removesuffix(".dir")
     if folder.is_dir():
@@ -229,8 +234,19 @@ def _tables(content: Path, parent: Path) -> Path:
         # Another process may have built it while this one waited.
         if not folder.is_dir():
             with whole(folder) as building:
-                _build(content, building)
+                if unchanged is not None and (source := unchanged / folder.name).is_dir():
+                    shutil.copytree(source, building, copy_function=_link, dirs_exist_ok=True)
+                else:
+                    _build(content, building)
     return folder
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy on another disk: Lance never writes into a file that is there."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _only_builder(parent: Path) -> TextIO:

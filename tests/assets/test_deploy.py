@@ -200,7 +200,8 @@ def test_images_are_pinned_and_secrets_come_from_the_environment() -> None:
     found = services()
     assert set(found) == {"webserver", "daemon", "docs", "code", "postgres", "minio", "bucket"}
     images = [service["image"] for service in found.values() if service["image"] != "refrag-platform:local"]
-    images += re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    stages = re.findall(r"^FROM (\S+) AS (\S+)", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    images += [image for image, _ in stages if image not in {name for _, name in stages}]
     assert all(re.search(r":[^:/]*\d+[.-]\d+", image) for image in images), images
     for service in found.values():
         for name, value in service["environment"].items():

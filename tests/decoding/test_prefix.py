@@ -59,13 +59,14 @@ def test_a_kept_chunk_is_the_same_as_its_tokens_as_text() -> None:
     assert found(filled(content_of([0])), written) == 24
 
 
-def test_other_tokens_other_encoders_and_other_rounding_are_not_found() -> None:
+def test_other_tokens_other_encoders_other_salts_and_other_rounding_are_not_found() -> None:
     cache = filled(content_of())
     changed = IDS.clone()
     changed[12, 3] += 1
     assert found(cache, content_of(ids=changed)) == 12
     assert found(cache, content_of(stored=False)) == 0
     assert PrefixCache("another", 1, 1, block=4).keys(content_of())[0] != cache.keys(content_of())[0]
+    assert not set(cache.keys(content_of(), "acme")) & set(cache.keys(content_of()))
 
 
 def test_a_block_after_another_beginning_is_another_block() -> None:

@@ -22,7 +22,7 @@ from refrag_platform.history.runs import commit_run
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.releases import served
-from refrag_platform.releases.served import bento_to_serve
+from refrag_platform.releases.served import package_to_serve
 from refrag_platform.serving import bento
 from tests.assets.conftest import MODEL, planted_project
 from tests.conftest import ROOT
@@ -67,7 +67,7 @@ def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_
     versions: tuple[Project, list[str]],
 ) -> None:
     project, (old, new) = versions
-    assert bento_to_serve(project, MODEL) == new
+    assert package_to_serve(project, MODEL).bento_tag == new
     built = bento.store_path(project, "bentos", old)
     source = folder_digest(built / "src")
     port = free_port()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +25,15 @@ from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
+from refrag_platform.processes import ends_with_parent, free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.api import create_app
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.stages import StageContext
 from refrag_platform.store.build import build_chunks
-from tests.conftest import copy_project
+from tests.conftest import ROOT, copy_project
+from tests.processes import answers, wait_for
 
 COUNTRIES = {
     "Peru": "Peru is a country in western South America. Its capital is Lima and its currency is the sol.",
@@ -132,6 +138,34 @@ def url(server: Server) -> Iterator[str]:
     """A server with default settings, shared by the tests that don't change it."""
     with server() as address:
         yield address
+
+
+@contextmanager
+def plain_server(log: Path, *options: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`refrag serve` with these options where `import bentoml` fails; yields its URL and process once it is ready."""
+    blocked = log.parent / "blocked" / "bentoml"
+    blocked.mkdir(parents=True)
+    (blocked / "__init__.py").write_text("raise ImportError('no BentoML here')\n")
+    port = free_port()
+    command = [sys.executable, "-m", "refrag_platform", "serve", "--port", str(port), *options]
+    path = os.pathsep.join((str(blocked.parent), str(ROOT)))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=log.parent,
+            env={**os.environ, "PYTHONPATH": path, **variables},
+            stdout=output,
+            stderr=output,
+            preexec_fn=ends_with_parent(signal.SIGKILL),
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: process.poll() is not None or answers(f"{url}/readyz"), 120, log)
+        assert process.poll() is None, log.read_text()
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _folder(path: Path) -> Path:

@@ -133,6 +133,9 @@ class SlowWrites:
         assert self.may_end.wait(60)
         return []
 
+    def of(self, collection: str) -> SlowWrites:
+        return self
+
     def document(self, name: str) -> None:
         return None
 
@@ -156,7 +159,7 @@ def test_writes_of_clients_that_gave_up_are_counted_until_they_end(server: Serve
 def test_a_file_of_edits_that_is_held_is_told(live: tuple[str, Engine], tmp_path: Path) -> None:
     url, engine = live
     assert engine.live is not None
-    engine.live.edits._database.execute("PRAGMA busy_timeout = 10")
+    engine.live.of("").edits._database.execute("PRAGMA busy_timeout = 10")
     holder = sqlite3.connect(tmp_path / "live" / EDITS_FILE, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     held = put(url, OMAN)
@@ -179,7 +182,7 @@ def test_a_write_that_fails_leaves_nothing(
         broken.setattr(LiveStore, "_commit", fails)
         assert put(url, {**OMAN, "text": "Something else."}, {"id": "new", "text": "New."}).status_code == 500
     assert engine.live is not None
-    assert [(edit.id, edit.text) for edit in engine.live.edits.all()] == [("oman", OMAN["text"])]
+    assert [(edit.id, edit.text) for edit in engine.live.of("").edits.all()] == [("oman", OMAN["text"])]
     assert found(url, "Muscat in Oman")[0] == OMAN["text"]
 
 
@@ -198,7 +201,7 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
         assert engine.bundle.model.tokenizer.decode(kept) == f"{hit.text}\n"
     # Eight commits to each table, put together twice.
     assert engine.live is not None
-    assert engine.live._chunks.stats()["fragment_stats"]["num_fragments"] < 4
+    assert engine.live.of("")._chunks.stats()["fragment_stats"]["num_fragments"] < 4
     assert not any("name2" in text for text in found(url, "name2 isle"))
 
 
@@ -209,7 +212,7 @@ def test_indexes_that_can_not_be_made_cost_no_write(live: tuple[str, Engine], mo
     url, engine = live
     assert engine.live is not None
     monkeypatch.setattr(live_module, "COMMITS_PER_TIDYING", 1)
-    monkeypatch.setattr(engine.live._passages, "optimize", fails)
+    monkeypatch.setattr(engine.live.of("")._passages, "optimize", fails)
     assert put(url, OMAN).is_success and found(url, "Muscat in Oman")[0] == OMAN["text"]
 
 
@@ -342,7 +345,7 @@ from refrag_platform.store.live import LiveStore
 
 engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
 LiveStore._commit = lambda *given: os.kill(os.getpid(), 9)
-engine.live.put([("oman", "Oman", "Oman's capital is Muscat.")])
+engine.live.of("").put([("oman", "Oman", "Oman's capital is Muscat.")])
 """
     arguments = [sys.executable, "-c", code, str(packaged_project.root), str(folder)]
     killed: Any = subprocess.run(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)

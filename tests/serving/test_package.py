@@ -30,6 +30,7 @@ from refrag_platform.serving.keys import add_key, new_key, revoke_key
 from refrag_platform.serving.package import build_package, load_packaged
 from refrag_platform.stages import STAGES, StageContext
 from tests.conftest import ROOT
+from tests.serving.conftest import plain_server
 
 QUESTION = "What is the capital of Peru?"
 
@@ -250,6 +251,29 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     assert re.search(r"POST /v1/chat/completions: 200 after \d+ ms, request req-[0-9a-f]{32}", log)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
+
+
+@pytest.mark.slow
+def test_the_same_model_answers_alike_under_bentoml_and_under_uvicorn_alone(built: Built, tmp_path: Path) -> None:
+    project, tags = built
+    asked = {"model": tags.model_tag, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 12}
+
+    def told(url: str) -> list[Any]:
+        whole = httpx.post(f"{url}/v1/chat/completions", json=asked).json()
+        for name in ("request_id", "seconds", "time_to_first_token_ms"):
+            whole["refrag"].pop(name)
+        found = httpx.post(f"{url}/v1/retrieve", json={"query": QUESTION, "k": 2}).json()
+        pages = [httpx.get(url + path).text for path in ("/openapi.json", "/")]
+        health = [httpx.get(url + path).status_code for path in ("/healthz", "/livez", "/readyz")]
+        return [whole["choices"], whole["usage"], whole["refrag"], found, pages, health]
+
+    folder = bento.store_path(project, "models", tags.model_tag)
+    log = tmp_path / "plain.log"
+    with (
+        bento.running(project, "tiny", tmp_path / "bento.log") as bentoml,
+        plain_server(log, "--packaged", str(folder)) as (plain, _),
+    ):
+        assert told(plain) == told(bentoml)
 
 
 @pytest.mark.slow

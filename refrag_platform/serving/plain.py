@@ -1,0 +1,102 @@
+"""The service under uvicorn alone, without BentoML: the same application, with health beside it.
+
+refrag serve --server uvicorn --model tiny
+refrag serve --packaged .bentoml/models/refrag-tiny/0123456789abcdef
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from refrag_platform.errors import ArtifactError
+from refrag_platform.project import Project
+from refrag_platform.serving.answering import SECONDS_TO_READ
+from refrag_platform.serving.bento import MODEL_FILE, read_description
+from refrag_platform.serving.guard import OnlyHealth
+from refrag_platform.serving.package import load_packaged, model_name
+from refrag_platform.serving.site import Site
+
+if TYPE_CHECKING:
+    from refrag_platform.serving.engine import Engine
+
+logger = logging.getLogger("refrag.serving")
+
+
+def serve_packaged(folder: Path, host: str, port: int) -> None:
+    """Serve a packaged model until a signal comes.
+
+    Args: folder: of a model in BentoML's store, or a copy of it.
+
+    Raises:
+        ArtifactError: the folder is no such model.
+        RefragError: a setting of the environment is wrong.
+    """
+    description = read_description(folder / MODEL_FILE)
+    if description is None:
+        raise ArtifactError(
+            f"{folder} holds no packaged model (no {MODEL_FILE} of one); give .bentoml/models/refrag-NAME/VERSION"
+        )
+    tag = f"{description['name']}:{description['version']}"
+    site = Site(model_name(tag), tag)
+    site.load(lambda live: load_packaged(folder, live))
+    _run(site, host, port)
+
+
+def serve_in_place(project: Project, model: str, host: str, port: int) -> None:
+    """Serve a project's artifacts as they are in place, packaged or not, until a signal comes.
+
+    Raises:
+        RefragError: there is no such model, or a setting of the environment is wrong.
+    """
+
+    def open_engine(live: Path | None) -> Engine:
+        from refrag_platform.serving.engine import Engine
+
+        return Engine.load(project, model, live)
+
+    project.recipe(model)
+    site = Site(model)
+    site.load(open_engine)
+    _run(site, host, port)
+
+
+def with_health(site: Site) -> ASGIApp:
+    """The application, and /healthz, /livez and /readyz as BentoML has them."""
+
+    def health(well: bool) -> Response:
+        return PlainTextResponse("\n", 200 if well else 503)
+
+    async def alive(request: Request) -> Response:
+        return health(site.alive)
+
+    async def ready(request: Request) -> Response:
+        return health(site.ready)
+
+    routes = [Route("/healthz", alive), Route("/livez", alive), Route("/readyz", ready)]
+    return OnlyHealth(Starlette(routes=routes), site.app)
+
+
+def _run(site: Site, host: str, port: int) -> None:
+    logger.info("uvicorn listens on %s, port %d", host, port)
+    uvicorn.run(
+        with_health(site),
+        host=host,
+        port=port,
+        lifespan="off",
+        # The application has its own lines.
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # After SIGTERM nobody is let in, and whoever is inside gets the answer.
+        timeout_graceful_shutdown=math.ceil(site.settings.deadline + SECONDS_TO_READ),
+    )
