@@ -203,6 +203,7 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
     added, kept = new_key("ana")
     add_key(tmp_path / "keys", kept)
+    before = stored(project)
     with bento.running(project, "tiny", tmp_path / "serve.log") as url:
         for path in ("/healthz", "/livez", "/readyz"):
             assert httpx.get(url + path).status_code == 200
@@ -250,6 +251,17 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     assert re.search(r"POST /v1/chat/completions: 200 after \d+ ms, request req-[0-9a-f]{32}", log)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
+    assert stored(project) == before, "deploy/kubernetes mounts these folders read-only"
+
+
+def stored(project: Project) -> dict[Path, tuple[int, int]]:
+    """When each file of models and Bentos was written, and how long it is; compiled code left out."""
+    files = (file for kind in ("models", "bentos") for file in (bento.home(project) / kind).rglob("*"))
+    return {
+        file: (file.stat().st_mtime_ns, file.stat().st_size)
+        for file in files
+        if file.suffix != ".pyc" and file.is_file()
+    }
 
 
 @pytest.mark.slow
