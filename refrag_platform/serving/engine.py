@@ -114,7 +114,7 @@ class Engine:
         model_dir: Path,
         chunks_dir: Path,
         settings: ServingRecipe,
-        tables: Path | None = None,
+        tables: Path | str | None = None,
         base: Path | None = None,
         retriever: str | None = None,
         policy: Path | None = None,
@@ -125,7 +125,7 @@ class Engine:
 
         Args:
             policy: the folder of the model's policy; default: as `load_bundle` finds it.
-            tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
+            tables, base: as of `open_tables`.
             retriever: source of the retriever, if it is no longer where the store says.
             live: folder of the store's working copy, for documents to be added. passage_tokens: the longest passage
                 that they are cut into.

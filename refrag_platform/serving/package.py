@@ -83,10 +83,10 @@ def packaged_model(tag: str) -> str:
     return str(max(models, key=lambda model: model.creation_time).tag)
 
 
-def load_packaged(folder: Path, live: Path | None = None) -> Engine:
+def load_packaged(folder: Path, live: Path | None = None, tables: str | None = None) -> Engine:
     """The engine of a model in BentoML's store.
 
-    Args: live: as of `Engine.open`.
+    Args: live: as of `Engine.open`. tables: URL of search tables to be read instead of the model's own.
 
     Raises:
         ArtifactError: the folder is no such model.
@@ -104,7 +104,7 @@ def load_packaged(folder: Path, live: Path | None = None) -> Engine:
         folder / CHUNKS,
         # The rest may hold keys that only the code of its day knew.
         ServingRecipe.model_validate(recipe["serving"]),
-        tables=folder / TABLES,
+        tables=tables or folder / TABLES,
         retriever=f"path:{own_retriever}" if own_retriever.is_dir() else None,
         policy=folder / POLICY,
         live=live,

@@ -76,7 +76,7 @@ class RefragService:
 
     def _load(self, folder: Path) -> None:
         try:
-            engine = load_packaged(folder, settings.store)
+            engine = load_packaged(folder, settings.store, settings.tables)
             logger.info("%s is ready on %s; %s", model_tag, engine.bundle.model.device, engine.memory())
             app.state.engine = engine
         except Exception as error:
