@@ -114,7 +114,7 @@ def test_what_a_killed_build_left_is_not_taken_for_tables(made: Made, remote: Ob
 
 
 def test_credentials_are_nowhere_but_in_the_environment(
-    made: Made, remote: ObjectStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    made: Made, remote: ObjectStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     open_there(made).search(QUERY, 1)
     assert not any(SECRET.encode() in data or KEY.encode() in data for data in remote.objects().values())
