@@ -1,4 +1,4 @@
-"""`refrag store`: what was changed in a served store, for the next training."""
+"""`refrag store`: what was changed in a served store, for the next training; its tables in an object store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
-    group = typer.Typer(no_args_is_help=True, help="Documents that were added to a served store (REFRAG_STORE).")
+    group = typer.Typer(
+        no_args_is_help=True,
+        help="Stores that are served: documents added (REFRAG_STORE), tables published (REFRAG_TABLES).",
+    )
     group.command("export")(export)
     group.command("ls")(ls)
+    group.command("publish")(publish)
     app.add_typer(group, name="store")
 
 
@@ -62,6 +66,25 @@ def ls(folder: Folder) -> None:
     # Those that were deleted stand last.
     for edit in sorted(changes, key=lambda edit: edit.text is None):
         typer.echo(f"{'-' if edit.text is None else '+'} {edit.id}")
+
+
+def publish(
+    url: Annotated[str, typer.Argument(help="s3://BUCKET or s3://BUCKET/PREFIX.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Whose chunk store.")],
+) -> None:
+    """Build a chunk store's search tables in an object store, for servers with REFRAG_TABLES=URL.
+
+    They lie in a folder named by the store's content: other versions stay beside them, and publishing again changes
+    nothing. Credentials, region and endpoint are AWS' own (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, ...).
+    """
+    from refrag_platform.project import Project
+    from refrag_platform.store.objects import object_url
+    from refrag_platform.store.table import ChunkStore
+
+    project = Project.find()
+    base = project.recipe_path(model).parent
+    store = ChunkStore.open(project.content("chunks", model), tables=object_url(url, "the URL"), base=base)
+    typer.echo(f"{store.place}: {store.description.passages:,} passages, {store.description.chunks:,} chunks", err=True)
 
 
 def _edits(folder: Path) -> closing[Edits]:

@@ -88,10 +88,10 @@ class Engine:
         self._faulty = False
 
     @classmethod
-    def load(cls, project: Project, model: str, live: Path | None = None) -> Engine:
+    def load(cls, project: Project, model: str, live: Path | None = None, tables: str | None = None) -> Engine:
         """The fine-tuned model of a project with its chunk store.
 
-        Args: live: as of `open`.
+        Args: live, tables: as of `open`.
 
         Raises:
             RefragError: an artifact is missing, or the store was made by another encoder.
@@ -104,6 +104,7 @@ class Engine:
             project.content("finetuned", model),
             project.content("chunks", model),
             recipe.serving,
+            tables=tables,
             base=project.recipe_path(model).parent,
             live=live,
             passage_tokens=recipe.corpus.passage_tokens,
@@ -116,7 +117,7 @@ class Engine:
         model_dir: Path,
         chunks_dir: Path,
         settings: ServingRecipe,
-        tables: Path | None = None,
+        tables: Path | str | None = None,
         base: Path | None = None,
         retriever: str | None = None,
         policy: Path | None = None,
@@ -127,7 +128,7 @@ class Engine:
 
         Args:
             policy: the folder of the model's policy; default: as `load_bundle` finds it.
-            tables: where the store's search tables lie. base: folder of the recipe, for `path:` sources.
+            tables, base: as of `open_tables`.
             retriever: source of the retriever, if it is no longer where the store says.
             live: folder of the store's working copies, for documents to be added. passage_tokens: the longest passage
                 that they are cut into.
@@ -143,7 +144,7 @@ class Engine:
 
             # One for all of them.
             loaded = loaded or load_retriever(StoreDescription.read(chunks_dir).retriever, base or Path.cwd())
-            unchanged = tables or chunks_dir.parent.parent / TABLES_FOLDER
+            unchanged = Path(tables or chunks_dir.parent.parent / TABLES_FOLDER)
             collections = Collections(
                 live,
                 lambda folder: LiveStore.open_live(

@@ -88,10 +88,10 @@ def model_name(tag: str) -> str:
     return tag.removeprefix(PREFIX).split(":")[0]
 
 
-def load_packaged(folder: Path, live: Path | None = None) -> Engine:
+def load_packaged(folder: Path, live: Path | None = None, tables: str | None = None) -> Engine:
     """The engine of a model in BentoML's store.
 
-    Args: live: as of `Engine.open`.
+    Args: live: as of `Engine.open`. tables: URL of search tables to be read instead of the model's own.
 
     Raises:
         ArtifactError: the folder is no such model.
@@ -109,7 +109,7 @@ def load_packaged(folder: Path, live: Path | None = None) -> Engine:
         folder / CHUNKS,
         # The rest may hold keys that only the code of its day knew.
         ServingRecipe.model_validate(recipe["serving"]),
-        tables=folder / TABLES,
+        tables=tables or folder / TABLES,
         retriever=f"path:{own_retriever}" if own_retriever.is_dir() else None,
         policy=folder / POLICY,
         live=live,

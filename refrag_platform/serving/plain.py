@@ -24,6 +24,7 @@ from refrag_platform.serving.answering import SECONDS_TO_READ
 from refrag_platform.serving.bento import MODEL_FILE, read_description
 from refrag_platform.serving.guard import OnlyHealth
 from refrag_platform.serving.package import load_packaged, model_name
+from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.site import Site
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def serve_packaged(folder: Path, host: str, port: int) -> None:
         )
     tag = f"{description['name']}:{description['version']}"
     site = Site(model_name(tag), tag)
-    site.load(lambda live: load_packaged(folder, live))
+    site.load(lambda settings: load_packaged(folder, settings.store, settings.tables))
     _run(site, host, port)
 
 
@@ -59,10 +60,10 @@ def serve_in_place(project: Project, model: str, host: str, port: int) -> None:
         RefragError: there is no such model, or a setting of the environment is wrong.
     """
 
-    def open_engine(live: Path | None) -> Engine:
+    def open_engine(settings: ApiSettings) -> Engine:
         from refrag_platform.serving.engine import Engine
 
-        return Engine.load(project, model, live)
+        return Engine.load(project, model, settings.store, settings.tables)
 
     project.recipe(model)
     site = Site(model)

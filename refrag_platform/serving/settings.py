@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refrag_platform.errors import RefragError
+from refrag_platform.store.objects import object_url
 
-VARIABLES = frozenset(
-    f"REFRAG_{name}"
-    for name in ("API_KEY", "API_KEYS", "API_KEYS_FILE", "RATE_LIMIT", "MAX_BODY", "MAX_WAITING", "DEADLINE", "STORE")
-)
+KEYS = ("API_KEY", "API_KEYS", "API_KEYS_FILE")
+LIMITS = ("RATE_LIMIT", "MAX_BODY", "MAX_WAITING", "DEADLINE")
+VARIABLES = frozenset(f"REFRAG_{name}" for name in (*KEYS, *LIMITS, "STORE", "TABLES"))
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ApiSettings:
     rate_limit: requests a minute of a key that has no number of its own; None: any. max_body: bytes. max_waiting:
     requests that may wait beside those that are being answered; further ones get 429. deadline: seconds from arrival
     to the last token. store: folder of the working copy to which documents are added; None: the store is served as it
-    was made.
+    was made. tables: URL in an object store of search tables to be read instead of those in the package.
     """
 
     api_key: str | None = None
@@ -34,13 +34,14 @@ class ApiSettings:
     max_waiting: int = 16
     deadline: float = 300.0
     store: Path | None = None
+    tables: str | None = None
 
     @classmethod
     def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
         """Settings from `VARIABLES`.
 
         Raises:
-            RefragError: a number is not above zero, or a path isn't whole.
+            RefragError: a number is not above zero, a path isn't whole, or two stores are named.
         """
 
         def number(name: str, default: float) -> float:
@@ -60,6 +61,8 @@ class ApiSettings:
                 raise RefragError(f"{name} is {given!r}; give the whole path, from /")
             return Path(given) if given else None
 
+        if values.get("REFRAG_STORE") and values.get("REFRAG_TABLES"):
+            raise RefragError("REFRAG_STORE and REFRAG_TABLES are both set; a working copy has tables of its own")
         return cls(
             api_key=values.get("REFRAG_API_KEY") or None,
             api_keys=values.get("REFRAG_API_KEYS", ""),
@@ -69,4 +72,5 @@ class ApiSettings:
             max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
             deadline=number("REFRAG_DEADLINE", cls.deadline),
             store=path("REFRAG_STORE"),
+            tables=object_url(values["REFRAG_TABLES"], "REFRAG_TABLES") if values.get("REFRAG_TABLES") else None,
         )

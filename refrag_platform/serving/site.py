@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refrag_platform.serving.api import create_app
@@ -33,8 +32,8 @@ class Site:
         self.app = create_app(model, self.settings, tag, tracer_of(os.environ))
         self._name = tag or model
 
-    def load(self, open_engine: Callable[[Path | None], Engine]) -> None:
-        """Open the engine on a thread, with the folder of the store's working copy or None."""
+    def load(self, open_engine: Callable[[ApiSettings], Engine]) -> None:
+        """Open the engine on a thread."""
         threading.Thread(target=self._load, args=(open_engine,), name="load-model", daemon=True).start()
 
     @property
@@ -48,9 +47,9 @@ class Site:
         """Whether the model answers or may yet; else the process must be started anew."""
         return self.app.state.failure is None and (self.app.state.engine is None or self.ready)
 
-    def _load(self, open_engine: Callable[[Path | None], Engine]) -> None:
+    def _load(self, open_engine: Callable[[ApiSettings], Engine]) -> None:
         try:
-            engine = open_engine(self.settings.store)
+            engine = open_engine(self.settings)
             logger.info("%s is ready on %s; %s", self._name, engine.bundle.model.device, engine.memory())
             self.app.state.engine = engine
         except Exception as error:

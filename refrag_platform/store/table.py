@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,6 +23,7 @@ from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file, whole
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
+from refrag_platform.store.objects import open_or_build
 from refrag_platform.store.query import search_words
 from refrag_platform.store.ranking import Ranked, rank, texts_to_ask, ways_to_ask
 from refrag_platform.store.retriever import Retriever, load_retriever
@@ -61,7 +63,7 @@ class ChunkStore:
     """The tables of one store, open for search. Safe to share between threads."""
 
     def __init__(self, description: StoreDescription, retriever: Retriever, tables: lancedb.DBConnection) -> None:
-        self.description, self.retriever = description, retriever
+        self.description, self.retriever, self.place = description, retriever, str(tables.uri)
         self._passages = tables.open_table("passages")
         self._chunks = tables.open_table("chunks")
 
@@ -70,7 +72,7 @@ class ChunkStore:
         cls,
         content: Path,
         expect_encoder: str | None = None,
-        tables: Path | None = None,
+        tables: Path | str | None = None,
         base: Path | None = None,
         retriever: Retriever | None = None,
     ) -> ChunkStore:
@@ -178,7 +180,7 @@ class ChunkStore:
 def open_tables(
     content: Path,
     expect_encoder: str | None = None,
-    tables: Path | None = None,
+    tables: Path | str | None = None,
     base: Path | None = None,
     retriever: Retriever | None = None,
     unchanged: Path | None = None,
@@ -187,7 +189,8 @@ def open_tables(
 
     Args:
         expect_encoder: digest of the encoder of the model that will read the vectors.
-        tables: where tables of all versions lie; default data/NAME/lance for data/NAME/chunks/content.
+        tables: where tables of all versions lie; default data/NAME/lance for data/NAME/chunks/content. A text is
+            an object store's URL (store/objects.py).
         base: the recipe's folder, for a retriever given by `path:`; default: the working directory.
         retriever: one that is loaded already, instead of the one that store.json names.
         unchanged: where tables lie that nobody changes; those that are missing in `tables` are copied from there.
@@ -195,6 +198,7 @@ def open_tables(
     Raises:
         ArtifactError: there is no store, another encoder made its chunk vectors, or another
             retriever its retrieval vectors.
+        RefragError: the tables can't be read or built there.
     """
     description = StoreDescription.read(content)
     if expect_encoder is not None:
@@ -207,6 +211,8 @@ def open_tables(
             f"({retriever.digest}); make the store again with "
             f"`refrag run chunks --model {description.model}`"
         )
+    if isinstance(tables, str):
+        return description, retriever, open_or_build(f"{tables}/{_version(content)}", partial(_build, content))
     tables = tables or content.parent.parent / TABLES_FOLDER
     return description, retriever, _connect(_tables(content, tables, unchanged))
 
@@ -223,9 +229,14 @@ def _connect(folder: Path) -> lancedb.DBConnection:
     return lancedb.connect(str(folder))
 
 
+def _version(content: Path) -> str:
+    """The name of a content's tables."""
+    return folder_digest(content).removesuffix(".dir")
+
+
 def _tables(content: Path, parent: Path, unchanged: Path | None) -> Path:
     """The folder of this content's tables, built if it is not there; half-built ones never get its name."""
-    folder = parent / folder_digest(content).removesuffix(".dir")
+    folder = parent / _version(content)
     if folder.is_dir():
         return folder
     with _only_builder(parent):
@@ -237,7 +248,7 @@ def _tables(content: Path, parent: Path, unchanged: Path | None) -> Path:
                 if unchanged is not None and (source := unchanged / folder.name).is_dir():
                     shutil.copytree(source, building, copy_function=_link, dirs_exist_ok=True)
                 else:
-                    _build(content, building)
+                    _build(content, _connect(building))
     return folder
 
 
@@ -257,14 +268,13 @@ def _only_builder(parent: Path) -> TextIO:
         raise RefragError(f"search tables can't be written to {parent} ({error}); give another folder") from None
 
 
-def _build(content: Path, folder: Path) -> None:
+def _build(content: Path, database: lancedb.DBConnection) -> None:
     """Both tables and their indexes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from lancedb.index import FTS, BTree, IvfPq
 
     description = StoreDescription.read(content)
-    database = _connect(folder)
     stored = pq.ParquetFile(content / PASSAGES_FILE)
     passages = database.create_table(
         "passages", data=stored.iter_batches(batch_size=ROWS_PER_BATCH), schema=stored.schema_arrow

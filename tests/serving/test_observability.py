@@ -132,6 +132,19 @@ def test_alerts_ask_for_figures_that_there_are_and_say_what_to_do(exported: set[
     assert {job["job_name"] for job in scraped["scrape_configs"]} == {"refrag"}
 
 
+def test_the_autoscaler_asks_for_a_figure_that_there_is_by_the_name_that_the_adapter_gives(exported: set[str]) -> None:
+    kubernetes = DEPLOY / "kubernetes"
+    resources = yaml.safe_load_all((kubernetes / "base" / "service.yaml").read_text())
+    (scaler,) = (resource["spec"] for resource in resources if resource["kind"] == "HorizontalPodAutoscaler")
+    (rule,) = yaml.safe_load((kubernetes / "monitoring" / "adapter.yaml").read_text())["rules"]
+    names = {metric["pods"]["metric"]["name"] for metric in scaler["metrics"]}
+    assert names == asked_for(rule["seriesQuery"]) <= exported
+    scraped = yaml.safe_load((kubernetes / "monitoring" / "prometheus.yaml").read_text())
+    (job,) = scraped["scrape_configs"]
+    assert (job["job_name"], scraped["rule_files"]) == ("refrag", ["alerts.yaml"])
+    assert set(rule["resources"]["overrides"]) <= {one.get("target_label") for one in job["relabel_configs"]}
+
+
 def test_the_documents_name_every_figure(exported: set[str]) -> None:
     page = (ROOT / "docs" / "monitoring.md").read_text()
     bases = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exported if not name.endswith("_created")}

@@ -30,6 +30,7 @@ from refrag_platform.serving.keys import add_key, new_key, revoke_key
 from refrag_platform.serving.package import build_package, load_packaged
 from refrag_platform.stages import STAGES, StageContext
 from tests.conftest import ROOT
+from tests.object_store import BUCKET, object_store
 from tests.serving.conftest import plain_server
 
 QUESTION = "What is the capital of Peru?"
@@ -110,6 +111,18 @@ def test_the_packaged_model_answers_as_the_project_does(built: Built, engine: En
     asked = [Message("user", QUESTION)]
     answers = ["".join(one.start(asked, one.retrieve(QUESTION, 2), Sampling(12))) for one in (engine, packed)]
     assert answers[0] == answers[1]
+
+
+def test_a_server_finds_the_same_in_published_tables(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an object store, which is moto's mock of S3."""
+    project, tags = built
+    folder = bento.store_path(project, "models", tags.model_tag)
+    with object_store(monkeypatch) as objects:
+        engine = load_packaged(folder, tables=f"s3://{BUCKET}/stores")
+        here, there = (one.retrieve(QUESTION, 2) for one in (load_packaged(folder), engine))
+        assert [(one.id, one.score) for one in there] == [(one.id, one.score) for one in here]
+        assert engine.store is not None and engine.store.place.startswith(f"s3://{BUCKET}/stores/")
+        assert objects.puts("passages.lance")
 
 
 def test_a_package_is_read_whatever_else_its_recipe_held(built: Built) -> None:
@@ -204,6 +217,7 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
     added, kept = new_key("ana")
     add_key(tmp_path / "keys", kept)
+    before = stored(project)
     with bento.running(project, "tiny", tmp_path / "serve.log") as url:
         for path in ("/healthz", "/livez", "/readyz"):
             assert httpx.get(url + path).status_code == 200
@@ -251,6 +265,17 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
     assert re.search(r"POST /v1/chat/completions: 200 after \d+ ms, request req-[0-9a-f]{32}", log)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
+    assert stored(project) == before, "deploy/kubernetes mounts these folders read-only"
+
+
+def stored(project: Project) -> dict[Path, tuple[int, int]]:
+    """When each file of models and Bentos was written, and how long it is; compiled code left out."""
+    files = (file for kind in ("models", "bentos") for file in (bento.home(project) / kind).rglob("*"))
+    return {
+        file: (file.stat().st_mtime_ns, file.stat().st_size)
+        for file in files
+        if file.suffix != ".pyc" and file.is_file()
+    }
 
 
 @pytest.mark.slow

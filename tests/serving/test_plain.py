@@ -21,6 +21,7 @@ from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.plain import with_health
+from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.site import Site
 from tests.processes import wait_for
 from tests.serving.conftest import plain_server
@@ -74,7 +75,7 @@ def health(url: str) -> list[int]:
 def test_it_is_ready_only_once_its_model_is_loaded(site: tuple[Site, str], engine: Engine) -> None:
     loaded = threading.Event()
 
-    def open_engine(live: Path | None) -> Engine:
+    def open_engine(settings: ApiSettings) -> Engine:
         assert loaded.wait(60)
         return engine
 
@@ -93,7 +94,7 @@ def test_weights_with_another_encoder_s_store_are_never_ready(
     (chunks / "store.json").write_text((chunks / "store.json").read_text().replace(digest, "0" * len(digest)))
     served, url = site
     served.load(
-        lambda live: Engine.open("tiny", packaged_project.content("finetuned", "tiny"), chunks, engine.settings)
+        lambda settings: Engine.open("tiny", packaged_project.content("finetuned", "tiny"), chunks, engine.settings)
     )
     wait_for(lambda: health(url) == [503, 503], 60)
     assert digest in httpx.post(f"{url}/v1/chat/completions", json=ASKED).json()["error"]["message"]
