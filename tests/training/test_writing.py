@@ -230,7 +230,7 @@ def test_writing_that_was_stopped_goes_on_to_the_same_file(written_about: Projec
     whole = _rows(written_about, SETTINGS, 1000)
     (parts,) = (written_about.work_dir("questions", "tiny")).glob("parts-*")
     made = {file.name: file.read_bytes() for file in parts.iterdir()}
-    assert len(made) == 3 and len(whole) > 40
+    assert len(made) > 2 and len(whole) > 40
     for file in list(parts.iterdir()):
         if file.name != "part-000000.json":
             file.unlink()
