@@ -197,7 +197,7 @@ def test_variables_are_those_that_programs_read(resources: list[Resource]) -> No
     for name in ("dagster-addresses", "dagster-runs"):
         names |= set(one(resources, "ConfigMap", name)["data"])
     assert names <= known, sorted(names - known)
-    assert 'environ.get("REFRAG_LOG")' in (ROOT / "refrag_platform" / "serving" / "service.py").read_text()
+    assert 'environ.get("REFRAG_LOG")' in (ROOT / "refrag_platform" / "serving" / "site.py").read_text()
     asked = {name for name in values(instance_file(resources)["storage"], "env")}
     assert asked == set(re.findall(r"^ *(REFRAG_PG_[A-Z]+)=", PAGE.read_text(), re.MULTILINE))
 
