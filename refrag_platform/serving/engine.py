@@ -147,8 +147,8 @@ class Engine:
             unchanged = Path(tables or chunks_dir.parent.parent / TABLES_FOLDER)
             collections = Collections(
                 live,
-                lambda folder: LiveStore.open_live(
-                    chunks_dir, folder, bundle.model, passage_tokens, base, loaded, unchanged
+                lambda folder, like: LiveStore.open_live(
+                    chunks_dir, folder, bundle.model, passage_tokens, base, loaded, unchanged, like
                 ),
             )
             return cls(name, bundle, collections.of(COMMON), settings, collections)
