@@ -96,7 +96,7 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         return [b"<Error><Code>SlowDown</Code></Error>"]
 
     running = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     store.url = f"http://127.0.0.1:{running.server_port}"
     for name, value in {

@@ -29,6 +29,7 @@ from tests.serving.conftest import plain_server
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
 
 
+@pytest.mark.slow
 def test_the_artifacts_in_place_are_served_without_bentoml_and_sigterm_drains(
     packaged_project: Project, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from refrag_platform.corpus.build import build_corpus
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.stages import StageContext
+from refrag_platform.training.core import metrics
 from refrag_platform.training.core.batch import SHARES
 from refrag_platform.training.core.ranks import shares
 from tests.conftest import ROOT, ZERO2
@@ -94,6 +95,10 @@ def test_two_ranks_have_the_loss_of_one_process(ddp: Path, alone: Path, name: st
     # A policy's loss is a difference of nearly equal sums of advantages, whose size is 1.
     relative, absolute = (0.0, 2e-4) if name == "policy" else (1e-5, 0.0)
     assert both == pytest.approx(losses(alone / name), rel=relative, abs=absolute)
+    for one, other in zip(*(metrics.read(folder / name / "metrics.jsonl") for folder in (ddp, alone)), strict=True):
+        assert one.keys() == other.keys()
+        if name == "reconstruction":  # What its run is judged by.
+            assert one["reconstruction_loss"] == pytest.approx(other["reconstruction_loss"], rel=1e-5)
 
 
 @pytest.mark.slow
