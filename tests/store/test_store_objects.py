@@ -130,7 +130,7 @@ def test_credentials_are_nowhere_but_in_the_environment(
 def test_of_a_store_s_refusal_its_code_and_message_are_told_and_no_token(remote: ObjectStore) -> None:
     beside = f"<Token-0>{SECRET}</Token-0><AWSAccessKeyId>{KEY}</AWSAccessKeyId>"
     remote.refuse(f"<Error><Code>ExpiredToken</Code><Message>Not now.</Message>{beside}</Error>")
-    with pytest.raises(RefragError, match="credentials: ExpiredToken: Not now.$") as refused:
+    with pytest.raises(RefragError, match=r"credentials: ExpiredToken: Not now\.$") as refused:
         objects.open_or_build(f"{URL}/store", lambda tables: None)
     assert not any(text in "".join(format_exception(refused.value)) for text in (SECRET, KEY))
 
