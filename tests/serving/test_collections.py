@@ -184,13 +184,19 @@ def test_a_collection_shares_the_store_s_files_and_changes_none(
 ) -> None:
     content, unchanged = packaged_project.content("chunks", "tiny"), packaged_project.root / "data/tiny/lance"
     before = folder_digest(unchanged)
+    folders = [path for path in unchanged.rglob("*") if path.is_dir()]
+    for path in folders:
+        path.chmod(0o555)  # as of a package that nobody is to change
     store = LiveStore.open_live(content, tmp_path, engine.bundle.model, 128, unchanged=unchanged)
+    assert all(path.stat().st_mode & 0o200 for path in tmp_path.rglob("*") if path.is_dir())
     shared = {file.stat().st_ino for file in unchanged.rglob("*.lance") if file.is_file()}
     assert shared and shared <= {file.stat().st_ino for file in tmp_path.rglob("*.lance")}
     store.put([("oman", "Oman", OMAN["text"]), ("peru", "Peru", "Peru is elsewhere.")])
     store.delete("malta")
     store._tidy()
     store.close()
+    for path in folders:
+        path.chmod(0o755)
     assert folder_digest(unchanged) == before
 
 
