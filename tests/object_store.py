@@ -34,12 +34,17 @@ class ObjectStore:
 
     url: str = ""
     requests: list[Request] = field(default_factory=list)
+    refusal: str = ""
     _faults: dict[str, tuple[int, bool]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, pattern: str, times: int = 1, done: bool = False) -> None:
         """Answer 503 to the next puts whose path matches; done: after they have been carried out."""
         self._faults[pattern] = (times, done)
+
+    def refuse(self, body: str) -> None:
+        """Answer 403 with this body from now on."""
+        self.refusal = body
 
     def puts(self, pattern: str) -> list[Request]:
         return [one for one in self.requests if one.method == "PUT" and re.search(pattern, one.path)]
@@ -77,6 +82,9 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         condition = environ.get("HTTP_IF_NONE_MATCH")
         request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], condition == "*")
         store.requests.append(request)
+        if store.refusal:
+            start("403 Forbidden", [("Content-Type", "application/xml")])
+            return [store.refusal.encode()]
         carried_out = store.take_fault(request)
         # The mock looks whether an object is there and then puts it, which S3 does as one.
         with one_at_a_time:
@@ -88,7 +96,7 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         return [b"<Error><Code>SlowDown</Code></Error>"]
 
     running = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     store.url = f"http://127.0.0.1:{running.server_port}"
     for name, value in {

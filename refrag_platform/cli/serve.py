@@ -70,6 +70,8 @@ def serve(
     from refrag_platform.project import Project
     from refrag_platform.serving import bento
 
+    if packaged is not None and in_place:
+        raise RefragError("--packaged names a folder and --in-place the project's own artifacts; give one of them")
     require_free(host, port)
     if packaged is not None:
         from refrag_platform.serving.plain import serve_packaged

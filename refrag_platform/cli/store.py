@@ -39,12 +39,14 @@ def export(
     """Write the live documents as a source file, so that the next training and its store hold them.
 
     A row has id, title and text, as corpus.sources reads them. What was deleted has to leave the sources by hand:
-    `refrag forget DOCUMENT` says what still holds it. For example:
+    `refrag forget DOCUMENT` says what still holds it. Collections have folders of their own, FOLDER/collections/NAME;
+    what of theirs is trained on, everybody may read. For example:
 
     refrag store export live --out data/sources/NAME/live.jsonl && refrag run all --model NAME
     """
     from refrag_platform.errors import RefragError
     from refrag_platform.files import write_text
+    from refrag_platform.store.collections import FOLDER, names
 
     for path in (out, deleted):
         if path is not None and path.is_file() and not force:
@@ -57,6 +59,8 @@ def export(
     if deleted is not None:
         write_text(deleted, "".join(f"{name}\n" for name in gone))
     typer.echo(f"{out}: {len(rows)} documents; deleted since the store was made: {len(gone)}", err=True)
+    if others := names(folder):
+        typer.echo(f"not in it: the collections {', '.join(others)}, each in {folder / FOLDER}/NAME", err=True)
 
 
 def ls(folder: Folder) -> None:

@@ -102,7 +102,9 @@ def require_engine(request: Request) -> Engine:
     state = request.app.state
     if state.engine is None:
         if state.failure is not None:
-            raise ApiError(503, f"{state.model} can't be served: {state.failure}", code="model_failed")
+            # The reason may name another collection's folder.
+            reason = "its log says why" if collection_of(request.scope) else state.failure
+            raise ApiError(503, f"{state.model} can't be served: {reason}", code="model_failed")
         raise ApiError(
             503,
             f"{state.model} is still being loaded; try again soon",

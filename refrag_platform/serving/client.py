@@ -94,10 +94,11 @@ def answer_once(
     package = bento.Package.of(project, model)
     log = log or project.root / "work" / model / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Nobody else asks this server: whatever keys the environment names, it has one of its own, and it leaves alone the
-    # folder of documents that another server may hold.
+    # Nobody else asks this server: it has a key of its own, whatever the environment names, and it leaves alone the
+    # folder that another server may hold, and the object store, where it would publish a candidate's tables.
     key = secrets.token_urlsafe(32)
-    closed = {"REFRAG_API_KEY": key, "REFRAG_API_KEYS": "", "REFRAG_API_KEYS_FILE": "", "REFRAG_STORE": ""}
+    others = ("API_KEYS", "API_KEYS_FILE", "STORE", "TABLES")
+    closed = {"REFRAG_API_KEY": key} | {f"REFRAG_{name}": "" for name in others}
     with bento.running(project, model, log, variables=closed) as url:
         streamed = ask(url, question, model, key, **extra)
         answer = ""

@@ -12,7 +12,6 @@ its own prompt, and their answers are written together, token by token (`decodin
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,25 +31,15 @@ from refrag_platform.decoding.scheduler import Load, Scheduler
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.families import most_positions
 from refrag_platform.model.loading import Bundle, load_bundle
-from refrag_platform.model.prompts import Turn, content_ids, contents_ids, passage_chunks, rag_prompt, stop_ids
-from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import Chunks, Prompt, Text, compression_rate, plain_tokens, prompt_length
+from refrag_platform.model.prompts import stop_ids
 from refrag_platform.project import Project
 from refrag_platform.recipes import ServingRecipe
-from refrag_platform.serving.citations import chunk_spans, citation, split_by_kept
-from refrag_platform.serving.contract import (
-    BadRequest,
-    Citation,
-    Message,
-    Sampling,
-    Seconds,
-    ServedPassage,
-    Sources,
-    Usage,
-)
-from refrag_platform.serving.fitting import at_rate, require_choice, require_positions, require_room
-from refrag_platform.serving.generation import Generation, Refusal, refusal
-from refrag_platform.serving.selecting import Expand, Selected, choose, wanted_chunks, with_relevance
+from refrag_platform.serving.citations import citation, split_by_kept
+from refrag_platform.serving.contract import BadRequest, Message, Sampling, ServedPassage, Sources
+from refrag_platform.serving.fitting import at_rate, require_choice, require_room
+from refrag_platform.serving.generation import Generation, Refusal, refusal, usage_of
+from refrag_platform.serving.prompt_builder import PromptBuilder, asked_last
+from refrag_platform.serving.selecting import Expand, Selected
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.retriever import load_retriever
@@ -82,8 +71,8 @@ class Engine:
         prefix = PrefixCache(model.encoder_digest(), room, runner.kv_bytes_per_position)
         self._scheduler = Scheduler(runner, prefix, prefill_positions=settings.prefill_positions)
         self._stop_ids = stop_ids(model.tokenizer)
-        # A tokenizer keeps state while it reads text, so one thread at a time; answers are put into words by another.
-        self._reading = threading.Lock()
+        self._prompts = PromptBuilder(name, model.tokenizer, settings, store.retriever if store else None)
+        # A tokenizer keeps state while it reads text: answers are put into words by another.
         self._writer = copy.deepcopy(model.tokenizer)
         self._faulty = False
 
@@ -147,8 +136,8 @@ class Engine:
             unchanged = Path(tables or chunks_dir.parent.parent / TABLES_FOLDER)
             collections = Collections(
                 live,
-                lambda folder: LiveStore.open_live(
-                    chunks_dir, folder, bundle.model, passage_tokens, base, loaded, unchanged
+                lambda folder, like: LiveStore.open_live(
+                    chunks_dir, folder, bundle.model, passage_tokens, base, loaded, unchanged, like
                 ),
             )
             return cls(name, bundle, collections.of(COMMON), settings, collections)
@@ -180,9 +169,7 @@ class Engine:
         """
         if self.store is None:
             raise BadRequest(f"{self.name} is served without a chunk store, and so without a retriever", param="model")
-        with self._reading:
-            tokens = sum(map(len, contents_ids(self.bundle.model.tokenizer, list(texts))))
-        return self.store.retriever.encode(texts), tokens
+        return self.store.retriever.encode(texts), self._prompts.count_tokens(texts)
 
     @property
     def alive(self) -> bool:
@@ -255,7 +242,7 @@ class Engine:
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
             self.start(messages, (), sampling, share_kept, continues=continues)
-            retrieved = [citation(passage, Selected(self._chunks(bundle.model, passage))) for passage in found]
+            retrieved = [citation(passage, Selected(self._prompts.chunks(bundle.model, passage))) for passage in found]
             share = bundle.share_kept if share_kept is None else share_kept
             sources = Sources([], retrieved, False, similarity, least)
             return refusal(sources, share, rate, searched, sampling.n if sampling else 1)
@@ -327,26 +314,11 @@ class Engine:
         share = bundle.share_kept if share_kept is None else share_kept
         if passages:
             require_choice(self.name, bundle, share)
-        selected = self._select(bundle, passages, share, messages[-1].content, expand)
+        selected = self._prompts.select(bundle, passages, share, messages[-1].content, expand)
         chosen = time.monotonic()
-        with self._reading:
-            prompt = self._prompt(messages, [one.chunks for one in selected], continues)
+        prompt = self._prompts.prompt(bundle.model, messages, [one.chunks for one in selected], continues)
         require_room(self.name, prompt, sampling, self.settings, self.max_positions)
         read = [citation(passage, one) for passage, one in zip(passages, selected, strict=True)]
-        positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
-        usage = Usage(
-            prompt_positions=positions,
-            positions_reused=0,
-            plain_prompt_tokens=plain,
-            completion_tokens=0,
-            chunks=sum(one.chunks for one in read),
-            chunks_expanded=sum(one.chunks_expanded for one in read),
-            share_kept=share,
-            rate=rate,
-            compression_rate=compression_rate(plain, positions),
-            time_to_first_token_ms=None,
-            seconds=Seconds(),
-        )
         begun_to_project = time.monotonic()
         embeds = prompt_input(bundle.model, prompt)
         generation = Generation(
@@ -355,56 +327,15 @@ class Engine:
             self._token_text,
             sampling,
             split_by_kept(read),
-            usage,
+            usage_of(prompt, read, share, rate),
             begun,
-            lambda: split_by_kept([self._cited(bundle.model, *one) for one in zip(passages, selected, strict=True)]),
+            lambda: split_by_kept(
+                [self._prompts.cited(bundle.model, *one) for one in zip(passages, selected, strict=True)]
+            ),
         )
         generation.add_part("select", begun, chosen)
         generation.add_part("project", begun_to_project, time.monotonic())
         return generation
-
-    def _prompt(self, messages: Sequence[Message], chunks: Sequence[Chunks], continues: bool) -> Prompt:
-        model, last = self.bundle.model, messages[-1].content
-        if continues:
-            # As in continual pre-training: the context compressed, then the text (REFRAG, section 2.2).
-            return [Text([model.start_token_id]), *chunks, Text(content_ids(model.tokenizer, last))]
-        history = [Turn(role=message.role, content=message.content) for message in messages[:-1]]
-        return rag_prompt(model.tokenizer, last, chunks, history)
-
-    def _select(
-        self,
-        bundle: Bundle,
-        passages: Sequence[ServedPassage],
-        share: float,
-        question: str,
-        expand: Expand = MappingProxyType({}),
-    ) -> list[Selected]:
-        """The passages as chunks, some of them kept as tokens."""
-        chunks = [self._chunks(bundle.model, passage) for passage in passages]
-        # One position each at the least: what can't fit is not encoded.
-        require_positions(self.name, chunks, self.settings, "the passages take")
-        wanted = wanted_chunks(expand, passages, [len(part.token_ids) for part in chunks])
-        if not passages:
-            return []
-        retriever = self.store.retriever if self.store else None
-        told = with_relevance(bundle, retriever, passages, share, question)
-        chunks = [replace(part, relevance=one.score) for part, one in zip(chunks, told, strict=True)]
-        with self._reading:
-            asked = content_ids(bundle.model.tokenizer, question)
-        return choose(bundle, chunks, share, asked, wanted)
-
-    def _cited(self, model: RefragModel, passage: ServedPassage, selected: Selected) -> Citation:
-        """A passage with its chunks' places in the text, for which it is tokenized again."""
-        with self._reading:
-            spans = chunk_spans(model.tokenizer, passage.title, passage.text, model.chunk_size)
-        return citation(passage, selected, spans)
-
-    def _chunks(self, model: RefragModel, passage: ServedPassage) -> Chunks:
-        """A passage as chunks, with the store's vectors or, for the encoder to make, without."""
-        if passage.token_ids is not None and passage.vectors is not None:
-            return Chunks(passage.token_ids, vectors=passage.vectors).at_rate(model.rate)
-        with self._reading:
-            return passage_chunks(model.tokenizer, passage.title, passage.text, model.chunk_size)
 
     def _decode(self, token_ids: list[int]) -> str:
         return str(self._writer.decode(token_ids, skip_special_tokens=True))
@@ -416,14 +347,3 @@ class Engine:
 def _passage(hit: Hit) -> ServedPassage:
     token_ids, vectors = torch.from_numpy(hit.token_ids.astype("int64")), torch.from_numpy(hit.vectors)
     return ServedPassage(hit.id, hit.title, hit.text, hit.score, token_ids, vectors, hit.follows)
-
-
-def asked_last(messages: Sequence[Message]) -> tuple[str, str]:
-    """What the user asked last, and said before it.
-
-    The assistant's answers would lead a search to their own subject, and a tool's results are no question.
-    """
-    said = [message.content for message in messages if message.role == "user" and not message.is_result]
-    if not messages[-1].is_result or not said:
-        said = [*said[:-1], messages[-1].content]
-    return said[-1], "\n".join(said[:-1])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.stream import Stream
+from refrag_platform.model.segments import Prompt, compression_rate, plain_tokens, prompt_length
 from refrag_platform.serving.contract import Citation, Delta, Sampling, Seconds, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import Detokenizer, StopStrings
 
@@ -139,19 +140,28 @@ class Refusal:
         return (Delta(choice, NOTHING_FOUND, finish_reason="stop") for choice in range(self._choices))
 
 
-def refusal(sources: Sources, share_kept: float, rate: int, searched: tuple[float, float], choices: int) -> Refusal:
-    """The refusal over passages that were found, and are not read. searched: when that began and ended."""
-    usage = Usage(
-        prompt_positions=0,
+def usage_of(prompt: Prompt, read: Sequence[Citation], share_kept: float, rate: int) -> Usage:
+    """What a prompt takes, before anything is generated. read: its passages."""
+    positions, plain = prompt_length(prompt), len(plain_tokens(prompt))
+    return Usage(
+        prompt_positions=positions,
         positions_reused=0,
-        plain_prompt_tokens=0,
+        plain_prompt_tokens=plain,
         completion_tokens=0,
-        chunks=sum(one.chunks for one in sources.retrieved),
-        chunks_expanded=0,
+        chunks=sum(one.chunks for one in read),
+        chunks_expanded=sum(one.chunks_expanded for one in read),
         share_kept=share_kept,
         rate=rate,
-        compression_rate=1.0,
+        compression_rate=compression_rate(plain, positions),
         time_to_first_token_ms=None,
+        seconds=Seconds(),
+    )
+
+
+def refusal(sources: Sources, share_kept: float, rate: int, searched: tuple[float, float], choices: int) -> Refusal:
+    """The refusal over passages that were found, and are not read. searched: when that began and ended."""
+    usage = replace(
+        usage_of([], sources.retrieved, share_kept, rate),
         seconds=Seconds(retrieve=round(searched[1] - searched[0], 6)),
     )
     return Refusal(sources, usage, choices, {"retrieve": searched})

@@ -93,6 +93,9 @@ def _run(site: Site, host: str, port: int) -> None:
         with_health(site),
         host=host,
         port=port,
+        # One process has the model, whatever WEB_CONCURRENCY says; who asks is for the guard to judge.
+        workers=1,
+        proxy_headers=False,
         lifespan="off",
         # The application has its own lines.
         log_config=None,

@@ -105,7 +105,7 @@ class AnswerRequest(Body):
     user: Text | None = Field(None, description="for the client's own use")
     safety_identifier: Text | None = Field(None, description="for the client's own use")
     metadata: dict[str, Any] | None = Field(None, description="for the client's own use; not kept")
-    prompt_cache_key: Text | None = Field(None, description="of no use here: all prompts share one cache")
+    prompt_cache_key: Text | None = Field(None, description="of no use here: a collection's prompts share one cache")
     prompt_cache_retention: Text | None = Field(None, description="of no use here")
     store: Annotated[Any, only(False)] = Field(None, description=NOT_HONOURED)
     service_tier: Annotated[Any, only("auto", "default")] = Field(None, description=NOT_HONOURED)

@@ -17,6 +17,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -72,15 +73,18 @@ class LiveStore(ChunkStore):
         model: RefragModel,
         passage_tokens: int,
         lock: TextIO,
+        like: LiveStore | None = None,
     ) -> None:
-        """lock: held as long as the store is open."""
+        """Args: lock: held as long as the store is open. like: as of `open_live`."""
         super().__init__(description, retriever, tables)
         self.edits, self._passage_tokens, self._lock = edits, passage_tokens, lock
-        # A tokenizer keeps state while it reads, and this one is not the one that reads questions.
-        self._model = copy.copy(model)
-        self._model.tokenizer = copy.deepcopy(model.tokenizer)
+        if like is None:
+            # A tokenizer keeps state while it reads, and this one is not the one that reads questions.
+            self._model, self._writing = copy.copy(model), threading.Lock()
+            self._model.tokenizer = copy.deepcopy(model.tokenizer)
+        else:
+            self._model, self._writing = like._model, like._writing
         self._applied_file = Path(tables.uri) / "applied"
-        self._writing = threading.Lock()
         self._commits = 0
         self._behind = False  # whether the tables lack what is recorded
 
@@ -94,29 +98,36 @@ class LiveStore(ChunkStore):
         base: Path | None = None,
         retriever: Retriever | None = None,
         unchanged: Path | None = None,
+        like: LiveStore | None = None,
     ) -> LiveStore:
         """The working copy in `folder` of the store in `content`; made if it isn't there.
 
         Args:
             model: whose encoder made the store. passage_tokens: the longest passage, as the corpus was cut.
             base, retriever, unchanged: as of `open_tables`.
+            like: another working copy of this store: the two share a tokenizer, which is large, and change in turn.
 
         Raises:
             RefragError: another process has it, or it can't be written; ArtifactError as of `open_tables`.
         """
         lock = _only_process(folder)
-        edits = Edits(folder / EDITS_FILE)
-        for applied in (folder / TABLES).glob("[!.]*/applied"):
-            if (_number_in(applied) or 0) > edits.last():
-                logger.warning("%s holds edits that %s lacks: made anew", applied.parent, EDITS_FILE)
-                _remove(applied.parent)
-        opened = open_tables(content, model.encoder_digest(), folder / TABLES, base, retriever, unchanged)
-        store = cls(*opened, edits, model, passage_tokens, lock)
-        store._catch_up()
-        for tables in (folder / TABLES).glob("[!.]*"):
-            if tables.is_dir() and tables != store._applied_file.parent:  # of another release
-                _remove(tables)
-        return store
+        with ExitStack() as on_failure:
+            on_failure.callback(lock.close)
+            edits = Edits(folder / EDITS_FILE)
+            on_failure.callback(edits.close)
+            for applied in (folder / TABLES).glob("[!.]*/applied"):
+                if (_number_in(applied) or 0) > edits.last():
+                    logger.warning("%s holds edits that %s lacks: made anew", applied.parent, EDITS_FILE)
+                    _remove(applied.parent)
+            opened = open_tables(content, model.encoder_digest(), folder / TABLES, base, retriever, unchanged)
+            store = cls(*opened, edits, model, passage_tokens, lock, like)
+            with store._writing:
+                store._catch_up()
+            for tables in (folder / TABLES).glob("[!.]*"):
+                if tables.is_dir() and tables != store._applied_file.parent:  # of another release
+                    _remove(tables)
+            on_failure.pop_all()
+            return store
 
     def put(self, documents: Sequence[tuple[str, str, str]]) -> list[StoredDocument]:
         """Add documents (id, title, text), or replace those with these ids: all of them or, if it fails, none.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import lancedb
 
 PUBLISHED, FIRST = "published", 1
-# Characters of an error of Lance's, which shows its own insides.
+# Characters of an error that no store answered: Lance shows its own insides.
 MOST_SAID = 600
 URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)*")
 
@@ -59,8 +59,14 @@ def open_or_build(url: str, build: Callable[[lancedb.DBConnection], None]) -> la
     except (RuntimeError, ValueError, OSError) as error:
         raise RefragError(
             f"the search tables of {url} can't be read or built; look at AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the "
-            f"credentials: {str(error)[:MOST_SAID]}"
-        ) from error
+            f"credentials: {_reason(str(error))}"
+        ) from None  # its text may hold a key
+
+
+def _reason(text: str) -> str:
+    """What an error of Lance's says: of a store's answer its code and message, beside which keys and tokens stand."""
+    said = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", text, re.DOTALL)
+    return ": ".join(filter(None, said.groups())) if said else text[:MOST_SAID]
 
 
 def _open_or_build(url: str, build: Callable[[lancedb.DBConnection], None]) -> lancedb.DBConnection:

@@ -246,18 +246,24 @@ def _tables(content: Path, parent: Path, unchanged: Path | None) -> Path:
         if not folder.is_dir():
             with whole(folder) as building:
                 if unchanged is not None and (source := unchanged / folder.name).is_dir():
-                    shutil.copytree(source, building, copy_function=_link, dirs_exist_ok=True)
+                    _link_files(source, building)
                 else:
                     _build(content, _connect(building))
     return folder
 
 
-def _link(source: str, target: str) -> None:
-    """A second name for a file, or a copy on another disk: Lance never writes into a file that is there."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _link_files(source: Path, target: Path) -> None:
+    """A second name for each file, or a copy on another disk: Lance never writes into a file that is there.
+
+    Folders are made, not copied: those of a package may be read-only.
+    """
+    for file in filter(Path.is_file, source.rglob("*")):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copy2(file, place)
 
 
 def _only_builder(parent: Path) -> TextIO:

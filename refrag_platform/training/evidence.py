@@ -57,15 +57,21 @@ def _mentioned(tokenizer: PreTrainedTokenizerFast, chunks: Tensor, says: re.Patt
     return flags
 
 
-def evidence_loss(logits: Tensor, evidence: Tensor) -> Tensor:
-    """How far the chunks that help to answer are from being picked first, in nats; the mean over both levels.
+def evidence_losses(logits: Tensor, evidence: Tensor) -> Tensor:
+    """How far the chunks that help to answer are from being picked first, in nats, by level [2]: means over the rows
+    that `evidence_counts` counts.
 
     The answer's chunks are to come before all others, and those around it before other passages': a decoder reads an
     answer best among the words that say what it is.
 
     Args: logits [B, L], -inf where there is no chunk; evidence [B, L], levels. Rows without any say nothing: 0 if all.
     """
-    return torch.stack([_picked_first(logits, evidence >= level) for level in (IN_GOLD, HAS_ANSWER)]).mean()
+    return torch.stack([_picked_first(logits, evidence >= level) for level in (IN_GOLD, HAS_ANSWER)])
+
+
+def evidence_counts(evidence: Tensor) -> list[int]:
+    """Rows of evidence [B, L] that have any, by level."""
+    return [int((evidence >= level).any(1).sum()) for level in (IN_GOLD, HAS_ANSWER)]
 
 
 def _picked_first(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -43,9 +43,9 @@ def launch(context: StageContext, files: LaunchFiles) -> dict[str, Any]:
 
     Raises:
         Paused: the ranks were stopped.
-        RefragError: they failed.
+        RefragError: they failed, or $REFRAG_LAUNCH can't be read.
     """
-    path, options = files.config, shlex.split(os.environ.get(OPTIONS, ""))
+    path, options = files.config, _options()
     if files.deepspeed:
         options = ["--deepspeed_config_file", str(files.deepspeed), *options]
     job, result = context.work / JOB, context.work / RESULT
@@ -81,6 +81,14 @@ def launch(context: StageContext, files: LaunchFiles) -> dict[str, Any]:
             "Run it again to continue from the newest checkpoint"
         )
     return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _options() -> list[str]:
+    given = os.environ.get(OPTIONS, "")
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise RefragError(f"{OPTIONS} is {given!r} ({error}); give options of `accelerate launch`") from None
 
 
 def _option(options: list[str], name: str) -> int | None:

@@ -42,9 +42,9 @@ def launch_files(project: Project, stage: str, recipe: Recipe) -> LaunchFiles | 
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         processes = int(values.get("num_processes", 1))
         own = (values.get("deepspeed_config") or {}).get("deepspeed_config_file")
-    except (yaml.YAMLError, AttributeError, ValueError) as error:
+        deepspeed = None if own is None else path.parent / own
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise RecipeError(f"{path} is no accelerate config ({error}); `accelerate config` writes one") from None
-    deepspeed = None if own is None else path.parent / own
     if deepspeed is not None and not deepspeed.is_file():
         raise RecipeError(f"{path}: deepspeed_config_file is {own!r}, and there is no {deepspeed}")
     return LaunchFiles(path, deepspeed, processes)

@@ -51,7 +51,7 @@ from refrag_platform.training.episodes import (
     policy_inputs,
     window_episode,
 )
-from refrag_platform.training.evidence import HAS_ANSWER, evidence_loss, kept_answers
+from refrag_platform.training.evidence import HAS_ANSWER, evidence_counts, evidence_losses, kept_answers
 from refrag_platform.training.start import take_over_packed
 from refrag_platform.training.usable import training_questions
 
@@ -147,13 +147,18 @@ class PolicyTask(Task):
         with torch.autocast(batch["chunks"].device.type, enabled=False):
             logits = self.policy(**batch["given"])
         if not batch["rewarded"]:
-            evident = evidence_loss(logits, batch["evidence"])
-            return evident, {"evidence_loss": evident.detach()}
+            return self._evidence_loss(logits, batch)
         loss, figures = self._clipped_loss(logits, batch)
         if self.settings.evidence_weight:
-            evident = evidence_loss(logits, batch["evidence"])
-            loss, figures["evidence_loss"] = loss + self.settings.evidence_weight * evident, evident.detach()
+            evident, told = self._evidence_loss(logits, batch)
+            loss, figures = loss + self.settings.evidence_weight * evident, figures | told
         return loss, figures
+
+    def _evidence_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The mean over both levels of evidence."""
+        losses = evidence_losses(logits, batch["evidence"])
+        shared = torch.stack([share(batch, 1 + level) * loss for level, loss in enumerate(losses)])
+        return shared.mean(), {"evidence_loss": losses.detach().mean()}
 
     def _clipped_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The clipped policy gradient over the group's picks, and what they earned."""
@@ -186,7 +191,7 @@ class PolicyTask(Task):
         return [{"name": "policy", "params": list(self.policy.parameters()), "lr": self.settings.learning_rate}]
 
     def counts(self, batch: Batch) -> list[int]:
-        return [int(batch["kept"].sum()) if batch["rewarded"] else 1]
+        return [int(batch["kept"].sum()), *evidence_counts(batch["evidence"])]
 
     def positions(self, batch: Batch) -> int:
         # Without a reward no decoder is asked.

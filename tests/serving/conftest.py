@@ -113,10 +113,14 @@ def server(engine: Engine) -> Server:
 
     @contextmanager
     def start(
-        settings: ApiSettings | None = None, loaded: bool = True, engine: Engine = engine, tracer: Any = None
+        settings: ApiSettings | None = None,
+        loaded: bool = True,
+        engine: Engine = engine,
+        tracer: Any = None,
+        failure: str | None = None,
     ) -> Iterator[str]:
         app = create_app("tiny", settings, "refrag-tiny:0123", tracer)
-        app.state.engine = engine if loaded else None
+        app.state.engine, app.state.failure = engine if loaded else None, failure
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))

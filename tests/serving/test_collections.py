@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.cli import app
+from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.keys import COLLECTION, add_key, new_key, parse_keys, read_keys
@@ -183,14 +184,53 @@ def test_a_collection_shares_the_store_s_files_and_changes_none(
 ) -> None:
     content, unchanged = packaged_project.content("chunks", "tiny"), packaged_project.root / "data/tiny/lance"
     before = folder_digest(unchanged)
+    folders = [path for path in unchanged.rglob("*") if path.is_dir()]
+    for path in folders:
+        path.chmod(0o555)  # as of a package that nobody is to change
     store = LiveStore.open_live(content, tmp_path, engine.bundle.model, 128, unchanged=unchanged)
+    assert all(path.stat().st_mode & 0o200 for path in tmp_path.rglob("*") if path.is_dir())
     shared = {file.stat().st_ino for file in unchanged.rglob("*.lance") if file.is_file()}
     assert shared and shared <= {file.stat().st_ino for file in tmp_path.rglob("*.lance")}
     store.put([("oman", "Oman", OMAN["text"]), ("peru", "Peru", "Peru is elsewhere.")])
     store.delete("malta")
     store._tidy()
     store.close()
+    for path in folders:
+        path.chmod(0o755)
     assert folder_digest(unchanged) == before
+
+
+def test_collections_share_what_is_large_and_an_export_names_those_that_it_leaves_out(
+    packaged_project: Project, tmp_path: Path
+) -> None:
+    engine = Engine.load(packaged_project, "tiny", tmp_path / "live")
+    assert engine.live is not None
+    acme, common = engine.live.of("acme"), engine.live.of("")
+    acme.put([("oman", "Oman", OMAN["text"])])
+    assert acme._model is common._model and acme.document("oman") and not common.document("oman")
+    engine.close()
+    run = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(tmp_path / "out.jsonl")])
+    assert run.exit_code == 0 and "0 documents" in run.stderr and "not in it: the collections acme" in run.stderr
+
+
+def test_a_collection_that_cannot_be_opened_is_named_to_keys_of_none_alone_and_holds_no_other_s_folder(
+    packaged_project: Project, server: Server, tmp_path: Path
+) -> None:
+    live = tmp_path / "live"
+    (live / "collections" / "zeta").mkdir(parents=True)
+    (live / "collections" / "zeta" / "edits.sqlite").write_text("no database")
+    with pytest.raises(RefragError, match="zeta") as refused:
+        Engine.load(packaged_project, "tiny", live)
+    (live / "collections" / "zeta" / "edits.sqlite").unlink()
+    Engine.load(packaged_project, "tiny", live).close()
+    acme, none = new_key("ana", collection="acme"), new_key("di")
+    lines = ",".join(kept.line() for _, kept in (acme, none))
+    with server(ApiSettings(api_keys=lines), loaded=False, failure=str(refused.value)) as url:
+        said = [
+            httpx.post(f"{url}/v1/retrieve", json={"query": "x"}, headers={"Authorization": f"Bearer {key}"}).text
+            for key, _ in (acme, none)
+        ]
+    assert ["zeta" in text for text in said] == [False, True] and "its log says why" in said[0]
 
 
 def test_a_key_s_collection_stands_in_its_line(tmp_path: Path) -> None:

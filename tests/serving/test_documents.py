@@ -288,6 +288,7 @@ uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", lifespan="off")
 """
 
 
+@pytest.mark.slow
 def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(
     packaged_project: Project, engine: Engine, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ def test_stored_vectors_give_the_prompt_that_encoding_now_gives(engine: Engine) 
 
 def prompt_of(engine: Engine, passages: list[ServedPassage]) -> Prompt:
     """The question over the passages as the engine ought to put it."""
-    selected = engine._select(engine.bundle, passages, engine.bundle.share_kept, QUESTION[0].content)
+    selected = engine._prompts.select(engine.bundle, passages, engine.bundle.share_kept, QUESTION[0].content)
     chunks = [one.chunks for one in selected]
     return rag_prompt(engine.bundle.model.tokenizer, QUESTION[0].content, chunks)
 
@@ -253,14 +253,14 @@ def test_a_policy_that_is_told_relevance_has_the_store_s(engine: Engine, monkeyp
     found = engine.retrieve(question, 3)
     sent = [ServedPassage(passage.id, passage.title, passage.text) for passage in found]
     stored, embedded = (
-        [one.chunks for one in engine._select(engine.bundle, read, 0.25, question)] for read in (found, sent)
+        [one.chunks for one in engine._prompts.select(engine.bundle, read, 0.25, question)] for read in (found, sent)
     )
     assert [part.relevance for part in stored] == [part.relevance for part in embedded]
     assert [part.keep.tolist() for part in stored] == [part.keep.tolist() for part in embedded]
     # The passage about Peru is nearest, and takes all that is kept.
     assert [bool(part.keep.any()) for part in stored] == [True, False, False]
-    monkeypatch.setattr(engine, "store", None)
-    assert [one.chunks.relevance for one in engine._select(engine.bundle, sent, 0.25, question)] == [None] * 3
+    monkeypatch.setattr(engine._prompts, "_retriever", None)
+    assert [one.chunks.relevance for one in engine._prompts.select(engine.bundle, sent, 0.25, question)] == [None] * 3
 
 
 def test_a_tools_result_is_no_question() -> None:

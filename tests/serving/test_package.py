@@ -303,11 +303,12 @@ def test_the_same_model_answers_alike_under_bentoml_and_under_uvicorn_alone(buil
 
 @pytest.mark.slow
 def test_answer_once_starts_asks_and_stops(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever keys the environment names, and whoever holds its folder of documents."""
+    """Whatever keys and tables the environment names, and whoever holds its folder of documents."""
     project, tags = built
     monkeypatch.setenv("REFRAG_API_KEYS_FILE", str(tmp_path / "keys"))
     add_key(tmp_path / "keys", new_key("ana")[1])
     monkeypatch.setenv("REFRAG_STORE", str(tmp_path))
+    monkeypatch.setenv("REFRAG_TABLES", "s3://nowhere/stores")
     monkeypatch.setenv("REFRAG_RATE_LIMIT", "1")
     held = lock_file(tmp_path / ".lock")
     answer = client.answer_once(project, "tiny", QUESTION, max_tokens=8)
@@ -315,6 +316,7 @@ def test_answer_once_starts_asks_and_stops(built: Built, tmp_path: Path, monkeyp
     assert answer["citations"][0]["id"] == "peru-0"
     assert answer["ttft_ms"] > 0 and answer["answer"]
     assert not [process for process in psutil.process_iter(["cmdline"]) if tags.bento_tag in str(process.info)]
+    monkeypatch.delenv("REFRAG_TABLES")
     with (
         pytest.raises(RefragError, match=r"(?s)can't be served.*another process serves .*; one folder is for one"),
         bento.running(project, "tiny", tmp_path / "log"),

@@ -29,12 +29,13 @@ from tests.serving.conftest import plain_server
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
 
 
+@pytest.mark.slow
 def test_the_artifacts_in_place_are_served_without_bentoml_and_sigterm_drains(
     packaged_project: Project, tmp_path: Path
 ) -> None:
     root, log = str(packaged_project.root), tmp_path / "log"
     options = ("--server", "uvicorn", "--in-place", "--model", "tiny")
-    with plain_server(log, *options, REFRAG_ROOT=root, REFRAG_MAX_BODY="5000") as (url, process):
+    with plain_server(log, *options, REFRAG_ROOT=root, REFRAG_MAX_BODY="5000", WEB_CONCURRENCY="2") as (url, process):
         assert [httpx.get(url + path).status_code for path in ("/healthz", "/livez", "/", "/openapi.json")] == [200] * 4
         docs = httpx.get(f"{url}/docs")
         assert docs.status_code == 404 and "comes with BentoML" in docs.json()["error"]["message"]
@@ -103,3 +104,8 @@ def test_weights_with_another_encoder_s_store_are_never_ready(
 def test_a_folder_without_a_packaged_model_is_refused(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["serve", "--packaged", str(tmp_path), "--port", str(free_port())])
     assert refused.exit_code == 2 and "holds no packaged model" in refused.output
+
+
+def test_a_folder_is_not_served_in_place(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["serve", "--packaged", str(tmp_path), "--in-place"])
+    assert refused.exit_code == 2 and "give one of them" in refused.output

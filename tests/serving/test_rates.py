@@ -61,7 +61,9 @@ def test_the_store_s_vectors_are_pooled_and_say_what_the_text_s_do(coarse: Engin
     found = coarse.retrieve(QUESTION, 4)
     sent = [ServedPassage(passage.id, passage.title, passage.text, passage.score) for passage in found]
     bundle = replace(coarse.bundle, model=coarse.bundle.model.at_rate(2))
-    stored, encoded = ([one.chunks for one in coarse._select(bundle, read, 0, QUESTION)] for read in (found, sent))
+    stored, encoded = (
+        [one.chunks for one in coarse._prompts.select(bundle, read, 0, QUESTION)] for read in (found, sent)
+    )
     for passage, pooled, own in zip(found, stored, encoded, strict=True):
         assert passage.token_ids is not None and pooled.vectors is not None and own.vectors is not None
         # To the last bit the store's, so nothing was encoded.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from traceback import format_exception
 
 import lancedb
 import numpy as np
@@ -124,6 +125,14 @@ def test_credentials_are_nowhere_but_in_the_environment(
         objects.object_url(f"s3://{KEY}:{SECRET}@{BUCKET}/x", "the URL")
     said = capfd.readouterr()
     assert SECRET not in said.out + said.err + str(refused.value) + str(wrong.value)
+
+
+def test_of_a_store_s_refusal_its_code_and_message_are_told_and_no_token(remote: ObjectStore) -> None:
+    beside = f"<Token-0>{SECRET}</Token-0><AWSAccessKeyId>{KEY}</AWSAccessKeyId>"
+    remote.refuse(f"<Error><Code>ExpiredToken</Code><Message>Not now.</Message>{beside}</Error>")
+    with pytest.raises(RefragError, match=r"credentials: ExpiredToken: Not now\.$") as refused:
+        objects.open_or_build(f"{URL}/store", lambda tables: None)
+    assert not any(text in "".join(format_exception(refused.value)) for text in (SECRET, KEY))
 
 
 def test_a_store_is_published_from_a_shell(made: Made, remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,14 @@ import torch
 
 from refrag_platform.model.prompts import passage_chunks
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.training.evidence import HAS_ANSWER, IN_GOLD, evidence_levels, evidence_loss, kept_answers
+from refrag_platform.training.evidence import (
+    HAS_ANSWER,
+    IN_GOLD,
+    evidence_counts,
+    evidence_levels,
+    evidence_losses,
+    kept_answers,
+)
 
 
 def test_the_chunks_of_a_gold_passage_stand_above_others_and_the_answer_s_above_those(model: RefragModel) -> None:
@@ -26,13 +33,14 @@ def test_the_loss_is_that_of_picking_what_helps_before_what_does_not() -> None:
     answer = math.log(1 + math.exp(-1.0) + math.exp(1.0))
     # Of a passage's chunks none stands in the other's way; the row without any doesn't count.
     passage = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(-2.0))) / 2
-    assert float(evidence_loss(logits, evidence)) == pytest.approx((answer + passage) / 2)
+    assert evidence_losses(logits, evidence).tolist() == pytest.approx([passage, answer])
+    assert evidence_counts(evidence) == [1, 1]
 
 
 def test_the_loss_is_finite_with_its_gradient_where_there_is_nothing_to_learn() -> None:
     logits = torch.tensor([[1.0, -math.inf], [0.0, 1.0]], requires_grad=True)
     for evidence in (torch.zeros(2, 2), torch.tensor([[HAS_ANSWER, 0], [HAS_ANSWER, HAS_ANSWER]])):
-        loss = evidence_loss(logits, evidence)
+        loss = evidence_losses(logits, evidence).mean()
         (gradient,) = torch.autograd.grad(loss, logits)
         assert float(loss.detach()) == 0 and torch.equal(gradient, torch.zeros(2, 2))
 

@@ -9,8 +9,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from refrag_platform.errors import RecipeError
+from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.project import Project
+from refrag_platform.training.launch import _options
 from refrag_platform.training.launch_files import LaunchFiles, launch_files
 from tests.conftest import ROOT
 from tests.planted import MODEL, override
@@ -39,9 +40,16 @@ def test_what_cannot_be_launched_is_named(project: Project) -> None:
     folder = project.recipe_path(MODEL).parent
     with pytest.raises(RecipeError, match=r"cpt.accelerate_config of tiny: no file .*nowhere.yaml"):
         named(project, "nowhere.yaml")
-    (folder / "list.yaml").write_text("- 1\n")
-    with pytest.raises(RecipeError, match=r"list.yaml is no accelerate config .*`accelerate config` writes one"):
-        named(project, "list.yaml")
+    for wrong in ("- 1\n", "num_processes: [2]\n", "deepspeed_config: {deepspeed_config_file: 3}\n"):
+        (folder / "wrong.yaml").write_text(wrong)
+        with pytest.raises(RecipeError, match=r"wrong.yaml is no accelerate config .*`accelerate config` writes one"):
+            named(project, "wrong.yaml")
     (folder / "deep.yaml").write_text("deepspeed_config: {deepspeed_config_file: none.json}\n")
     with pytest.raises(RecipeError, match=r"deep.yaml: deepspeed_config_file is 'none.json', and there is no "):
         named(project, "deep.yaml")
+
+
+def test_options_of_this_machine_that_cannot_be_read_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFRAG_LAUNCH", "--main_process_ip 'node0")
+    with pytest.raises(RefragError, match=r"REFRAG_LAUNCH is .*node0.* \(No closing quotation\)"):
+        _options()

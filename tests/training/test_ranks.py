@@ -15,11 +15,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from refrag_platform.corpus.build import build_corpus
 from refrag_platform.errors import RefragError
-from refrag_platform.runner import run_stage
-from tests.conftest import ROOT, ZERO2, copy_project
+from refrag_platform.project import Project
+from refrag_platform.stages import StageContext
+from refrag_platform.training.core import metrics
+from refrag_platform.training.core.batch import SHARES
+from refrag_platform.training.core.ranks import shares
+from tests.conftest import ROOT, ZERO2
 from tests.training.all_stages import BATCH, STEPS, TASKS, losses, run, task_of
 
 DDP = {key: value for key, value in ZERO2.items() if key != "deepspeed_config"} | {
@@ -32,8 +38,12 @@ ROWS = {"reconstruction": "tokens", "cpt": "context", "reading": "blocks", "fine
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = copy_project(tmp_path_factory.mktemp("ranks") / "project")
-    return run_stage(project, "corpus", "tiny").path / "content"
+    project, folder = Project(ROOT), tmp_path_factory.mktemp("ranks")
+    out, work = folder / "content", folder / "work"
+    for made in (out, work):
+        made.mkdir()
+    build_corpus(StageContext(project, project.recipe("tiny"), "corpus", {}, out, work, folder))
+    return out
 
 
 def launch(config: dict[str, Any], corpus: Path, out: Path, *names: str) -> str:
@@ -85,6 +95,10 @@ def test_two_ranks_have_the_loss_of_one_process(ddp: Path, alone: Path, name: st
     # A policy's loss is a difference of nearly equal sums of advantages, whose size is 1.
     relative, absolute = (0.0, 2e-4) if name == "policy" else (1e-5, 0.0)
     assert both == pytest.approx(losses(alone / name), rel=relative, abs=absolute)
+    for one, other in zip(*(metrics.read(folder / name / "metrics.jsonl") for folder in (ddp, alone)), strict=True):
+        assert one.keys() == other.keys()
+        if name == "reconstruction":  # What its run is judged by.
+            assert one["reconstruction_loss"] == pytest.approx(other["reconstruction_loss"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -135,6 +149,26 @@ def test_each_row_of_a_batch_is_on_one_rank(corpus: Path, name: str) -> None:
         rows = [part[told] for part in parts]
         assert torch.equal(torch.cat(rows), whole[told])
         assert name == "policy" or not torch.equal(*rows)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_parts_of_a_batch_weigh_what_they_hold(corpus: Path, name: str) -> None:
+    evidence = {"evidence_steps": 3, "evidence_weight": 0.5} if name == "policy" else {}
+    task, _ = task_of(name, corpus, **evidence)
+    for step in range(STEPS):
+        size = task.samples(step, BATCH)
+        whole, *parts = (task.batch(step, 0, size, rank, world) for rank, world in ((0, 1), (0, 2), (1, 2)))
+        if "evidence" in whole:  # Rows that have none are not counted.
+            for batch in (whole, parts[0]):
+                batch["evidence"][0] = 0
+        for batch in (whole, *parts):
+            task.prepare_updates(batch)
+        weights = shares([task.counts(part) for part in parts], Accelerator(cpu=True))
+        losses = [task(part | {SHARES: its_shares})[0] for part, its_shares in zip(parts, weights, strict=True)]
+        # A policy's advantages are divided by how little its rewards differ.
+        torch.testing.assert_close(
+            torch.stack(losses).mean(), task(whole)[0], rtol=1e-5, atol=2e-4 if name == "policy" else 0
+        )
 
 
 def test_a_policy_s_groups_draw_and_are_judged_as_in_one_process(corpus: Path) -> None:

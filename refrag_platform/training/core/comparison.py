@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 
-from refrag_platform.training.core.batch import to_device
+from refrag_platform.training.core.batch import SHARES, to_device
+from refrag_platform.training.core.ranks import shares
 from refrag_platform.training.core.speed import eager
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def loss_of_some_batches(task: Task, run: Any, accelerator: Accelerator, steps: 
     losses = []
     for step in sorted({round(part * (steps - 1) / (BATCHES - 1)) for part in range(BATCHES)}):
         batch = task.batch(step, 0, task.samples(step, size), accelerator.process_index, accelerator.num_processes)
-        batch = to_device(batch, accelerator.device)
+        its_shares = shares([task.counts(batch)], accelerator)[0]
+        batch = to_device(batch, accelerator.device) | {SHARES: its_shares}
         task.prepare_updates(batch)
         with eager():
             loss, figures = run(batch)

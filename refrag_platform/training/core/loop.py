@@ -34,6 +34,7 @@ from refrag_platform.training.core.ranks import (
     make_accelerator,
     prepare,
     refuse_other_weights,
+    shares,
     world_size,
 )
 from refrag_platform.training.core.speed import compile_regions, eager, fast_kernels
@@ -262,10 +263,10 @@ def _step(
     for batch in on_device:
         task.prepare_updates(batch)
         positions += task.positions(batch)
-    for batch, shares in zip(
-        on_device, _shares([task.counts(batch) for batch in micro_batches], accelerator), strict=True
+    for batch, its_shares in zip(
+        on_device, shares([task.counts(batch) for batch in micro_batches], accelerator), strict=True
     ):
-        batch[SHARES] = shares
+        batch[SHARES] = its_shares
     for _ in range(task.updates_per_batch):
         losses.clear()
         for batch in on_device:
@@ -278,16 +279,6 @@ def _step(
                 optimizer.step()
                 optimizer.zero_grad()
     return torch.stack(losses).mean(), figures, positions
-
-
-def _shares(counts: list[list[int]], accelerator: Accelerator) -> Tensor:
-    """[micro-batches, parts]: by what each mean counts in the mean over them and all ranks; 1 where all are alike.
-
-    So the loss, and its gradient, is that of the whole batch however it is cut.
-    """
-    parts = torch.tensor(counts, dtype=torch.float32, device=accelerator.device)
-    total = accelerator.reduce(parts.sum(0), "sum") if accelerator.num_processes > 1 else parts.sum(0)
-    return parts * (len(counts) * accelerator.num_processes) / total.clamp(min=1)
 
 
 def _refuse_divergence(line: dict[str, Any], description: str) -> None:

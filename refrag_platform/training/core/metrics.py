@@ -6,10 +6,12 @@ import json
 import resource
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from refrag_platform.artifacts.reports import GROUP_RATE
@@ -60,8 +62,7 @@ class MetricsLog:
         seconds = time.monotonic() - self._clock
         line: dict[str, Any] = {"step": step, "loss": loss, "learning_rate": max(rates.values())}
         line |= {f"{GROUP_RATE}{name}": rate for name, rate in rates.items()}
-        line |= {name: float(value) for name, value in self._figures.items()}
-        line |= probe
+        line |= self._over_ranks({name: float(value) for name, value in self._figures.items()} | probe)
         line |= {"tokens_per_second": self._positions / seconds, "memory_gb": memory_gb()} | clock()
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as stream:
@@ -70,6 +71,14 @@ class MetricsLog:
         self._positions, self._clock = 0, time.monotonic()
         self.last = line
         return line
+
+    def _over_ranks(self, figures: dict[str, float]) -> dict[str, float]:
+        """The mean of each over the ranks that have it: a batch's part may hold nothing of a kind."""
+        if self.accelerator.num_processes == 1:
+            return figures
+        every = gather_object([figures])
+        names = dict.fromkeys(name for one in every for name in one)
+        return {name: fmean(one[name] for one in every if name in one) for name in names}
 
 
 def memory_gb() -> float:

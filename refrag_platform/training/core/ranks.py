@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from accelerate.utils import parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from refrag_platform.errors import RecipeError, RefragError
@@ -98,6 +98,16 @@ def prepare(accelerator: Accelerator, task: nn.Module, optimizer: Optimizer) -> 
         for buffer in task.buffers():
             buffer.data = buffer.data.to(accelerator.device)
     return accelerator.prepare(task, optimizer)
+
+
+def shares(counts: list[list[int]], accelerator: Accelerator) -> Tensor:
+    """[micro-batches, parts]: by what each mean counts in the mean over them and all ranks; 1 where all are alike.
+
+    So the loss, and its gradient, is that of the whole batch however it is cut.
+    """
+    parts = torch.tensor(counts, dtype=torch.float32, device=accelerator.device)
+    total = accelerator.reduce(parts.sum(0), "sum") if accelerator.num_processes > 1 else parts.sum(0)
+    return parts * (len(counts) * accelerator.num_processes) / total.clamp(min=1)
 
 
 def refuse_other_weights(accelerator: Accelerator, task: nn.Module) -> None:
