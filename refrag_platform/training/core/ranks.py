@@ -29,6 +29,21 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def micro_batch(settings: TrainingRecipe, world: int) -> int:
+    """Sequences of one forward pass over `world` processes.
+
+    Raises:
+        RefragError: the batch can't be cut so.
+    """
+    size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
+    if size < world or settings.batch_size % size:
+        raise RefragError(
+            f"batch_size {settings.batch_size} can't be cut into micro-batches of "
+            f"{settings.micro_batch_size} on {world} processes; make it a multiple"
+        )
+    return size
+
+
 def make_accelerator(
     settings: TrainingRecipe, micro_size: int, micro_steps: int, universal: bool = False
 ) -> Accelerator:
