@@ -111,7 +111,7 @@ def stage_plan(stage: str, recipe: Recipe, base: Path, how: Strategy, kind: Gpu,
     positions = whole * sum(one.share * one.counted for one in steps.kinds)
     compiled = settings.compile and how.zero != 3
     memory = peak_memory(model, steps, mode, how, bf16=settings.precision == "bf16", compiled=compiled)
-    reached = measured_utilisation(kind, compiled, flops / positions, measured)
+    reached = measured_utilisation(kind, compiled, flops / max(1.0, positions), measured)
     return StagePlan(
         stage, how, micro_size // how.processes, micro_steps, settings.steps, sum(p.numel() for p in steps.trained),
         positions, flops, reached, memory, settings.steps * flops / (how.processes * kind.peak * reached.share),
@@ -228,9 +228,9 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
     ]
     if any(one.strategy.zero is not None for one in plans):
         told.append(f"DeepSpeed's buckets: {BUCKET:,} numbers; under ZeRO-3 {LIVE:,} weights are whole at once.")
-    if any(one.stage in ("finetuned", "policy") for one in plans):
+    if any(one.stage != "reconstruction" for one in plans):
         told.append(
-            f"finetuned and policy: passages of corpus.passage_tokens, {QUESTION_TOKENS} tokens of question, answer "
-            f"and chat format, {ANSWER_TOKENS} of them the answer; vectors that are made once aren't counted."
+            f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, {QUESTION_TOKENS} tokens of question, "
+            f"answer and chat format, {ANSWER_TOKENS} of them the answer; vectors that are made once aren't counted."
         )
     return told

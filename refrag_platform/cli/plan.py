@@ -57,7 +57,7 @@ def plan(
     Example: refrag plan --model llama-2-7b --gpus 64 --gpu h100 --price-per-hour 2.5
     """
     from refrag_platform.bench.gpus import gpu as known
-    from refrag_platform.bench.plan import assumptions
+    from refrag_platform.bench.plan import STAGES, assumptions
     from refrag_platform.bench.plan import plan as planned
     from refrag_platform.files import write_json
     from refrag_platform.project import Project
@@ -68,6 +68,8 @@ def plan(
     plans = planned(project, recipe, base, kind, gpus, results)
     told = assumptions(plans, kind)
     _show(plans, kind, price_per_hour)
+    if taken := sorted(set(STAGES) - {one.stage for one in plans}, key=STAGES.index):
+        typer.echo(f"taken over, not trained (continue_from): {', '.join(taken)}")
     typer.echo("\nAssumed:\n" + "\n".join(f"- {sentence}" for sentence in told))
     if json:
         write_json(json, _result(recipe.name, plans, kind, price_per_hour, told))

@@ -215,8 +215,12 @@ def test_llama_is_planned_without_its_weights(tmp_path: Path, monkeypatch: pytes
     assert cpt["memory"]["optimizer"] == 12 * cpt["trained"] / 32
 
 
-def test_an_unknown_gpu_and_a_control_are_refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_gpu_a_control_and_an_uneven_batch_are_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = refrag(project, "--model", "tiny", "--gpu", "v100", monkeypatch=monkeypatch)
     assert said.exit_code == 2 and "there is no GPU kind 'v100'; there are h100, h200, a100" in said.stderr
     said = refrag(project, "--model", "llama-2-7b--full", monkeypatch=monkeypatch)
     assert said.exit_code == 2 and "is a control" in said.stderr
+    said = refrag(project, "--model", "llama-2-7b", "--gpus", "24", monkeypatch=monkeypatch)
+    assert said.exit_code == 2 and "equal parts on 24 processes; make it a multiple of 24" in said.stderr

@@ -37,9 +37,10 @@ def micro_batch(settings: TrainingRecipe, world: int) -> int:
     """
     size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
     if size < world or settings.batch_size % size:
+        pieces = f"micro-batches of {settings.micro_batch_size}" if settings.micro_batch_size else "equal parts"
         raise RefragError(
-            f"batch_size {settings.batch_size} can't be cut into micro-batches of "
-            f"{settings.micro_batch_size} on {world} processes; make it a multiple"
+            f"batch_size {settings.batch_size} can't be cut into {pieces} on {world} processes; make it a multiple of "
+            f"{(settings.micro_batch_size or 1) * world}"
         )
     return size
 
