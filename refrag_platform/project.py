@@ -26,6 +26,7 @@ from refrag_platform.recipes import (
     control_settings,
     extended,
     read_layer,
+    read_recipe,
     recipe_layers,
     resolve,
     split_name,
@@ -89,6 +90,16 @@ class Project:
         if recipe.name != model:
             raise RecipeError(f"{path}: name is {recipe.name!r}; it must equal its folder, {model!r}")
         return recipe
+
+    def recipe_or_file(self, model: str) -> tuple[Recipe, Path]:
+        """The recipe of `model`, or that of a recipe file as it stands there, and its folder.
+
+        Raises:
+            RecipeError: there is no such recipe, or it is wrong.
+        """
+        if Path(model).is_file():
+            return read_recipe(Path(model)), Path(model).parent
+        return self.recipe(model), self.recipe_path(model).parent
 
     def recipe_layers(self, model: str, of_runs: bool = True) -> list[Layer]:
         """What the recipe of `model` is made of, the weakest first; `of_runs`: with what a run set itself.

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import torch
 import transformers
@@ -61,15 +61,23 @@ def load_decoder(recipe: DecoderRecipe, base: Path, seed: int) -> PreTrainedMode
         RefragError: the package, folder or hub repository is not there or holds no causal language model.
     """
     if recipe.source == "random":
-        tokenizer = load_tokenizer(recipe, base)
-        fixed = {"vocab_size": len(tokenizer)}
-        config = _configured(LlamaConfig, "decoder.config", {**_special_ids(tokenizer), **recipe.config, **fixed})
+        config = cast(LlamaConfig, decoder_config(recipe, base))
         return _at_random(lambda: LlamaForCausalLM(config), seed)
     source = _locate(recipe.source, base)
     return _load(
         recipe.source,
         lambda: AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=ATTENTION).eval(),
     )
+
+
+def decoder_config(recipe: DecoderRecipe, base: Path) -> PretrainedConfig:
+    """The decoder's config alone; arguments and errors as `load_decoder` has them."""
+    if recipe.source == "random":
+        tokenizer = load_tokenizer(recipe, base)
+        fixed = {"vocab_size": len(tokenizer)}
+        return _configured(LlamaConfig, "decoder.config", {**_special_ids(tokenizer), **recipe.config, **fixed})
+    source = _locate(recipe.source, base)
+    return _load(recipe.source, lambda: AutoConfig.from_pretrained(source))
 
 
 def load_tokenizer(recipe: DecoderRecipe, base: Path) -> PreTrainedTokenizerFast:
@@ -110,13 +118,21 @@ def load_encoder(
         RefragError: the package, folder or hub repository is not there or holds no model.
     """
     if recipe.source == "random":
-        config = _configured(BertConfig, "encoder.config", recipe.config)
+        config = cast(BertConfig, encoder_config(recipe, base))
         return _at_random(lambda: BertModel(config, add_pooling_layer=False), seed), None
     source = _locate(recipe.source, base)
     return (
         _load(recipe.source, lambda: _pretrained_encoder(source)),
         _pretrained_tokenizer(recipe.source, source),
     )
+
+
+def encoder_config(recipe: EncoderRecipe, base: Path) -> PretrainedConfig:
+    """The encoder's config alone; arguments and errors as `load_encoder` has them."""
+    if recipe.source == "random":
+        return _configured(BertConfig, "encoder.config", recipe.config)
+    source = _locate(recipe.source, base)
+    return _load(recipe.source, lambda: AutoConfig.from_pretrained(source))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -6,11 +6,13 @@ Nothing here runs a model; times are in seconds, sizes in bytes, rates in FLOP/s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from refrag_platform.model.encoder import BertEncoder, embedding_weight
+from refrag_platform.model.refrag import RefragModel
 
 
 def linear_weights(module: nn.Module) -> int:
@@ -137,3 +139,44 @@ def encoder_work(encoder: BertEncoder, chunks: int, number_bytes: int) -> Work:
         per_token, per_chunk = per_token - layer, per_chunk + layer
     flops = 2.0 * (per_token * tokens + per_chunk * chunks) + attention
     return Work(flops, weights)
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What a training step reads.
+
+    sequences: of the decoder. encoded: chunks that the encoder reads for each of them, on average. vectors: that each
+    has projected. positions: of each. predicted: those of each that have logits.
+    """
+
+    sequences: float
+    encoded: float
+    vectors: float
+    positions: float
+    predicted: float
+
+
+class Passes(NamedTuple):
+    """How often a step multiplies each weight of a part.
+
+    1: forward alone. 2: with the gradient of what it reads. 3: with its own too. 0: its vectors are there already.
+    """
+
+    encoder: int
+    projection: int
+    decoder: int
+    head: int
+
+
+def training_flops(model: RefragModel, work: StepWork, passes: Passes) -> float:
+    """Multiplications and additions of a step: matrix products and attention, nothing else."""
+    size = DecoderSize.of(model.decoder)
+    heads = [getattr(model.encoder, name) for name in ("pool", "skip") if model.encoder.token_skip]
+    per_chunk = sum(map(linear_weights, heads))
+    per_token = linear_weights(model.encoder) - per_chunk
+    encoded = (per_chunk + per_token * model.chunk_size) * work.encoded
+    # Two products, causal: half of 2 N^2 d.
+    attention = size.layers * size.attention_width * work.positions**2
+    products = passes.encoder * encoded + passes.projection * linear_weights(model.projection) * work.vectors
+    products += passes.decoder * (size.body * work.positions + attention) + passes.head * size.head * work.predicted
+    return 2.0 * work.sequences * products

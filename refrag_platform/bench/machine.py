@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from refrag_platform.bench.clock import Ceilings
+from refrag_platform.bench.gpus import stated_peak
 from refrag_platform.bench.shapes import Subject
-from refrag_platform.bench.train import PEAKS
 from refrag_platform.model.decoder import UNPADDED_CHUNKS, attention
 from refrag_platform.training.core.speed import fast_kernels
 
@@ -45,7 +45,7 @@ def measured_on(model: str, weights: str, decoder: PreTrainedModel, ceilings: Ce
         "torch": torch.__version__,
         "dtype": str(decoder.dtype).removeprefix("torch."),
         "peak_flops": ceilings.peak,
-        "stated_peak_flops": next((value for key, value in PEAKS.items() if key in name), None),
+        "stated_peak_flops": stated_peak(name),
         "bandwidth": ceilings.bandwidth,
     }
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refrag_platform.bench.arithmetic import Passes, StepWork, training_flops
+from refrag_platform.bench.gpus import stated_peak
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
@@ -24,9 +26,6 @@ from refrag_platform.training.core.loop import train
 from refrag_platform.training.core.metrics import memory_gb
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.cpt import CptTask
-
-# Dense bfloat16 matrix products, FLOP/s, as the makers state them.
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 class OneBatch(CptTask):
@@ -67,7 +66,7 @@ def bench_train(model: RefragModel, settings: CptRecipe, steps: int, warmup: int
     plain = bench_plain(OneBatch(plain_model, settings, {}, seed), settings, steps, min(3, warmup), device)
     rows = [{"loop": "refrag", **ours}, {"loop": "plain transformers", **plain}]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    peak = next((value for key, value in PEAKS.items() if key in name), None)
+    peak = stated_peak(name)
     for row in rows:
         row["mfu"] = None if peak is None else round(flops / row["step_seconds"] / peak, 4)
     return {
@@ -152,26 +151,9 @@ def _plain_loss(model: RefragModel, context: Tensor, output: Tensor, settings: C
 
 def step_flops(model: RefragModel, settings: CptRecipe) -> float:
     """Multiplications and additions of one step, forward and backward: matrix products and attention, nothing else."""
-
-    def matrices(module: nn.Module) -> int:
-        return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))
-
-    config, encoder = model.decoder.config, model.encoder
     chunks = settings.context_tokens // model.chunk_size
-    positions = chunks + settings.output_tokens
-    head = embedding_weight(model.decoder).numel()
-    per_chunk = matrices(model.projection) + sum(
-        matrices(child) for name, child in encoder.named_children() if name in {"pool", "skip"}
-    )
-    per_token = sum(
-        matrices(child) for name, child in encoder.named_children() if name in {"backbone", "input_adapter"}
-    )
-    body = matrices(model.decoder.get_decoder())
-    products = body * positions + head * settings.output_tokens + per_chunk * chunks
-    products += per_token * settings.context_tokens
-    width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    attention = config.num_hidden_layers * width * positions**2  # two products, causal: half of 2 N^2 d
-    return 6.0 * settings.batch_size * (products + attention)
+    work = StepWork(settings.batch_size, chunks, chunks, chunks + settings.output_tokens, settings.output_tokens)
+    return training_flops(model, work, Passes(3, 3, 3, 3))
 
 
 def _row(task: CptTask, settings: CptRecipe, seconds: float, loss: float) -> dict[str, Any]:

@@ -29,6 +29,7 @@ FAMILIES = (
     "ask",
     "serve",
     "demo",
+    "plan",
     "bench",
     "release",
     "retention",

@@ -131,13 +131,8 @@ def train(
     from refrag_platform.files import write_json
     from refrag_platform.model.refrag import RefragModel
     from refrag_platform.project import Project
-    from refrag_platform.recipes import read_recipe
 
-    if Path(model).is_file():
-        recipe, base = read_recipe(Path(model)), Path(model).parent
-    else:
-        project = Project.find()
-        recipe, base = project.recipe(model), project.recipe_path(model).parent
+    recipe, base = Project.find().recipe_or_file(model)
     settings = recipe.cpt.model_copy(update={"batch_size": batch_size or recipe.cpt.batch_size})
     result = {"model": recipe.name, **bench_train(RefragModel.create(recipe, base), settings, steps, warmup)}
     write_json(json, result)

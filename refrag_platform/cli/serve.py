@@ -60,7 +60,7 @@ def serve(
     REFRAG_API_KEY asks for a key, REFRAG_API_KEYS_FILE for one of those that `refrag keys` made; REFRAG_RATE_LIMIT
     (requests a minute of each), REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
     REFRAG_DEADLINE (seconds) set limits; REFRAG_STORE names a folder for documents that are added while it serves,
-    REFRAG_TABLES an object store with search tables (`refrag store publish`).
+    REFRAG_TABLES an object store with search tables (`refrag store publish`). REFRAG_VLLM=1 has vLLM run the decoder.
     """
     import importlib.util
     import os

@@ -322,7 +322,9 @@ def first_layers(decoder: PreTrainedModel, layers: int) -> PreTrainedModel:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     with torch.random.fork_rng(devices=[]):
-        backbone = AutoModel.from_config(config, attn_implementation=config._attn_implementation).float().eval()
+        backbone = AutoModel.from_config(
+            config, dtype=torch.float32, attn_implementation=config._attn_implementation
+        ).eval()
     tensors = body.state_dict()
     backbone.load_state_dict({name: tensors[name] for name in backbone.state_dict()})
     return backbone

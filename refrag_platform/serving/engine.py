@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from refrag_platform.agreement import refuse_other_serving
 from refrag_platform.decoding.prefix import PrefixCache
@@ -46,6 +47,7 @@ from refrag_platform.store.retriever import load_retriever
 from refrag_platform.store.table import TABLES_FOLDER, ChunkStore, Hit
 
 if TYPE_CHECKING:
+    from refrag_platform.decoding.vllm import VllmDecoder
     from refrag_platform.store.collections import Collections
 
 
@@ -59,28 +61,47 @@ class Engine:
         store: ChunkStore | None,
         settings: ServingRecipe,
         live: Collections | None = None,
+        vllm: Path | None = None,
     ) -> None:
-        """live: the store's working copies, where documents may be added."""
+        """live: the store's working copies, where documents may be added. vllm: the decoder's folder, for vLLM to run
+        it; the model's own layers are let go of then.
+        """
         self.name, self.bundle, self.store, self.settings, self.live = name, bundle, store, settings, live
         model = bundle.model
         self.max_positions = min(settings.max_positions, most_positions(model.decoder) or settings.max_positions)
         refuse_other_serving(model.decoder)
-        runner = DecoderRunner(model.decoder, max_positions=self.max_positions, max_batch=settings.slots, dynamic=True)
-        runner.warm_up([settings.prefill_positions], [1, settings.slots])
-        room = settings.prefix_cache_mb * 2**20
-        prefix = PrefixCache(model.encoder_digest(), room, runner.kv_bytes_per_position)
-        self._scheduler = Scheduler(runner, prefix, prefill_positions=settings.prefill_positions)
+        decoder = self._own_decoder() if vllm is None else self._on_vllm(vllm)
+        self._scheduler: Scheduler | VllmDecoder = decoder
         self._stop_ids = stop_ids(model.tokenizer)
         self._prompts = PromptBuilder(name, model.tokenizer, settings, store.retriever if store else None)
         # A tokenizer keeps state while it reads text: answers are put into words by another.
         self._writer = copy.deepcopy(model.tokenizer)
         self._faulty = False
 
+    def _own_decoder(self) -> Scheduler:
+        model, settings = self.bundle.model, self.settings
+        runner = DecoderRunner(model.decoder, max_positions=self.max_positions, max_batch=settings.slots, dynamic=True)
+        runner.warm_up([settings.prefill_positions], [1, settings.slots])
+        room = settings.prefix_cache_mb * 2**20
+        prefix = PrefixCache(model.encoder_digest(), room, runner.kv_bytes_per_position)
+        return Scheduler(runner, prefix, prefill_positions=settings.prefill_positions)
+
+    def _on_vllm(self, folder: Path) -> VllmDecoder:
+        from refrag_platform.decoding.vllm import VllmDecoder
+
+        # Of the decoder prompts need the embeddings alone, and vLLM the device's memory.
+        self.bundle.model.decoder.get_decoder().layers = nn.ModuleList()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return VllmDecoder(folder, self.bundle.model.dtype, self.max_positions, self.settings.slots)
+
     @classmethod
-    def load(cls, project: Project, model: str, live: Path | None = None, tables: str | None = None) -> Engine:
+    def load(
+        cls, project: Project, model: str, live: Path | None = None, tables: str | None = None, vllm: bool = False
+    ) -> Engine:
         """The fine-tuned model of a project with its chunk store.
 
-        Args: live, tables: as of `open`.
+        Args: live, tables, vllm: as of `open`.
 
         Raises:
             RefragError: an artifact is missing, or the store was made by another encoder.
@@ -97,6 +118,7 @@ class Engine:
             base=project.recipe_path(model).parent,
             live=live,
             passage_tokens=recipe.corpus.passage_tokens,
+            vllm=vllm,
         )
 
     @classmethod
@@ -112,6 +134,7 @@ class Engine:
         policy: Path | None = None,
         live: Path | None = None,
         passage_tokens: int = 128,
+        vllm: bool = False,
     ) -> Engine:
         """The model and the store in two content folders.
 
@@ -121,10 +144,12 @@ class Engine:
             retriever: source of the retriever, if it is no longer where the store says.
             live: folder of the store's working copies, for documents to be added. passage_tokens: the longest passage
                 that they are cut into.
+            vllm: run the decoder on vLLM.
 
         Raises:
-            RefragError: either is damaged, or the store was made by another encoder.
+            RefragError: either is damaged, the store was made by another encoder, or there is no vLLM.
         """
+        decoder = model_dir / "decoder" if vllm else None
         bundle = load_bundle(str(model_dir), policy=policy)
         loaded = load_retriever(retriever, base or model_dir) if retriever else None
         if live is not None:
@@ -140,10 +165,10 @@ class Engine:
                     chunks_dir, folder, bundle.model, passage_tokens, base, loaded, unchanged, like
                 ),
             )
-            return cls(name, bundle, collections.of(COMMON), settings, collections)
+            return cls(name, bundle, collections.of(COMMON), settings, collections, decoder)
         digest = bundle.model.encoder_digest()
         store = ChunkStore.open(chunks_dir, expect_encoder=digest, tables=tables, base=base, retriever=loaded)
-        return cls(name, bundle, store, settings)
+        return cls(name, bundle, store, settings, vllm=decoder)
 
     def retrieve(self, query: str, count: int, before: str = "", collection: str = "") -> list[ServedPassage]:
         """The `count` passages of the store that fit the query best, best first.
@@ -187,6 +212,8 @@ class Engine:
 
     def memory(self) -> str:
         """What keys and values take, for a log."""
+        if not isinstance(self._scheduler, Scheduler):
+            return self._scheduler.memory()
         runner, settings = self._scheduler.runner, self.settings
         size = settings.slots * self.max_positions * runner.kv_bytes_per_position / 2**30
         # Memory of a CPU is taken as positions are first used, and kept.

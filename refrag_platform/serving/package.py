@@ -88,10 +88,10 @@ def model_name(tag: str) -> str:
     return tag.removeprefix(PREFIX).split(":")[0]
 
 
-def load_packaged(folder: Path, live: Path | None = None, tables: str | None = None) -> Engine:
+def load_packaged(folder: Path, live: Path | None = None, tables: str | None = None, vllm: bool = False) -> Engine:
     """The engine of a model in BentoML's store.
 
-    Args: live: as of `Engine.open`. tables: URL of search tables to be read instead of the model's own.
+    Args: live, vllm: as of `Engine.open`. tables: URL of search tables to be read instead of the model's own.
 
     Raises:
         ArtifactError: the folder is no such model.
@@ -114,6 +114,7 @@ def load_packaged(folder: Path, live: Path | None = None, tables: str | None = N
         policy=folder / POLICY,
         live=live,
         passage_tokens=recipe["corpus"]["passage_tokens"],
+        vllm=vllm,
     )
 
 

@@ -49,7 +49,7 @@ def serve_packaged(folder: Path, host: str, port: int) -> None:
         )
     tag = f"{description['name']}:{description['version']}"
     site = Site(model_name(tag), tag)
-    site.load(lambda settings: load_packaged(folder, settings.store, settings.tables))
+    site.load(lambda settings: load_packaged(folder, settings.store, settings.tables, settings.vllm))
     _run(site, host, port)
 
 
@@ -63,7 +63,7 @@ def serve_in_place(project: Project, model: str, host: str, port: int) -> None:
     def open_engine(settings: ApiSettings) -> Engine:
         from refrag_platform.serving.engine import Engine
 
-        return Engine.load(project, model, settings.store, settings.tables)
+        return Engine.load(project, model, settings.store, settings.tables, settings.vllm)
 
     project.recipe(model)
     site = Site(model)

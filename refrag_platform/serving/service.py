@@ -62,7 +62,7 @@ class RefragService:
 
     def __init__(self) -> None:
         folder = Path(self.model.path)
-        site.load(lambda settings: load_packaged(folder, settings.store, settings.tables))
+        site.load(lambda settings: load_packaged(folder, settings.store, settings.tables, settings.vllm))
 
     def __is_ready__(self) -> bool:
         return site.ready

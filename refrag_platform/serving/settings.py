@@ -12,7 +12,7 @@ from refrag_platform.store.objects import object_url
 
 KEYS = ("API_KEY", "API_KEYS", "API_KEYS_FILE")
 LIMITS = ("RATE_LIMIT", "MAX_BODY", "MAX_WAITING", "DEADLINE")
-VARIABLES = frozenset(f"REFRAG_{name}" for name in (*KEYS, *LIMITS, "STORE", "TABLES"))
+VARIABLES = frozenset(f"REFRAG_{name}" for name in (*KEYS, *LIMITS, "STORE", "TABLES", "VLLM"))
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ApiSettings:
     rate_limit: requests a minute of a key that has no number of its own; None: any. max_body: bytes. max_waiting:
     requests that may wait beside those that are being answered; further ones get 429. deadline: seconds from arrival
     to the last token. store: folder of the working copy to which documents are added; None: the store is served as it
-    was made. tables: URL in an object store of search tables to be read instead of those in the package.
+    was made. tables: URL in an object store of search tables to be read instead of those in the package. vllm: whether
+    vLLM runs the decoder.
     """
 
     api_key: str | None = None
@@ -35,13 +36,15 @@ class ApiSettings:
     deadline: float = 300.0
     store: Path | None = None
     tables: str | None = None
+    vllm: bool = False
 
     @classmethod
     def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
         """Settings from `VARIABLES`.
 
         Raises:
-            RefragError: a number is not above zero, a path isn't whole, or two stores are named.
+            RefragError: a number is not above zero, a path isn't whole, two stores are named, or a switch is neither
+                0 nor 1.
         """
 
         def number(name: str, default: float) -> float:
@@ -63,6 +66,8 @@ class ApiSettings:
 
         if values.get("REFRAG_STORE") and values.get("REFRAG_TABLES"):
             raise RefragError("REFRAG_STORE and REFRAG_TABLES are both set; a working copy has tables of its own")
+        if values.get("REFRAG_VLLM", "") not in ("", "0", "1"):
+            raise RefragError(f"REFRAG_VLLM is {values['REFRAG_VLLM']!r}; it must be 1 (vLLM runs the decoder) or 0")
         return cls(
             api_key=values.get("REFRAG_API_KEY") or None,
             api_keys=values.get("REFRAG_API_KEYS", ""),
@@ -73,4 +78,5 @@ class ApiSettings:
             deadline=number("REFRAG_DEADLINE", cls.deadline),
             store=path("REFRAG_STORE"),
             tables=object_url(values["REFRAG_TABLES"], "REFRAG_TABLES") if values.get("REFRAG_TABLES") else None,
+            vllm=values.get("REFRAG_VLLM") == "1",
         )

@@ -32,6 +32,7 @@ from refrag_platform.training.core.ranks import (
     gather_weights,
     is_sharded,
     make_accelerator,
+    micro_batch,
     prepare,
     refuse_other_weights,
     shares,
@@ -136,12 +137,7 @@ def train(
         RefragError: the decoder is of a family that would be trained wrong (agreement.py).
     """
     world = world_size()
-    micro_size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
-    if micro_size < world or settings.batch_size % micro_size:
-        raise RefragError(
-            f"batch_size {settings.batch_size} can't be cut into micro-batches of "
-            f"{settings.micro_batch_size} on {world} processes; make it a multiple"
-        )
+    micro_size = micro_batch(settings, world)
     micro_steps = settings.batch_size // micro_size
     checkpoints = work / checkpoint.FOLDER
     accelerator = make_accelerator(settings, micro_size, micro_steps, checkpoint.converted(checkpoints))

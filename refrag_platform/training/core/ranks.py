@@ -29,6 +29,22 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def micro_batch(settings: TrainingRecipe, world: int) -> int:
+    """Sequences of one forward pass over `world` processes.
+
+    Raises:
+        RefragError: the batch can't be cut so.
+    """
+    size = min(settings.batch_size, (settings.micro_batch_size or settings.batch_size // world) * world)
+    if size < world or settings.batch_size % size:
+        pieces = f"micro-batches of {settings.micro_batch_size}" if settings.micro_batch_size else "equal parts"
+        raise RefragError(
+            f"batch_size {settings.batch_size} can't be cut into {pieces} on {world} processes; make it a multiple of "
+            f"{(settings.micro_batch_size or 1) * world}"
+        )
+    return size
+
+
 def make_accelerator(
     settings: TrainingRecipe, micro_size: int, micro_steps: int, universal: bool = False
 ) -> Accelerator:
