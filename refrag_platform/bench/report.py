@@ -41,6 +41,8 @@ def result_tables(result: Mapping[str, Any]) -> str:
     """Markdown of a benchmark's result: what it was measured on, and its tables."""
     if result["benchmark"] == "frontier":
         return frontier_report(result)
+    if result["benchmark"] == "search":
+        return search_report(result)
     peak, bandwidth = result["peak_flops"] / 1e12, result["bandwidth"] / 1e9
     stated = f" (stated: {result['stated_peak_flops'] / 1e12:,.0f})" if result["stated_peak_flops"] else ""
     facts = (
@@ -174,6 +176,40 @@ def _throughput(result: Mapping[str, Any]) -> list[str]:
     first = result["rows"][0]
     about = f"{first['context']:,} context tokens, {result['new_tokens']} new ones; medians of {first['runs']} runs:"
     return [about, table(head, body)]
+
+
+def search_report(result: Mapping[str, Any]) -> str:
+    """What was searched, and a row for each size and index."""
+    low, high = result["neighbours"]
+    facts = (
+        f"{result['real_passages']:,} passages of {result['model']} with their vectors ({result['retriever']}, "
+        f"{result['dim']} dimensions), and random neighbours of theirs (cosine similarity {low} to {high}) with the "
+        f"same texts; {result['questions']} questions; {result['device']}, lancedb {result['lancedb']}; "
+        f"seed {result['seed']}."
+    )
+    head = [
+        "passages",
+        "index",
+        f"recall@{result['wanted']}",
+        "nearest, ms: p50 / p95",
+        "whole search, ms: p50 / p95",
+        "built in, s",
+        "index, MB",
+        "all tables, MB",
+        "opened in, s",
+        "RSS, MB: libraries / open / searched",
+    ]
+    return "\n\n".join([facts, table(head, [search_row(row) for row in result["rows"]])])
+
+
+def search_row(row: Mapping[str, Any]) -> list[str]:
+    times = [" / ".join(map(_number, row[f"{name}_ms"].values())) for name in ("nearest", "search")]
+    memory = " / ".join(f"{row[f'{when}_rss'] / 1e6:,.0f}" for when in ("library", "open", "searched"))
+    sizes = [f"{row[f'{what}_bytes'] / 1e6:,.0f}" for what in ("index", "disk")]
+    seconds = [_number(row[f"{what}_seconds"]) for what in ("build", "open")]
+    return [
+        f"{row['passages']:,}", row["index"], f"{row['recall']:.3f}", *times, seconds[0], *sizes, seconds[1], memory
+    ]  # fmt: skip
 
 
 def timed_on(result: Mapping[str, Any]) -> str:

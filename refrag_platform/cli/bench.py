@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
     family = typer.Typer(no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same.")
     family.callback()(_family)
-    for command in (latency, throughput, train, frontier, frontier_join, tables):
+    for command in (latency, throughput, train, frontier, frontier_join, search, tables):
         family.command()(command)
     app.add_typer(family, name="bench")
 
@@ -235,6 +235,55 @@ def frontier_join(
     if plot:
         frontier_figure(result, plot)
     typer.echo(frontier_report(result))
+
+
+def search(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model with a corpus that has questions, and a store.")],
+    json: Json,
+    passages: Annotated[str, typer.Option("--passages", help="Sizes of the store, e.g. 100000,1000000.")] = "100000",
+    indexes: Annotated[
+        str, typer.Option("--indexes", help="Of IVF_RQ (the one that is served), IVF_PQ, IVF_HNSW_SQ.")
+    ] = "IVF_RQ",
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Asked, drawn from the corpus' own.")] = 200,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", help="Where stores lie while they are measured (6 KB a passage); default: /tmp."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Search of a large store, exact and by an index: recall, time, seconds to build, memory, disk.
+
+    The passages are the model's own with their retrieval vectors and, up to --passages, random neighbours of these.
+    Exact search and each index have a process of their own, and each question is put to all of them in turn. Example:
+
+    refrag bench search --model smollm2-135m --passages 1000000 --json search.json
+    """
+    import random
+
+    from refrag_platform.bench.report import search_row
+    from refrag_platform.bench.search import bench_search
+    from refrag_platform.corpus.question_files import question_files_of, read_questions
+    from refrag_platform.files import write_json
+    from refrag_platform.project import Project
+    from refrag_platform.store.content import StoreDescription
+    from refrag_platform.store.nearest import KINDS
+    from refrag_platform.store.retriever import load_retriever
+
+    kinds = [name.strip() for name in indexes.split(",")]
+    if unknown := [name for name in kinds if name not in KINDS]:
+        raise RefragError(f"--indexes has {unknown[0]!r}; known are {', '.join(KINDS)}")
+    project = Project.find()
+    content, corpus = project.content("chunks", model), project.content("corpus", model)
+    texts = {one.question for file in question_files_of(corpus, "validation", "test") for one in read_questions(file)}
+    if not texts:
+        raise RefragError(f"the corpus of {model} has no questions to ask; give a model whose corpus has some")
+    asked = random.Random(seed).sample(sorted(texts), min(questions, len(texts)))
+    retriever = load_retriever(StoreDescription.read(content).retriever, project.recipe_path(model).parent)
+    result = bench_search(
+        content, retriever, asked, _numbers("--passages", passages), kinds, folder, seed,
+        lambda row: typer.echo("  ".join(search_row(row))),
+    )  # fmt: skip
+    write_json(json, result)
 
 
 def tables(

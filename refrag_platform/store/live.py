@@ -227,9 +227,13 @@ class LiveStore(ChunkStore):
         listed = f"document_id IN ({', '.join(map(_quoted, names))})"
         if rows is None:
             self._passages.delete(listed)
-        else:
-            merge = self._passages.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge.when_not_matched_by_source_delete(listed).execute(rows)
+            return
+        merge = self._passages.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        kept = ", ".join(map(_quoted, rows["id"].to_pylist()))
+        if self._passages.count_rows(f"{listed} AND id NOT IN ({kept})"):
+            # Reads the whole table, where the others go by the index of ids: only for documents that lose passages.
+            merge = merge.when_not_matched_by_source_delete(listed)
+        merge.execute(rows)
 
     def _tidy(self) -> None:
         """Let the indexes take new rows in and put small files together; searches are right without it, and slower."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from refrag_platform.errors import RefragError
 from refrag_platform.progress import say
+from refrag_platform.store.connection import connect_url
 
 if TYPE_CHECKING:
     import lancedb
@@ -100,7 +101,5 @@ def _published(store: lancedb.DBConnection) -> str | None:
 
 
 def _connect(url: str) -> lancedb.DBConnection:
-    import lancedb
-
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # a store of one's own, MinIO say
-    return lancedb.connect(url, storage_options={"allow_http": "true"} if plain else {})
+    return connect_url(url, {"allow_http": "true"} if plain else {})

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.digest import file_digest, folder_digest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file, whole
-from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
+from refrag_platform.store.connection import connect
+from refrag_platform.store.content import DESCRIPTION_FILE, PASSAGES_FILE, StoreDescription
+from refrag_platform.store.nearest import build_index, nearest
 from refrag_platform.store.objects import open_or_build
 from refrag_platform.store.query import search_words
 from refrag_platform.store.ranking import Ranked, rank, texts_to_ask, ways_to_ask
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     import lancedb
     import pyarrow as pa
 
-# Below this a scan of all vectors is exact and takes some milliseconds; above it an index pays.
-INDEX_FROM_PASSAGES = 100_000
 ROWS_PER_BATCH = 16_384
 # Ranked per result wanted, of each search.
 CANDIDATES_PER_HIT = 4
@@ -98,7 +98,7 @@ class ChunkStore:
         vectors: dict[str, NDArray[np.float32]] = {}
         ways = ways_to_ask(list(self.retriever.encode(texts)), [self._by_words(text, most, vectors) for text in texts])
         for way in ways:
-            self._by_vector(way.vector, most, vectors)
+            vectors.update(nearest(self._passages, way.vector, most))
         return self._hits(rank(ways, vectors)[:k])
 
     def _by_words(self, text: str, most: int, vectors: dict[str, NDArray[np.float32]]) -> dict[str, float]:
@@ -111,17 +111,6 @@ class ChunkStore:
         vectors.update((row["id"], np.asarray(row["retrieval_vector"], np.float32)) for row in rows)
         best = max((row["_score"] for row in rows), default=0.0)
         return {row["id"]: row["_score"] / best for row in rows} if best > 0 else {}
-
-    def _by_vector(self, vector: NDArray[np.float32], most: int, vectors: dict[str, NDArray[np.float32]]) -> None:
-        """The passages whose retrieval vectors are nearest, into `vectors`."""
-        if not vector.any():
-            return
-        near: Any = self._passages.search(vector, vector_column_name="retrieval_vector")
-        near = near.distance_type("cosine")
-        if self.description.passages >= INDEX_FROM_PASSAGES:
-            near = near.refine_factor(10)
-        for row in near.select(["id", "retrieval_vector", "_distance"]).limit(most).to_list():
-            vectors[row["id"]] = np.asarray(row["retrieval_vector"], np.float32)
 
     def passage(self, passage_id: str) -> Hit:
         """The passage with this id, without a score.
@@ -214,7 +203,7 @@ def open_tables(
     if isinstance(tables, str):
         return description, retriever, open_or_build(f"{tables}/{_version(content)}", partial(_build, content))
     tables = tables or content.parent.parent / TABLES_FOLDER
-    return description, retriever, _connect(_tables(content, tables, unchanged))
+    return description, retriever, connect(str(_tables(content, tables, unchanged)))
 
 
 def _matrix(column: Any, width: int) -> NDArray[Any]:
@@ -223,14 +212,13 @@ def _matrix(column: Any, width: int) -> NDArray[Any]:
     return values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
 
 
-def _connect(folder: Path) -> lancedb.DBConnection:
-    import lancedb
-
-    return lancedb.connect(str(folder))
-
-
 def _version(content: Path) -> str:
-    """The name of a content's tables."""
+    """The name of a content's tables: a hash of all of it.
+
+    store.json has those of the other files, which are not read again: a large store's take minutes.
+    """
+    if StoreDescription.read(content).digests:
+        return file_digest(content / DESCRIPTION_FILE)
     return folder_digest(content).removesuffix(".dir")
 
 
@@ -248,7 +236,7 @@ def _tables(content: Path, parent: Path, unchanged: Path | None) -> Path:
                 if unchanged is not None and (source := unchanged / folder.name).is_dir():
                     _link_files(source, building)
                 else:
-                    _build(content, _connect(building))
+                    _build(content, connect(str(building)))
     return folder
 
 
@@ -278,7 +266,7 @@ def _build(content: Path, database: lancedb.DBConnection) -> None:
     """Both tables and their indexes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from lancedb.index import FTS, BTree, IvfPq
+    from lancedb.index import FTS, BTree
 
     description = StoreDescription.read(content)
     stored = pq.ParquetFile(content / PASSAGES_FILE)
@@ -302,11 +290,12 @@ def _build(content: Path, database: lancedb.DBConnection) -> None:
             f"store.json says {description.passages} and {description.chunks}; make the store again with "
             f"`refrag run chunks --model {description.model} --force`"
         )
-    passages.create_index("id", config=BTree())
+    for column in ("id", "document_id"):
+        passages.create_index(column, config=BTree())
     for column in ("title", "text"):
         passages.create_index(column, config=FTS())
-    if description.passages >= INDEX_FROM_PASSAGES:
-        passages.create_index("retrieval_vector", config=IvfPq(distance_type="cosine"))
+    if description.passages >= description.index_from:
+        build_index(passages)
 
 
 def _chunk_batches(content: Path, description: StoreDescription, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.store import table
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from refrag_platform.store.table import ChunkStore
@@ -105,7 +103,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, text: str, fault: str)
 
 
 def test_tables_are_built_once_under_the_content_s_hash(made: Made, tmp_path: Path) -> None:
-    folder = tmp_path / folder_digest(made.content).removesuffix(".dir")
+    folder = tmp_path / file_digest(made.content / "store.json")
     left = folder.with_name(f".{folder.name}.partial")
     left.mkdir()  # by a killed build
     (left / "half").touch()
@@ -136,16 +134,6 @@ def test_content_that_lacks_chunks_is_refused(made: Made, tmp_path: Path) -> Non
     (content / "store.json").write_text(text.replace(f'"passages": {PASSAGES}', f'"passages": {PASSAGES + 1}'))
     with pytest.raises(ArtifactError, match=f"holds {PASSAGES} passages.*says {PASSAGES + 1}"):
         ChunkStore.open(content, tables=tmp_path / "lance")
-
-
-def test_a_large_store_searches_by_a_vector_index(
-    made: Made, build: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(table, "INDEX_FROM_PASSAGES", PASSAGES)
-    store = ChunkStore.open(made.content, tables=tmp_path / "lance")
-    indexed = {column for index in store._passages.list_indices() for column in index.columns}
-    assert indexed == {"id", "title", "text", "retrieval_vector"}
-    assert store.search("capital Town417", 3)[0].id == "c417/0"
 
 
 def test_a_score_is_the_cosine_that_embedding_it_now_gives(store: ChunkStore) -> None:
