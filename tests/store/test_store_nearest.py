@@ -96,7 +96,10 @@ def test_what_is_added_is_found_at_once_and_what_is_deleted_never(made: Made, in
         assert next(iter(nearest_module.nearest(store._passages, vector, 5))).startswith("new")
         assert ids(store, "It is far, Poseidonis Atlantis", PASSAGES + 9).count("new") == 1
         assert store.search("sunk into the sea", 1)[0].text == "It has sunk into the sea."
-        assert "c417" not in ids(store, text_of(417), PASSAGES) and len(store.search(text_of(12), 2 * PASSAGES)) == PASSAGES
+        assert (
+            "c417" not in ids(store, text_of(417), PASSAGES)
+            and len(store.search(text_of(12), 2 * PASSAGES)) == PASSAGES
+        )
     store.close()
 
 
