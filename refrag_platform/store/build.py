@@ -78,8 +78,8 @@ class PartWriter:
     known: KnownPassages | None = None
 
     @classmethod
-    def of(cls, context: StageContext) -> PartWriter:
-        """That of the chunks stage.
+    def of(cls, context: StageContext, reuse: bool = True) -> PartWriter:
+        """That of the chunks stage. reuse: whether passages of the store in place may keep their vectors.
 
         Raises:
             ArtifactError: the corpus has no passages.
@@ -91,7 +91,7 @@ class PartWriter:
         retriever = load_retriever(context.recipe.chunks.retriever, base, device)
         passages = _passages(context.inputs["corpus"] / PASSAGES_FILE)
         wanted = describe(context.recipe.name, model, retriever, passages)
-        known = _known_passages(context, wanted)
+        known = _known_passages(context, wanted) if reuse else None
         return cls(model, retriever, wanted, context.work, context.recipe.chunks.batch_size, known)
 
     def write(self, number: int, batch: pa.RecordBatch) -> int:

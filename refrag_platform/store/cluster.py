@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from refrag_platform.errors import RefragError
 from refrag_platform.progress import Progress, say
 from refrag_platform.stages import StageContext
-from refrag_platform.store.build import PASSAGES_PER_PART, PartWriter, passage_batches, write_store
+from refrag_platform.store.build import PartWriter, passage_batches, write_store
 from refrag_platform.store.content import PASSAGES_FILE
 
 if TYPE_CHECKING:
@@ -74,19 +74,23 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def write_parts(context: StageContext) -> PartWriter:
-    """Let the workers of this process' cluster make all parts that are not there; returns who can put them together."""
+def write_parts(context: StageContext, reuse: bool = True) -> PartWriter:
+    """Let the workers of this process' cluster make all parts that are not there; returns who can put them together.
+
+    Args: reuse: as of `PartWriter.of`.
+
+    Raises:
+        RefragError: as of `build_chunks_on_ray`.
+    """
     import ray
     from ray.util import ActorPool
 
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0))
+    gpus, count = _gpus(), worker_count()
     worker = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_restarts=-1, max_task_retries=RETRIES)(_Worker)
-    writer = PartWriter.of(context)
+    writer = PartWriter.of(context, reuse)
     passages = writer.wanted.passages
-    count = min(gpus or int(resources["CPU"]), -(-passages // PASSAGES_PER_PART))
     say(f"{count} Ray workers encode, " + ("a GPU each" if gpus else "a CPU each"))
-    pool = ActorPool([worker.remote(context) for _ in range(count)] * (1 + PARTS_AHEAD))
+    pool = ActorPool([worker.remote(context, reuse) for _ in range(count)] * (1 + PARTS_AHEAD))
     encoded = 0
     with Progress("encode on Ray", passages, "passages") as progress:
 
@@ -108,18 +112,31 @@ def write_parts(context: StageContext) -> PartWriter:
     return writer
 
 
+def worker_count() -> int:
+    """Workers on this process' cluster: one for each GPU, or where there are none for each CPU."""
+    import ray
+
+    return _gpus() or int(ray.cluster_resources()["CPU"])
+
+
+def _gpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 class _Worker:
     """A process of the cluster that has the encoder."""
 
-    def __init__(self, context: StageContext) -> None:
-        self._context = context
+    def __init__(self, context: StageContext, reuse: bool) -> None:
+        self._context, self._reuse = context, reuse
 
     @cached_property
     def _writer(self) -> PartWriter:
         # With the first part: what is raised while an actor is made reaches nobody as it is.
         if not self._context.work.is_dir():
             raise RefragError(f"a Ray worker finds no {self._context.work}; all machines must share the checkout")
-        return PartWriter.of(self._context)
+        return PartWriter.of(self._context, self._reuse)
 
     def write(self, number: int, batch: pa.RecordBatch) -> tuple[int, int]:
         """Passages of the part, and how many of them were encoded."""

@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
+from refrag_platform.bench.encoding import bench_encoding
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, Paused, RefragError
 from refrag_platform.processes import stopped_after
@@ -27,7 +28,7 @@ from refrag_platform.store.cluster import build_chunks_on_ray, cluster, write_pa
 from refrag_platform.store.content import PASSAGES_FILE
 from tests.planted import MODEL, planted
 from tests.processes import wait_for
-from tests.store.conftest import Made
+from tests.store.conftest import PASSAGES, Made
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
 DRIVER = """
@@ -219,3 +220,22 @@ def test_a_part_of_other_passages_or_another_encoder_is_made_again(made: Made, t
     other = replace(writer, wanted=replace(writer.wanted, encoder_digest="other"))
     assert other.write(0, first) == first.num_rows
     assert not writer.has(0, first)
+
+
+def test_a_machine_without_ray_is_told_what_to_install(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RefragError, match=r"pip install 'refrag-platform\[ray\]'"):
+        build_chunks_on_ray(made.context(tmp_path / "ray"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_benchmark_encodes_the_same_passages_on_both_and_leaves_nothing_behind(made: Made) -> None:
+    result = bench_encoding(made.project, "tiny", PASSAGES - 1)
+    assert result["passages"] == PASSAGES - 1
+    assert result["same_bytes"]
+    assert [row["engine"] for row in result["rows"]] == ["process", "ray"]
+    assert all(row["passages_per_second"] > 0 for row in result["rows"])
+    assert not list(made.project.work_dir("chunks", "tiny").iterdir())
