@@ -29,7 +29,7 @@ def bench_encoding(project: Project, model: str, passages: int, address: str | N
 
     Raises:
         ArtifactError: corpus or fine-tuned model are not made.
-        RefragError: fewer passages than make two parts, or as of `build_chunks_on_ray`.
+        RefragError: fewer passages than two parts a worker, or as of `build_chunks_on_ray`.
     """
     work = project.work_dir("chunks", model)
     work.mkdir(parents=True, exist_ok=True)
@@ -44,10 +44,16 @@ def bench_encoding(project: Project, model: str, passages: int, address: str | N
             state.mkdir()
             return StageContext(project, project.recipe(model), "chunks", inputs, out, state, folder / engine)
 
-        rows = [{"engine": "process", "processes": 1, **_row(context("process"), _alone)}]
         with cluster(address):
-            on_ray = _row(context("ray"), lambda context: write_parts(context, reuse=False))
-            rows.append({"engine": "ray", "processes": worker_count(), **on_ray})
+            workers = worker_count()
+            if total < 2 * workers * PASSAGES_PER_PART:
+                raise RefragError(
+                    f"{total:,} passages are too few for {workers} workers; "
+                    f"take {2 * workers * PASSAGES_PER_PART:,} or many more, by --passages"
+                )
+            rows = [{"engine": "process", "processes": 1, **_row(context("process"), 1, _alone)}]
+            on_ray = _row(context("ray"), workers, lambda context: write_parts(context, reuse=False))
+            rows.append({"engine": "ray", "processes": workers, **on_ray})
         stores = {folder_digest(folder / row["engine"] / "content") for row in rows}
     return {
         "benchmark": "encode",
@@ -70,8 +76,6 @@ def _first_passages(corpus: Path, passages: int, path: Path) -> int:
         raise ArtifactError(f"no passages at {corpus}; make them with `refrag run corpus --model NAME`")
     batches = islice(passage_batches(corpus), -(-passages // PASSAGES_PER_PART))
     table = pa.Table.from_batches(batches).slice(0, passages)
-    if table.num_rows <= PASSAGES_PER_PART:
-        raise RefragError(f"{table.num_rows} passages are a single part; take more than {PASSAGES_PER_PART}")
     pq.write_table(table, path)
     return int(table.num_rows)
 
@@ -84,15 +88,16 @@ def _alone(context: StageContext) -> PartWriter:
     return writer
 
 
-def _row(context: StageContext, write: Callable[[StageContext], PartWriter]) -> dict[str, Any]:
+def _row(context: StageContext, processes: int, write: Callable[[StageContext], PartWriter]) -> dict[str, Any]:
     begun = time.time()
     writer = write(context)
-    # The first part ends the start, so that loading does not count as encoding.
-    first, *_, last = sorted(path.stat().st_mtime for path in context.work.glob("part-*"))
+    # A part from each process ends the start, so that loading does not count as encoding.
+    ended = sorted(path.stat().st_mtime for path in context.work.glob("part-*"))
+    started, last = ended[processes - 1], ended[-1]
     written = time.time()
     write_store(writer, context.inputs["corpus"] / PASSAGES_FILE, context.out)
     return {
-        "start_seconds": round(first - begun, 3),
-        "passages_per_second": round((writer.wanted.passages - PASSAGES_PER_PART) / (last - first), 2),
+        "start_seconds": round(started - begun, 3),
+        "passages_per_second": round((writer.wanted.passages - processes * PASSAGES_PER_PART) / (last - started), 2),
         "join_seconds": round(time.time() - written, 3),
     }

@@ -159,8 +159,8 @@ def encode(
 ) -> None:
     """Passages per second into a chunk store: one process, and the workers of a Ray cluster, on the same passages.
 
-    `start` lasts until the first part is whole: models are loaded, and workers started. `join` puts the parts together,
-    which is one process' work in both. Both stores must have the same bytes, or the result says so.
+    `start` lasts until as many parts are whole as there are processes: they load models first. `join` puts the parts
+    together, which is one process' work in both. Both stores must have the same bytes, or the result says so.
     """
     from refrag_platform.bench.encoding import bench_encoding
     from refrag_platform.files import write_json

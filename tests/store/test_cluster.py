@@ -48,8 +48,9 @@ build_chunks_on_ray(StageContext(project, recipe, "chunks", inputs, folder / "co
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A worker with one CPU has one thread, and sums in another order may differ in the last bit."""
+    """Two CPUs; a worker has one, and one thread on it: sums in another order may differ in the last bit."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 2}')
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -232,7 +233,10 @@ def test_a_machine_without_ray_is_told_what_to_install(
 
 @needs_ray
 @pytest.mark.slow
-def test_the_benchmark_encodes_the_same_passages_on_both_and_leaves_nothing_behind(made: Made) -> None:
+def test_the_benchmark_encodes_the_same_passages_on_both_and_leaves_nothing_behind(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
     result = bench_encoding(made.project, "tiny", PASSAGES - 1)
     assert result["passages"] == PASSAGES - 1
     assert result["same_bytes"]
