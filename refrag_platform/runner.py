@@ -7,6 +7,7 @@ Run: `refrag run cpt --model tiny`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,17 @@ class StageResult:
     cached: bool
 
 
-def run_stage(project: Project, name: str, model: str, *, force: bool = False) -> StageResult:
+def run_stage(
+    project: Project,
+    name: str,
+    model: str,
+    *,
+    force: bool = False,
+    function: Callable[[StageContext], dict[str, Any]] | None = None,
+) -> StageResult:
     """Make the artifact `name` of `model`, or find that it is up to date.
+
+    Args: function: makes the same artifact in another way than the stage's own, on a cluster say.
 
     Raises:
         RefragError: an unknown stage, or another process is running this one.
@@ -76,7 +86,7 @@ def run_stage(project: Project, name: str, model: str, *, force: bool = False) -
         )
         started, clock = manifests.now(), time.monotonic()
         fetch_base(project, name, recipe, state / RELEASED)
-        metrics = _call(stage, context)
+        metrics = function(context) if function else _call(stage, context)
         context.sources += [record for record in now.sources if record not in context.sources]
         hashes = {put: record.hash for put, record in now.inputs.items()}
         publication.seal(context.out, hashes, [record.hash for record in context.sources])

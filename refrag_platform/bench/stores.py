@@ -16,7 +16,7 @@ from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.progress import waiting
 from refrag_platform.recipes import Recipe
-from refrag_platform.store.build import describe, encode_passages, write_store
+from refrag_platform.store.build import PartWriter, describe, encode_passages, write_store
 from refrag_platform.store.content import DESCRIPTION_FILE, PASSAGES_FILE
 from refrag_platform.store.retriever import Retriever
 from refrag_platform.store.table import ChunkStore, Hit
@@ -100,7 +100,8 @@ def open_store(
         for name in ("work", "content"):
             (own / name).mkdir(exist_ok=True)
         batch_size = recipe.chunks.batch_size
-        write_store(model, retriever, own / PASSAGES_FILE, wanted, own / "work", own / "content", batch_size)
+        writer = PartWriter(model, retriever, wanted, own / "work", batch_size)
+        write_store(writer, own / PASSAGES_FILE, own / "content")
     # Its own retriever is on the CPU, as the server's is.
     return ChunkStore.open(own / "content", wanted.encoder_digest, tables=own / "lance", base=base), CHUNK_STORE
 

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add this family to `refrag`."""
     family = typer.Typer(no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same.")
     family.callback()(_family)
-    for command in (latency, throughput, train, frontier, frontier_join, search, tables):
+    for command in (latency, throughput, train, encode, frontier, frontier_join, search, tables):
         family.command()(command)
     app.add_typer(family, name="bench")
 
@@ -142,6 +142,33 @@ def train(
             f"{row['loop']:>20}: {row['positions_per_second']:,} positions/s, "
             f"{row['step_seconds'] * 1000:.1f} ms a step{mfu}, {row['memory_gb']} GB"
         )
+
+
+def encode(
+    model: Annotated[str, typer.Option("--model", "-m", help="A model whose corpus and fine-tuned model are made.")],
+    json: Json,
+    passages: Annotated[int, typer.Option("--passages", min=1, help="Encode the corpus' first so many.")] = 8192,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The Ray cluster: HOST:PORT, or auto. Default: this machine.")
+    ] = None,
+) -> None:
+    """Passages per second into a chunk store: one process, and the workers of a Ray cluster, on the same passages.
+
+    `start` lasts until as many parts are whole as there are processes: they load models first. `join` puts the parts
+    together, which is one process' work in both. Both stores must have the same bytes, or the result says so.
+    """
+    from refrag_platform.bench.encoding import bench_encoding
+    from refrag_platform.files import write_json
+    from refrag_platform.project import Project
+
+    result = bench_encoding(Project.find(), model, passages, address)
+    write_json(json, result)
+    for row in result["rows"]:
+        typer.echo(
+            f"{row['engine']:>8} ({row['processes']}): {row['passages_per_second']:,.1f} passages/s, "
+            f"start {row['start_seconds']:.1f} s, join {row['join_seconds']:.1f} s"
+        )
+    typer.echo(f"{result['passages']:,} passages; {'the same' if result['same_bytes'] else 'NOT the same'} bytes")
 
 
 def frontier(

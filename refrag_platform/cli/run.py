@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from refrag_platform.errors import RefragError
 
 
 def register(app: typer.Typer) -> None:
@@ -29,25 +31,45 @@ def run(
         float | None,
         typer.Option("--seconds", min=1, help="Stop, saved, after this long; the same command goes on from there."),
     ] = None,
+    engine: Annotated[
+        Literal["process", "ray"],
+        typer.Option("--engine", help="What encodes the stage chunks: this process, or the workers of a Ray cluster."),
+    ] = "process",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="The Ray cluster: HOST:PORT, or auto. Default: this machine, for the run."),
+    ] = None,
 ) -> None:
     """Make the artifact STAGE of a model, or several, from the artifacts before it.
 
     Nothing is done when inputs, settings, seed and code are those of the artifact in place. A killed
     run continues from its newest complete checkpoint. The artifact replaces the old one only when it
-    is whole and passes its blocking checks.
+    is whole and passes its blocking checks. Which engine encoded is no part of it: the artifact is the same.
 
     Exit status: 0 when all is made, 3 when it was stopped and saved (by --seconds or a signal), 2 when it was refused
     or failed in a way that the message says how to mend, 1 for any other failure.
     """
+    from functools import partial
+
     from refrag_platform.processes import stopped_after
     from refrag_platform.project import Project
     from refrag_platform.runner import run_stage
     from refrag_platform.stages import stages_of
 
     project = Project.find()
+    names = [stage.name for stage in stages_of(project, model)] if stages == ["all"] else stages
+    functions = {}
+    if engine == "ray":
+        if "chunks" not in names:
+            raise RefragError(f"--engine ray encodes the stage chunks, which is not among {', '.join(names)}")
+        from refrag_platform.store.cluster import build_chunks_on_ray
+
+        functions["chunks"] = partial(build_chunks_on_ray, address=address)
+    elif address is not None:
+        raise RefragError(f"--address {address} is that of a Ray cluster; give --engine ray too")
     with stopped_after(seconds):
-        for name in [stage.name for stage in stages_of(project, model)] if stages == ["all"] else stages:
-            result = run_stage(project, name, model, force=force)
+        for name in names:
+            result = run_stage(project, name, model, force=force, function=functions.get(name))
             state = "cached" if result.cached else f"made in {result.manifest.seconds:.1f} s"
             typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")
 

@@ -1,21 +1,26 @@
 """The chunks stage, passages and chunk vectors of a corpus: `refrag run chunks --model NAME`.
 
 The work goes in parts of a few hundred passages. A finished part is renamed into the stage's scratch folder,
-so a killed run continues with the first part that is not there.
+so a killed run continues with the first part that is not there. Any number of processes may make parts
+(store/cluster.py); one puts them together.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import published
@@ -29,7 +34,7 @@ from refrag_platform.progress import Progress, say
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
-from refrag_platform.store.reuse import KnownPassages, difference
+from refrag_platform.store.reuse import WHO, KnownPassages, difference
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -39,6 +44,9 @@ if TYPE_CHECKING:
 
 PASSAGES_PER_PART = 256
 CHUNKS_PER_FILE = 262_144
+# What a part says of itself: a worker that was given up for dead may still bring one of an earlier run.
+MADE_FROM = "made_from"
+COLUMNS = ["id", "document_id", "title", "text"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -52,18 +60,77 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
         ArtifactError: the corpus has no passages.
         RefragError: vectors don't fit float16.
     """
-    passages = context.inputs["corpus"] / PASSAGES_FILE
-    model = RefragModel.load(context.inputs["finetuned"])
-    device = default_device()
-    # Float32 whatever the device: vectors are made once and read for ever. The decoder stays where it is.
-    model.encoder.to(device)
-    base = context.project.recipe_path(context.recipe.name).parent
-    retriever = load_retriever(context.recipe.chunks.retriever, base, device)
-    wanted = describe(context.recipe.name, model, retriever, _passages(passages))
-    wanted = replace(wanted, index_from=context.recipe.chunks.index_from)
-    known = _known_passages(context, wanted)
-    batch_size = context.recipe.chunks.batch_size
-    return write_store(model, retriever, passages, wanted, context.work, context.out, batch_size, known)
+    return write_store(PartWriter.of(context), context.inputs["corpus"] / PASSAGES_FILE, context.out)
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Makes the parts of a store in the folder `work`, from which a killed run goes on; several writers may share it.
+
+    wanted: `describe`'s. batch_size: chunks encoded at once. known: a store whose passages are taken over where they
+    did not change.
+    """
+
+    model: RefragModel
+    retriever: Retriever
+    wanted: StoreDescription
+    work: Path
+    batch_size: int
+    known: KnownPassages | None = None
+
+    @classmethod
+    def of(cls, context: StageContext, reuse: bool = True) -> PartWriter:
+        """That of the chunks stage. reuse: whether passages of the store in place may keep their vectors.
+
+        Raises:
+            ArtifactError: the corpus has no passages.
+        """
+        model, device = RefragModel.load(context.inputs["finetuned"]), default_device()
+        # Float32 whatever the device: vectors are made once and read for ever. The decoder stays where it is.
+        model.encoder.to(device)
+        base = context.project.recipe_path(context.recipe.name).parent
+        retriever = load_retriever(context.recipe.chunks.retriever, base, device)
+        passages = _passages(context.inputs["corpus"] / PASSAGES_FILE)
+        wanted = describe(context.recipe.name, model, retriever, passages)
+        wanted = replace(wanted, index_from=context.recipe.chunks.index_from)
+        known = _known_passages(context, wanted) if reuse else None
+        return cls(model, retriever, wanted, context.work, context.recipe.chunks.batch_size, known)
+
+    def write(self, number: int, batch: pa.RecordBatch) -> int:
+        """Make a part, unless it is there; returns how many of its passages were encoded.
+
+        Raises:
+            RefragError: vectors don't fit float16.
+        """
+        if self.has(number, batch):
+            return 0
+        rows, encoded = _rows(self.model, self.retriever, batch, self.batch_size, self.known)
+        _save(rows, _part(self.work, number), self._made_from(batch))
+        return encoded
+
+    def has(self, number: int, batch: pa.RecordBatch) -> bool:
+        """Whether the part is whole, and of these passages."""
+        try:
+            with safe_open(_part(self.work, number), framework="np") as part:
+                return bool((part.metadata() or {}).get(MADE_FROM) == self._made_from(batch))
+        except FileNotFoundError:
+            return False
+
+    def read(self, number: int, batch: pa.RecordBatch) -> Arrays:
+        """The arrays of a part.
+
+        Raises:
+            ArtifactError: it is not there, or was made of other passages or by another encoder.
+        """
+        if not self.has(number, batch):
+            raise ArtifactError(f"{_part(self.work, number)} was replaced or removed; run the stage again")
+        with safe_open(_part(self.work, number), framework="np") as part:
+            return {name: part.get_tensor(name) for name in part.keys()}  # noqa: SIM118
+
+    def _made_from(self, batch: pa.RecordBatch) -> str:
+        """Hash of the passages and of who encodes them."""
+        facts = [getattr(self.wanted, name) for name in WHO] + [batch[name].to_pylist() for name in COLUMNS]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
 def describe(name: str, model: RefragModel, retriever: Retriever, passages: int) -> StoreDescription:
@@ -83,38 +150,21 @@ def describe(name: str, model: RefragModel, retriever: Retriever, passages: int)
     )
 
 
-def write_store(
-    model: RefragModel,
-    retriever: Retriever,
-    passages: Path,
-    wanted: StoreDescription,
-    work: Path,
-    out: Path,
-    batch_size: int,
-    known: KnownPassages | None = None,
-) -> dict[str, Any]:
-    """Encode the passages of a parquet file (id, document_id, title, text) into a store; returns its figures.
-
-    Args:
-        wanted: `describe`'s. work: folder of finished parts, from which a killed run goes on. out: the content folder.
-        batch_size: chunks encoded at once. known: a store whose passages are taken over where they did not change.
+def write_store(writer: PartWriter, passages: Path, out: Path) -> dict[str, Any]:
+    """Make a store of a parquet file (id, document_id, title, text) in the folder `out`; returns its figures.
 
     Raises:
         RefragError: vectors don't fit float16.
     """
     encoded = 0
-    with Progress("encode passages", wanted.passages, "passages") as progress:
-        for number, batch in enumerate(_batches(passages)):
-            part = _part(work, number)
-            if not part.is_file():
-                rows, new = _rows(model, retriever, batch, batch_size, known)
-                encoded += new
-                _save(rows, part)
+    with Progress("encode passages", writer.wanted.passages, "passages") as progress:
+        for number, batch in enumerate(passage_batches(passages)):
+            encoded += writer.write(number, batch)
             progress.update(batch.num_rows, f"{encoded:,} encoded")
-    files, metrics = _assemble(passages, work, out, retriever.dim)
+    files, metrics = _assemble(writer, passages, out)
     digests = {name: file_digest(out / name) for name in (PASSAGES_FILE, *files)}
-    replace(wanted, chunks=sum(files.values()), files=files, digests=digests).write(out)
-    return {"passages": wanted.passages, "chunks": sum(files.values()), **metrics}
+    replace(writer.wanted, chunks=sum(files.values()), files=files, digests=digests).write(out)
+    return {"passages": writer.wanted.passages, "chunks": sum(files.values()), **metrics}
 
 
 def _passages(path: Path) -> int:
@@ -126,12 +176,11 @@ def _passages(path: Path) -> int:
     return total
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def passage_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """The corpus' passages, a part at a time and always cut alike."""
     import pyarrow.parquet as pq
 
-    columns = ["id", "document_id", "title", "text"]
-    yield from pq.ParquetFile(path).iter_batches(batch_size=PASSAGES_PER_PART, columns=columns)
+    yield from pq.ParquetFile(path).iter_batches(batch_size=PASSAGES_PER_PART, columns=COLUMNS)
 
 
 def _known_passages(context: StageContext, wanted: StoreDescription) -> KnownPassages | None:
@@ -221,19 +270,22 @@ def encode_passages(
     }
 
 
-def _save(arrays: Arrays, path: Path) -> None:
-    """Write a file whose name appears only when all its bytes are on the disk."""
-    with whole(path) as partial:
-        save_file(arrays, partial)
+def _save(arrays: Arrays, path: Path, made_from: str) -> None:
+    """Write a part whose name appears only when all its bytes are on the disk, whoever else is writing it."""
+    single = path.with_name(f"{uuid4().hex}.safetensors")
+    with whole(single) as partial:
+        save_file(arrays, partial, {MADE_FROM: made_from})
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
+    single.replace(path)
 
 
-def _assemble(passages: Path, work: Path, out: Path, retriever_dim: int) -> tuple[dict[str, int], dict[str, float]]:
+def _assemble(writer: PartWriter, passages: Path, out: Path) -> tuple[dict[str, int], dict[str, float]]:
     """Join the parts into chunk files and passages.parquet; returns chunks per file, and metrics."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    retriever_dim = writer.retriever.dim
     schema = passage_schema(retriever_dim)
     files: dict[str, int] = {}
     waiting: list[Arrays] = []
@@ -246,9 +298,9 @@ def _assemble(passages: Path, work: Path, out: Path, retriever_dim: int) -> tupl
         files[name] = len(joined["vectors"])
         waiting.clear()
 
-    with pq.ParquetWriter(out / PASSAGES_FILE, schema) as writer:
-        for number, batch in enumerate(_batches(passages)):
-            part = load_file(_part(work, number))
+    with pq.ParquetWriter(out / PASSAGES_FILE, schema) as rows:
+        for number, batch in enumerate(passage_batches(passages)):
+            part = writer.read(number, batch)
             size = len(part["vectors"])
             if waiting and sum(len(held["vectors"]) for held in waiting) + size > CHUNKS_PER_FILE:
                 flush()
@@ -256,9 +308,9 @@ def _assemble(passages: Path, work: Path, out: Path, retriever_dim: int) -> tupl
             counts = part["chunk_counts"]
             starts = chunks + np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
             retrieval = pa.FixedSizeListArray.from_arrays(pa.array(part["retrieval_vectors"].ravel()), retriever_dim)
-            columns = [batch[name] for name in ("id", "document_id", "title", "text")]
+            columns = [batch[name] for name in COLUMNS]
             columns += [pa.array(starts), pa.array(counts), retrieval]
-            writer.write_batch(
+            rows.write_batch(
                 pa.RecordBatch.from_arrays(
                     [c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema
                 )
