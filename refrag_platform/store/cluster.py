@@ -7,6 +7,7 @@ there, the driver puts them together as it would those of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -63,7 +64,7 @@ def cluster(address: str | None) -> Iterator[None]:
             # Ray itself tries for minutes.
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise RefragError(f"no Ray cluster at {address}: {error}; `ray start --head` starts one") from None
     try:
