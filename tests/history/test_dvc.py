@@ -96,6 +96,7 @@ def test_the_recipes_own_settings_are_watched_as_the_overrides_are(recorded: Pro
     assert changed(recorded) == {RECIPE, "chunks"}
 
 
+@pytest.mark.slow
 def test_dvc_watches_what_a_recipe_extends_and_repro_makes_what_changed(recorded: Project) -> None:
     """The base of tiny, its old recipe, is another recipe now: all settings are the same, so nothing is stale."""
     path = recorded.recipe_path(MODEL)

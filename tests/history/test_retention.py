@@ -32,6 +32,8 @@ from tests.conftest import copy_project, init_repository
 from tests.planted import MODEL, make_all, record_all, run
 from tests.planted_store import plant_bento, plant_packages
 
+# Three runs of all stages, recorded.
+pytestmark = pytest.mark.slow
 TARGETS = [dvc.target(stage, MODEL) for stage in (RECIPE, *STAGES)]
 TEXTS = ("north", "south", "west")
 LAST = len(TEXTS) - 1

@@ -86,6 +86,7 @@ def test_down_from_an_artifact_leaves_out_what_it_was_made_from(packaged: Projec
     }
 
 
+@pytest.mark.slow
 def test_versions_that_were_replaced_are_found_in_git_and_in_the_store(
     recorded: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

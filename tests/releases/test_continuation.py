@@ -141,6 +141,7 @@ def test_a_full_run_starts_from_the_weights_that_come_with_the_repository_where_
     assert continue_from(small) == ("release", cpt)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_params_yaml_to_the_user_and_dvc_sees_where_it_starts(recorded: Project) -> None:
     params, file = (recorded.root / "params.yaml").read_bytes(), recorded.run_overrides(MODEL)
     version = release(recorded)

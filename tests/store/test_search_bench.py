@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from refrag_platform.bench.report import result_tables
 from refrag_platform.bench.search import bench_search
 from refrag_platform.store.retriever import HashedWords
 from tests.store.conftest import Made
 
 
+@pytest.mark.slow
 def test_exact_search_and_an_index_stand_side_by_side(made: Made, tmp_path: Path) -> None:
     questions = [f"Which country has the capital Town{number}?" for number in range(3)]
     shown: list[dict[str, Any]] = []
