@@ -21,7 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lancedb
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -74,6 +73,8 @@ def bench_search(
         content: of a chunk store, whose passages are taken. sizes: passages; kinds: of store/nearest.py.
         folder: where stores lie while they are measured. show: is given each row.
     """
+    import lancedb
+
     with waiting(f"{len(questions):,} questions are embedded"):
         vectors = dict(zip(questions, retriever.encode(questions), strict=True))
     embedded = Embedded(retriever.name, retriever.digest, retriever.dim, vectors)
