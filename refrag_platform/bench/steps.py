@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from refrag_platform.bench.arithmetic import StepWork
 from refrag_platform.model.decoder import decoder_states, head_weight
-from refrag_platform.model.policy import PolicyNetwork, budget
+from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import FinetunedRecipe, PolicyRecipe, Recipe, TrainingRecipe
 from refrag_platform.training.core.batch import Batch
@@ -30,6 +30,7 @@ from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.cpt import REPEATED_CHUNKS, CptTask
 from refrag_platform.training.episodes import POSITIONS_AT_ONCE
 from refrag_platform.training.finetuned import LENGTH_STEP
+from refrag_platform.training.policy import policy_network
 from refrag_platform.training.reconstruction import ReconstructionTask
 
 # Assumed of a question with its answer, the chat format around them included, and of the answer alone.
@@ -222,15 +223,7 @@ def _policy(recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
     model.requires_grad_(False)
     # Its layers are copies of one, and a fake tensor can't be copied.
     with unset_fake_temporarily(), torch.device("meta"):
-        policy = PolicyNetwork(
-            model.vector_dim,
-            settings.hidden_size,
-            settings.layers,
-            settings.heads,
-            settings.share_kept,
-            settings.query,
-            settings.relevance is not None,
-        )
+        policy = policy_network(settings, model.vector_dim)
     k, group = recipe.encoder.chunk_size, settings.group_size
     passages = (settings.passages + (settings.min_passages or settings.passages)) / 2
     asked = math.ceil(passages * -(-recipe.corpus.passage_tokens // k))

@@ -256,21 +256,26 @@ def policy_task(
         questions.refuse_no_choice(settings.batch_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        policy = PolicyNetwork(
-            model.vector_dim,
-            settings.hidden_size,
-            settings.layers,
-            settings.heads,
-            settings.share_kept,
-            settings.query,
-            settings.relevance is not None,
-        )
+        policy = policy_network(settings, model.vector_dim)
     if start:
         policy = _as_set(start, policy)
     elif questions and policy.reads_question:
         policy.fit(_sample(model, questions))
     policy.encoder_digest = model.encoder_digest()
     return PolicyTask(model, policy, settings, windows, questions, seed)
+
+
+def policy_network(settings: PolicyRecipe, vector_dim: int) -> PolicyNetwork:
+    """The network that a recipe describes, as it begins."""
+    return PolicyNetwork(
+        vector_dim,
+        settings.hidden_size,
+        settings.layers,
+        settings.heads,
+        settings.share_kept,
+        settings.query,
+        settings.relevance is not None,
+    )
 
 
 def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
