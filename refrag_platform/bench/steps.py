@@ -27,7 +27,7 @@ from refrag_platform.training.core.loop import Task
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.cpt import REPEATED_CHUNKS, CptTask
+from refrag_platform.training.cpt import CptTask, context_lengths, continued, repeat_lengths
 from refrag_platform.training.episodes import POSITIONS_AT_ONCE
 from refrag_platform.training.finetuned import LENGTH_STEP
 from refrag_platform.training.policy import policy_network
@@ -107,13 +107,9 @@ def _cpt(recipe: Recipe, model: RefragModel, micro_size: int, world: int) -> Sta
     settings, k = recipe.cpt, model.chunk_size
     if settings.continue_from:
         model.encoder.requires_grad_(False)
-        settings = settings.model_copy(update={"curriculum": None, "encoder_lora_rank": None})
-    chunks = settings.context_tokens // k
-    lengths = {chunks}
-    if settings.curriculum:
-        lengths |= {2**i for i in range(min(settings.curriculum.max_factor, chunks).bit_length())}
-    repeated = [n for n in REPEATED_CHUNKS if n <= chunks] if settings.repeat_steps_share else []
-    windows = _blank({n: n * k + settings.output_tokens for n in lengths})
+        settings = continued(settings)
+    windows = _blank({n: n * k + settings.output_tokens for n in context_lengths(settings, k)})
+    repeated = repeat_lengths(settings, k)
     task = CptTask(model, settings, windows, recipe.seed, repeats=_blank({n: n * k for n in repeated}))
 
     def key(step: int) -> Hashable:

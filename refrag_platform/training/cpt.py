@@ -319,19 +319,36 @@ def cpt_task(
     reading = None
     if settings.reading:
         reading = reading_batches(model, corpus, settings, seed, seen_in_reading(system), root)
-    lengths = {settings.context_tokens // k}
-    if settings.curriculum:
-        largest = min(settings.curriculum.max_factor, settings.context_tokens // k)
-        lengths |= {2**i for i in range(largest.bit_length())}
-    windows = {n: Windows(corpus, "train", n * k + o, seed, settings.batch_size, "cpt") for n in lengths}
+    windows = {
+        n: Windows(corpus, "train", n * k + o, seed, settings.batch_size, "cpt") for n in context_lengths(settings, k)
+    }
     repeats = {}
-    if system == "refrag" and settings.repeat_steps_share:
-        repeated = [n for n in REPEATED_CHUNKS if n * k <= settings.context_tokens]
+    if system == "refrag" and (repeated := repeat_lengths(settings, k)):
         require_positions(
             model.decoder, 2 + max(repeated) * (1 + k), "shorten cpt.context_tokens or set cpt.repeat_steps_share: 0"
         )
         repeats = {n: Windows(corpus, "train", n * k, seed) for n in repeated}
     return CptTask(model, settings, windows, seed, system, repeats, teacher, reading)
+
+
+def context_lengths(settings: CptRecipe, k: int) -> set[int]:
+    """Chunks of the contexts that text continues: the full length, and a curriculum's."""
+    full = settings.context_tokens // k
+    if not settings.curriculum:
+        return {full}
+    return {full} | {2**i for i in range(min(settings.curriculum.max_factor, full).bit_length())}
+
+
+def repeat_lengths(settings: CptRecipe, k: int) -> list[int]:
+    """Chunks of the contexts that steps repeat, if any do."""
+    if not settings.repeat_steps_share:
+        return []
+    return [n for n in REPEATED_CHUNKS if n * k <= settings.context_tokens]
+
+
+def continued(settings: CptRecipe) -> CptRecipe:
+    """How a released checkpoint is trained on: its encoder as it is, contexts of their full length from the start."""
+    return settings.model_copy(update={"curriculum": None, "encoder_lora_rank": None})
 
 
 def train_cpt(context: StageContext) -> dict[str, Any]:
@@ -350,7 +367,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     else:
         model = load_model(context, context.released)
         model.encoder.requires_grad_(False)
-        settings = settings.model_copy(update={"curriculum": None, "encoder_lora_rank": None})
+        settings = continued(settings)
     teacher = _teacher(context, model)
     corpus, root = context.inputs["corpus"], context.project.root
     task = cpt_task(model, corpus, settings, recipe.seed, recipe.system, teacher, root)
