@@ -14,10 +14,9 @@ import torch
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import hardware
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.progress import Progress
 from refrag_platform.project import Project
 from refrag_platform.stages import StageContext
-from refrag_platform.store.build import PASSAGES_PER_PART, PartWriter, passage_batches, write_store
+from refrag_platform.store.build import PASSAGES_PER_PART, PartWriter, encode_parts, passage_batches, write_store
 from refrag_platform.store.cluster import cluster, worker_count, write_parts
 from refrag_platform.store.content import PASSAGES_FILE
 
@@ -82,9 +81,7 @@ def _first_passages(corpus: Path, passages: int, path: Path) -> int:
 
 def _alone(context: StageContext) -> PartWriter:
     writer = PartWriter.of(context, reuse=False)
-    with Progress("encode in one process", writer.wanted.passages, "passages") as progress:
-        for number, batch in enumerate(passage_batches(context.inputs["corpus"] / PASSAGES_FILE)):
-            progress.update(writer.write(number, batch))
+    encode_parts(writer, context.inputs["corpus"] / PASSAGES_FILE)
     return writer
 
 

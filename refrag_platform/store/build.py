@@ -156,15 +156,20 @@ def write_store(writer: PartWriter, passages: Path, out: Path) -> dict[str, Any]
     Raises:
         RefragError: vectors don't fit float16.
     """
+    encode_parts(writer, passages)
+    files, metrics = _assemble(writer, passages, out)
+    digests = {name: file_digest(out / name) for name in (PASSAGES_FILE, *files)}
+    replace(writer.wanted, chunks=sum(files.values()), files=files, digests=digests).write(out)
+    return {"passages": writer.wanted.passages, "chunks": sum(files.values()), **metrics}
+
+
+def encode_parts(writer: PartWriter, passages: Path) -> None:
+    """Make all parts that are not there, in this process."""
     encoded = 0
     with Progress("encode passages", writer.wanted.passages, "passages") as progress:
         for number, batch in enumerate(passage_batches(passages)):
             encoded += writer.write(number, batch)
             progress.update(batch.num_rows, f"{encoded:,} encoded")
-    files, metrics = _assemble(writer, passages, out)
-    digests = {name: file_digest(out / name) for name in (PASSAGES_FILE, *files)}
-    replace(writer.wanted, chunks=sum(files.values()), files=files, digests=digests).write(out)
-    return {"passages": writer.wanted.passages, "chunks": sum(files.values()), **metrics}
 
 
 def _passages(path: Path) -> int:
