@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,20 @@ from tests.conftest import copy_project
 
 PASSAGES = 600
 ODD_ID = "d'Ivoire/0"
+# Of module and function; run in the background, it may be killed.
+BUILD = """
+import sys
+from pathlib import Path
+from refrag_platform.project import Project
+from refrag_platform.stages import StageContext
+from refrag_platform.store.{} import {} as build
+
+root, folder = map(Path, sys.argv[1:])
+project = Project(root)
+inputs = {{name: project.content(name, "tiny") for name in ("corpus", "finetuned")}}
+recipe = project.recipe("tiny")
+build(StageContext(project, recipe, "chunks", inputs, folder / "content", folder / "state", folder))
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,10 @@ class Made:
     project: Project
     model: RefragModel
     content: Path
+
+    def command(self, module: str, function: str, folder: Path) -> list[str]:
+        """A process that builds the store under `folder` by a function of the package `store`."""
+        return [sys.executable, "-c", BUILD.format(module, function), str(self.project.root), str(folder)]
 
     def context(self, folder: Path) -> StageContext:
         """A context of the chunks stage that writes under `folder`; one folder is one resumable run."""

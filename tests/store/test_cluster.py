@@ -31,19 +31,6 @@ from tests.processes import wait_for
 from tests.store.conftest import PASSAGES, Made
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed")
-DRIVER = """
-import sys
-from pathlib import Path
-from refrag_platform.project import Project
-from refrag_platform.stages import StageContext
-from refrag_platform.store.cluster import build_chunks_on_ray
-
-root, folder = map(Path, sys.argv[1:])
-project = Project(root)
-inputs = {name: project.content(name, "tiny") for name in ("corpus", "finetuned")}
-recipe = project.recipe("tiny")
-build_chunks_on_ray(StageContext(project, recipe, "chunks", inputs, folder / "content", folder / "state", folder))
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +142,7 @@ def test_a_driver_that_is_killed_goes_on_with_the_parts_that_are_there(
 ) -> None:
     folder = tmp_path / "ray"
     context, log = made.context(folder), tmp_path / "log"
-    command = [sys.executable, "-c", DRIVER, str(made.project.root), str(folder)]
+    command = made.command("cluster", "build_chunks_on_ray", folder)
     with log.open("wb") as output:
         driver = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=output, stderr=output)
     wait_for(lambda: bool(parts(context)), 120, log)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +22,6 @@ from refrag_platform.store import build as stage
 from refrag_platform.store.content import StoreDescription
 from tests.encoders import WHOLE_PASSAGES, model_with
 from tests.store.conftest import PASSAGES, Made, write_passages
-
-BUILD = """
-import sys
-from pathlib import Path
-from refrag_platform.project import Project
-from refrag_platform.stages import StageContext
-from refrag_platform.store.build import build_chunks
-
-root, folder = map(Path, sys.argv[1:])
-project = Project(root)
-inputs = {name: project.content(name, "tiny") for name in ("corpus", "finetuned")}
-recipe = project.recipe("tiny")
-build_chunks(StageContext(project, recipe, "chunks", inputs, folder / "content", folder / "state", folder))
-"""
 
 
 def test_every_passage_has_the_chunks_of_its_text_and_their_vectors(made: Made) -> None:
@@ -106,9 +91,7 @@ def test_chunk_files_are_of_bounded_size_and_join_to_the_same_chunks(
 def test_a_killed_run_continues_with_the_parts_it_had_finished(made: Made, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     context = made.context(folder)
-    program = subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(made.project.root), str(folder)], cwd=Path(__file__).parents[2]
-    )
+    program = subprocess.Popen(made.command("build", "build_chunks", folder), cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 120
     while not list(context.work.glob("part-*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.002)
