@@ -121,8 +121,12 @@ def shares(counts: list[list[int]], accelerator: Accelerator) -> Tensor:
 
     So the loss, and its gradient, is that of the whole batch however it is cut.
     """
-    parts = torch.tensor(counts, dtype=torch.float32, device=accelerator.device)
-    total = accelerator.reduce(parts.sum(0), "sum") if accelerator.num_processes > 1 else parts.sum(0)
+    # Numbers of the CPU multiply what is on a device, and a copy there would wait for it at every step.
+    parts = torch.tensor(counts, dtype=torch.float32)
+    total = parts.sum(0)
+    if accelerator.num_processes > 1:
+        parts = parts.to(accelerator.device, non_blocking=True)
+        total = accelerator.reduce(parts.sum(0), "sum")
     return parts * (len(counts) * accelerator.num_processes) / total.clamp(min=1)
 
 
