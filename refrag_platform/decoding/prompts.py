@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from refrag_platform.decoding.settings import Sampling
+from refrag_platform.errors import RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text
 
@@ -31,6 +33,19 @@ class PromptInput:
 
     embeds: Tensor
     content: NDArray[np.int32]
+
+
+def require_positions(prompt: PromptInput, sampling: Sampling, most: int) -> None:
+    """Hold a request against the positions of a sequence, `most`.
+
+    Raises:
+        RefragError: it is longer.
+    """
+    if len(prompt.embeds) + sampling.max_tokens > most:
+        raise RefragError(
+            f"{len(prompt.embeds)} prompt positions and {sampling.max_tokens} tokens to come are more than a slot's "
+            f"{most} positions"
+        )
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from types import TracebackType
 import torch
 
 from refrag_platform.decoding.prefix import PrefixCache
-from refrag_platform.decoding.prompts import PromptInput
+from refrag_platform.decoding.prompts import PromptInput, require_positions
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.decoding.sampling import Sampler, Token, pick_batch
 from refrag_platform.decoding.settings import Sampling
@@ -151,16 +151,11 @@ class Scheduler:
             RefragError: it could never run, whatever else does, or the scheduler is closed.
         """
         request = _Request(prompt, sampling, frozenset(stop_ids), Stream(sampling.n, self.wake))
-        positions = len(prompt.embeds) + sampling.max_tokens
-        if positions > self.runner.max_positions:
-            raise RefragError(
-                f"{len(prompt.embeds)} prompt positions and {sampling.max_tokens} tokens to come are more than a "
-                f"slot's {self.runner.max_positions} positions"
-            )
+        require_positions(prompt, sampling, self.runner.max_positions)
         if sampling.n > self.runner.max_batch or request.tokens > self.max_tokens_in_flight:
             raise RefragError(
-                f"{sampling.n} choices of {positions} positions can't run here: there are {self.runner.max_batch} "
-                f"slots for {self.max_tokens_in_flight} tokens in flight"
+                f"{sampling.n} choices of {len(prompt.embeds) + sampling.max_tokens} positions can't run here: there "
+                f"are {self.runner.max_batch} slots for {self.max_tokens_in_flight} tokens in flight"
             )
         if self.prefix is not None:
             request.keys = self.prefix.keys(prompt.content, cache_salt)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refrag_platform.decoding.prompts import PromptInput
+from refrag_platform.decoding.prompts import PromptInput, require_positions
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.scheduler import Load
 from refrag_platform.decoding.settings import Sampling
@@ -93,11 +93,7 @@ class VllmDecoder:
         """
         if self._closed:
             raise RefragError("the decoder has been shut down")
-        if len(prompt.embeds) + sampling.max_tokens > self.max_positions:
-            raise RefragError(
-                f"{len(prompt.embeds)} prompt positions and {sampling.max_tokens} tokens to come are more than the "
-                f"decoder's {self.max_positions} positions"
-            )
+        require_positions(prompt, sampling, self.max_positions)
 
         def wake() -> None:
             # vLLM ends a request, not one choice of it: what a stopped choice still says is not read.
