@@ -231,6 +231,7 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
     if any(one.stage != "reconstruction" for one in plans):
         told.append(
             f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, {QUESTION_TOKENS} tokens of question, "
-            f"answer and chat format, {ANSWER_TOKENS} of them the answer; vectors that are made once aren't counted."
+            f"answer and chat format, {ANSWER_TOKENS} of them the answer, read at the finest of "
+            "encoder.rates; vectors that are made once aren't counted."
         )
     return told
