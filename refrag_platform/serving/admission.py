@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from refrag_platform.serving.contract import ClientGone
 from refrag_platform.serving.errors import ApiError
-from refrag_platform.serving.guard import key_name
+from refrag_platform.serving.guard import key_digest
 
 if TYPE_CHECKING:
     from refrag_platform.serving.answers import Answer
@@ -82,7 +82,7 @@ class Ticket:
 
     def __init__(self, admission: Admission, request: Request) -> None:
         self._admission, self._request = admission, request
-        self.key = key_name(request.scope)
+        self.key = key_digest(request.scope)
         self.ends = asyncio.get_running_loop().time() + admission.deadline  # in the loop's time
         self._generation: Generation | Refusal | None = None
         self.answer: Answer | None = None

@@ -27,7 +27,7 @@ from refrag_platform.serving.documents import add_documents
 from refrag_platform.serving.embeddings import EmbeddingRequest, embeddings_body
 from refrag_platform.serving.errors import ApiError, Json, as_api_error, error_response
 from refrag_platform.serving.fields import MOST_SHOWN
-from refrag_platform.serving.guard import LimitBody, RequireKey, collection_of, key_name
+from refrag_platform.serving.guard import LimitBody, RequireKey, collection_of, key_digest
 from refrag_platform.serving.keys import Keys
 from refrag_platform.serving.metrics import Metrics
 from refrag_platform.serving.observe import Observe
@@ -147,7 +147,7 @@ async def cancel_response(request: Request, response_id: str) -> Response:
     """End a response that is being streamed; its id came with its first event."""
     # Chat completions have ids of another kind, and no such route.
     known = response_id.startswith(ModelResponse.prefix)
-    shaped = request.app.state.admission.cancel(response_id, key_name(request.scope)) if known else None
+    shaped = request.app.state.admission.cancel(response_id, key_digest(request.scope)) if known else None
     if shaped is None:
         raise ApiError(
             404,

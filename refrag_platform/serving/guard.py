@@ -70,7 +70,7 @@ class RequireKey:
 
     def _require_rate(self, key: Key | None) -> None:
         most = (key.per_minute if key else None) or self._per_minute
-        wait = self._rate.take(key.name if key else "", most) if most else 0
+        wait = self._rate.take(key.digest if key else "", most) if most else 0
         if wait:
             raise ApiError(
                 429,
@@ -80,10 +80,10 @@ class RequireKey:
             )
 
 
-def key_name(scope: Scope) -> str | None:
-    """Whose key a request bears; None where none is needed."""
+def key_digest(scope: Scope) -> str | None:
+    """Which key a request bears, for its name may be another's too; None where none is needed."""
     key: Key | None = scope.get("state", {}).get("key")
-    return key.name if key else None
+    return key.digest if key else None
 
 
 def collection_of(scope: Scope) -> str:

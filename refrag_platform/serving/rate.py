@@ -25,12 +25,12 @@ class RateLimit:
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
 
-    def take(self, name: str, per_minute: float) -> int:
+    def take(self, key: str, per_minute: float) -> int:
         """Take one request of this key: 0, or the whole seconds to wait until there is one again."""
         now = self._clock()
-        if name not in self._buckets and len(self._buckets) >= MOST_BUCKETS:
-            self._buckets.clear()  # names come from a list of keys: it was written anew many times
-        bucket = self._buckets.setdefault(name, _Bucket(per_minute, now))
+        if key not in self._buckets and len(self._buckets) >= MOST_BUCKETS:
+            self._buckets.clear()  # keys come from a list, which was written anew many times
+        bucket = self._buckets.setdefault(key, _Bucket(per_minute, now))
         bucket.tokens = min(per_minute, bucket.tokens + (now - bucket.at) * per_minute / SECONDS)
         bucket.at = now
         if bucket.tokens < 1:

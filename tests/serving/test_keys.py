@@ -149,6 +149,13 @@ def test_each_key_has_its_rate(server: Server, tmp_path: Path) -> None:
         assert status(url, "wrong") == 401
 
 
+def test_keys_of_one_name_in_the_environment_and_in_the_file_are_two(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    there, (listed, ana) = add(file, "ana"), new_key("ana")
+    with server(ApiSettings(api_keys_file=file, api_keys=ana.line(), rate_limit=1)) as url:
+        assert [status(url, key) for key in (there, listed, there, listed)] == [200, 200, 429, 429]
+
+
 def test_a_bucket_fills_as_time_goes_by() -> None:
     now = [0.0]
     rate = RateLimit(lambda: now[0])
