@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from refrag_platform.errors import RefragError
@@ -60,14 +61,33 @@ def open_or_build(url: str, build: Callable[[lancedb.DBConnection], None]) -> la
     except (RuntimeError, ValueError, OSError) as error:
         raise RefragError(
             f"the search tables of {url} can't be read or built; look at AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the "
-            f"credentials: {_reason(str(error))}"
+            f"credentials: {': '.join(_reason(str(error)))}"
         ) from None  # its text may hold a key
 
 
-def _reason(text: str) -> str:
-    """What an error of Lance's says: of a store's answer its code and message, beside which keys and tokens stand."""
-    said = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", text, re.DOTALL)
-    return ": ".join(filter(None, said.groups())) if said else text[:MOST_SAID]
+@contextmanager
+def searched(place: str) -> Iterator[None]:
+    """Of an error of a search in an object store, which is logged, its kind and the store's code; a folder's as it is.
+
+    Raises:
+        RefragError: the object store can't be reached, or refuses.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        if not place.startswith("s3://"):
+            raise
+        kind, (said, *_) = type(error).__name__, _reason(str(error))
+        raise RefragError(f"the search tables of {place} can't be read: {kind}, {said}") from None
+
+
+def _reason(text: str) -> list[str]:
+    """What an error of Lance's says: of a store's answer its code, or status, and message: keys and tokens stand beside
+    them."""
+    if said := re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", text, re.DOTALL):
+        return [part for part in said.groups() if part]
+    status = re.search(r"status\D{1,9}(\d{3}\b[\w -]*)", text)  # `status code: 403 Forbidden: ...`, `status: 403, body: ...`
+    return [status[1] if status else text[:MOST_SAID]]
 
 
 def _open_or_build(url: str, build: Callable[[lancedb.DBConnection], None]) -> lancedb.DBConnection:

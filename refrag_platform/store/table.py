@@ -25,7 +25,7 @@ from refrag_platform.files import lock_file, whole
 from refrag_platform.store.connection import connect
 from refrag_platform.store.content import DESCRIPTION_FILE, PASSAGES_FILE, StoreDescription
 from refrag_platform.store.nearest import build_index, nearest
-from refrag_platform.store.objects import open_or_build
+from refrag_platform.store.objects import open_or_build, searched
 from refrag_platform.store.query import search_words
 from refrag_platform.store.ranking import Ranked, rank, texts_to_ask, ways_to_ask
 from refrag_platform.store.retriever import Retriever, load_retriever
@@ -64,8 +64,8 @@ class ChunkStore:
 
     def __init__(self, description: StoreDescription, retriever: Retriever, tables: lancedb.DBConnection) -> None:
         self.description, self.retriever, self.place = description, retriever, str(tables.uri)
-        self._passages = tables.open_table("passages")
-        self._chunks = tables.open_table("chunks")
+        with searched(self.place):
+            self._passages, self._chunks = tables.open_table("passages"), tables.open_table("chunks")
 
     @classmethod
     def open(
@@ -96,9 +96,11 @@ class ChunkStore:
         texts = texts_to_ask(query, before)
         most = k * CANDIDATES_PER_HIT
         vectors: dict[str, NDArray[np.float32]] = {}
-        ways = ways_to_ask(list(self.retriever.encode(texts)), [self._by_words(text, most, vectors) for text in texts])
-        for way in ways:
-            vectors.update(nearest(self._passages, way.vector, most))
+        asked = list(self.retriever.encode(texts))
+        with searched(self.place):
+            ways = ways_to_ask(asked, [self._by_words(text, most, vectors) for text in texts])
+            for way in ways:
+                vectors.update(nearest(self._passages, way.vector, most))
         return self._hits(rank(ways, vectors)[:k])
 
     def _by_words(self, text: str, most: int, vectors: dict[str, NDArray[np.float32]]) -> dict[str, float]:
@@ -128,10 +130,11 @@ class ChunkStore:
         if not ranked:
             return []
         names = ", ".join("'" + one.id.replace("'", "''") + "'" for one in ranked)
-        wanted = self._passages.search().where(f"id IN ({names})").select(PASSAGE_COLUMNS).limit(len(ranked))
-        rows = {row["id"]: row for row in wanted.to_list()}
-        present = [(rows[one.id], one) for one in ranked if one.id in rows]
-        chunks = self._take([(row["chunk_start"], row["chunk_count"]) for row, _ in present])
+        with searched(self.place):
+            wanted = self._passages.search().where(f"id IN ({names})").select(PASSAGE_COLUMNS).limit(len(ranked))
+            rows = {row["id"]: row for row in wanted.to_list()}
+            present = [(rows[one.id], one) for one in ranked if one.id in rows]
+            chunks = self._take([(row["chunk_start"], row["chunk_count"]) for row, _ in present])
         return [
             Hit(
                 row["id"],

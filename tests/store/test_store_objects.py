@@ -20,7 +20,7 @@ from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import objects
-from refrag_platform.store.table import ChunkStore, _build
+from refrag_platform.store.table import ChunkStore, _build, open_tables
 from tests.object_store import BUCKET, KEY, SECRET, ObjectStore, object_store
 from tests.store.conftest import Made, text_of
 
@@ -133,6 +133,24 @@ def test_of_a_store_s_refusal_its_code_and_message_are_told_and_no_token(remote:
     with pytest.raises(RefragError, match=r"credentials: ExpiredToken: Not now\.$") as refused:
         objects.open_or_build(f"{URL}/store", lambda tables: None)
     assert not any(text in "".join(format_exception(refused.value)) for text in (SECRET, KEY))
+
+
+@pytest.mark.parametrize(
+    "body", [f"<Error><Code>ExpiredToken</Code><Message>{KEY}</Message>{SECRET}</Error>", f'{{"{KEY}": "{SECRET}"}}']
+)
+def test_of_a_refused_search_its_kind_and_code_are_told(made: Made, remote: ObjectStore, body: str) -> None:
+    opened = open_tables(made.content, tables=URL)
+    store = ChunkStore(*opened)
+    remote.refuse(body)
+    for ask in (lambda: store.search(QUERY, 1), lambda: store.passage("c7/0"), lambda: ChunkStore(*opened)):
+        # A HEAD is answered without a body, and so without a code.
+        says = rf"^the search tables of {store.place} can't be read: RuntimeError, (ExpiredToken|403 Forbidden)$"
+        with pytest.raises(RefragError, match=says) as refused:
+            ask()
+        assert not any(text in "".join(format_exception(refused.value)) for text in (SECRET, KEY))
+    with pytest.raises(RefragError, match="can't be read or built") as unopened:
+        open_there(made)
+    assert SECRET not in "".join(format_exception(unopened.value))
 
 
 def test_a_store_is_published_from_a_shell(made: Made, remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
