@@ -10,6 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
+from refrag_platform.dials import add_model
 from refrag_platform.errors import RecipeError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, ServingRecipe, read_recipe
@@ -53,6 +54,16 @@ def test_shipped_recipes_are_valid_as_written_as_overridden_and_as_recorded(mode
 def test_a_key_without_effect_is_refused(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         read_recipe(TINY, overrides)
+
+
+def test_a_name_that_could_be_a_control_s_is_refused_where_it_is_loaded_and_added(project: Project) -> None:
+    folder = project.root / "models" / "tiny--full"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(TINY.read_text().replace("name: tiny", "name: tiny--full"))
+    with pytest.raises(RecipeError, match="name is 'tiny--full', and `--` stands before .* call it tiny-full"):
+        read_recipe(folder / "recipe.yaml")
+    with pytest.raises(RecipeError, match="call it tiny-full"):
+        add_model(project, "tiny--full")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
 from refrag_platform.recipes.base import Section
-from refrag_platform.recipes.controls import Control, ControlRecipe, System
+from refrag_platform.recipes.controls import MARK, Control, ControlRecipe, System
 from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
 from refrag_platform.recipes.training import CptRecipe, FinetunedRecipe, PolicyRecipe, ReconstructionRecipe
@@ -19,7 +20,7 @@ NAME = r"^[a-z0-9][a-z0-9-]*$"
 class Recipe(Section):
     """One model: what it is made of, how each stage makes it, how good it must be."""
 
-    name: str = Field(pattern=NAME, description="lower-case letters, digits and hyphens")
+    name: str = Field(pattern=NAME, description="lower-case letters, digits and single hyphens")
     extends: str | None = Field(
         None,
         pattern=NAME,
@@ -62,6 +63,11 @@ class Recipe(Section):
         if self.system not in ("refrag", *self.controls):
             raise ValueError(
                 f"system is {self.system!r}, and controls names {', '.join(self.controls) or 'none'}; declare it there"
+            )
+        if self.system == "refrag" and MARK in self.name:
+            raise ValueError(
+                f"name is {self.name!r}, and `{MARK}` stands before a control's kind (NAME{MARK}full); call it "
+                f"{re.sub('-+', '-', self.name)}, its folder too"
             )
         coarsest = self.encoder.chunk_size * self.encoder.rates[-1]
         if self.cpt.context_tokens % coarsest:
