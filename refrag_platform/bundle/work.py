@@ -28,7 +28,7 @@ from refrag_platform.history.outside import outside_files
 from refrag_platform.history.status import status
 from refrag_platform.imports import PACKAGE
 from refrag_platform.project import Project
-from refrag_platform.recipes import Recipe, extended
+from refrag_platform.recipes import BESIDE, Recipe, extended
 from refrag_platform.stages import SHIPPED, STAGES, inputs_of, stages_of
 
 # They read sources, or build what lives in a store of this machine.
@@ -177,7 +177,30 @@ def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path 
         found |= files_below(project, project.shipped(recipe.name))
     for record in outside_files(project, stage, recipe):
         found |= _file_or_folder(project, project.root / record.path, f"{stage} of {recipe.name} reads {record.path}")
+    for name in _files_named(recipe.section(stage)):
+        _require_portable(name, f"{stage} of {recipe.name} reads {name}")
     return found
+
+
+def _files_named(value: Any, key: str = "") -> Iterator[str]:
+    """Files and folders that a recipe's section names, as it names them."""
+    if isinstance(value, dict):
+        for inner, named in value.items():
+            yield from _files_named(named, inner)
+    elif isinstance(value, list):
+        for named in value:
+            yield from _files_named(named, key)
+    elif isinstance(value, str) and key in {*BESIDE, "questions", "summaries", "distractors"}:
+        yield value
+
+
+def _require_portable(name: str, what: str) -> None:
+    """Refuse a path that leads elsewhere on another machine."""
+    if "$" in name or Path(name).expanduser().is_absolute():
+        raise RefragError(
+            f"{what}: another machine has other variables, another home and another root folder; copy it into the "
+            "project and give a relative path without variables"
+        )
 
 
 def _begun(project: Project, stage: str, recipe: Recipe, stages: list[str]) -> Members:
@@ -211,7 +234,9 @@ def _weights_of(
     kind, _, name = source.partition(":")
     if kind == "path":
         path = base / Path(os.path.expandvars(name)).expanduser()
-        return _file_or_folder(project, path, f"{source} is {path}")
+        files = _file_or_folder(project, path, f"{source} is {path}")
+        _require_portable(name, f"{source} is {path}")
+        return files
     if kind == "hub":
         notes.append(f"{source} is not in the bundle: the other machine needs a network, or the hub's cache with it")
         return {}

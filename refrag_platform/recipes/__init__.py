@@ -16,7 +16,7 @@ from refrag_platform.recipes.controls import (
     split_name,
 )
 from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe, SourceRecipe
-from refrag_platform.recipes.layers import Layer, extended, read_layer, recipe_layers
+from refrag_platform.recipes.layers import BESIDE, Layer, extended, read_layer, recipe_layers
 from refrag_platform.recipes.loading import merge, origins, read_recipe, resolve
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
 from refrag_platform.recipes.recipe import Recipe
@@ -33,6 +33,7 @@ from refrag_platform.recipes.training import (
 )
 
 __all__ = [
+    "BESIDE",
     "CONTROL_STAGES",
     "ChunksRecipe",
     "Control",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from refrag_platform import runner
 from refrag_platform.bundle.work import work_to_do
 from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.history.freshness import dependencies
 from refrag_platform.project import Project
+from tests.bundle.conftest import SendOut
 from tests.planted import MODEL, override
 
 QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
@@ -47,6 +50,38 @@ def test_files_of_the_recipe_go_along_and_others_are_refused(home: Project, tmp_
     override(home, "policy", {"question_share": 0.5, "questions": [str(outside)]})
     with pytest.raises(RefragError, match=f"policy of tiny reads {outside}, which is not a file or folder of"):
         held(home, "policy")
+
+
+@pytest.mark.parametrize("given", ["$MORE/more.jsonl", "${MORE}/more.jsonl", "~/more.jsonl", "{root}/more.jsonl"])
+def test_a_path_that_leads_elsewhere_on_another_machine_is_refused_by_name(
+    home: Project, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    for variable in ("MORE", "HOME"):
+        monkeypatch.setenv(variable, str(home.root))
+    (home.root / "more.jsonl").write_text(QUESTION)
+    name = given.format(root=home.root) if "root" in given else given
+    override(home, "finetuned", {"questions": [name]})
+    assert "more.jsonl" not in held(home, "cpt")
+    with pytest.raises(RefragError, match=rf"finetuned of tiny reads {re.escape(name)}: another machine has other"):
+        held(home, "finetuned")
+    (home.root / "models" / "tiny" / "retriever").mkdir()
+    override(home, "finetuned", {})
+    override(home, "chunks", {"retriever": f"path:{name.replace('more.jsonl', 'models/tiny/retriever')}"})
+    with pytest.raises(RefragError, match=r"path:.*: another machine has other variables"):
+        held(home, "chunks")
+
+
+def test_sources_are_read_here_alone_and_may_lie_anywhere(
+    home: Project, send_out: SendOut, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").mkdir()
+    monkeypatch.setenv("MY_TEXTS", str(tmp_path / "texts"))
+    override(home, "corpus", {"sources": [{"kind": "files", "path": "$MY_TEXTS"}]})
+    runner.run_stage(home, "corpus", MODEL)
+    there = send_out()
+    monkeypatch.delenv("MY_TEXTS")
+    made = runner.run_stage(there, "reconstruction", MODEL).manifest
+    assert made.fingerprint == dependencies(home, "reconstruction", home.recipe(MODEL)).fingerprint
 
 
 def test_wheels_go_along(home: Project, tmp_path: Path) -> None:
