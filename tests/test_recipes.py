@@ -60,7 +60,7 @@ def test_a_name_that_could_be_a_control_s_is_refused_where_it_is_loaded_and_adde
     folder = project.root / "models" / "tiny--full"
     folder.mkdir()
     (folder / "recipe.yaml").write_text(TINY.read_text().replace("name: tiny", "name: tiny--full"))
-    with pytest.raises(RecipeError, match="name is 'tiny--full', and `--` stands before .* call it tiny-full"):
+    with pytest.raises(RecipeError, match=r"name is 'tiny--full', and `--` stands before .* call it tiny-full"):
         read_recipe(folder / "recipe.yaml")
     with pytest.raises(RecipeError, match="call it tiny-full"):
         add_model(project, "tiny--full")

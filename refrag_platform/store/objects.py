@@ -82,11 +82,11 @@ def searched(place: str) -> Iterator[None]:
 
 
 def _reason(text: str) -> list[str]:
-    """What an error of Lance's says: of a store's answer its code, or status, and message: keys and tokens stand beside
-    them."""
+    """What an error of Lance's says: of a store's answer code, or status, and message, beside which keys may stand."""
     if said := re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", text, re.DOTALL):
         return [part for part in said.groups() if part]
-    status = re.search(r"status\D{1,9}(\d{3}\b[\w -]*)", text)  # `status code: 403 Forbidden: ...`, `status: 403, body: ...`
+    # `status code: 403 Forbidden: ...` or `status: 403, body: ...`
+    status = re.search(r"status\D{1,9}(\d{3}\b[\w -]*)", text)
     return [status[1] if status else text[:MOST_SAID]]
 
 
