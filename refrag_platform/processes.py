@@ -30,10 +30,6 @@ def ends_with_parent(number: signal.Signals) -> Callable[[], None]:
     return ask
 
 
-class _Stop(KeyboardInterrupt):
-    """No Exception: what a library suppresses would let the run go on."""
-
-
 @contextmanager
 def stopped_after(seconds: float | None) -> Iterator[None]:
     """SIGTERM comes to this process after that many seconds of the block, once; None: it doesn't.
@@ -47,8 +43,13 @@ def stopped_after(seconds: float | None) -> Iterator[None]:
         yield
         return
 
+    stopped = False
+
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stop
+        nonlocal stopped
+        stopped = True
+        # No Exception: what a library suppresses would let the run go on. Ray raises another in its place.
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     # No thread: a signal that one sends needn't reach the main thread while that waits.
@@ -56,7 +57,9 @@ def stopped_after(seconds: float | None) -> Iterator[None]:
     earlier = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
-    except _Stop:
+    except KeyboardInterrupt:
+        if not stopped:
+            raise
         raise Paused(
             f"stopped by a signal, or after the {seconds:g} s it was given; run it again to continue"
         ) from None

@@ -30,6 +30,8 @@ PARTS_AHEAD = 1
 # A part that kills this many workers more is what kills them.
 RETRIES = 3
 SECONDS_TO_CONNECT = 10
+# After so long without a part it is looked whether all workers are there.
+SECONDS_BETWEEN_LOOKS = 10
 
 
 def build_chunks_on_ray(context: StageContext, address: str | None = None) -> dict[str, Any]:
@@ -39,7 +41,8 @@ def build_chunks_on_ray(context: StageContext, address: str | None = None) -> di
 
     Raises:
         ArtifactError: the corpus has no passages.
-        RefragError: no cluster, vectors that don't fit float16, or a part on which worker after worker died.
+        RefragError: no cluster, vectors that don't fit float16, a part on which worker after worker died, or a machine
+            that is gone.
     """
     with cluster(address):
         writer = write_parts(context)
@@ -58,15 +61,15 @@ def cluster(address: str | None) -> Iterator[None]:
         import ray
     except ModuleNotFoundError:
         raise RefragError("Ray is not installed here; `pip install 'refrag-platform[ray]'`") from None
-    before = signal.getsignal(signal.SIGTERM)
+    before, where = signal.getsignal(signal.SIGTERM), f"at {address}" if address else "on this machine"
     try:
         if address not in (None, "auto"):
             # Ray itself tries for minutes.
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RefragError(f"no Ray cluster at {address}: {error}; `ray start --head` starts one") from None
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise RefragError(f"no Ray cluster {where}: {error}; `ray start --head` starts one") from None
     try:
         # Ray has put its own in place, which ends the process.
         signal.signal(signal.SIGTERM, before)
@@ -97,7 +100,7 @@ def write_parts(context: StageContext, reuse: bool = True) -> PartWriter:
 
         def take() -> None:
             nonlocal encoded
-            rows, new = _result(pool)
+            rows, new = _result(pool, count)
             encoded += new
             progress.update(rows, f"{encoded:,} encoded")
 
@@ -114,10 +117,17 @@ def write_parts(context: StageContext, reuse: bool = True) -> PartWriter:
 
 
 def worker_count() -> int:
-    """Workers on this process' cluster: one for each GPU, or where there are none for each CPU."""
+    """Workers on this process' cluster: one for each GPU, or where there are none for each CPU.
+
+    Raises:
+        RefragError: it has neither.
+    """
     import ray
 
-    return _gpus() or int(ray.cluster_resources()["CPU"])
+    count = _gpus() or int(ray.cluster_resources().get("CPU", 0))
+    if not count:
+        raise RefragError("the Ray cluster has neither a GPU nor a CPU; `ray status` says which machines joined it")
+    return count
 
 
 def _gpus() -> int:
@@ -144,19 +154,26 @@ class _Worker:
         return batch.num_rows, self._writer.write(number, batch)
 
 
-def _result(pool: Any) -> tuple[int, int]:
-    """What the next worker to finish returns.
+def _result(pool: Any, workers: int) -> tuple[int, int]:
+    """What the next of these workers to finish returns.
 
     Raises:
-        RefragError: that of the worker, or a part killed worker after worker.
+        RefragError: that of the worker, its machine is gone, or a part killed worker after worker.
     """
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 
-    try:
-        return pool.get_next_unordered()
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, RefragError) else error) from None
-    except RayActorError as error:
-        raise RefragError(
-            f"a part's worker died {1 + RETRIES} times, out of memory say; its log is under /tmp/ray: {error}"
-        ) from None
+    while True:
+        try:
+            return pool.get_next_unordered(timeout=SECONDS_BETWEEN_LOOKS)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, RefragError) else error) from None
+        except (TimeoutError, ActorUnavailableError) as error:
+            # A worker that has no place any more is waited for without end, and its parts with it.
+            if isinstance(error, ActorUnavailableError) or worker_count() < workers:
+                raise RefragError(
+                    "a worker is gone, with its machine say; the same command goes on, with the machines that are there"
+                ) from None
+        except (RayActorError, OutOfMemoryError) as error:
+            raise RefragError(
+                f"a part's worker died {1 + RETRIES} times, out of memory say; its log is under /tmp/ray: {error}"
+            ) from None

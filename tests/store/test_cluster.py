@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -157,6 +159,51 @@ def test_a_driver_that_is_killed_goes_on_with_the_parts_that_are_there(
 
 @needs_ray
 @pytest.mark.slow
+def test_a_machine_that_is_lost_ends_the_run_which_goes_on_without_it(
+    made: Made, tmp_path: Path, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    context = made.context(tmp_path / "ray")
+    with monkeypatch.context() as two_machines:
+        two_machines.delenv("RAY_OVERRIDE_RESOURCES")
+        machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        lost = machines.add_node(num_cpus=1)
+        name = lost.node_id
+
+        def hook() -> None:
+            import signal
+
+            import ray
+
+            from refrag_platform.store import build
+
+            if ray.get_runtime_context().get_node_id() == name:
+                build._encode = lambda *arguments: signal.pause()
+
+        def lose() -> None:
+            wait_for(lambda: bool(parts(context)), 120)
+            machines.remove_node(lost, allow_graceful=False)
+
+        ray.init(machines.address, log_to_driver=False, runtime_env={"worker_process_setup_hook": hook})
+        losing = threading.Thread(target=lose)
+        losing.start()
+        try:
+            with pytest.raises(RefragError, match=r"a worker is gone, .* the same command goes on"):
+                write_parts(context)
+        finally:
+            losing.join()
+            ray.shutdown()
+            machines.shutdown()
+    there = parts(context)
+    build_chunks_on_ray(context)
+    assert parts(context).items() >= there.items()
+    assert folder_digest(context.out) == reference
+
+
+@needs_ray
+@pytest.mark.slow
 def test_what_a_worker_refuses_is_said_as_one_process_says_it(made: Made, tmp_path: Path) -> None:
     context = made.context(tmp_path / "ray")
     context.work.rmdir()  # as on a machine that does not share the checkout
@@ -173,9 +220,18 @@ def test_a_cluster_that_is_not_there_is_refused(made: Made, tmp_path: Path, addr
 
 @needs_ray
 @pytest.mark.slow
-def test_a_signal_stops_the_driver_as_any_run() -> None:
+def test_a_signal_stops_the_driver_as_any_run_while_it_waits_for_workers() -> None:
+    import ray
+
+    def signals(driver: int) -> None:
+        import os
+        import signal
+
+        os.kill(driver, signal.SIGTERM)
+        signal.pause()
+
     with pytest.raises(Paused, match="run it again"), stopped_after(1000), cluster(None):
-        signal.raise_signal(signal.SIGTERM)
+        ray.wait([ray.remote(signals).remote(os.getpid())])
 
 
 @pytest.mark.parametrize(
