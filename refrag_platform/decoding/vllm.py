@@ -58,7 +58,7 @@ class VllmDecoder:
             skip_tokenizer_init=True,
         )
         self._engine = self._vllm.AsyncLLMEngine.from_engine_args(arguments)
-        self._running: set[Future[None]] = set()
+        self._running: dict[Future[None], Stream] = {}
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
@@ -103,14 +103,16 @@ class VllmDecoder:
         stream = Stream(sampling.n, wake)
         answer = self._answer(prompt.embeds.to("cpu"), sampling, frozenset(stop_ids), stream)
         future = asyncio.run_coroutine_threadsafe(answer, self._loop)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
+        self._running[future] = stream
+        future.add_done_callback(lambda done: self._running.pop(done, None))
         return stream
 
     def close(self) -> None:
         """End vLLM; open streams fail."""
         self._closed = True
-        for future in list(self._running):
+        # The loop may end before it gets to what is cancelled.
+        for future, stream in list(self._running.items()):
+            stream.put(RefragError("the decoder has been shut down"))
             future.cancel()
         self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -123,9 +125,6 @@ class VllmDecoder:
             async for output in self._engine.generate({"prompt_embeds": embeds}, parameters, uuid.uuid4().hex):
                 for part in output.outputs:
                     _tell(part, sampling.top_logprobs, stop_ids, stream)
-        except asyncio.CancelledError:
-            stream.put(RefragError("the decoder has been shut down"))
-            raise
         except Exception as error:
             stream.put(error)
 

@@ -135,6 +135,14 @@ def test_an_answer_that_nobody_waits_for_is_given_up(on_vllm: Engine) -> None:
     wait_for(lambda: on_vllm.slots_in_use == 0, 20)
 
 
+def test_an_answer_that_is_being_written_fails_when_the_decoder_is_closed(on_vllm: Engine) -> None:
+    deltas = iter(on_vllm.start(QUESTION, (), Sampling(400)).deltas())
+    next(deltas)
+    on_vllm.close()
+    with pytest.raises(RefragError, match="the decoder has been shut down"):
+        list(deltas)
+
+
 def test_choices_and_log_probabilities_keep_their_places() -> None:
     stream = Stream(2, lambda: None)
     logprobs = [{5: SimpleNamespace(logprob=-0.9), 7: SimpleNamespace(logprob=-0.5), 6: SimpleNamespace(logprob=-2.0)}]
