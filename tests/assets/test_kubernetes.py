@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from refrag_platform.serving.guard import OnlyHealth
 from refrag_platform.serving.settings import VARIABLES
 from tests.conftest import ROOT
 from tests.kustomize import Resource, containers, render
+from tests.planted import run
 from tests.processes import running, wait_for
 
 DEPLOY = ROOT / "deploy"
@@ -158,6 +160,27 @@ def test_commands_are_those_of_the_compose_file_which_other_tests_run(resources:
     names = {each["image"] for each in containers(resources)}
     runs = one(resources, "ConfigMap", "dagster-runs")["data"]["DAGSTER_CONTAINER_IMAGE"]
     assert names == {runs} and ":" in runs
+
+
+def test_the_checkout_is_cloned_once_whole_and_beside_what_lies_in_the_volume(
+    resources: list[Resource], repository: Project, tmp_path: Path
+) -> None:
+    *shell, script = container(resources, "checkout")["command"]
+    volume = tmp_path / "volume"
+    # Of the service's pods, which may be first, and of a clone that was killed.
+    for folder in (".bentoml/bentos", ".clone/.git/objects"):
+        (volume / folder).mkdir(parents=True)
+
+    def clone() -> str:
+        environment = os.environ | {"GIT_URL": str(repository.root)}
+        subprocess.run([*shell, script.replace("/project", str(volume))], env=environment, check=True)
+        return run(volume, "git", "status", "--porcelain", "--untracked-files=no", "--branch")
+
+    assert clone().count("\n") == 1 and not (volume / ".clone").exists()
+    assert (volume / "params.yaml").read_text() == (repository.root / "params.yaml").read_text()
+    run(volume, "git", "pull")
+    (volume / "params.yaml").write_text("changed")
+    assert " M params.yaml" in clone()
 
 
 def test_the_service_s_pods_run_the_service_as_it_is(resources: list[Resource]) -> None:
