@@ -160,20 +160,21 @@ def _result(pool: Any, workers: int) -> tuple[int, int]:
     Raises:
         RefragError: that of the worker, its machine is gone, or a part killed worker after worker.
     """
-    from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
     while True:
         try:
             return pool.get_next_unordered(timeout=SECONDS_BETWEEN_LOOKS)
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, RefragError) else error) from None
-        except (TimeoutError, ActorUnavailableError) as error:
-            # A worker that has no place any more is waited for without end, and its parts with it.
-            if isinstance(error, ActorUnavailableError) or worker_count() < workers:
+        except TimeoutError:
+            # A worker without a place waits for one without end, and its parts with it.
+            if (left := worker_count()) < workers:
                 raise RefragError(
-                    "a worker is gone, with its machine say; the same command goes on, with the machines that are there"
+                    f"a machine is gone, there is room for {left} of {workers} workers; the same command goes on there"
                 ) from None
         except (RayActorError, OutOfMemoryError) as error:
             raise RefragError(
-                f"a part's worker died {1 + RETRIES} times, out of memory say; its log is under /tmp/ray: {error}"
+                f"a part's worker died {1 + RETRIES} times, out of memory say (its log is under /tmp/ray), or its "
+                f"machine is gone; the same command goes on with the parts that are whole: {error}"
             ) from None
