@@ -146,7 +146,7 @@ def _verify(project: Project, model: str, inputs: dict[str, InputRecord]) -> Non
 
 def _call(stage: Stage, context: StageContext) -> dict[str, Any]:
     """The stage's function here, or on every rank of the launcher that its recipe names."""
-    files = launch_files(context.project, stage.name, context.recipe)
+    files = launch_files(context.project.recipe_path(context.recipe.name).parent, stage.name, context.recipe)
     if files is None:
         return stage_function(stage)(context)
     from refrag_platform.training.launch import launch

@@ -21,7 +21,6 @@ from refrag_platform.bench.strategy import BUCKET, LIVE, Strategy, device_state,
 from refrag_platform.bench.weightless import WeightlessModel, weightless_model
 from refrag_platform.errors import RefragError
 from refrag_platform.model.decoder import ROWS, head_weight, in_dtype
-from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.ranks import micro_batch
@@ -73,9 +72,7 @@ class StagePlan:
         return self.seconds / 3600 * self.strategy.processes * price_per_hour
 
 
-def plan(
-    project: Project, recipe: Recipe, base: Path, kind: Gpu, gpus: int | None, measured: list[Path]
-) -> list[StagePlan]:
+def plan(recipe: Recipe, base: Path, kind: Gpu, gpus: int | None, measured: list[Path]) -> list[StagePlan]:
     """Every stage that a recipe trains.
 
     Args:
@@ -90,7 +87,7 @@ def plan(
     if recipe.system != "refrag":
         raise RefragError(f"{recipe.name} is a control; plans are of models: leave --{recipe.system} off its name")
     return [
-        stage_plan(stage, recipe, base, strategy(project, stage, recipe, gpus), kind, measured)
+        stage_plan(stage, recipe, base, strategy(base, stage, recipe, gpus), kind, measured)
         for stage in STAGES
         if getattr(getattr(recipe, stage), "continue_from", None) is None
         or (stage == "cpt" and recipe.cpt.continue_from != "release")

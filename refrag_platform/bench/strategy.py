@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 from torch import Tensor, nn
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 from refrag_platform.training.launch_files import launch_files
 
@@ -47,13 +47,15 @@ class State:
     buckets: float
 
 
-def strategy(project: Project, stage: str, recipe: Recipe, processes: int | None) -> Strategy:
+def strategy(base: Path, stage: str, recipe: Recipe, processes: int | None) -> Strategy:
     """How a stage is launched; `processes` stand for those of its accelerate config.
+
+    Args: base: the recipe's folder.
 
     Raises:
         RecipeError: the file isn't there, or is neither of DDP nor of DeepSpeed.
     """
-    files = launch_files(project, stage, recipe)
+    files = launch_files(base, stage, recipe)
     if files is None:
         return Strategy(1)
     values: dict[str, Any] = yaml.safe_load(files.config.read_text(encoding="utf-8"))

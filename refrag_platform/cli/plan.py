@@ -65,7 +65,7 @@ def plan(
     project, kind = Project.find(), known(gpu)
     results = measured or sorted((project.root / "docs/results").glob("bench-train-*.json"))
     recipe, base = project.recipe_or_file(model)
-    plans = planned(project, recipe, base, kind, gpus, results)
+    plans = planned(recipe, base, kind, gpus, results)
     told = assumptions(plans, kind)
     _show(plans, kind, price_per_hour)
     if taken := sorted(set(STAGES) - {one.stage for one in plans}, key=STAGES.index):

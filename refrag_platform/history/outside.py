@@ -57,7 +57,7 @@ def _read(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
 def _launched_with(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
     """The accelerate config: how the ranks share the work decides how their sums are rounded."""
     try:
-        files = launch_files(project, stage, recipe)
+        files = launch_files(project.recipe_path(recipe.name).parent, stage, recipe)
     except RecipeError:  # The run says so.
         return []
     return [InputRecord.of(project.root, path, str(path)) for path in files.paths()] if files else []

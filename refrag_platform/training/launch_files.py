@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from refrag_platform.errors import RecipeError
-from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe
 
 
@@ -26,8 +25,10 @@ class LaunchFiles:
         return [self.config, *([self.deepspeed] if self.deepspeed else [])]
 
 
-def launch_files(project: Project, stage: str, recipe: Recipe) -> LaunchFiles | None:
+def launch_files(base: Path, stage: str, recipe: Recipe) -> LaunchFiles | None:
     """The files that `stage` is launched with; None where it runs as one process of ours.
+
+    Args: base: the recipe's folder.
 
     Raises:
         RecipeError: there is no such file, or it is no accelerate config.
@@ -35,7 +36,7 @@ def launch_files(project: Project, stage: str, recipe: Recipe) -> LaunchFiles | 
     name = getattr(getattr(recipe, stage, None), "accelerate_config", None)
     if name is None:
         return None
-    path = project.recipe_path(recipe.name).parent / Path(os.path.expandvars(name)).expanduser()
+    path = base / Path(os.path.expandvars(name)).expanduser()
     if not path.is_file():
         raise RecipeError(f"{stage}.accelerate_config of {recipe.name}: no file {path}")
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
@@ -123,10 +125,12 @@ def test_each_strategy_shares_out_its_part() -> None:
 
 
 def test_the_accelerate_config_says_how(project: Project) -> None:
-    def launched(file: str, processes: int | None = None) -> Strategy:
-        return strategy(project, "cpt", tiny("cpt", accelerate_config=f"../accelerate/{file}.yaml"), processes)
+    base = project.recipe_path("tiny").parent
 
-    assert strategy(project, "cpt", tiny("cpt"), 8) == Strategy(1)
+    def launched(file: str, processes: int | None = None) -> Strategy:
+        return strategy(base, "cpt", tiny("cpt", accelerate_config=f"../accelerate/{file}.yaml"), processes)
+
+    assert strategy(base, "cpt", tiny("cpt"), 8) == Strategy(1)
     assert launched("gpu", 8) == Strategy(1)
     assert launched("ddp", 8) == Strategy(8)
     assert launched("zero1") == Strategy(2, 1)
@@ -213,6 +217,20 @@ def test_llama_is_planned_without_its_weights(tmp_path: Path, monkeypatch: pytes
     cpt = result["rows"][1]
     assert cpt["cost"] == pytest.approx(cpt["seconds"] / 3600 * 32 * 2)
     assert cpt["memory"]["optimizer"] == 12 * cpt["trained"] / 32
+
+
+def test_a_recipe_file_elsewhere_is_planned_by_what_lies_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "models" / "tiny", tmp_path / "mine")
+    shutil.copy(ROOT / "models" / "accelerate" / "zero2.yaml", tmp_path / "mine" / "mine.yaml")
+    file = tmp_path / "mine" / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    file.write_text(
+        yaml.safe_dump(values | {"name": "mine", "cpt": values["cpt"] | {"accelerate_config": "mine.yaml"}})
+    )
+    said = refrag(Project(ROOT), "--model", str(file), monkeypatch=monkeypatch)
+    assert said.exit_code == 0 and "cpt: 2 x H100, ZeRO-2" in said.output, said.output
 
 
 def test_an_unknown_gpu_a_control_and_an_uneven_batch_are_refused(

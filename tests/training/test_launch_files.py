@@ -22,7 +22,7 @@ SEVERAL = {DistributedType.MULTI_GPU, DistributedType.DEEPSPEED, DistributedType
 
 def named(project: Project, name: str) -> LaunchFiles | None:
     override(project, "cpt", {"accelerate_config": name})
-    return launch_files(project, "cpt", project.recipe(MODEL))
+    return launch_files(project.recipe_path(MODEL).parent, "cpt", project.recipe(MODEL))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
