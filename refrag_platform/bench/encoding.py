@@ -50,9 +50,12 @@ def bench_encoding(project: Project, model: str, passages: int, address: str | N
                     f"{total:,} passages are too few for {workers} workers; "
                     f"take {2 * workers * PASSAGES_PER_PART:,} or many more, by --passages"
                 )
-            rows = [{"engine": "process", "processes": 1, **_row(context("process"), 1, _alone)}]
             on_ray = _row(context("ray"), workers, lambda context: write_parts(context, reuse=False))
-            rows.append({"engine": "ray", "processes": workers, **on_ray})
+        # Without the cluster's own processes beside it.
+        rows = [
+            {"engine": "process", "processes": 1, **_row(context("process"), 1, _alone)},
+            {"engine": "ray", "processes": workers, **on_ray},
+        ]
         stores = {folder_digest(folder / row["engine"] / "content") for row in rows}
     return {
         "benchmark": "encode",
@@ -88,7 +91,7 @@ def _alone(context: StageContext) -> PartWriter:
 def _row(context: StageContext, processes: int, write: Callable[[StageContext], PartWriter]) -> dict[str, Any]:
     begun = time.time()
     writer = write(context)
-    # A part from each process ends the start, so that loading does not count as encoding.
+    # As many parts as there are processes end the start, so that loading hardly counts as encoding.
     ended = sorted(path.stat().st_mtime for path in context.work.glob("part-*"))
     started, last = ended[processes - 1], ended[-1]
     written = time.time()
