@@ -1,6 +1,6 @@
 """Answers that follow a JSON schema: the tokens that may come next, by llguidance.
 
-    matcher = Grammars(tokenizer).matcher(Schema('{"type": "object"}'))
+    matcher = Grammars(tokenizer).matcher(Schema('{"type": "object"}')).copy()
     allowed = matcher.allowed()  # one of these ids is drawn
     matcher.advance(drawn)
 
@@ -75,12 +75,12 @@ class Grammars:
         self._compiled = lru_cache(MOST_GRAMMARS)(self._compile)
 
     def matcher(self, schema: Schema) -> Matcher:
-        """A matcher at the beginning of an answer.
+        """A matcher at the beginning of an answer, which all with this schema share: each goes on with a copy.
 
         Raises:
             SchemaError: no grammar can be made of the schema, or not with the time and memory that it may take.
         """
-        return self._compiled(schema).copy()
+        return self._compiled(schema)
 
     @cached_property
     def _vocabulary(self) -> LLTokenizer:

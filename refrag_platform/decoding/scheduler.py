@@ -154,7 +154,7 @@ class Scheduler:
 
         Args:
             cache_salt: it uses the beginnings that prompts of the same one left, and no others.
-            matcher: of `sampling.schema`, at the beginning of an answer.
+            matcher: of `sampling.schema`, at the beginning of an answer; each choice goes on with a copy.
 
         Raises:
             RefragError: it could never run, whatever else does, or the scheduler is closed.
