@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_GRAMMARS = 64  # kept, the last used
+MOST_SAID = 300  # characters of an error: it may repeat the schema
 # Of the process that tries a schema, whose processor time is limited; more only where many wait for a processor.
 SECONDS_OF_TRIAL = 30.0
 
@@ -58,7 +59,7 @@ class Matcher:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         ids = np.unpackbits(bits, bitorder="little").nonzero()[0]
         if self._matcher.is_error() or not len(ids):
-            reason = _first_line(self._matcher.get_error()) or "no token can follow"
+            reason = _one_line(self._matcher.get_error()) or "no token can follow"
             raise SchemaError(f"the answer can't follow its schema any further ({reason}); make the schema simpler")
         return torch.from_numpy(ids)
 
@@ -130,8 +131,9 @@ def _tried(grammar: str) -> str:
         raise RefragError(f"a schema could not be tried: {tried.stderr[-1000:]}")
     if tried is None or tried.returncode:
         return f"it takes more than {trial.SECONDS} s or {trial.MEMORY // 2**20:,} MiB"
-    return _first_line(json.loads(tried.stdout))
+    return _one_line(json.loads(tried.stdout))
 
 
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0]
+def _one_line(error: str) -> str:
+    """What llguidance says, without the mark by which it says that there could be more."""
+    return " ".join(error.replace("<non-verbose/>", "").split())[:MOST_SAID]

@@ -6,7 +6,6 @@ Run as a file, by `grammar`: it imports nothing of the library, so that a trial 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from typing import Any
 
@@ -18,8 +17,11 @@ LIMITS: dict[str, Any] = {"max_lexer_states": 20_000, "verbose_errors": False}
 
 def main() -> None:
     """Make the grammar, over bytes instead of tokens, and look for what an answer may begin with."""
+    import resource
+
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     if sys.platform == "linux":  # macOS refuses it
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
