@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 MOST_GRAMMARS = 64  # kept, the last used
+# What llguidance says of a schema that it takes if it may be lenient.
+LEFT_OUT_IF_LENIENT = ("Unimplemented keys", "oneOf constraints", "Unknown format")
 MOST_SAID = 300  # characters of an error: it may repeat the schema
 # Of the process that tries a schema, whose processor time is limited; more only where many wait for a processor.
 SECONDS_OF_TRIAL = 30.0
@@ -107,7 +109,8 @@ class Grammars:
         except ValueError as error:
             raise SchemaError(f"the schema can't be read: {error}") from None
         if reason := _tried(grammar):
-            mend = "" if lenient else ", or send strict: false, which ignores keywords that have no grammar"
+            helped = not lenient and reason.startswith(LEFT_OUT_IF_LENIENT)
+            mend = ", or send strict: false, which ignores keywords that have no grammar" if helped else ""
             raise SchemaError(f"no grammar can be made of the schema: {reason}; change or leave out that part{mend}")
         limits = LLParserLimits(**trial.LIMITS)
         matcher = Matcher(LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits))
