@@ -23,6 +23,8 @@ MOST_TEXTS = 2048
 # Of a request that adds some.
 MOST_DOCUMENTS = 256
 MOST_TOKENS = 8192
+# Of an answer's JSON schema.
+MOST_SCHEMA_CHARACTERS = 65_536
 MOST_CHOICES = 16
 # Different words that full-text search looks for at once. English text of 5,000 words has about 1,500.
 MOST_QUERY_WORDS = 2048

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from refrag_platform.decoding.settings import Sampling
 from refrag_platform.errors import RefragError
+
+if TYPE_CHECKING:
+    from refrag_platform.decoding.grammar import Matcher
 
 SEEDS = 2**63
 # Below it a draw takes the likeliest token, and dividing by it would overflow.
@@ -19,7 +23,7 @@ LOWEST_TEMPERATURE = 1e-5
 @dataclass(frozen=True)
 class Token:
     """A drawn token. logprob and top (the likeliest tokens and theirs, best first) are those of the model's own
-    distribution, whatever the temperature; None and empty unless asked for."""
+    distribution, whatever temperature and schema; None and empty unless asked for."""
 
     id: int
     logprob: float | None = None
@@ -29,8 +33,9 @@ class Token:
 class Sampler:
     """Draws one choice's tokens, with a generator of its own: neighbours in a batch change nothing."""
 
-    def __init__(self, sampling: Sampling, choice: int = 0) -> None:
-        self.sampling = sampling
+    def __init__(self, sampling: Sampling, choice: int = 0, matcher: Matcher | None = None) -> None:
+        """matcher: holds the choice to a grammar, and goes on with each token."""
+        self.sampling, self._matcher = sampling, matcher
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
@@ -40,15 +45,22 @@ class Sampler:
     @property
     def takes_likeliest(self) -> bool:
         """Whether the arg max is all that is asked for."""
-        return self.sampling.temperature <= 0 and self.sampling.top_logprobs is None
+        return self.sampling.temperature <= 0 and self.sampling.top_logprobs is None and self._matcher is None
+
+    @property
+    def whole(self) -> bool:
+        """Whether a grammar lets nothing follow what was drawn."""
+        return self._matcher is not None and self._matcher.whole
 
     def pick(self, logits: Tensor) -> Token:
-        """One token from logits [vocabulary]."""
+        """One token from logits [vocabulary]; where there is a grammar, one of those that it allows."""
         logits = logits.float().cpu()
-        if self.sampling.temperature <= 0:
-            drawn = int(logits.argmax())
+        if self._matcher is None:
+            drawn = self._drawn(logits)
         else:
-            drawn = draw(logits, self.sampling.temperature, self.sampling.top_p, self._generator)
+            allowed = self._matcher.allowed()
+            drawn = int(allowed[self._drawn(logits[allowed])])
+            self._matcher.advance(drawn)
         if self.sampling.top_logprobs is None:
             return Token(drawn)
         logprobs = logits.log_softmax(-1)
@@ -56,6 +68,11 @@ class Sampler:
         return Token(
             drawn, float(logprobs[drawn]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         )
+
+    def _drawn(self, logits: Tensor) -> int:
+        if self.sampling.temperature <= 0:
+            return int(logits.argmax())
+        return draw(logits, self.sampling.temperature, self.sampling.top_p, self._generator)
 
 
 def pick_batch(samplers: list[Sampler], logits: Tensor) -> list[Token | Exception]:

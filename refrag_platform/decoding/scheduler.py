@@ -19,6 +19,7 @@ from types import TracebackType
 
 import torch
 
+from refrag_platform.decoding.grammar import Matcher
 from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import PromptInput, require_positions
 from refrag_platform.decoding.runner import DecoderRunner
@@ -52,6 +53,7 @@ class _Request:
     sampling: Sampling
     stop_ids: frozenset[int]
     stream: Stream
+    matcher: Matcher | None
     keys: list[bytes] = field(default_factory=list)
     choices: list[_Choice] = field(default_factory=list)  # those that hold a slot
     read: int = 0
@@ -141,16 +143,23 @@ class Scheduler:
         )
 
     def submit(
-        self, prompt: PromptInput, sampling: Sampling, stop_ids: Collection[int] = (), cache_salt: str = ""
+        self,
+        prompt: PromptInput,
+        sampling: Sampling,
+        stop_ids: Collection[int] = (),
+        cache_salt: str = "",
+        matcher: Matcher | None = None,
     ) -> Stream:
         """Queue a request; any thread may.
 
-        Args: cache_salt: it uses the beginnings that prompts of the same one left, and no others.
+        Args:
+            cache_salt: it uses the beginnings that prompts of the same one left, and no others.
+            matcher: of `sampling.schema`, at the beginning of an answer; each choice goes on with a copy.
 
         Raises:
             RefragError: it could never run, whatever else does, or the scheduler is closed.
         """
-        request = _Request(prompt, sampling, frozenset(stop_ids), Stream(sampling.n, self.wake))
+        request = _Request(prompt, sampling, frozenset(stop_ids), Stream(sampling.n, self.wake), matcher)
         require_positions(prompt, sampling, self.runner.max_positions)
         if sampling.n > self.runner.max_batch or request.tokens > self.max_tokens_in_flight:
             raise RefragError(
@@ -227,7 +236,8 @@ class Scheduler:
             # The lowest slots: a padded step computes every slot below the highest in use.
             for number, slot in enumerate(sorted(self._free)[: request.sampling.n]):
                 self._free.remove(slot)
-                request.choices.append(_Choice(request, number, slot, Sampler(request.sampling, number)))
+                matcher = request.matcher.copy() if request.matcher is not None else None
+                request.choices.append(_Choice(request, number, slot, Sampler(request.sampling, number, matcher)))
             self._reading.append(self._waiting.popleft())
 
     def _read(self) -> None:
@@ -305,8 +315,8 @@ class Scheduler:
             return
         choice.made, choice.last = choice.made + 1, token.id
         stream.put(Event(choice.number, token))
-        if choice.made == most:
-            stream.put(Event(choice.number, finish_reason="length"))
+        if choice.sampler.whole or choice.made == most:
+            stream.put(Event(choice.number, finish_reason="stop" if choice.sampler.whole else "length"))
             self._leave(choice)
 
     def _leave(self, *choices: _Choice) -> None:

@@ -16,7 +16,8 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Event:
-    """A token of a choice, or the choice's end: "stop" after a stop id (which is no token), "length" at max_tokens.
+    """A token of a choice, or the choice's end: "stop" after a stop id (which is no token) or once the JSON of
+    a schema is whole, "length" at max_tokens.
 
     at: when, in seconds of time.monotonic; a reader may come later.
     """

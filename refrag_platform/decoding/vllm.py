@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from refrag_platform.decoding.grammar import Matcher
 from refrag_platform.decoding.prompts import PromptInput, require_positions
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.scheduler import Load
 from refrag_platform.decoding.settings import Sampling
 from refrag_platform.decoding.stream import Event, Stream
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RefragError, SchemaError
 
 # As many as the API lets a request ask for.
 MOST_LOGPROBS = 20
@@ -84,13 +85,21 @@ class VllmDecoder:
         return "keys and values are vLLM's; no beginnings of prompts are kept"
 
     def submit(
-        self, prompt: PromptInput, sampling: Sampling, stop_ids: Collection[int] = (), cache_salt: str = ""
+        self,
+        prompt: PromptInput,
+        sampling: Sampling,
+        stop_ids: Collection[int] = (),
+        cache_salt: str = "",
+        matcher: Matcher | None = None,
     ) -> Stream:
         """Queue a request, as `Scheduler.submit` does; nothing is kept that `cache_salt` would keep apart.
 
         Raises:
+            SchemaError: there is a matcher: vLLM is run without a tokenizer, and so without grammars.
             RefragError: it could never run, or the decoder has been shut down.
         """
+        if matcher is not None:
+            raise SchemaError("on vLLM answers can't be held to a schema here; ask for text, or unset REFRAG_VLLM")
         if self._closed:
             raise RefragError("the decoder has been shut down")
         require_positions(prompt, sampling, self.max_positions)

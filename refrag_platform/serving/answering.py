@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from refrag_platform.errors import QueryTooLong
+from refrag_platform.errors import QueryTooLong, SchemaError
 from refrag_platform.serving.admission import Admission, Ticket
 from refrag_platform.serving.answers import Answer
 from refrag_platform.serving.contract import BadRequest
@@ -88,6 +88,9 @@ def _start(engine: Engine, asked: AnswerRequest, collection: str) -> Generation 
         # The engine speaks of a chat's fields.
         error.param = asked.fields_here.get(error.param or "", error.param)
         raise
+    except SchemaError as error:
+        field = asked.fields_here.get("response_format", "response_format")
+        raise BadRequest(str(error), code="invalid_schema", param=field) from None
     except QueryTooLong as error:
         field = asked.fields_here.get("messages", "messages")
         raise BadRequest(str(error), code="query_too_long", param=field) from None

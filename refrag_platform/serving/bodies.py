@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from refrag_platform.serving.contract import Sources, Usage
 
@@ -55,7 +55,8 @@ class AnswerMessage(_Response):
     """The answer."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    refusal: str | None = Field(None, description="in the answer's place, where JSON was asked for and nothing found")
 
 
 class Choice(_Response):
@@ -140,6 +141,13 @@ class OutputText(_Response):
     logprobs: list[DrawnTokenBody]
 
 
+class OutputRefusal(_Response):
+    """In the text's place, where JSON was asked for and nothing found."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class OutputMessage(_Response):
     """What a response says."""
 
@@ -147,7 +155,7 @@ class OutputMessage(_Response):
     type: Literal["message"]
     role: Literal["assistant"]
     status: Literal["completed", "incomplete"]
-    content: list[OutputText]
+    content: list[OutputText | OutputRefusal]
 
 
 class InputTokens(CachedTokens):

@@ -11,6 +11,7 @@ from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_MESSAGES, MOST_Q
 from refrag_platform.serving.answers import Choice, Choices, logprobs_body
 from refrag_platform.serving.contract import Delta, Message, Sampling, TokenLogprob
 from refrag_platform.serving.fields import fault, only
+from refrag_platform.serving.formats import ChatFormat
 from refrag_platform.serving.messages import (
     ChatMessage,
     as_conversation,
@@ -45,7 +46,7 @@ class ChatRequest(ChoicesRequest):
     tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
     functions: Annotated[Any, only([])] = Field(None, description=NOT_HONOURED)
     function_call: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
-    response_format: Annotated[Any, only({"type": "text"})] = Field(None, description=NOT_HONOURED)
+    response_format: ChatFormat | None = Field(None, description="what the answer's text is to be; default text")
     audio: Annotated[Any, only()] = Field(None, description=NOT_HONOURED)
     modalities: Annotated[Any, only(["text"], [])] = Field(None, description=NOT_HONOURED)
     prediction: Annotated[Any, only()] = Field(None, description=NOT_HONOURED)
@@ -68,9 +69,15 @@ class ChatRequest(ChoicesRequest):
     def turns(self) -> list[Message]:
         return as_conversation(self.messages)
 
+    @property
+    def wants_json(self) -> bool:
+        """Whether the answer is to be JSON."""
+        return self.response_format is not None and self.response_format.type != "text"
+
     def sampling(self, default_tokens: int) -> Sampling:
         most = self.max_completion_tokens or self.max_tokens or default_tokens
-        return self.drawn_choices(most, (self.top_logprobs or 0) if self.logprobs else None)
+        schema = self.response_format.followed() if self.response_format else None
+        return self.drawn_choices(most, (self.top_logprobs or 0) if self.logprobs else None, schema)
 
 
 class ChatCompletion(Choices):
@@ -81,17 +88,22 @@ class ChatCompletion(Choices):
     def __init__(self, asked: ChatRequest, generation: Generation | Refusal, request_id: str | None) -> None:
         super().__init__(asked, generation, request_id, asked.n or 1, asked.wants_usage)
         self._logprobs = bool(asked.logprobs)
+        self._refuses = asked.wants_json and not generation.sources.answered
 
     def opening(self) -> dict[str, Any]:
-        return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
+        return {"delta": {"role": "assistant", **self._said("")}, "logprobs": None}
 
     def whole_choice(self, choice: Choice) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": choice.text}, "logprobs": self._tokens(choice.tokens)}
+        return {"message": {"role": "assistant", **self._said(choice.text)}, "logprobs": self._tokens(choice.tokens)}
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         told = bool(delta.text or delta.logprobs)
         logprobs = self._tokens(delta.logprobs) if delta.logprobs else None
-        return {"delta": {"content": delta.text} if told else {}, "logprobs": logprobs}
+        return {"delta": self._said(delta.text) if told else {}, "logprobs": logprobs}
+
+    def _said(self, text: str) -> dict[str, Any]:
+        """Where JSON was asked for, a sentence in its place stands where OpenAI's clients look for one."""
+        return {"content": None, "refusal": text} if self._refuses else {"content": text}
 
     def _tokens(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         return {"content": logprobs_body(tokens), "refusal": None} if self._logprobs else None

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from refrag_platform.agreement import refuse_other_serving
+from refrag_platform.decoding.grammar import Grammars
 from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
@@ -76,6 +77,7 @@ class Engine:
         self._prompts = PromptBuilder(name, model.tokenizer, settings, store.retriever if store else None)
         # A tokenizer keeps state while it reads text: answers are put into words by another.
         self._writer = copy.deepcopy(model.tokenizer)
+        self._grammars = Grammars(self._writer)
         self._faulty = False
 
     def _own_decoder(self) -> Scheduler:
@@ -254,7 +256,7 @@ class Engine:
             rate, expand, continues, collection: as of `start`.
 
         Raises:
-            BadRequest, QueryTooLong: as `retrieve` and `start`.
+            BadRequest, QueryTooLong, SchemaError: as `retrieve` and `start`.
         """
         bundle = at_rate(self.name, self.bundle, rate)
         if count or sent:
@@ -317,6 +319,7 @@ class Engine:
         Raises:
             BadRequest: the prompt is too long, p needs a policy that the model hasn't got, it isn't trained for the
                 rate, or there is no such chunk.
+            SchemaError: answers can't be held to the schema.
         """
         try:
             return self._start(messages, passages, sampling, share_kept, rate, expand, continues, collection)
@@ -341,6 +344,7 @@ class Engine:
         share = bundle.share_kept if share_kept is None else share_kept
         if passages:
             require_choice(self.name, bundle, share)
+        matcher = self._grammars.matcher(sampling.schema) if sampling.schema else None
         selected = self._prompts.select(bundle, passages, share, messages[-1].content, expand)
         chosen = time.monotonic()
         prompt = self._prompts.prompt(bundle.model, messages, [one.chunks for one in selected], continues)
@@ -349,7 +353,7 @@ class Engine:
         begun_to_project = time.monotonic()
         embeds = prompt_input(bundle.model, prompt)
         generation = Generation(
-            lambda: self._scheduler.submit(embeds, sampling, self._stop_ids, collection),
+            lambda: self._scheduler.submit(embeds, sampling, self._stop_ids, collection, matcher),
             self._decode,
             self._token_text,
             sampling,

@@ -108,15 +108,20 @@ class Body(BaseModel):
     def _fields_are_known(cls, given: Any) -> Any:
         """The first unknown field is enough: a body may have a million."""
         if isinstance(given, dict):
+            known = cls._names()
             for name in given:
-                if name not in cls.model_fields:
+                if name not in known:
                     raise fault(
                         "unknown_parameter", f"unknown field {shown(name)}{cls._meant(name)}", shown(name)[1:-1]
                     )
         return given
 
     @classmethod
+    def _names(cls) -> set[str]:
+        return {field.alias or name for name, field in cls.model_fields.items()}
+
+    @classmethod
     def _meant(cls, name: str) -> str:
-        close = difflib.get_close_matches(name[:MOST_SHOWN], cls.model_fields, n=1, cutoff=0.7)
+        close = difflib.get_close_matches(name[:MOST_SHOWN], cls._names(), n=1, cutoff=0.7)
         meant = cls.also_called.get(name) or next(iter(close), None)
         return f"; did you mean {meant}?" if meant else ""

@@ -13,6 +13,7 @@ from refrag_platform.limits import MOST_MESSAGES
 from refrag_platform.serving.answers import Answer, Choice, event, logprobs_body
 from refrag_platform.serving.contract import Delta, Message, Sampling
 from refrag_platform.serving.fields import TEXT_OR_LIST, Body, fault, only
+from refrag_platform.serving.formats import ResponseFormat, TextFormat
 from refrag_platform.serving.input_items import InputItem
 from refrag_platform.serving.messages import (
     ChatMessage,
@@ -35,9 +36,9 @@ Input = Annotated[
 
 
 class TextOptions(Body):
-    """How the answer's text is to be: as it comes."""
+    """What the answer's text is to be."""
 
-    format: Annotated[Any, only({"type": "text"})] = Field(None, description=NOT_HONOURED)
+    format: ResponseFormat | None = Field(None, description="default text")
     verbosity: Annotated[Any, only("medium")] = Field(None, description=NOT_HONOURED)
 
 
@@ -50,7 +51,11 @@ class ResponseStreamOptions(StreamOptions):
 class ResponseRequest(AnswerRequest):
     """Body of POST /v1/responses."""
 
-    fields_here: ClassVar[Mapping[str, str]] = {"messages": "input", "max_tokens": "max_output_tokens"}
+    fields_here: ClassVar[Mapping[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
 
     input: Input = Field(description="a question, or a conversation whose last item is one or a function's output")
     instructions: FullText | None = Field(None, description="stands before the input, as a system message does")
@@ -100,7 +105,9 @@ class ResponseRequest(AnswerRequest):
         return [*told, *as_conversation(self.messages())]
 
     def sampling(self, default_tokens: int) -> Sampling:
-        return self.drawn(self.max_output_tokens or default_tokens, (self.top_logprobs or 0) if self.include else None)
+        schema = self.text.format.followed() if self.text and self.text.format else None
+        top_logprobs = (self.top_logprobs or 0) if self.include else None
+        return self.drawn(self.max_output_tokens or default_tokens, top_logprobs, schema=schema)
 
 
 class ModelResponse(Answer):
@@ -111,6 +118,8 @@ class ModelResponse(Answer):
     def __init__(self, asked: ResponseRequest, generation: Generation | Refusal, request_id: str | None) -> None:
         super().__init__(asked, generation, request_id)
         self._asked, self._choice, self._number = asked, Choice(), 0
+        self._format = (asked.text and asked.text.format) or TextFormat(type="text")
+        self._refuses = self._format.type != "text" and not generation.sources.answered
         self._item_id = f"msg_{uuid.uuid4().hex}"
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
@@ -120,6 +129,7 @@ class ModelResponse(Answer):
 
     async def events(self, first: Delta | None, deltas: AsyncIterator[Delta]) -> AsyncIterator[str]:
         """From response.created to response.completed or, where it was cut off, response.incomplete."""
+        kind = self._part()["type"]
         place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
         yield self._event("response.created", response=self.body("in_progress"))
         yield self._event("response.in_progress", response=self.body("in_progress"))
@@ -129,11 +139,12 @@ class ModelResponse(Answer):
         while delta is not None:
             self._choice.add(delta)
             if delta.text or delta.logprobs:
-                logprobs = logprobs_body(delta.logprobs, no_bytes=[])
-                yield self._event("response.output_text.delta", **place, delta=delta.text, logprobs=logprobs)
+                logprobs = {} if self._refuses else {"logprobs": logprobs_body(delta.logprobs, no_bytes=[])}
+                yield self._event(f"response.{kind}.delta", **place, delta=delta.text, **logprobs)
             delta = await anext(deltas, None)
         part, status = self._part(), self._end()
-        yield self._event("response.output_text.done", **place, text=part["text"], logprobs=part["logprobs"])
+        told = {name: part[name] for name in ("text", "refusal", "logprobs") if name in part}
+        yield self._event(f"response.{kind}.done", **place, **told)
         yield self._event("response.content_part.done", **place, part=part)
         item = self._item("completed" if status == "completed" else "incomplete", [part])
         yield self._event("response.output_item.done", output_index=0, item=item)
@@ -168,7 +179,7 @@ class ModelResponse(Answer):
             "store": False,
             "temperature": asked.temperature or 0.0,
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format.model_dump(by_alias=True)},
             # What was sent is not called, whatever it was.
             "tool_choice": "none" if asked.tools else asked.tool_choice or "auto",
             "tools": [],
@@ -186,6 +197,8 @@ class ModelResponse(Answer):
         return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
     def _part(self) -> dict[str, Any]:
+        if self._refuses:
+            return {"type": "refusal", "refusal": self._choice.text}
         logprobs = logprobs_body(self._choice.tokens, no_bytes=[])
         return {"type": "output_text", "text": self._choice.text, "annotations": [], "logprobs": logprobs}
 

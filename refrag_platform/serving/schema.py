@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Tag, WithJsonSchema, model_validator
 
+from refrag_platform.decoding.settings import Schema
 from refrag_platform.limits import (
     MOST_CHARACTERS,
     MOST_CHARACTERS_IN_ALL,
@@ -144,7 +145,13 @@ class AnswerRequest(Body):
         """How the answer is drawn."""
 
     def drawn(
-        self, max_tokens: int, top_logprobs: int | None, *, stop: tuple[str, ...] = (), choices: int = 1
+        self,
+        max_tokens: int,
+        top_logprobs: int | None,
+        *,
+        stop: tuple[str, ...] = (),
+        choices: int = 1,
+        schema: Schema | None = None,
     ) -> Sampling:
         """`sampling` by the fields that all shapes have."""
         return Sampling(
@@ -155,6 +162,7 @@ class AnswerRequest(Body):
             stop=stop,
             n=choices,
             top_logprobs=top_logprobs,
+            schema=schema,
         )
 
     def given(self) -> list[ServedPassage]:
@@ -229,10 +237,11 @@ class ChoicesRequest(AnswerRequest):
         """Whether a stream ends with a chunk that bears the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def drawn_choices(self, max_tokens: int, top_logprobs: int | None) -> Sampling:
+    def drawn_choices(self, max_tokens: int, top_logprobs: int | None, schema: Schema | None = None) -> Sampling:
         """`sampling` of several choices."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return self.drawn(max_tokens, top_logprobs, stop=tuple(stop for stop in stops if stop), choices=self.n or 1)
+        stop = tuple(stop for stop in stops if stop)
+        return self.drawn(max_tokens, top_logprobs, stop=stop, choices=self.n or 1, schema=schema)
 
 
 def not_blank(value: str) -> str:

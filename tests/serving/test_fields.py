@@ -27,8 +27,6 @@ def post(url: str, path: str = "/v1/chat/completions", **body: Any) -> httpx.Res
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "function"),
         ({"tools": TOOLS}, "tools", 'tool_choice "none"'),
         ({"functions": [{"name": "f"}]}, "functions", "not honoured"),
-        ({"response_format": {"type": "json_object"}}, "response_format", '{"type": "text"}'),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "s"}}}, "response_format", "json_schema"),
         ({"logit_bias": {"5": 1}}, "logit_bias", "not honoured"),
         ({"presence_penalty": 0.1}, "presence_penalty", "0.1 is not honoured here; leave the field out or send 0"),
         ({"frequency_penalty": -2}, "frequency_penalty", "not honoured"),

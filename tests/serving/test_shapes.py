@@ -123,7 +123,6 @@ def test_an_off_topic_input_is_refused_in_every_shape(client: openai.OpenAI, str
         ({"previous_response_id": "resp_1"}, "previous_response_id", "not honoured"),
         ({"background": True}, "background", "not honoured"),
         ({"store": True}, "store", "not honoured"),
-        ({"text": {"format": {"type": "json_schema", "name": "s", "schema": {}}}}, "text.format", "json_schema"),
         ({"tools": [{"type": "web_search"}]}, "tools", "calls no tools"),
         ({"reasoning": {"effort": "high"}}, "reasoning", "not honoured"),
         ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),

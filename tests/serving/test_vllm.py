@@ -127,6 +127,16 @@ def test_clients_cannot_send_vectors(on_vllm: Engine) -> None:
     assert not stand_in(on_vllm).prompts
 
 
+def test_answers_are_not_held_to_a_schema(on_vllm: Engine) -> None:
+    app = create_app("tiny", ApiSettings())
+    app.state.engine = on_vllm
+    client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 1))
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Lima"}]}
+    answer = client.post("/v1/chat/completions", json=body | {"response_format": {"type": "json_object"}})
+    assert answer.status_code == 400 and "REFRAG_VLLM" in answer.json()["error"]["message"]
+    assert not stand_in(on_vllm).prompts
+
+
 def test_an_answer_that_nobody_waits_for_is_given_up(on_vllm: Engine) -> None:
     generation = on_vllm.start(QUESTION, (), Sampling(400))
     next(iter(generation.deltas()))
