@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from refrag_platform.cli.ask import DEFAULT_MODEL, Model
+from refrag_platform.errors import RefragError
 
 
 class Server(StrEnum):
@@ -18,11 +19,10 @@ class Server(StrEnum):
     uvicorn = "uvicorn"
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("serve")(serve)
+commands = typer.Typer()
 
 
+@commands.command()
 def serve(
     model: Model = DEFAULT_MODEL,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
@@ -65,7 +65,6 @@ def serve(
     import importlib.util
     import os
 
-    from refrag_platform.errors import RefragError
     from refrag_platform.processes import require_free
     from refrag_platform.project import Project
     from refrag_platform.serving import bento

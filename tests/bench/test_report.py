@@ -7,19 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.bench.report import write_tables
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
+from tests.command import refrag, refused
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["bench", *arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
+    return refrag("bench", *arguments).output
 
 
 def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
@@ -82,7 +79,5 @@ def test_performance_document_shows_its_files(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_explained(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "latency", *arguments, "--json", str(tmp_path / "x.json")])
-    assert result.exit_code == 2
-    assert message in result.output
+    assert message in refused("bench", "latency", *arguments, "--json", tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()

@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
-from refrag_platform.cli import app
 from refrag_platform.errors import RecipeError
 from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls
 from refrag_platform.evaluation.stage import evaluate_stage
@@ -22,6 +20,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, settings_of
+from tests.command import refrag
 from tests.evaluation.conftest import context
 from tests.planted import override
 
@@ -121,7 +120,6 @@ def test_the_commands_take_the_controls_that_the_recipe_declares(
     monkeypatch.chdir(with_controls.root)
     asked, out = with_controls.content("corpus", "tiny") / "questions" / "test.jsonl", tmp_path / "rag.json"
     command = ["evaluate", "rag", "--model", "tiny", "--questions", str(asked), "--passages", "1", "--json", str(out)]
-    result = CliRunner().invoke(app, [*command, "--systems", "full,plain,refrag", "--limit", "2"])
-    assert result.exit_code == 0, result.output
+    refrag(*command, "--systems", "full,plain,refrag", "--limit", "2")
     decoders = {row["system"]: row["decoder"] for row in json.loads(out.read_text())["rows"]}
     assert decoders == {"full": "tuned", "plain": "tuned for full", "refrag": "own decoder"}

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import generate_batch
@@ -30,6 +28,7 @@ from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
+from tests.command import refrag, refused
 
 ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_tokens", "ttft_ms"]
 
@@ -154,8 +153,7 @@ def test_questions_are_judged_at_a_coarser_rate_by_a_model_that_was_trained_for_
     rag += ["--max-new-tokens", "2", "--json", str(tmp_path / "rag.json"), "--rate"]
     lengths = {}
     for rate in (1, 2):
-        run = CliRunner().invoke(app, [*rag, str(rate)])
-        assert run.exit_code == 0, run.output
+        refrag(*rag, rate)
         result = json.loads((tmp_path / "rag.json").read_text())
         lengths[rate] = {row["system"]: row["decoder_tokens"] for row in result["rows"]}
         assert result["k"] == rate * model.chunk_size
@@ -164,8 +162,7 @@ def test_questions_are_judged_at_a_coarser_rate_by_a_model_that_was_trained_for_
     chunks = lengths[1]["refrag"] - lengths[1]["none"]
     # Each question's two passages end in a chunk of their own.
     assert chunks / 2 <= lengths[2]["refrag"] - lengths[2]["none"] <= chunks / 2 + 1
-    refused = CliRunner().invoke(app, [*rag, "4"])
-    assert refused.exit_code == 2 and "this model is trained for 1, 2" in " ".join(refused.output.split())
+    assert "this model is trained for 1, 2" in refused(*rag, "4")
 
 
 def test_chance_picks_chunks_where_there_is_no_policy(model: RefragModel, questions: list[Question]) -> None:
@@ -366,10 +363,8 @@ def test_the_recipe_names_the_retriever_of_relevance_and_without_it_there_is_non
     asked = str(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
     rag = ["evaluate", "rag", "--model", str(folder), "--questions", asked, "--limit", "2", "--passages", "2"]
     rag += ["--systems", "refrag", "--max-new-tokens", "2", "--json", str(tmp_path / "rag.json")]
-    refused = CliRunner().invoke(app, rag)
-    assert refused.exit_code == 2 and "name it by --recipe" in " ".join(refused.output.split())
+    assert "name it by --recipe" in refused(*rag)
     recipe = str(evaluation_project.recipe_path("tiny"))
     for options, told in ((["--recipe", recipe], True), (["--no-relevance"], False)):
-        run = CliRunner().invoke(app, [*rag, *options])
-        assert run.exit_code == 0, run.output
+        refrag(*rag, *options)
         assert json.loads((tmp_path / "rag.json").read_text())["relevance"] == told

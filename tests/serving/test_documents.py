@@ -16,9 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
@@ -27,6 +25,7 @@ from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import live as live_module
 from refrag_platform.store.edits import EDITS_FILE, Edits
 from refrag_platform.store.live import LiveStore
+from tests.command import refrag, refused
 from tests.conftest import ROOT
 from tests.processes import wait_for
 from tests.serving.conftest import Server
@@ -102,8 +101,8 @@ def test_the_store_s_own_documents_can_be_replaced_and_deleted(live: tuple[str, 
 def test_documents_of_one_request_enter_together_or_not_at_all(live: tuple[str, Engine]) -> None:
     url, _ = live
     texts = [{"id": f"d{number}", "text": f"Zanzibar spice {number}."} for number in range(5)]
-    refused = put(url, *texts, {"id": "empty", "text": "\u200b"})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents.5.text")
+    response = put(url, *texts, {"id": "empty", "text": "\u200b"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "documents.5.text")
     assert put(url, texts[0], texts[0]).json()["error"]["param"] == "documents.1.id"
     assert found(url, "Zanzibar spice") == []
     assert put(url, *texts).is_success and len(found(url, "Zanzibar spice")) == 3
@@ -147,8 +146,8 @@ def test_writes_of_clients_that_gave_up_are_counted_until_they_end(server: Serve
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/documents", json={"documents": [OMAN]}, timeout=0.5)
             wait_for(lambda most=number + 1: len(slow.begun) == most, 20)
-        refused = put(url, OMAN)
-        assert refused.status_code == 429 and "retry-after" in refused.headers
+        full = put(url, OMAN)
+        assert full.status_code == 429 and "retry-after" in full.headers
         # Whoever only looks up doesn't wait behind them.
         assert httpx.get(f"{url}/v1/documents/oman", timeout=20).status_code == 404
         slow.may_end.set()
@@ -260,16 +259,13 @@ def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], 
     put(url, OMAN, {"id": "odd", "text": "Ünïcode  and\r\nspaces."})
     httpx.delete(f"{url}/v1/documents/malta")
     out, gone = tmp_path / "live.jsonl", tmp_path / "deleted.txt"
-    run = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out), "--deleted", str(gone)])
-    assert run.exit_code == 0, run.output
+    refrag("store", "export", tmp_path / "live", "-o", out, "--deleted", gone)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows == [{"id": "odd", "title": "", "text": "Ünïcode and\nspaces."}, OMAN]
     assert gone.read_text() == "malta\n"
-    piped = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", "/dev/null"])
-    assert piped.exit_code == 0, piped.output
-    again = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out)])
-    assert again.exit_code == 2 and "--force" in again.output
-    assert CliRunner().invoke(app, ["store", "ls", str(tmp_path / "live")]).output == "+ odd\n+ oman\n- malta\n"
+    refrag("store", "export", tmp_path / "live", "-o", "/dev/null")
+    assert "--force" in refused("store", "export", tmp_path / "live", "-o", out)
+    assert refrag("store", "ls", tmp_path / "live").output == "+ odd\n+ oman\n- malta\n"
 
 
 WRITERS = 3

@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.store import live as live_module
 from refrag_platform.store.edits import EDITS_FILE, Edit, Edits
 from refrag_platform.store.live import LiveStore
+from tests.command import refrag, refused
 from tests.serving.conftest import COUNTRIES
 
 
@@ -182,7 +181,6 @@ for number in range(300):
 os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    refused = CliRunner().invoke(app, ["store", "ls", str(tmp_path)])
-    assert refused.exit_code == 2 and "its server was killed while it wrote: start it once" in refused.output
+    assert "its server was killed while it wrote: start it once" in refused("store", "ls", tmp_path)
     Edits(path).close()
-    assert CliRunner().invoke(app, ["store", "ls", str(tmp_path)]).exit_code == 0
+    refrag("store", "ls", tmp_path)

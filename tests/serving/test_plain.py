@@ -14,15 +14,14 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.plain import with_health
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.site import Site
+from tests.command import refused
 from tests.processes import wait_for
 from tests.serving.conftest import plain_server
 
@@ -102,10 +101,8 @@ def test_weights_with_another_encoder_s_store_are_never_ready(
 
 
 def test_a_folder_without_a_packaged_model_is_refused(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["serve", "--packaged", str(tmp_path), "--port", str(free_port())])
-    assert refused.exit_code == 2 and "holds no packaged model" in refused.output
+    assert "holds no packaged model" in refused("serve", "--packaged", tmp_path, "--port", free_port())
 
 
 def test_a_folder_is_not_served_in_place(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["serve", "--packaged", str(tmp_path), "--in-place"])
-    assert refused.exit_code == 2 and "give one of them" in refused.output
+    assert "give one of them" in refused("serve", "--packaged", tmp_path, "--in-place")

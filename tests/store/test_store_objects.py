@@ -14,13 +14,12 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import objects
 from refrag_platform.store.table import ChunkStore, _build
+from tests.command import refrag
 from tests.object_store import BUCKET, KEY, SECRET, ObjectStore, object_store
 from tests.store.conftest import Made, text_of
 
@@ -137,8 +136,7 @@ def test_of_a_store_s_refusal_its_code_and_message_are_told_and_no_token(remote:
 
 def test_a_store_is_published_from_a_shell(made: Made, remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(made.project.root))
-    result = CliRunner().invoke(app, ["store", "publish", f"{URL}/", "--model", "tiny"])
-    assert result.exit_code == 0, result.output
+    result = refrag("store", "publish", f"{URL}/", "--model", "tiny")
     assert re.search(rf"{URL}/[0-9a-f]{{32}}/[0-9a-f]{{32}}: 600 passages", result.output)
 
 
