@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from refrag_platform.corpus.question_files import Question, read_questions, retrieved, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.metrics import set_match
-from refrag_platform.evaluation.question_sets import ranked, write_questions
+from refrag_platform.evaluation.question_sets import ranked
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import rag_report
 from refrag_platform.evaluation.systems import System
@@ -97,17 +96,6 @@ def test_no_question_is_asked_over_a_part_of_what_it_is_about(model: RefragModel
     assert with_distractors(one, [("Land 99", "Rivers: 99")], 20) == one
     with pytest.raises(RefragError, match="0/extreme is about just the passages that it lists"):
         list(ranked([one], [("Land 99", "Rivers: 99")], HashedWords(), 3))
-
-
-def test_what_is_written_can_be_read_and_a_wrong_field_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "closed.jsonl"
-    own = [replace(one, split="test", answerable=True) for one in questions()]
-    write_questions(path, own)
-    assert read_questions(path) == own
-    row = json.loads(path.read_text().splitlines()[0])
-    path.write_text(json.dumps(row | {"closed": "yes"}) + "\n")
-    with pytest.raises(RefragError, match=r"closed\.jsonl, row 1: `closed` is 'yes'; it must be true or false"):
-        read_questions(path)
 
 
 def test_open_questions_of_several_gold_passages_pass_through_the_same_evaluation(

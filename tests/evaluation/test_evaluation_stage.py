@@ -237,7 +237,7 @@ def test_the_command_answers_any_questions_with_a_model_folder(
     assert "Left out: sentences: " in said and "as the question's file lists them" in said
     for more, fault in (
         (["--systems", "sentences,refrag"], "`sentences` needs a retriever"),
-        (["--order", "best"], "'best' is not one of 'nearest', 'listed', 'shuffled'"),
+        (["--order", "best"], "'best' is not one of 'nearest'"),
         (["--systems", "frist"], "--systems names 'frist'"),
     ):
         assert fault in refused("evaluate", *asked, *more, "--json", "no.json")

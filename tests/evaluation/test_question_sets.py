@@ -117,15 +117,18 @@ def test_a_summary_is_not_ranked() -> None:
 
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     later = replace(ASKED, id="p", history=(("user", "Where is coffee grown?"), ("assistant", "In Ruritania.")))
-    written = [replace(ASKED, answerable=True), later, replace(later, answerable=False)]
-    assert write_questions(tmp_path / "questions.jsonl", written) == 3
+    closed = replace(ASKED, id="c", closed=True, category="list", split="test")
+    written = [replace(ASKED, answerable=True), later, replace(later, answerable=False), closed]
+    assert write_questions(tmp_path / "questions.jsonl", written) == 4
     assert read_questions(tmp_path / "questions.jsonl") == written
 
 
 WRONG_TURNS = ([{"role": "system", "text": "?"}], [{"role": [], "text": "?"}], {"role": "user"})
 
 
-@pytest.mark.parametrize(("field", "value"), [*(("history", turns) for turns in WRONG_TURNS), ("answerable", "yes")])
+@pytest.mark.parametrize(
+    ("field", "value"), [*(("history", turns) for turns in WRONG_TURNS), ("answerable", "yes"), ("closed", "yes")]
+)
 def test_wrong_turns_and_verdicts_name_their_row(tmp_path: Path, field: str, value: object) -> None:
     row = {"id": "q", "question": "?", "answers": ["a"], "passages": [{"text": "a"}], field: value}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row))

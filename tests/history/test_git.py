@@ -12,10 +12,11 @@ from refrag_platform.history import dvc
 from refrag_platform.history.git import Git, git_commit
 from refrag_platform.history.versions import released
 from refrag_platform.project import Project
+from tests.command import refused
 
 
 @pytest.fixture
-def refused(repository: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def foreign(repository: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A checkout that Git takes for another user's."""
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     # Nothing of this machine's settings may say that it is safe.
@@ -25,16 +26,16 @@ def refused(repository: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return repository
 
 
-def test_a_checkout_of_another_user_is_said_to_be_that(refused: Project) -> None:
+def test_a_checkout_of_another_user_is_said_to_be_that(foreign: Project) -> None:
     for ask in (dvc.ensure_repo, lambda project: Git(project.root), lambda project: released(project, "tiny")):
         with pytest.raises(RefragError, match=r"(?s)Git can't be used on .*dubious ownership.*safe\.directory"):
-            ask(refused)
+            ask(foreign)
     for command in (["commit", "--model", "tiny"], ["release", "ls", "tiny"], ["forget", "notes.txt"]):
         assert "safe.directory" in refused(*command)
 
 
-def test_a_run_goes_on_without_a_commit_and_says_why(refused: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert git_commit(refused.root) == ""
+def test_a_run_goes_on_without_a_commit_and_says_why(foreign: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert git_commit(foreign.root) == ""
     assert "safe.directory" in capsys.readouterr().err
 
 

@@ -20,9 +20,6 @@ from refrag_platform.serving.settings import ApiSettings
 from tests.command import refrag, refused
 from tests.serving.conftest import Server
 
-# The page at / asks for the key itself.
-PAGES = ("/metrics", "/docs", "/openapi.json", "/v1/models", "/v1/documents", "/v1/responses/x")
-
 
 def add(file: Path, name: str, *options: str) -> str:
     return refrag("keys", "add", name, "--file", file, *options).stdout.strip()
@@ -115,15 +112,6 @@ def test_a_name_stands_once() -> None:
 def test_a_server_without_the_file_of_its_keys_does_not_start(server: Server, tmp_path: Path) -> None:
     with pytest.raises(RefragError, match="can't be read"), server(ApiSettings(api_keys_file=tmp_path / "none")):
         pass
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_every_page_asks_for_a_key(server: Server, tmp_path: Path, path: str) -> None:
-    file = tmp_path / "keys"
-    key = add(file, "ana")
-    with server(ApiSettings(api_keys_file=file)) as url:
-        assert httpx.get(url + path).status_code == 401
-        assert status(url, key, path) not in {401, 403}
 
 
 def test_each_key_has_its_rate(server: Server, tmp_path: Path) -> None:

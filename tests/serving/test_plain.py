@@ -100,9 +100,6 @@ def test_weights_with_another_encoder_s_store_are_never_ready(
     assert digest in httpx.post(f"{url}/v1/chat/completions", json=ASKED).json()["error"]["message"]
 
 
-def test_a_folder_without_a_packaged_model_is_refused(tmp_path: Path) -> None:
+def test_only_a_packaged_model_is_served_from_a_folder_and_not_in_place(tmp_path: Path) -> None:
     assert "holds no packaged model" in refused("serve", "--packaged", tmp_path, "--port", free_port())
-
-
-def test_a_folder_is_not_served_in_place(tmp_path: Path) -> None:
     assert "give one of them" in refused("serve", "--packaged", tmp_path, "--in-place")
