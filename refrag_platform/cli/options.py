@@ -1,4 +1,4 @@
-"""What the commands of `refrag evaluate` share: options, and the recipe behind a model."""
+"""What several commands share: options and how they are read, and the recipe behind a model."""
 
 from __future__ import annotations
 
@@ -101,3 +101,14 @@ def parse_numbers(option: str, value: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise RefragError(f"{option} is {value!r}; it must be positive numbers between commas, e.g. 1,8,16")
     return tuple(map(int, parts))
+
+
+def parse_range(passages: str) -> tuple[int, int]:
+    """The least and the most passages of a context."""
+    try:
+        least, most = map(int, passages.split(","))
+    except ValueError:
+        least, most = 0, 0
+    if not 3 <= least <= most:
+        raise RefragError(f"--passages is {passages!r}; give the least and the most, 3 or more, e.g. 10,20")
+    return least, most

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refrag_platform.cli.options import Seed
+from refrag_platform.cli.options import Seed, parse_range
 from refrag_platform.corpus.wordings import EXPLAINED
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
@@ -156,7 +156,7 @@ def many(
     def positions(title: str, text: str) -> int:
         return -(-len(content_ids(tokenizer, passage_text(title, text))) // k) * k
 
-    least, most = _range(passages)
+    least, most = parse_range(passages)
     settings = Settings(count, (least, most), context_tokens, swapped_share, seed)
     profiles = [
         (name, profile)
@@ -338,16 +338,6 @@ def overlap(
         if not kept:
             raise RefragError(f"every question of {path} was seen in training; judge by another file")
         typer.echo(f"{out}: {write_rows(out, kept):,} questions that were not seen")
-
-
-def _range(passages: str) -> tuple[int, int]:
-    try:
-        least, most = map(int, passages.split(","))
-    except ValueError:
-        least, most = 0, 0
-    if not 3 <= least <= most:
-        raise RefragError(f"--passages is {passages!r}; give the least and the most, 3 or more, e.g. 10,20")
-    return least, most
 
 
 def _refuse_existing(out: Path) -> None:

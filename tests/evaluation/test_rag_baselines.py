@@ -33,6 +33,7 @@ from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from tests.conftest import ROOT
+from tests.evaluation.conftest import judged
 
 CUT: tuple[System, ...] = ("truncated", "plain", "sentences", "pruned", "kept+zero", "kept+other")
 SHARES = (0.0, 0.25, 0.5)
@@ -109,10 +110,16 @@ def test_the_order_is_told_and_without_a_retriever_it_is_the_listed_one(
     model: RefragModel, questions: list[Question]
 ) -> None:
     def evaluated(relevance: PassageRelevance | None, order: Order) -> str:
-        found = evaluate_rag(
-            model, None, questions[:2], passages=[2], share_kept=0.0, systems=["none", "refrag"], relevance=relevance,
-            order=order, max_new_tokens=1,
-        )  # fmt: skip
+        found = judged(
+            model,
+            None,
+            questions[:2],
+            passages=[2],
+            systems=["none", "refrag"],
+            relevance=relevance,
+            order=order,
+            max_new_tokens=1,
+        )
         assert [row["order"] for row in found.rows] == [None, found.order]
         return found.order
 
@@ -206,10 +213,17 @@ def test_rows_and_differences_name_the_decoder_that_read(
         (tmp_path / kind).mkdir()
         control.save(tmp_path / kind)
     assert set(question_controls(tmp_path)) == {"full", "plain"} and set(control_folders(tmp_path)) == {"full"}
-    found = evaluate_rag(
-        model, None, questions[:2], passages=[2], share_kept=0.25, max_new_tokens=1, batch_size=2,
-        systems=["full", "none", "first", "plain", "rule", "refrag"], controls=question_controls(tmp_path),
-    )  # fmt: skip
+    found = judged(
+        model,
+        None,
+        questions[:2],
+        passages=[2],
+        share_kept=0.25,
+        max_new_tokens=1,
+        batch_size=2,
+        systems=["full", "none", "first", "plain", "rule", "refrag"],
+        controls=question_controls(tmp_path),
+    )
     named = {row["system"]: (row["decoder"], row["tuned"]) for row in found.rows}
     assert named == {
         "full": ("tuned", True), "none": ("own decoder", False), "first": ("tuned for full", False),

@@ -1,16 +1,11 @@
-"""Documents that are added, replaced and deleted while a real server answers; kills and another store lose none."""
+"""Documents that are added, replaced and deleted while a real server answers."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +13,13 @@ import httpx
 import pytest
 
 from refrag_platform.errors import RefragError
-from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import live as live_module
-from refrag_platform.store.edits import EDITS_FILE, Edits
+from refrag_platform.store.edits import EDITS_FILE
 from refrag_platform.store.live import LiveStore
 from tests.command import refrag, refused
-from tests.conftest import ROOT
 from tests.processes import wait_for
 from tests.serving.conftest import Server
 
@@ -227,33 +220,6 @@ def test_a_folder_is_for_one_server(live: tuple[str, Engine], packaged_project: 
         open_store(packaged_project, live[1], tmp_path / "live")
 
 
-def test_tables_of_another_store_begin_with_all_edits(
-    packaged_project: Project, engine: Engine, tmp_path: Path
-) -> None:
-    """As after a release: the new store may hold, by training, what was exported from here."""
-    folder = tmp_path / "live"
-    store = open_store(packaged_project, engine, folder)
-    store.put([("oman", "Oman", OMAN["text"]), ("chad-copy", "", _text_of(store, "chad"))])
-    store.delete("malta")
-    before = store.description.passages
-    store.close()
-    for tables in (folder / "tables").iterdir():
-        tables.rename(tables.with_name(f"other-{tables.name}"))
-    again = open_store(packaged_project, engine, folder)
-    assert again.search("Muscat", 1)[0].id == "oman:0"
-    assert again.document("malta") is None
-    # The store's own copy of an exported text is not found beside it.
-    assert again.document("chad") is None and again.document("chad-copy") is not None
-    assert again._passages.count_rows() == before
-    again.close()
-
-
-def _text_of(store: LiveStore, name: str) -> str:
-    document = store.document(name)
-    assert document is not None
-    return document.passages[0][2]
-
-
 def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], tmp_path: Path) -> None:
     url, _ = live
     put(url, OMAN, {"id": "odd", "text": "Ünïcode  and\r\nspaces."})
@@ -266,97 +232,6 @@ def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], 
     refrag("store", "export", tmp_path / "live", "-o", "/dev/null")
     assert "--force" in refused("store", "export", tmp_path / "live", "-o", out)
     assert refrag("store", "ls", tmp_path / "live").output == "+ odd\n+ oman\n- malta\n"
-
-
-WRITERS = 3
-SERVE = """
-import sys
-from pathlib import Path
-import uvicorn
-from refrag_platform.project import Project
-from refrag_platform.serving.api import create_app
-from refrag_platform.serving.settings import ApiSettings
-from refrag_platform.serving.engine import Engine
-
-app = create_app("tiny")
-app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
-uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", lifespan="off")
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(
-    packaged_project: Project, engine: Engine, tmp_path: Path
-) -> None:
-    folder, port = tmp_path / "live", free_port()
-    url = f"http://127.0.0.1:{port}"
-    arguments = [sys.executable, "-c", SERVE, str(packaged_project.root), str(folder), str(port)]
-    process = subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    acknowledged: list[int] = []
-
-    def write(writer: int) -> None:
-        for number in range(writer, 10_000, WRITERS):
-            text = f"Atoll number{number} has a lighthouse."
-            try:
-                assert put(url, {"id": f"atoll-{number}", "text": text}).is_success
-            except httpx.TransportError:
-                return
-            acknowledged.append(number)
-
-    try:
-        wait_for(lambda: _answers(url), 120)
-        with ThreadPoolExecutor(WRITERS) as writers:
-            done = [writers.submit(write, writer) for writer in range(WRITERS)]
-            wait_for(lambda: len(acknowledged) >= 12, 60)
-            os.kill(process.pid, signal.SIGKILL)
-        for one in done:
-            one.result()
-    finally:
-        process.kill()
-        process.wait()
-    assert len(acknowledged) >= 12
-    store = open_store(packaged_project, engine, folder)
-    for number in acknowledged:
-        document = store.document(f"atoll-{number}")
-        assert document is not None and document.passages[0][2] == f"Atoll number{number} has a lighthouse."
-        assert store.search(f"number{number} lighthouse", 1)[0].document_id == f"atoll-{number}"
-    # What was not acknowledged is there whole or not at all.
-    edits = Edits(folder / EDITS_FILE, read_only=True)
-    assert all(store.document(edit.id) is not None for edit in edits.all())
-    edits.close()
-    store.close()
-
-
-def test_a_kill_between_record_and_tables_is_made_good(
-    packaged_project: Project, engine: Engine, tmp_path: Path
-) -> None:
-    folder = tmp_path / "live"
-    open_store(packaged_project, engine, folder).close()
-    code = """
-import os, sys
-from pathlib import Path
-from refrag_platform.project import Project
-from refrag_platform.serving.settings import ApiSettings
-from refrag_platform.serving.engine import Engine
-from refrag_platform.store.live import LiveStore
-
-engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
-LiveStore._commit = lambda *given: os.kill(os.getpid(), 9)
-engine.live.of("").put([("oman", "Oman", "Oman's capital is Muscat.")])
-"""
-    arguments = [sys.executable, "-c", code, str(packaged_project.root), str(folder)]
-    killed: Any = subprocess.run(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    store = open_store(packaged_project, engine, folder)
-    assert store.search("Muscat", 1)[0].id == "oman:0"
-    store.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v1/models").is_success
-    except httpx.TransportError:
-        return False
 
 
 def test_the_folder_is_named_by_its_whole_path() -> None:
