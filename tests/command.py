@@ -1,7 +1,5 @@
 """`refrag` in this process: what a command says, and how it refuses."""
 
-from __future__ import annotations
-
 from typer.testing import CliRunner, Result
 
 from refrag_platform.cli import app

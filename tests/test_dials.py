@@ -1,7 +1,5 @@
 """params.yaml names the models that DVC and Dagster run; adding one leaves everything else in it alone."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 

@@ -1,7 +1,5 @@
 """What a reader is told in figures: pages, pictures and the release card are those of the result files."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What `make install` shows: a line for each part, the whole in a log, and of a failure its end and where it lies."""
 
-from __future__ import annotations
-
 import os
 import pty
 import shutil

@@ -1,7 +1,5 @@
 """Recipes at load: what is shipped is valid, and what would have no effect is refused with key, value and the fix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

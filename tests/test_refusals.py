@@ -1,7 +1,5 @@
 """What is typed wrong on the command line, or too early, is named together with the fix."""
 
-from __future__ import annotations
-
 import re
 import socket
 

@@ -1,7 +1,5 @@
 """What a user is told: the version, what to do where there is nothing yet, the demo's result in a line."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from typing import Any

@@ -1,7 +1,5 @@
 """What another machine made is recorded in DVC and in Dagster as if it had been made here."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

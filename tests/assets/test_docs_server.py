@@ -1,7 +1,5 @@
 """Data Docs over HTTP: what checks/ folders hold and nothing else."""
 
-from __future__ import annotations
-
 import threading
 import urllib.error
 import urllib.request

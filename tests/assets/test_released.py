@@ -1,7 +1,5 @@
 """The gate as an asset: a better model is released, a worse one is refused and seen to be; artifacts are planted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

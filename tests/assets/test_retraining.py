@@ -1,7 +1,5 @@
 """When retraining starts by itself: the schedule, new documents, and what is told when a run fails."""
 
-from __future__ import annotations
-
 import http.server
 import json
 import threading

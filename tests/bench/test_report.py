@@ -1,7 +1,5 @@
 """Documents' tables come from result files, and the benchmark's own document is up to date."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

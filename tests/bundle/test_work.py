@@ -1,7 +1,5 @@
 """What goes to the other machine: what its stages read, by the place that it has here, and no more."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Any file name becomes text that can be written and printed, and finds its file again."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess

@@ -1,7 +1,5 @@
 """Questions over many passages: each answer follows from its passages alone, by a reading of its own."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`refrag questions overlap`: what of judged questions stands in training text."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A tiny random model with a policy, windows of random tokens, and a project ready for the evaluation stage."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

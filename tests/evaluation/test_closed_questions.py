@@ -1,7 +1,5 @@
 """Questions that are about all of their passages: figures of each kind, and never asked over a part."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Controls of a recipe: the evaluation takes those that would be trained so now, and leaves others out by name."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

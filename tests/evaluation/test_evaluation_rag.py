@@ -1,7 +1,5 @@
 """Answers to questions: what each system reads, and how answers are scored."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

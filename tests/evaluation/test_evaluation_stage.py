@@ -1,7 +1,5 @@
 """The evaluation stage and `refrag evaluate`: files, reports, and what they refuse."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`refrag bench frontier`: what was judged is timed, prompt for prompt, and both stand in one row."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Question files: what is ranked first, what a long document gives, and that it can be read again."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

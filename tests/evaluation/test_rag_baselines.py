@@ -1,7 +1,5 @@
 """The baselines of a table of questions: as many tokens, one order, what replaces vectors, and who read a row."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

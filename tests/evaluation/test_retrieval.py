@@ -1,7 +1,5 @@
 """The measure of a store's search: hits alone and in conversations, what is refused, and the threshold it suggests."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is served is what is judged: questions looked up in a real store, answered over that, and held by the gate."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path

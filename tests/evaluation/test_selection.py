@@ -1,7 +1,5 @@
 """The policy's choice of chunks beside others: all keep as many, and are judged by the same tokens."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where Git refuses, its own reason is what a user reads."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`refrag gc`: what a release, the last runs, the workspace or a served Bento needs stays; the rest goes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

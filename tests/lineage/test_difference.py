@@ -1,7 +1,5 @@
 """`refrag diff A B`: two versions side by side, from what is in place, from Git and from DVC's cache."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`refrag lineage` both ways over all versions: in place, in Git, in BentoML's store."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`refrag forget` names exactly what must be rebuilt once a document goes, and the next runs rebuild just that."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`refrag lineage` prints the chain behind an artifact from manifests alone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """What an artifact says of its training is what its settings and figures say together."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

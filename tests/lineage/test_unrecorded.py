@@ -1,7 +1,5 @@
 """`refrag forget` says which artifacts have weights in them whose documents nobody here can look up."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compress anywhere: what a prompt is laid out to."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

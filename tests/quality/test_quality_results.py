@@ -1,7 +1,5 @@
 """What checks found is remembered for as long as it is true, and no longer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

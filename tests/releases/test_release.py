@@ -1,7 +1,5 @@
 """Promotion, refusal and rollback over real Git tags and a real DVC repository; the artifacts are planted."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

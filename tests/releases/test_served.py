@@ -1,7 +1,5 @@
 """The service runs the released version: real Bentos of planted models, real tags, a real server."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """A tiny packaged project: a random model with a policy, a real chunk store, and stand-ins for the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

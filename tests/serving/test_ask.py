@@ -1,7 +1,5 @@
 """`refrag ask` says what is wrong with what a shell gave it, and with what another program answered."""
 
-from __future__ import annotations
-
 import http.server
 import threading
 from collections.abc import Iterator

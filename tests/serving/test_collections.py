@@ -1,7 +1,5 @@
 """Keys of one collection learn nothing of another's documents: by ids, searches, scores, reuse, figures or errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Documents that are added, replaced and deleted while a real server answers."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 import threading
@@ -125,7 +123,7 @@ class SlowWrites:
         assert self.may_end.wait(60)
         return []
 
-    def of(self, collection: str) -> SlowWrites:
+    def of(self, collection: str) -> Any:
         return self
 
     def document(self, name: str) -> None:

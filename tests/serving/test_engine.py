@@ -1,7 +1,5 @@
 """The engine: prompt, policy, generation and what it reports, without HTTP."""
 
-from __future__ import annotations
-
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,7 +1,5 @@
 """Who may use the service: several keys, revoked while it runs, each with its rate; without keys this machine alone."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor

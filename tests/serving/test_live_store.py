@@ -1,7 +1,5 @@
 """What a working copy of a store holds after failed writes, kills, other releases and restored backups."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

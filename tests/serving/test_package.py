@@ -1,7 +1,5 @@
 """The package stage: exact tags, nothing made twice, nothing half-made accepted, and a Bento that serves."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The service under uvicorn alone: without BentoML, ready only with its own store, drained when it is to end."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import socket

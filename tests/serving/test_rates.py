@@ -1,7 +1,5 @@
 """The service reads one store at several compression rates: a request says how many chunks share a vector."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from dataclasses import replace

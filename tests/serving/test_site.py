@@ -1,7 +1,5 @@
 """What stands around the answers: root, description, metrics, ids, the log, and what a request may cost in memory."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

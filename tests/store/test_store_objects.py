@@ -1,7 +1,5 @@
 """Search tables in an object store, which is moto's mock of S3 on loopback: built once, whole or not there."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Iterator

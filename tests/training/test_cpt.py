@@ -1,7 +1,5 @@
 """CPT's batches: which steps repeat their context, and how that is laid out."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a choice of chunks should keep, and learning from that."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

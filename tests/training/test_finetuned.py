@@ -1,7 +1,5 @@
 """Fine-tuning: what the decoder reads of an example, and which of its chunks as tokens."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path

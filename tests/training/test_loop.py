@@ -1,7 +1,5 @@
 """The loop: the same curve whatever interrupts it, and a clear end when a run can't become useful."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

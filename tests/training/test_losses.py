@@ -1,7 +1,5 @@
 """The block-by-block loss is plain cross-entropy: its value and both gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

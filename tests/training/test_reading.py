@@ -1,7 +1,5 @@
 """Reading tasks: what is asked, how it is laid out, and that a packed batch is read as each question by itself."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

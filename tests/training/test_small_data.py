@@ -1,7 +1,5 @@
 """Too little to learn from, too much for the decoder, nothing to see: refused or left out and counted, beforehand."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

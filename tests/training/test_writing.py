@@ -1,7 +1,5 @@
 """Written questions: decoded together as each by itself, filtered, the same whenever they are made, fit to train on."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from itertools import chain
