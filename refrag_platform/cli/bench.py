@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.options import known_recipe, parse_numbers
+from refrag_platform.cli.options import Json, known_recipe, parse_numbers
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 
@@ -21,7 +21,6 @@ ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, with its encoder.")
 ]
 ChunkSizes = Annotated[str, typer.Option("--k", help="Chunk sizes, e.g. 8,16,32.")]
-Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png).")]
 Question = Annotated[int, typer.Option("--question", min=1, help="Question tokens after the context.")]
 Seed = Annotated[int, typer.Option("--seed")]
@@ -111,7 +110,7 @@ def throughput(
 @commands.command()
 def train(
     model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a recipe file.")],
-    json: Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")],
+    json: Json,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: the recipe's.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.")] = 20,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before them, compilation included.")] = 5,
@@ -206,10 +205,8 @@ def frontier(
     the result says so), choice by the policy or the sentences' nearness, projection, prefill. Chunk vectors and
     sentence vectors are made ahead.
     """
-    from refrag_platform.bench.figures import frontier_figure
     from refrag_platform.bench.frontier import bench_frontier
     from refrag_platform.bench.judged import read_judged, require_judged
-    from refrag_platform.bench.report import frontier_report
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.digests import judged_digests
     from refrag_platform.model.loading import load_bundle
@@ -231,10 +228,7 @@ def frontier(
     result["machines"][0]["digests"] = digests
     # Where the quality comes from.
     result["judged"] = [file.name for file in rows]
-    write_json(json, result)
-    if plot:
-        frontier_figure(result, plot)
-    typer.echo(frontier_report(result))
+    _tell_frontier(result, json, plot)
 
 
 @commands.command()
@@ -246,15 +240,10 @@ def frontier_join(
     ] = None,
 ) -> None:
     """Put results of `refrag bench frontier` together: machines side by side, models of other k among the curves."""
-    from refrag_platform.bench.figures import frontier_figure
     from refrag_platform.bench.frontier import joined
-    from refrag_platform.bench.report import frontier_report
 
     result = joined(files)
-    write_json(json, result)
-    if plot:
-        frontier_figure(result, plot)
-    typer.echo(frontier_report(result))
+    _tell_frontier(result, json, plot)
 
 
 @commands.command()
@@ -315,6 +304,16 @@ def tables(
 
     count, missing = write_tables(document)
     typer.echo(f"{document}: {count} blocks" + (f", not measured yet: {', '.join(missing)}" if missing else ""))
+
+
+def _tell_frontier(result: dict[str, Any], json: Path, plot: Path | None) -> None:
+    from refrag_platform.bench.figures import frontier_figure
+    from refrag_platform.bench.report import frontier_report
+
+    write_json(json, result)
+    if plot:
+        frontier_figure(result, plot)
+    typer.echo(frontier_report(result))
 
 
 def _subject(shape: str | None, model: str | None) -> Subject:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from refrag_platform.cli.ask import DEFAULT_MODEL, Model
 from refrag_platform.errors import RefragError
-
-
-class Server(StrEnum):
-    """What runs the application."""
-
-    bentoml = "bentoml"
-    uvicorn = "uvicorn"
-
 
 commands = typer.Typer()
 
@@ -38,8 +29,9 @@ def serve(
         ),
     ] = False,
     server: Annotated[
-        Server, typer.Option("--server", help="uvicorn: in this process, by this code, without BentoML.")
-    ] = Server.bentoml,
+        Literal["bentoml", "uvicorn"],
+        typer.Option("--server", help="uvicorn: in this process, by this code, without BentoML."),
+    ] = "bentoml",
     packaged: Annotated[
         Path | None,
         typer.Option(
@@ -77,7 +69,7 @@ def serve(
 
         return serve_packaged(packaged, host, port)
     project = Project.find()
-    if server is Server.uvicorn:
+    if server == "uvicorn":
         from refrag_platform.releases.served import package_to_serve
         from refrag_platform.serving.plain import serve_in_place, serve_packaged
 

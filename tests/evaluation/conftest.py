@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question_files import Question, read_questions
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
 from refrag_platform.evaluation.windows import Windows
@@ -67,6 +67,11 @@ def model(evaluation_project: Project) -> RefragModel:
 @pytest.fixture(scope="session")
 def policy(evaluation_project: Project) -> PolicyNetwork:
     return PolicyNetwork.load(evaluation_project.content("policy", "tiny"))
+
+
+@pytest.fixture(scope="session")
+def questions(evaluation_project: Project) -> list[Question]:
+    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
 
 
 @pytest.fixture(scope="session")

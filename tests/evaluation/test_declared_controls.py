@@ -18,6 +18,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, settings_of
+from tests.candidates import manifest_of
 from tests.command import refrag
 from tests.evaluation.conftest import context
 from tests.planted import override
@@ -30,7 +31,7 @@ def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Pat
     shutil.copytree(evaluation_project.root, project.root)
     recipe = project.recipe_path("tiny")
     recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}, none: {{}}, plain: {{}}}}\n")
-    corpus = manifest_of("corpus", "tiny", project.content("corpus", "tiny"))
+    corpus = manifest_of("corpus", hash=folder_digest(project.content("corpus", "tiny")))
     corpus.write(project.stage_dir("corpus", "tiny"))
     mute = copy.deepcopy(model)
     mute.decoder.get_output_embeddings().weight.data.zero_()
@@ -42,16 +43,10 @@ def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Pat
             content.mkdir(parents=True)
             mute.save(content)
             settings = settings_of(STAGES[stage], project.recipe(name))
-            manifest = manifest_of(stage, name, content).model_copy(update={"inputs": inputs, "settings": settings})
+            manifest = manifest_of(stage, name, hash=folder_digest(content), inputs=inputs, settings=settings)
             manifest.write(content.parent)
             inputs = inputs | {stage: InputRecord(path="", hash=manifest.hash)}
     return project
-
-
-def manifest_of(stage: str, model: str, content: Path) -> Manifest:
-    said = {"fingerprint": "", "settings": {}, "seed": 0, "code": "", "commit": "", "started": "", "finished": ""}
-    facts = {"seconds": 0.0, "hardware": {}, "libraries": {}, "metrics": {}}
-    return Manifest.model_validate({"stage": stage, "model": model, "hash": folder_digest(content), **said, **facts})
 
 
 def test_controls_that_the_recipe_declares_are_used_where_they_are_trained(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import generate_batch
 from refrag_platform.evaluation.pruning import pruned, self_information
@@ -30,11 +30,6 @@ from tests.command import refrag, refused
 from tests.evaluation.conftest import judged
 
 ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_tokens", "ttft_ms"]
-
-
-@pytest.fixture(scope="module")
-def questions(evaluation_project: Project) -> list[Question]:
-    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
 
 
 def compressed(

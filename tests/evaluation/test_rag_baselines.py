@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.decoders import control_folders, question_controls
 from refrag_platform.evaluation.figures import COLORS
@@ -27,7 +27,6 @@ from refrag_platform.evaluation.systems import (
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, lay_out, plain_tokens, prompt_length
-from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from tests.conftest import ROOT
@@ -38,11 +37,6 @@ SHARES = (0.0, 0.25, 0.5)
 FAR, NEAR, NEXT = ("Zinc", "Zinc melts early."), ("Coffee", "Coffee is grown in Yemen."), ("Tea", "Tea is grown too.")
 ASKED = Question("q", "Where is coffee grown?", ("Yemen",), (FAR, NEXT, NEAR))
 OTHER = Question("o", "Which army was first?", ("x",), (("Army", "The army came first. It was large."),))
-
-
-@pytest.fixture(scope="module")
-def questions(evaluation_project: Project) -> list[Question]:
-    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
 
 
 def made(readers: Readers, asked: Question, wrong: Question | None, wanted: list[Reading]) -> dict[Reading, Prompt]:

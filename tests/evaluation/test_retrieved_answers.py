@@ -34,11 +34,6 @@ def recipe(evaluation_project: Project) -> Recipe:
     return recipe.model_copy(update={"evaluation": short, "serving": serving})
 
 
-@pytest.fixture(scope="module")
-def questions(evaluation_project: Project) -> list[Question]:
-    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
-
-
 def evaluated(project: Project, recipe: Recipe, questions: list[Question], chunks: Path) -> ServedEvaluation:
     base, bundle = project.recipe_path("tiny").parent, load_bundle(str(project.content("finetuned", "tiny")))
     return evaluate_served(bundle, questions, chunks, recipe, base, recipe_relevance(recipe, base, "cpu"))

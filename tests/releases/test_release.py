@@ -5,7 +5,6 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from refrag_platform import runner, stages
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
+from refrag_platform.evaluation.items import Items
 from refrag_platform.history import dvc
 from refrag_platform.history.versions import released, releases
 from refrag_platform.project import Project
@@ -21,37 +20,12 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.releases import again, promotion
 from refrag_platform.releases.promotion import promote, rollback
 from refrag_platform.releases.restore import SERVED, restore
-from refrag_platform.stages import StageContext
+from tests.candidates import held_out, make_candidate
 from tests.command import refrag
 from tests.conftest import set_remote
-from tests.planted import MODEL, make_all, override, plant, planted, run
+from tests.planted import MODEL, override, plant, run
 
-METRICS = ("P32", "exact_match", "f1")
 Make = Callable[..., dict[str, str]]
-
-
-def held_out(quality: float, held_out_set: str = "test", metrics: tuple[str, ...] = METRICS) -> Items:
-    """Eight windows and eight questions, all as good as `quality` says: 0 to 1, higher is better."""
-    names = [str(number) for number in range(8)]
-    nats: dict[str, list[float]] = {name: [4 - quality] * 8 for name in metrics if name.startswith("P")}
-    answers: dict[str, list[float]] = {name: [quality] * 8 for name in metrics if not name.startswith("P")}
-    return Items(windows=ItemSet.of(held_out_set, names, nats), questions=ItemSet.of(held_out_set, names, answers))
-
-
-def make(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int, items: Items) -> dict[str, str]:
-    """Plant a model that was fine-tuned for `steps` and evaluated to `items`; the hashes of its artifacts."""
-
-    def with_items(context: StageContext) -> dict[str, Any]:
-        metrics = planted(context)
-        if context.stage == "evaluation":
-            (context.out / FILE_NAME).write_text(items.model_dump_json())
-            metrics |= {"P32_refrag": 4 - steps / 100, "refrag_f1": steps / 100}
-        return metrics
-
-    plant(monkeypatch)
-    monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
-    override(project, "finetuned", {"steps": steps})
-    return make_all(project)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +67,7 @@ def released_over(root: Path, folder: Path, steps: int, quality: float) -> Proje
     """A copy of a repository in which a planted model was made and released."""
     project = copy(root, folder / "copy")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make(project, monkeypatch, steps, held_out(quality))
+        make_candidate(project, monkeypatch, steps, held_out(quality))
         outcome = promote(project, MODEL)
     assert outcome.new and outcome.decision is not None and outcome.decision.promoted
     return project
@@ -102,7 +76,7 @@ def released_over(root: Path, folder: Path, steps: int, quality: float) -> Proje
 @pytest.fixture
 def candidate(first: Project, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Plants another model in place of the released one."""
-    return lambda steps, items: make(first, monkeypatch, steps, items)
+    return lambda steps, items: make_candidate(first, monkeypatch, steps, items)
 
 
 def git(project: Project, *arguments: str) -> str:

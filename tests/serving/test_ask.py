@@ -1,12 +1,12 @@
 """`refrag ask` says what is wrong with what a shell gave it, and with what another program answered."""
 
-import http.server
-import threading
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 from tests.command import refused
+from tests.web import Silent, served
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -15,19 +15,14 @@ NOWHERE = "http://127.0.0.1:9"
 def another_program() -> Iterator[str]:
     """A server that is not this program's: a page at every path."""
 
-    class Page(http.server.BaseHTTPRequestHandler):
+    class Page(Silent):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"<html>Hello</html>")
 
-        def log_message(self, *arguments: object) -> None:
-            return
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Page)) as url:
+        yield url
 
 
 def test_bytes_that_are_not_utf8_are_refused_before_anything_is_loaded() -> None:

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
@@ -22,6 +20,7 @@ from refrag_platform.serving.site import Site
 from tests.command import refused
 from tests.processes import wait_for
 from tests.serving.conftest import plain_server
+from tests.web import served_app
 
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
 
@@ -54,16 +53,8 @@ def test_the_artifacts_in_place_are_served_without_bentoml_and_sigterm_drains(
 def site() -> Iterator[tuple[Site, str]]:
     """A site without its model yet, under uvicorn on this machine."""
     site = Site("tiny")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(with_health(site), log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield site, f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
+    with served_app(with_health(site)) as url:
+        yield site, url
 
 
 def health(url: str) -> list[int]:
