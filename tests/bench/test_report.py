@@ -13,14 +13,10 @@ from tests.command import refrag, refused
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def run(*arguments: str) -> str:
-    return refrag("bench", *arguments).output
-
-
 def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
     file, picture, document = tmp_path / "latency.json", tmp_path / "plots/latency.png", tmp_path / "doc.md"
     arguments = ["--context", "32,64", "--question", "4", "--k", "4,8", "--runs", "2", "--warmup", "1"]
-    told = run("latency", "--shape", "tiny", *arguments, "--json", str(file), "--plot", str(picture))
+    told = refrag("bench", "latency", "--shape", "tiny", *arguments, "--json", file, "--plot", picture).output
     assert told.count("refrag, k = 8") == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     document.write_text("# Speed\n<!-- bench latency.json -->\nold\n<!-- end -->\nThe end\n")
@@ -41,7 +37,7 @@ def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
 def test_a_throughput_run_becomes_a_table(tmp_path: Path) -> None:
     file, document = tmp_path / "throughput.json", tmp_path / "doc.md"
     arguments = ["--context", "32", "--new-tokens", "3", "--k", "4", "--runs", "1", "--largest-batch", "2"]
-    run("throughput", "--shape", "tiny", *arguments, "--json", str(file), "--plot", str(tmp_path / "t.png"))
+    refrag("bench", "throughput", "--shape", "tiny", *arguments, "--json", file, "--plot", tmp_path / "t.png")
     assert json.loads(file.read_text())["new_tokens"] == 3
     document.write_text("<!-- bench throughput.json -->\n<!-- end -->\n")
     write_tables(document)

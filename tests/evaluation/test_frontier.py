@@ -23,10 +23,6 @@ FILES = ("coast.jsonl", "inland.jsonl")
 PARTS = ("retrieval_ms", "choice_ms", "projection_ms", "prefill_ms")
 
 
-def run(*arguments: str) -> str:
-    return refrag(*arguments).output
-
-
 @pytest.fixture(scope="module")
 def folder(evaluation_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files of questions, and what `refrag evaluate rag` says of both together."""
@@ -37,7 +33,7 @@ def folder(evaluation_project: Project, tmp_path_factory: pytest.TempPathFactory
         (folder / name).write_text("".join(own), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(evaluation_project.root)
-        run(
+        refrag(
             "evaluate", "rag", "--model", "tiny", *asked(folder), "--passages", "3", "--share-kept", "0",
             "--shares", "0.25", "--systems", SYSTEMS, "--max-new-tokens", "2", "--batch-size", "4",
             "--json", str(folder / "judged.json"),
@@ -57,7 +53,7 @@ def asked(folder: Path) -> list[str]:
 
 
 def timed(folder: Path, name: str, *more: str) -> dict[str, Any]:
-    run(
+    refrag(
         "bench", "frontier", "--model", "tiny", *asked(folder), "--rows", str(folder / "judged.json"),
         "--stores", str(folder / "stores"), "--json", str(folder / name), *more,
     )  # fmt: skip
@@ -96,7 +92,7 @@ def test_machines_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPat
         row["device"] = "another"
     (folder / "bare.json").write_text(json.dumps(bare), encoding="utf-8")
     both = ("--json", str(folder / "both.json"), "--plot", str(folder / "both.png"))
-    printed = [line for line in run("bench", "frontier-join", *map(str, files), *both).splitlines() if line[:1] == "|"]
+    printed = [line for line in refrag("bench", "frontier-join", *files, *both).output.splitlines() if line[:1] == "|"]
     device = here["machines"][0]["device"]
     assert f"{device}: first token, ms" in printed[0] and "another: first token, ms" in printed[0]
     assert len(printed) == 2 + len(here["rows"]) and not any("–" in line for line in printed)
