@@ -1,7 +1,5 @@
 """Asset checks: one per expectation of the artifact's suite; those that block stop what is downstream."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

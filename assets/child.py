@@ -7,8 +7,6 @@ It leads a process group of its own. When the step's process dies without a word
 group goes too: an orphan would hold the stage's lock and the GPU.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

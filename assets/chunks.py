@@ -1,7 +1,5 @@
 """Chunk-embedding store: passages to search, and chunk vectors by the encoder that is served."""
 
-from __future__ import annotations
-
 from dagster import MetadataValue
 
 from assets.metadata import Metadata, Published

@@ -1,7 +1,5 @@
 """Tokenized corpus: documents split by a stable hash, token shards, passages, questions with answers."""
 
-from __future__ import annotations
-
 from dagster import MetadataValue
 
 from assets.metadata import Metadata, Published, table

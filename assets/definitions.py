@@ -3,8 +3,6 @@
 corpus -> reconstruction -> cpt -> finetuned -> {chunks, policy} -> evaluation -> package -> released
 """
 
-from __future__ import annotations
-
 from dagster import Definitions, multiprocess_executor
 
 from assets.chunks import chunks

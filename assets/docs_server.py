@@ -3,8 +3,6 @@
 python -m assets.docs_server [HOST [PORT]]    $REFRAG_DOCS_URL says where browsers find it; `make ui` starts both.
 """
 
-from __future__ import annotations
-
 import contextlib
 import html
 import http.server

@@ -1,8 +1,6 @@
 """Evaluation on held-out data: log-perplexity and answers, REFRAG beside full, no and truncated context; what the chunk
 store's search finds, and answers over that."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dagster import MetadataValue

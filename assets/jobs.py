@@ -4,8 +4,6 @@
 the gate decide about a release.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 

@@ -4,8 +4,6 @@ Dagster's monitoring asks it. A run that was killed together with its code locat
 would else look alive for ever, and hold its model and the device.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

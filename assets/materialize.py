@@ -3,8 +3,6 @@
 python -m assets.materialize MODEL [STAGE...]
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the UI shows of an artifact: its manifest as numbers and tables, its loss as a picture."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -9,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSchema
@@ -43,7 +41,7 @@ class Published:
         return self.folder / "content"
 
     @classmethod
-    def read(cls, project: Project, stage: str, model: str) -> Published:
+    def read(cls, project: Project, stage: str, model: str) -> Self:
         folder = project.stage_dir(stage, model)
         return cls(project, folder, Manifest.read(folder))
 

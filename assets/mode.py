@@ -1,7 +1,5 @@
 """From where a retraining run trains: in full, or on from the released checkpoint. Asked in the Launchpad."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from dagster import AssetExecutionContext, Config, Failure

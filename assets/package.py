@@ -1,7 +1,5 @@
 """Bento: model, store and policy under one exact tag, built to be served; DVC keeps only the lock."""
 
-from __future__ import annotations
-
 from dagster import MetadataValue
 
 from assets.metadata import Metadata, Published

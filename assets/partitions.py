@@ -1,7 +1,5 @@
 """One partition per model of params.yaml, as DVC's matrix has; and the project they belong to."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

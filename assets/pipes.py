@@ -5,8 +5,6 @@ would live on. Here an interruption sends SIGTERM to the group, the trainer save
 there after the grace time is killed.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import shutil

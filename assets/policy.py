@@ -1,7 +1,5 @@
 """RL policy: chooses the share of the chunks that the fine-tuned model reads as tokens; GRPO with PPO clipping."""
 
-from __future__ import annotations
-
 from dagster import MetadataValue
 
 from assets.metadata import Metadata, Published, curve

@@ -3,8 +3,6 @@
 It reads the file instead of the trainer's output: several ranks write one file, and its every line is a figure.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -4,7 +4,6 @@ Empty until a first version is released: materialize this asset once the others 
 MODEL`. Until then the service runs what is in place.
 """
 
-# No `from __future__ import annotations`: Dagster looks at the annotations of an asset's parameters.
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta

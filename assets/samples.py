@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dagster import MetadataValue
 
-from assets.metadata import Metadata, Published
+from assets.metadata import Metadata, Published, curve
 from refrag_platform.files import write_json
 from refrag_platform.project import Project
 
@@ -33,6 +33,11 @@ def samples(published: Published) -> Metadata:
     lines = ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]
     header = f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}\n"
     return {"samples": MetadataValue.md(header + "\n".join(lines))}
+
+
+def training(published: Published) -> Metadata:
+    """What the UI shows of a training: the course of its loss, and what the model writes."""
+    return {**curve(published), **samples(published)}
 
 
 def write_samples(project: Project, stage: str, model: str) -> None:

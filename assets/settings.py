@@ -4,8 +4,6 @@ retraining: {cron: "0 3 * * 0", timezone: Europe/Berlin, mode: continue, promote
 elsewhere: {command: "scripts/on_gpu.sh {bundle} {results}", stages: [reconstruction, cpt]}
 """
 
-from __future__ import annotations
-
 from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo
 

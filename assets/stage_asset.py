@@ -4,7 +4,6 @@ The manifest says whether an artifact is current, `refrag run` makes it, DVC kee
 No DVC lock is held while a stage runs.
 """
 
-# No `from __future__ import annotations`: Dagster looks at the annotations of an asset's parameters.
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

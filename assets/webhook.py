@@ -1,7 +1,5 @@
 """A failed run is told to a webhook in Slack's shape: {"text": ...}. The URL is a secret: $REFRAG_WEBHOOK_URL."""
 
-from __future__ import annotations
-
 import json
 import os
 import urllib.error

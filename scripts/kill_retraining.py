@@ -8,8 +8,6 @@ free and no artifact be half; the next run must go on from the newest complete c
 by line. Whenever a run gets through, its artifacts and losses must be those of the undisturbed run.
 """
 
-from __future__ import annotations
-
 import random
 import shutil
 import sys

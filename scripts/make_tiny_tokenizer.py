@@ -4,8 +4,6 @@ Run: python scripts/make_tiny_tokenizer.py        (writes models/tiny/tokenizer.
 Train it again only on purpose: a new tokenizer makes every artifact of `tiny` stale.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from importlib.resources import files

@@ -7,8 +7,6 @@ minute. Of a command that fails the log's end is shown, and where it lies; its e
 but Python: it runs before anything is installed.
 """
 
-from __future__ import annotations
-
 import shutil
 import signal
 import subprocess

@@ -5,8 +5,6 @@
 A file of choices, scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Shared fixtures: a copy of the project that tests may write into."""
 
-from __future__ import annotations
-
 import gc
 import importlib
 import os

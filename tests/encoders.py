@@ -1,7 +1,5 @@
 """The tiny model with each kind of encoder, its vectors full of what the windows say."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

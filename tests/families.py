@@ -1,7 +1,5 @@
 """Decoders of many families, tiny and at random, large enough in their weights that every part of them counts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

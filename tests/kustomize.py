@@ -3,8 +3,6 @@
 A test holds it against kubectl itself, where that is installed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 It speaks S3's protocol over real HTTP, conditional puts included; here it also notes what was asked and fails at will.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import threading

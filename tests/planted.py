@@ -1,7 +1,5 @@
 """A pipeline of planted stage functions: real runner, real DVC and Git, content that is made in no time."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

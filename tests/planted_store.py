@@ -1,7 +1,5 @@
 """A model and a Bento in BentoML's store, as the package stage puts them there, in no time."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

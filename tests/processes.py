@@ -1,7 +1,5 @@
 """Other processes: starting them, ending them, waiting for what they do."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A decoder says in training, in packed windows and in the engine what it says by itself, or is refused by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,16 +1,13 @@
 """params.yaml names the models that DVC and Dagster run; adding one leaves everything else in it alone."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from refrag_platform import runner
-from refrag_platform.cli import app
 from refrag_platform.dials import add_model, only_models, require_named
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.project import Project
+from tests.command import refrag
 from tests.planted import MODEL, plant, run
 
 LAYOUTS = {
@@ -66,8 +63,7 @@ def test_the_command_adds_a_model_that_dvc_then_runs(repository: Project, monkey
     monkeypatch.chdir(repository.root)
     with pytest.raises(RefragError, match=rf"models names none, not '{MODEL}'.*`refrag recipes add {MODEL}`"):
         require_named(repository, MODEL)
-    result = CliRunner().invoke(app, ["recipes", "add", MODEL])
-    assert result.exit_code == 0, result.output
+    refrag("recipes", "add", MODEL)
     require_named(repository, MODEL)
     assert f"corpus@{MODEL}" in run(repository.root, "dvc", "stage", "list")
 

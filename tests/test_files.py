@@ -1,7 +1,5 @@
 """Files that appear whole, and locks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The layers of the house (pyproject.toml, [tool.importlinter]), held by import-linter."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What a reader is told in figures: pages, pictures and the release card are those of the result files."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -11,11 +9,10 @@ from typing import Any
 
 import pytest
 from matplotlib.testing.compare import compare_images
-from typer.testing import CliRunner
 
 from refrag_platform.bench.frontier import joined
 from refrag_platform.bench.judged import read_judged
-from refrag_platform.cli import app
+from tests.command import refrag
 from tests.conftest import ROOT, load_script
 
 DOCS = ROOT / "docs"
@@ -55,8 +52,7 @@ def test_the_release_card_is_that_of_its_manifest_and_of_result_files(
     release = ROOT / "models" / "smollm2-135m" / "release"
     shutil.copytree(release, tmp_path / "release")
     given = [f"--results={DOCS / 'results' / name}" for name in ("frontier.json", "start-token-h100.json")]
-    result = CliRunner().invoke(app, ["weights", "card", str(tmp_path / "release"), *given])
-    assert result.exit_code == 0, result.output
+    refrag("weights", "card", tmp_path / "release", *given)
     card = (tmp_path / "release" / "README.md").read_text(encoding="utf-8")
     assert card == (release / "README.md").read_text(encoding="utf-8"), STALE
     assert "taught by labels which chunks hold the answer" in card

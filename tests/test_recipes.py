@@ -1,20 +1,17 @@
 """Recipes at load: what is shipped is valid, and what would have no effect is refused with key, value and the fix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.dials import add_model
 from refrag_platform.errors import RecipeError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe, ServingRecipe, read_recipe
 from refrag_platform.weights import load_tokenizer
+from tests.command import refrag
 from tests.conftest import ROOT
 
 TINY = ROOT / "models" / "tiny" / "recipe.yaml"
@@ -223,8 +220,7 @@ def test_show_prints_the_resolved_recipe_and_where_each_section_comes_from(
     write_recipe(project, "top", "extends: tiny\ncpt: {steps: 7}\n")
     (project.root / "params.yaml").write_text("models: []\noverrides: {top: {cpt: {batch_size: 3}, serving: {}}}\n")
     monkeypatch.chdir(project.root)
-    result = CliRunner().invoke(app, ["recipes", "show", "top"])
-    assert result.exit_code == 0, result.output
+    result = refrag("recipes", "show", "top")
     lines = result.output.splitlines()
     assert "cpt:  # models/tiny/recipe.yaml, models/top/recipe.yaml, params.yaml" in lines
     assert "serving:  # models/tiny/recipe.yaml" in lines and "projection:  # defaults" in lines

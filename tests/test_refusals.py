@@ -1,15 +1,12 @@
 """What is typed wrong on the command line, or too early, is named together with the fix."""
 
-from __future__ import annotations
-
 import re
 import socket
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.project import Project
+from tests.command import refused
 
 ASK = ["ask", "What is the capital of Oman?"]
 UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, smollm2-135m-reading, tiny"
@@ -50,15 +47,12 @@ def test_a_wrong_call_is_refused_with_what_to_do(
     repository: Project, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(repository.root)
-    found = CliRunner().invoke(app, arguments)
-    assert found.exit_code == 2, found.output
-    assert re.search(message, re.sub(r"\s+", " ", found.output)), found.output
+    assert re.search(message, re.sub(r"\s+", " ", refused(*arguments)))
 
 
 def test_a_port_that_is_taken_is_named(repository: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(repository.root)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = CliRunner().invoke(app, ["serve", "--model", "tiny", "--port", str(port)])
-    assert found.exit_code == 2
-    assert f"can't listen on 127.0.0.1:{port} (Address already in use); give another by --port" in found.output
+        said = refused("serve", "--model", "tiny", "--port", port)
+    assert f"can't listen on 127.0.0.1:{port} (Address already in use); give another by --port" in said

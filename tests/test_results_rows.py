@@ -1,7 +1,5 @@
 """scripts/results_rows.py: the tables and pictures of docs/results.md come from the files beside it."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`refrag run --seconds`: a run of limited time ends by itself, says so by its status, and goes on when run again."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The runner: an artifact is whole or not there, made once, from what its manifest says."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Decoders, encoders and tokenizers as recipes name them: packaged, local or at random."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from pathlib import Path

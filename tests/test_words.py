@@ -1,19 +1,16 @@
 """What a user is told: the version, what to do where there is nothing yet, the demo's result in a line."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.demo import print_report
 from refrag_platform.evaluation.report import beside_full
 from refrag_platform.evaluation.served import beside_found
 from refrag_platform.project import Project
+from tests.command import refrag
 from tests.conftest import ROOT
 
 REFRAG = {
@@ -40,9 +37,9 @@ FOUND = (
 
 
 def test_the_version_is_the_package_s() -> None:
-    result = CliRunner().invoke(app, ["--version"])
+    result = refrag("--version")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert result.exit_code == 0 and result.stdout == f"refrag-platform {version}\n"
+    assert result.stdout == f"refrag-platform {version}\n"
 
 
 @pytest.mark.parametrize(("arguments", "command"), [([], "promote MODEL"), (["tiny"], "promote tiny")])
@@ -50,8 +47,8 @@ def test_no_release_yet_is_said_with_what_to_do(
     repository: Project, monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: str
 ) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(repository.root))
-    result = CliRunner().invoke(app, ["release", "ls", *arguments])
-    assert result.exit_code == 0 and result.stdout == ""
+    result = refrag("release", "ls", *arguments)
+    assert result.stdout == ""
     assert f"`refrag release {command}`" in result.stderr
 
 

@@ -1,7 +1,5 @@
 """A stage in a process that notes which files of the package run for it."""
 
-from __future__ import annotations
-
 import json
 import sys
 

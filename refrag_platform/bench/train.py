@@ -6,7 +6,6 @@ Run: `refrag bench train --model smollm2-135m --json train.json`.
 from __future__ import annotations
 
 import copy
-import gc
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from refrag_platform.bench.arithmetic import Passes, StepWork, training_flops
 from refrag_platform.bench.gpus import stated_peak
+from refrag_platform.bench.machine import free
 from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
@@ -62,7 +62,7 @@ def bench_train(model: RefragModel, settings: CptRecipe, steps: int, warmup: int
     ours = bench_loop(OneBatch(model, settings, {}, seed), settings, steps, warmup)
     flops = step_flops(model, settings)
     del model
-    _free()
+    free()
     plain = bench_plain(OneBatch(plain_model, settings, {}, seed), settings, steps, min(3, warmup), device)
     rows = [{"loop": "refrag", **ours}, {"loop": "plain transformers", **plain}]
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -112,7 +112,7 @@ def bench_plain(task: OneBatch, settings: CptRecipe, steps: int, warmup: int, de
             if micro == 1:
                 raise
         micro //= 2
-        _free()
+        free()
 
 
 def _plain(
@@ -174,9 +174,3 @@ def _synchronize() -> None:
 def _reset_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -97,4 +97,4 @@ def _environment(
 
 
 for _family in FAMILIES:
-    importlib.import_module(f"refrag_platform.cli.{_family}").register(app)
+    app.add_typer(importlib.import_module(f"refrag_platform.cli.{_family}").commands)

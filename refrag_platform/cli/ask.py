@@ -15,11 +15,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag re
 DEFAULT_MODEL = "smollm2-135m"
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("ask")(ask)
+commands = typer.Typer()
 
 
+@commands.command()
 def ask(
     question: Annotated[str, typer.Argument(help="The question, in quotes.")],
     model: Model = DEFAULT_MODEL,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import Json, known_recipe, parse_numbers
 from refrag_platform.errors import RefragError
+from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
     from refrag_platform.bench.shapes import Subject
@@ -19,25 +21,17 @@ ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, with its encoder.")
 ]
 ChunkSizes = Annotated[str, typer.Option("--k", help="Chunk sizes, e.g. 8,16,32.")]
-Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png).")]
 Question = Annotated[int, typer.Option("--question", min=1, help="Question tokens after the context.")]
 Seed = Annotated[int, typer.Option("--seed")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same.")
-    family.callback()(_family)
-    for command in (latency, throughput, train, encode, frontier, frontier_join, search, tables):
-        family.command()(command)
-    app.add_typer(family, name="bench")
+commands = typer.Typer(
+    name="bench", no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same."
+)
 
 
-def _family() -> None:
-    """Speed, each figure beside the plain way of doing the same."""
-
-
+@commands.command()
 def latency(
     json: Json,
     shape: ShapeName = None,
@@ -63,10 +57,9 @@ def latency(
     from refrag_platform.bench.latency import bench_latency
     from refrag_platform.bench.report import system_label
     from refrag_platform.bench.systems import Plan
-    from refrag_platform.files import write_json
 
-    ks, named = _numbers("--k", k), tuple(name.strip() for name in systems.split(","))
-    plans = [Plan(s, question, ks, named, runs, warmup, seed) for s in _numbers("--context", context)]
+    ks, named = parse_numbers("--k", k), tuple(name.strip() for name in systems.split(","))
+    plans = [Plan(s, question, ks, named, runs, warmup, seed) for s in parse_numbers("--context", context)]
 
     def show(row: dict[str, Any]) -> None:
         times = {"store": "ttft_ms", "cached": "ttft_cached_ms", "uncached": "ttft_uncached_ms", "a token": "ttit_ms"}
@@ -84,6 +77,7 @@ def latency(
         latency_figure(result, plot)
 
 
+@commands.command()
 def throughput(
     json: Json,
     shape: ShapeName = None,
@@ -101,22 +95,22 @@ def throughput(
     from refrag_platform.bench.figures import throughput_figure
     from refrag_platform.bench.report import system_label
     from refrag_platform.bench.throughput import ThroughputPlan, bench_throughput
-    from refrag_platform.files import write_json
 
     def show(row: dict[str, Any]) -> None:
         speed = f"{row['tokens_per_second']:,.1f} tokens/s, {row['speedup']:.2f}x"
         typer.echo(f"{system_label(row):>14}: {speed} (batch {row['batch']}, {row['seconds']:.2f} s)")
 
-    plan = ThroughputPlan(context, question, new_tokens, _numbers("--k", k), runs, largest, seed)
+    plan = ThroughputPlan(context, question, new_tokens, parse_numbers("--k", k), runs, largest, seed)
     result = bench_throughput(_subject(shape, model), plan, show)
     write_json(json, result)
     if plot:
         throughput_figure(result, plot)
 
 
+@commands.command()
 def train(
     model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a recipe file.")],
-    json: Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")],
+    json: Json,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: the recipe's.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.")] = 20,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before them, compilation included.")] = 5,
@@ -128,7 +122,6 @@ def train(
     output tokens. Every weight trains, the encoder's too.
     """
     from refrag_platform.bench.train import bench_train
-    from refrag_platform.files import write_json
     from refrag_platform.model.refrag import RefragModel
     from refrag_platform.project import Project
 
@@ -144,6 +137,7 @@ def train(
         )
 
 
+@commands.command()
 def encode(
     model: Annotated[str, typer.Option("--model", "-m", help="A model whose corpus and fine-tuned model are made.")],
     json: Json,
@@ -158,7 +152,6 @@ def encode(
     together, which is one process' work in both. Both stores must have the same bytes, or the result says so.
     """
     from refrag_platform.bench.encoding import bench_encoding
-    from refrag_platform.files import write_json
     from refrag_platform.project import Project
 
     result = bench_encoding(Project.find(), model, passages, address)
@@ -171,6 +164,7 @@ def encode(
     typer.echo(f"{result['passages']:,} passages; {'the same' if result['same_bytes'] else 'NOT the same'} bytes")
 
 
+@commands.command()
 def frontier(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A model of `refrag recipes ls` (fine-tuned), or a model folder.")
@@ -211,14 +205,10 @@ def frontier(
     the result says so), choice by the policy or the sentences' nearness, projection, prefill. Chunk vectors and
     sentence vectors are made ahead.
     """
-    from refrag_platform.bench.figures import frontier_figure
     from refrag_platform.bench.frontier import bench_frontier
     from refrag_platform.bench.judged import read_judged, require_judged
-    from refrag_platform.bench.report import frontier_report
-    from refrag_platform.cli.options import known_recipe
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.digests import judged_digests
-    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
     from refrag_platform.store.retriever import load_retriever
 
@@ -238,12 +228,10 @@ def frontier(
     result["machines"][0]["digests"] = digests
     # Where the quality comes from.
     result["judged"] = [file.name for file in rows]
-    write_json(json, result)
-    if plot:
-        frontier_figure(result, plot)
-    typer.echo(frontier_report(result))
+    _tell_frontier(result, json, plot)
 
 
+@commands.command()
 def frontier_join(
     files: Annotated[list[Path], typer.Argument(help="Results of `refrag bench frontier`.")],
     json: Json,
@@ -252,18 +240,13 @@ def frontier_join(
     ] = None,
 ) -> None:
     """Put results of `refrag bench frontier` together: machines side by side, models of other k among the curves."""
-    from refrag_platform.bench.figures import frontier_figure
     from refrag_platform.bench.frontier import joined
-    from refrag_platform.bench.report import frontier_report
-    from refrag_platform.files import write_json
 
     result = joined(files)
-    write_json(json, result)
-    if plot:
-        frontier_figure(result, plot)
-    typer.echo(frontier_report(result))
+    _tell_frontier(result, json, plot)
 
 
+@commands.command()
 def search(
     model: Annotated[str, typer.Option("--model", "-m", help="A model with a corpus that has questions, and a store.")],
     json: Json,
@@ -290,7 +273,6 @@ def search(
     from refrag_platform.bench.report import search_row
     from refrag_platform.bench.search import bench_search
     from refrag_platform.corpus.question_files import question_files_of, read_questions
-    from refrag_platform.files import write_json
     from refrag_platform.project import Project
     from refrag_platform.store.content import StoreDescription
     from refrag_platform.store.nearest import KINDS
@@ -307,12 +289,13 @@ def search(
     asked = random.Random(seed).sample(sorted(texts), min(questions, len(texts)))
     retriever = load_retriever(StoreDescription.read(content).retriever, project.recipe_path(model).parent)
     result = bench_search(
-        content, retriever, asked, _numbers("--passages", passages), kinds, folder, seed,
+        content, retriever, asked, parse_numbers("--passages", passages), kinds, folder, seed,
         lambda row: typer.echo("  ".join(search_row(row))),
     )  # fmt: skip
     write_json(json, result)
 
 
+@commands.command()
 def tables(
     document: Annotated[Path, typer.Argument(help="A Markdown file with <!-- bench FILE.json --> ... <!-- end -->.")],
 ) -> None:
@@ -321,6 +304,16 @@ def tables(
 
     count, missing = write_tables(document)
     typer.echo(f"{document}: {count} blocks" + (f", not measured yet: {', '.join(missing)}" if missing else ""))
+
+
+def _tell_frontier(result: dict[str, Any], json: Path, plot: Path | None) -> None:
+    from refrag_platform.bench.figures import frontier_figure
+    from refrag_platform.bench.report import frontier_report
+
+    write_json(json, result)
+    if plot:
+        frontier_figure(result, plot)
+    typer.echo(frontier_report(result))
 
 
 def _subject(shape: str | None, model: str | None) -> Subject:
@@ -334,11 +327,3 @@ def _subject(shape: str | None, model: str | None) -> Subject:
     device = default_device()
     dtype = default_dtype(device)
     return named_shape(shape, device, dtype) if shape else project_model(str(model), device, dtype, Project.find())
-
-
-def _numbers(option: str, value: str) -> tuple[int, ...]:
-    """Positive numbers between commas."""
-    parts = [part.strip() for part in value.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise RefragError(f"{option} is {value!r}; it must be positive numbers between commas, e.g. 8,16,32")
-    return tuple(int(part) for part in parts)

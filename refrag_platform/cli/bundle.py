@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refrag_platform.cli.materialize import materialize
+from refrag_platform.errors import RefragError
+from refrag_platform.progress import say
 
 if TYPE_CHECKING:
     from refrag_platform.project import Project
@@ -16,19 +18,15 @@ if TYPE_CHECKING:
 Wheels = Annotated[
     Path | None, typer.Option("--wheels", help="Folder of wheels for the other machine's Python, to take along.")
 ]
-bundles = typer.Typer(
+commands = typer.Typer(
+    name="bundle",
     no_args_is_help=True,
     help="Run stages on another, bare machine (Python and torch, no Git, DVC, Dagster or network), and take in what it "
     "made. docs/other-machines.md has the commands of a whole run.",
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.add_typer(bundles, name="bundle")
-
-
-@bundles.command("export")
+@commands.command()
 def export(
     out: Annotated[Path, typer.Option("--out", help="Folder to make: bundle.json and the pieces.")],
     models: Annotated[
@@ -57,7 +55,6 @@ def export(
     Taken along are the code, the recipe, current artifacts and files that the stages read, and what an interrupted
     stage goes on from. The other machine unpacks it by `python unbundle.py FOLDER`, which lies beside the pieces.
     """
-    from refrag_platform.errors import RefragError
     from refrag_platform.project import Project
 
     given = {"--model": models or None, "--until": until, "--wheels": wheels}
@@ -93,7 +90,7 @@ def export(
     typer.echo("  python unbundle.py FOLDER")
 
 
-@bundles.command("import")
+@commands.command("import")
 def import_bundle(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="The bundle's folder; several, if it came in parts.")
@@ -113,8 +110,6 @@ def import_bundle(
     """
     from refrag_platform.bundle.landing import import_results
     from refrag_platform.bundle.unbundle import BundleError, in_words, unpack
-    from refrag_platform.errors import RefragError
-    from refrag_platform.progress import say
     from refrag_platform.project import Project
 
     if into is not None:
@@ -149,7 +144,7 @@ def import_bundle(
         raise typer.Exit(1)
 
 
-@bundles.command("run")
+@commands.command()
 def run(
     stage: Annotated[str, typer.Argument(help="A stage whose inputs are current.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")],
@@ -179,7 +174,6 @@ def run(
 def _require_recordable(project: Project, model: str, stages: list[str]) -> None:
     """Refuse what DVC and Dagster couldn't record once it is in place; controls they don't know at all."""
     from refrag_platform.dials import require_named
-    from refrag_platform.errors import RefragError
     from refrag_platform.history import dvc
 
     if importlib.util.find_spec("dagster") is None:

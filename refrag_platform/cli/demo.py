@@ -9,12 +9,10 @@ import typer
 
 from refrag_platform.cli.materialize import materialize
 
-
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("demo")(demo)
+commands = typer.Typer()
 
 
+@commands.command()
 def demo(
     model: Annotated[str, typer.Option("--model", "-m", help="A model that params.yaml names.")] = "smollm2-135m",
     question: Annotated[

@@ -11,6 +11,8 @@ from refrag_platform.cli.options import Controls, Json, Model, Report, Seed, kno
 from refrag_platform.cli.rag import rag
 from refrag_platform.cli.retrieval import retrieval
 from refrag_platform.cli.selection import selection
+from refrag_platform.errors import RefragError
+from refrag_platform.files import write_json
 from refrag_platform.names import name_text
 
 if TYPE_CHECKING:
@@ -19,16 +21,12 @@ if TYPE_CHECKING:
     from refrag_platform.model.loading import Bundle
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="Log-perplexity and question answering against controls.")
-    family.command("perplexity")(perplexity)
-    family.command("rag")(rag)
-    family.command("selection")(selection)
-    family.command("retrieval")(retrieval)
-    app.add_typer(family, name="evaluate")
+commands = typer.Typer(
+    name="evaluate", no_args_is_help=True, help="Log-perplexity and question answering against controls."
+)
 
 
+@commands.command()
 def perplexity(
     model: Model,
     documents: Annotated[
@@ -66,13 +64,11 @@ def perplexity(
     document's, and with zero vectors. Use documents that the model was never trained on. The gap
     recovered between no and full context is given against tuned controls only.
     """
-    from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.decoders import control_folders, declared_controls
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
     from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import cut_windows, read_documents
-    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
     bundle = load_bundle(model)
@@ -102,6 +98,10 @@ def perplexity(
     if report:
         write_reports(report, f"Log-perplexity of {model}", perplexity=result)
     typer.echo(perplexity_report(result))
+
+
+for _command in (rag, selection, retrieval):
+    commands.command()(_command)
 
 
 def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel, str]:

@@ -13,15 +13,12 @@ File = Annotated[
 Name = Annotated[str, typer.Argument(help="Whose key it is: letters, digits, `.`, `_` and `-`.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    group = typer.Typer(no_args_is_help=True, help="Keys of the service: added, revoked and listed while it runs.")
-    group.command("add")(add)
-    group.command("revoke")(revoke)
-    group.command("ls")(ls)
-    app.add_typer(group, name="keys")
+commands = typer.Typer(
+    name="keys", no_args_is_help=True, help="Keys of the service: added, revoked and listed while it runs."
+)
 
 
+@commands.command()
 def add(
     name: Name,
     file: File,
@@ -45,6 +42,7 @@ def add(
     typer.echo(f"{file} keeps the key's hash alone: write the key down now", err=True)
 
 
+@commands.command()
 def revoke(name: Name, file: File) -> None:
     """Take a key out of the file; requests with it are refused from now on."""
     from refrag_platform.serving.keys import revoke_key
@@ -53,6 +51,7 @@ def revoke(name: Name, file: File) -> None:
     typer.echo(f"{name} is revoked; {file} has {left} keys", err=True)
 
 
+@commands.command()
 def ls(file: File) -> None:
     """List the keys by name, with their own limits and collections."""
     from refrag_platform.serving.keys import read_keys

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.errors import RefragError
+
 if TYPE_CHECKING:
     from rich.tree import Tree
 
@@ -22,18 +24,12 @@ STATE_COLOURS = {"current": "green", "stale": "yellow", "damaged": "red", "missi
 WIDTH = 120  # of a line in a pipe; paths and hashes are never broken
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("lineage")(show_lineage)
-    app.command("status")(show_status)
-    app.command("commit")(commit)
-    app.command("push")(push)
-    app.command("pull")(pull)
-    remote = typer.Typer(no_args_is_help=True, help="Where `refrag push` keeps artifacts.")
-    remote.command("set")(set_remote)
-    app.add_typer(remote, name="remote")
+commands = typer.Typer()
+remote = typer.Typer(name="remote", no_args_is_help=True, help="Where `refrag push` keeps artifacts.")
+commands.add_typer(remote)
 
 
+@commands.command("lineage")
 def show_lineage(
     what: Annotated[
         str,
@@ -57,7 +53,6 @@ def show_lineage(
     """
     from rich.console import Console
 
-    from refrag_platform.errors import RefragError
     from refrag_platform.lineage.lineage import artifact_folder, find, trace
     from refrag_platform.stages import STAGES
 
@@ -91,6 +86,7 @@ def show_lineage(
         _print_graph(graph, set(found.versions), down)
 
 
+@commands.command("status")
 def show_status(model: AnyModel = None) -> None:
     """Show every artifact of every model: current, stale, damaged or missing, its hash and its folder.
 
@@ -111,6 +107,7 @@ def show_status(model: AnyModel = None) -> None:
             typer.secho(text.rstrip(), fg=STATE_COLOURS[entry.state])
 
 
+@commands.command()
 def commit(
     model: Model,
     message: Annotated[str | None, typer.Option("--message", "-m", help="The commit's message.")] = None,
@@ -126,6 +123,7 @@ def commit(
     typer.echo(f"{branch(model)}: {commit_run(Project.find(), model, message)}")
 
 
+@commands.command()
 def push(model: AnyModel = None) -> None:
     """Copy recorded artifacts to the remote (default ~/.local/share/refrag-platform/dvc)."""
     from refrag_platform.history import dvc
@@ -134,6 +132,7 @@ def push(model: AnyModel = None) -> None:
     dvc.push(Project.find(), model)
 
 
+@commands.command()
 def pull(model: AnyModel = None) -> None:
     """Fetch recorded artifacts from the remote into their places; changed files there are replaced."""
     from refrag_platform.history import dvc
@@ -142,6 +141,7 @@ def pull(model: AnyModel = None) -> None:
     dvc.pull(Project.find(), model)
 
 
+@remote.command("set")
 def set_remote(
     url: Annotated[str, typer.Argument(help="A folder outside the project, or any URL that DVC knows.")],
 ) -> None:
@@ -216,7 +216,6 @@ def _part(value: Any) -> str:
 
 def _project_of(what: str) -> Project | None:
     """The project around a path, else around the working directory; None outside any."""
-    from refrag_platform.errors import RefragError
     from refrag_platform.project import Project
 
     path = Path(what)

@@ -1,4 +1,4 @@
-"""What the commands of `refrag evaluate` share: options, and the recipe behind a model."""
+"""What several commands share: options and how they are read, and the recipe behind a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
     from refrag_platform.model.loading import Bundle
@@ -70,7 +72,6 @@ def relevance_or_refuse(
     model: str, bundle: Bundle, policy: PolicyNetwork | None, given: Path | None
 ) -> PassageRelevance | None:
     """What the policy is to be told of passages, if it reads that, by the retriever of the model's recipe."""
-    from refrag_platform.errors import RefragError
     from refrag_platform.store.relevance import relevance_for
 
     if policy is None or not policy.reads_relevance:
@@ -85,8 +86,6 @@ def relevance_or_refuse(
 
 
 def parse_shares(shares: str) -> list[float]:
-    from refrag_platform.errors import RefragError
-
     try:
         found = [float(part) for part in shares.split(",") if part.strip()]
     except ValueError:
@@ -94,3 +93,22 @@ def parse_shares(shares: str) -> list[float]:
     if not all(0 <= share <= 1 for share in found):
         raise RefragError(f"--shares is {shares!r}; give shares from 0 to 1, e.g. 0,0.1,0.25")
     return found
+
+
+def parse_numbers(option: str, value: str) -> tuple[int, ...]:
+    """Positive numbers between commas."""
+    parts = [part.strip() for part in value.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise RefragError(f"{option} is {value!r}; it must be positive numbers between commas, e.g. 1,8,16")
+    return tuple(map(int, parts))
+
+
+def parse_range(passages: str) -> tuple[int, int]:
+    """The least and the most passages of a context."""
+    try:
+        least, most = map(int, passages.split(","))
+    except ValueError:
+        least, most = 0, 0
+    if not 3 <= least <= most:
+        raise RefragError(f"--passages is {passages!r}; give the least and the most, 3 or more, e.g. 10,20")
+    return least, most

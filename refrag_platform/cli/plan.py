@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refrag_platform.files import write_json
+
 if TYPE_CHECKING:
     from refrag_platform.bench.gpus import Gpu
     from refrag_platform.bench.plan import StagePlan
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("plan")(plan)
+commands = typer.Typer()
 
 
+@commands.command()
 def plan(
     model: Annotated[
         str,
@@ -59,7 +60,6 @@ def plan(
     from refrag_platform.bench.gpus import gpu as known
     from refrag_platform.bench.plan import STAGES, assumptions
     from refrag_platform.bench.plan import plan as planned
-    from refrag_platform.files import write_json
     from refrag_platform.project import Project
 
     project, kind = Project.find(), known(gpu)

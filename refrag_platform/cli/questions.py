@@ -10,25 +10,23 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refrag_platform.cli.options import Seed
+from refrag_platform.cli.options import Seed, parse_range
 from refrag_platform.corpus.wordings import EXPLAINED
+from refrag_platform.errors import RefragError
+from refrag_platform.files import write_json
+from refrag_platform.markdown import table
+from refrag_platform.names import name_text
+from refrag_platform.progress import Progress
 
 Out = Annotated[Path, typer.Option("--out", help="The question file to write, .jsonl; it must not be there yet.")]
 _KINDS = "; ".join(f"{kind}: {what}" for kind, what in EXPLAINED.items())
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="This many questions, spread evenly over the file.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="Question files to evaluate with, and to train on.")
-    family.command("rank")(rank)
-    family.command("whole")(whole)
-    family.command("many")(many)
-    family.command("write")(write)
-    family.command("overlap")(overlap)
-    app.add_typer(family, name="questions")
+commands = typer.Typer(name="questions", no_args_is_help=True, help="Question files to evaluate with, and to train on.")
 
 
+@commands.command()
 def rank(
     questions: Annotated[Path, typer.Option("--questions", help="A question file.")],
     pool: Annotated[
@@ -83,6 +81,7 @@ def rank(
     typer.echo(f"{out}: {len(found)} questions; gold first in {first}, among {top} in {some}{left_out}")
 
 
+@commands.command()
 def whole(
     model: Annotated[str, typer.Option("--model", "-m", help="The model whose corpus is read.")],
     out: Out,
@@ -105,6 +104,7 @@ def whole(
     typer.echo(f"{out}: {count} of {len(asked)} questions; of the others the answer lies beyond passage {most}")
 
 
+@commands.command()
 def many(
     model: Annotated[
         str, typer.Option("--model", "-m", help="The model whose recipe is read: its corpus' splits, its tokens.")
@@ -143,9 +143,7 @@ def many(
     from refrag_platform.corpus.many import Settings, many_questions
     from refrag_platform.corpus.splits import split_of
     from refrag_platform.evaluation.question_sets import write_rows
-    from refrag_platform.markdown import table
     from refrag_platform.model.prompts import content_ids, passage_text
-    from refrag_platform.progress import Progress
     from refrag_platform.project import Project
     from refrag_platform.weights import load_tokenizer
 
@@ -158,7 +156,7 @@ def many(
     def positions(title: str, text: str) -> int:
         return -(-len(content_ids(tokenizer, passage_text(title, text))) // k) * k
 
-    least, most = _range(passages)
+    least, most = parse_range(passages)
     settings = Settings(count, (least, most), context_tokens, swapped_share, seed)
     profiles = [
         (name, profile)
@@ -187,6 +185,7 @@ def many(
     )
 
 
+@commands.command()
 def write(
     model: Annotated[
         str,
@@ -257,8 +256,6 @@ def write(
     Killed or stopped, the same command goes on. Beside the file, OUT.manifest.json says what made it.
     """
     from refrag_platform.evaluation.question_sets import write_rows
-    from refrag_platform.files import write_json
-    from refrag_platform.markdown import table
     from refrag_platform.model.loading import default_device
     from refrag_platform.project import Project
     from refrag_platform.training.writing.parts import Settings
@@ -284,6 +281,7 @@ def write(
     typer.echo(table(["of those written", "questions", "share"], shares))
 
 
+@commands.command()
 def overlap(
     judged: Annotated[list[Path], typer.Option("--judged", help="A question file to judge by; again for more.")],
     train: Annotated[
@@ -312,12 +310,8 @@ def overlap(
     """
     from refrag_platform.corpus.overlap import overlap_row, overlaps
     from refrag_platform.corpus.question_files import read_questions, read_rows
-    from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.evaluation.seen import training_files
-    from refrag_platform.files import write_json
-    from refrag_platform.markdown import table
-    from refrag_platform.names import name_text
     from refrag_platform.project import Project
 
     if out:
@@ -346,20 +340,6 @@ def overlap(
         typer.echo(f"{out}: {write_rows(out, kept):,} questions that were not seen")
 
 
-def _range(passages: str) -> tuple[int, int]:
-    from refrag_platform.errors import RefragError
-
-    try:
-        least, most = map(int, passages.split(","))
-    except ValueError:
-        least, most = 0, 0
-    if not 3 <= least <= most:
-        raise RefragError(f"--passages is {passages!r}; give the least and the most, 3 or more, e.g. 10,20")
-    return least, most
-
-
 def _refuse_existing(out: Path) -> None:
-    from refrag_platform.errors import RefragError
-
     if out.exists():
         raise RefragError(f"{out} is there already; remove it, or give another --out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,18 +19,21 @@ from refrag_platform.cli.options import (
     Seed,
     known_controls,
     known_recipe,
+    parse_numbers,
     parse_shares,
     relevance_or_refuse,
 )
-from refrag_platform.evaluation.systems import EXPLAINED, ORDERS, SYSTEMS, TABLE_SYSTEMS
+from refrag_platform.errors import RefragError
+from refrag_platform.evaluation.systems import EXPLAINED, SYSTEMS, TABLE_SYSTEMS, Order
+from refrag_platform.files import write_json
 from refrag_platform.names import name_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from refrag_platform.corpus.overlap import Overlap
-    from refrag_platform.corpus.question_files import Question, Retriever
-    from refrag_platform.evaluation.systems import Order, System
+    from refrag_platform.corpus.question_files import Question
+    from refrag_platform.evaluation.systems import System
     from refrag_platform.model.loading import Bundle
     from refrag_platform.store.relevance import PassageRelevance
 
@@ -80,7 +83,7 @@ def rag(
         ),
     ] = TABLE,
     order: Annotated[
-        str,
+        Order,
         typer.Option(
             "--order",
             help="In which all systems read the passages. nearest: by the retriever of the recipe, as the policy is "
@@ -88,7 +91,7 @@ def rag(
         ),
     ] = "nearest",
     retriever: Annotated[
-        str,
+        Literal["listed", "strong", "weak"],
         typer.Option(
             "--retriever",
             help="Which passages are taken. listed: the first, gold ones among them; strong: the first, whether gold "
@@ -125,19 +128,19 @@ def rag(
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_reports
-    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
-    counts, further, chosen, ordered = _counts(passages), parse_shares(shares), _systems(systems), _order(order)
+    counts, further = sorted(set(parse_numbers("--passages", passages))), parse_shares(shares)
+    chosen = _systems(systems)
     asked = _questions_of(questions, limit)
-    rows = [retrieved(question, _retriever(retriever)) for _, question in asked]
+    rows = [retrieved(question, retriever) for _, question in asked]
     if distractors:
         pool = read_passages(distractors)
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
     bundle = load_bundle(model)
     bundle = replace(bundle, model=bundle.model.at_rate(rate))
     share = bundle.share_kept if share_kept is None else share_kept
-    needed = ordered == "nearest" or "sentences" in chosen
+    needed = order == "nearest" or "sentences" in chosen
     near = _nearness(model, bundle, recipe, told=relevance, needed=needed)
     untuned, left_out = None, dict[str, str]()
     if systems == TABLE:
@@ -165,7 +168,7 @@ def rag(
         untuned=untuned,
         relevance=near,
         told=relevance,
-        order=ordered,
+        order=order,
         sets=[file for file, _ in asked] if len(questions) > 1 else None,
         seen=[one.seen for one in shown] if shown else None,
         max_new_tokens=max_new_tokens,
@@ -203,7 +206,6 @@ def rag(
 def _questions_of(files: Sequence[Path], limit: int | None) -> list[tuple[str, Question]]:
     """The questions of each file, with its name."""
     from refrag_platform.corpus.question_files import read_questions
-    from refrag_platform.errors import RefragError
 
     known: dict[Path, Path] = {}
     for file in files:
@@ -231,7 +233,6 @@ def _seen(model: str, bundle: Bundle, asked: Sequence[Question]) -> tuple[list[O
 
 def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTrainedModel:
     """The recipe's decoder before training; never another one, under whose name the figures would stand."""
-    from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.decoders import untuned_decoder
 
     known = known_recipe(model, bundle, given)
@@ -242,7 +243,6 @@ def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTra
 
 def _untuned_or_why(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel | None, str]:
     """The recipe's decoder before training, or why it can't be asked."""
-    from refrag_platform.errors import RefragError
 
     if not bundle.model.tokenizer.chat_template:
         return None, "the decoder's tokenizer has no chat template"
@@ -265,43 +265,10 @@ def _nearness(model: str, bundle: Bundle, given: Path | None, told: bool, needed
     return recipe_relevance(*known, bundle.model.device) if known else None
 
 
-def _counts(passages: str) -> list[int]:
-    from refrag_platform.errors import RefragError
-
-    try:
-        counts = sorted({int(part) for part in passages.split(",")})
-    except ValueError:
-        counts = []
-    if not counts or counts[0] < 1:
-        raise RefragError(f"--passages is {passages!r}; give numbers of at least 1, e.g. 1,5,10")
-    return counts
-
-
 def _systems(systems: str) -> list[System]:
-    from refrag_platform.errors import RefragError
-
     groups: dict[str, tuple[str, ...]] = {TABLE: TABLE_SYSTEMS, "all": SYSTEMS}
     named = groups.get(systems) or tuple(part.strip() for part in systems.split(","))
     unknown = [name for name in named if name not in SYSTEMS]
     if unknown:
         raise RefragError(f"--systems names {unknown[0]!r}; allowed are {', '.join(SYSTEMS)}, or table, or all")
     return [system for system in SYSTEMS if system in named]
-
-
-def _order(order: str) -> Order:
-    from refrag_platform.errors import RefragError
-
-    for known in ORDERS:
-        if order == known:
-            return known
-    raise RefragError(f"--order is {order!r}; allowed are {', '.join(ORDERS)}")
-
-
-def _retriever(retriever: str) -> Retriever:
-    from refrag_platform.corpus.question_files import RETRIEVERS
-    from refrag_platform.errors import RefragError
-
-    for known in RETRIEVERS:
-        if retriever == known:
-            return known
-    raise RefragError(f"--retriever is {retriever!r}; allowed are {', '.join(RETRIEVERS)}")

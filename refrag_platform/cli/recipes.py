@@ -8,18 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="List, show, check and add recipes.")
-    family.command("ls")(list_recipes)
-    family.command("show")(show_recipe)
-    family.command("validate")(validate_recipe)
-    family.command("add")(add_recipe)
-    family.command("resolve")(resolve_recipe)
-    app.add_typer(family, name="recipes")
+commands = typer.Typer(name="recipes", no_args_is_help=True, help="List, show, check and add recipes.")
 
 
+@commands.command("ls")
 def list_recipes() -> None:
     """List the models with a recipe; * marks those that params.yaml runs."""
     from refrag_platform.project import Project
@@ -31,6 +23,7 @@ def list_recipes() -> None:
         typer.echo(f"{'*' if name in running else ' '} {name:<{width}} {project.recipe(name).description}")
 
 
+@commands.command("show")
 def show_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]) -> None:
     """Print a recipe with all that it extends, params.yaml's overrides and the defaults, every key explained.
 
@@ -44,6 +37,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]
     typer.echo("\n".join(_explained(recipe, 0, origins(project.recipe_layers(name)))))
 
 
+@commands.command("validate")
 def validate_recipe(path: Annotated[Path, typer.Argument(help="A recipe file.")]) -> None:
     """Check a recipe file; every fault is named with its key, its value and what is allowed."""
     from refrag_platform.recipes import read_recipe
@@ -52,6 +46,7 @@ def validate_recipe(path: Annotated[Path, typer.Argument(help="A recipe file.")]
     typer.echo(f"{path}: valid, model {recipe.name}")
 
 
+@commands.command("add")
 def add_recipe(name: Annotated[str, typer.Argument(help="A model with a recipe, e.g. tiny.")]) -> None:
     """Add a model to params.yaml, so that DVC and Dagster run it too; nothing else in the file changes."""
     from refrag_platform.dials import add_model
@@ -64,6 +59,7 @@ def add_recipe(name: Annotated[str, typer.Argument(help="A model with a recipe, 
     typer.echo(f"params.yaml: {f'added {name}' if added else f'{name} is there'}; DVC and Dagster run it")
 
 
+@commands.command("resolve")
 def resolve_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]) -> None:
     """Write all settings of a model into models/NAME/run/recipe.yaml, by which DVC sees what changed.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from refrag_platform.errors import RefragError
+
 if TYPE_CHECKING:
     from refrag_platform.history.versions import Release
     from refrag_platform.project import Project
@@ -17,17 +19,12 @@ Json = Annotated[bool, typer.Option("--json", help="Everything, the gate's figur
 KEY_METRICS = ("P32_refrag", "P128_refrag", "refrag_exact_match", "refrag_f1")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="Versions of a model, and which one is released (prod).")
-    family.command("ls")(list_releases)
-    family.command("show")(show)
-    family.command("promote")(promote)
-    family.command("rollback")(rollback)
-    family.command("restore")(restore)
-    app.add_typer(family, name="release")
+commands = typer.Typer(
+    name="release", no_args_is_help=True, help="Versions of a model, and which one is released (prod)."
+)
 
 
+@commands.command("ls")
 def list_releases(
     model: Annotated[str | None, typer.Argument(help="One model; default: all with a recipe.")] = None,
 ) -> None:
@@ -59,6 +56,7 @@ def list_releases(
             typer.secho(text.rstrip(), fg=typer.colors.GREEN if mark == "*" else None)
 
 
+@commands.command()
 def show(
     model: Model,
     version: Annotated[str | None, typer.Option("--version", help="e.g. v1.0.0; default: the released one.")] = None,
@@ -82,6 +80,7 @@ def show(
     typer.echo(decision.get("reason", "no decision recorded"))
 
 
+@commands.command()
 def promote(
     model: Model,
     again: Annotated[
@@ -122,6 +121,7 @@ def promote(
         raise typer.Exit(1)
 
 
+@commands.command()
 def rollback(
     model: Model,
     reason: Annotated[str | None, typer.Option("--reason", help="Why; kept in the tag.")] = None,
@@ -137,6 +137,7 @@ def rollback(
     typer.echo(f"{model}@{release.version} is released again, commit {release.commit[:12]}")
 
 
+@commands.command()
 def restore(
     model: Model,
     version: Annotated[str | None, typer.Option("--version", help="e.g. v1.0.0; default: the released one.")] = None,
@@ -158,7 +159,6 @@ def restore(
 
 
 def _find(project: Project, model: str, version: str | None) -> Release:
-    from refrag_platform.errors import RefragError
     from refrag_platform.history.versions import released, releases
 
     if version is None:

@@ -14,13 +14,10 @@ UNITS = ("B", "KB", "MB", "GB", "TB")
 THING = "An artifact's folder (models/tiny/finetuned), or a commit, tag, branch or model for a whole run."
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("diff")(diff)
-    app.command("forget")(forget)
-    app.command("gc")(gc)
+commands = typer.Typer()
 
 
+@commands.command()
 def diff(
     a: Annotated[str, typer.Argument(help=THING)],
     b: Annotated[str, typer.Argument(help=THING)],
@@ -57,6 +54,7 @@ def diff(
         typer.secho(text.rstrip(), fg=typer.colors.YELLOW if everything and row.differs else None)
 
 
+@commands.command()
 def forget(
     document: Annotated[str, typer.Argument(help="A source file or folder, or a document's id.")],
     model: AnyModel = None,
@@ -97,6 +95,7 @@ def forget(
         typer.echo(f"\n{weights.training}\n{weights.remedy}")
 
 
+@commands.command()
 def gc(
     keep: Annotated[int, typer.Option(min=0, help="Runs of each model on runs/NAME that stay.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, with sizes; remove nothing.")] = False,

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.files import write_json
+
 
 def retrieval(
     model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`; its store is searched.")],
@@ -29,7 +31,6 @@ def retrieval(
     """
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.retrieval import cuts_of, factbook_cases, file_cases, look_up, retrieval_report
-    from refrag_platform.files import write_json
     from refrag_platform.project import Project
     from refrag_platform.store.table import ChunkStore
 

@@ -8,13 +8,10 @@ import typer
 
 from refrag_platform.errors import RefragError
 
-
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("run")(run)
-    app.command("pipeline")(write_stages)
+commands = typer.Typer()
 
 
+@commands.command()
 def run(
     stages: Annotated[
         list[str],
@@ -74,6 +71,7 @@ def run(
             typer.echo(f"{name} of {model}: {state}, {result.manifest.hash} at {result.path.relative_to(project.root)}")
 
 
+@commands.command("pipeline")
 def write_stages() -> None:
     """Write the stages of dvc.yaml from the registry, each with the files that it runs; the rest of the file stays.
 

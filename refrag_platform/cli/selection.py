@@ -17,6 +17,8 @@ from refrag_platform.cli.options import (
     parse_shares,
     relevance_or_refuse,
 )
+from refrag_platform.errors import RefragError
+from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
     from refrag_platform.evaluation.selection import JudgedSet
@@ -79,10 +81,8 @@ def selection(
 
     Give --documents or --questions that neither the model nor the policy was trained on.
     """
-    from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.selection import evaluate_selection
     from refrag_platform.evaluation.selection_report import selection_report, write_selection_report
-    from refrag_platform.files import write_json
     from refrag_platform.model.loading import load_bundle
 
     wanted = parse_shares(shares)
@@ -128,7 +128,6 @@ def selection(
 
 def _policies(bundle: Bundle, folders: list[Path]) -> dict[str, PolicyNetwork]:
     """The policies by the names that their rows get."""
-    from refrag_platform.errors import RefragError
     from refrag_platform.model.policy import PolicyNetwork
 
     if not folders and bundle.policy is not None:
@@ -141,7 +140,6 @@ def _policies(bundle: Bundle, folders: list[Path]) -> dict[str, PolicyNetwork]:
 
 
 def _judged_windows(bundle: Bundle, documents: Path, context: int, output: int, count: int, seed: int) -> JudgedSet:
-    from refrag_platform.errors import RefragError
     from refrag_platform.evaluation.selection import judged_windows
     from refrag_platform.evaluation.windows import cut_windows, read_documents
 

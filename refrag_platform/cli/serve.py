@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from refrag_platform.cli.ask import DEFAULT_MODEL, Model
+from refrag_platform.errors import RefragError
+
+commands = typer.Typer()
 
 
-class Server(StrEnum):
-    """What runs the application."""
-
-    bentoml = "bentoml"
-    uvicorn = "uvicorn"
-
-
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    app.command("serve")(serve)
-
-
+@commands.command()
 def serve(
     model: Model = DEFAULT_MODEL,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
@@ -38,8 +29,9 @@ def serve(
         ),
     ] = False,
     server: Annotated[
-        Server, typer.Option("--server", help="uvicorn: in this process, by this code, without BentoML.")
-    ] = Server.bentoml,
+        Literal["bentoml", "uvicorn"],
+        typer.Option("--server", help="uvicorn: in this process, by this code, without BentoML."),
+    ] = "bentoml",
     packaged: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +57,6 @@ def serve(
     import importlib.util
     import os
 
-    from refrag_platform.errors import RefragError
     from refrag_platform.processes import require_free
     from refrag_platform.project import Project
     from refrag_platform.serving import bento
@@ -78,7 +69,7 @@ def serve(
 
         return serve_packaged(packaged, host, port)
     project = Project.find()
-    if server is Server.uvicorn:
+    if server == "uvicorn":
         from refrag_platform.releases.served import package_to_serve
         from refrag_platform.serving.plain import serve_in_place, serve_packaged
 

@@ -9,25 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refrag_platform.errors import RefragError
+from refrag_platform.files import write_text
+
 if TYPE_CHECKING:
     from refrag_platform.store.edits import Edits
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    group = typer.Typer(
-        no_args_is_help=True,
-        help="Stores that are served: documents added (REFRAG_STORE), tables published (REFRAG_TABLES).",
-    )
-    group.command("export")(export)
-    group.command("ls")(ls)
-    group.command("publish")(publish)
-    app.add_typer(group, name="store")
+commands = typer.Typer(
+    name="store",
+    no_args_is_help=True,
+    help="Stores that are served: documents added (REFRAG_STORE), tables published (REFRAG_TABLES).",
+)
 
 
 Folder = Annotated[Path, typer.Argument(help="The folder that REFRAG_STORE names; the server may run.")]
 
 
+@commands.command()
 def export(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, e.g. data/sources/NAME/live.jsonl.")],
@@ -44,8 +43,6 @@ def export(
 
     refrag store export live --out data/sources/NAME/live.jsonl && refrag run all --model NAME
     """
-    from refrag_platform.errors import RefragError
-    from refrag_platform.files import write_text
     from refrag_platform.store.collections import FOLDER, names
 
     for path in (out, deleted):
@@ -63,6 +60,7 @@ def export(
         typer.echo(f"not in it: the collections {', '.join(others)}, each in {folder / FOLDER}/NAME", err=True)
 
 
+@commands.command()
 def ls(folder: Folder) -> None:
     """List what was added or replaced (+) and what was deleted (-)."""
     with _edits(folder) as edits:
@@ -72,6 +70,7 @@ def ls(folder: Folder) -> None:
         typer.echo(f"{'-' if edit.text is None else '+'} {edit.id}")
 
 
+@commands.command()
 def publish(
     url: Annotated[str, typer.Argument(help="s3://BUCKET or s3://BUCKET/PREFIX.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Whose chunk store.")],
@@ -92,7 +91,6 @@ def publish(
 
 
 def _edits(folder: Path) -> closing[Edits]:
-    from refrag_platform.errors import RefragError
     from refrag_platform.store.edits import EDITS_FILE, Edits
 
     path = folder / EDITS_FILE

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.files import write_text
+
 if TYPE_CHECKING:
     from refrag_platform.artifacts.manifest import Manifest
     from refrag_platform.recipes import Recipe
@@ -16,15 +18,10 @@ Model = Annotated[str, typer.Option("--model", "-m", help="The model, e.g. smoll
 Mib = float
 
 
-def register(app: typer.Typer) -> None:
-    """Add this family to `refrag`."""
-    family = typer.Typer(no_args_is_help=True, help="Trained weights in few bytes, and back.")
-    family.command("pack")(pack_weights)
-    family.command("unpack")(unpack_weights)
-    family.command("card")(write_card)
-    app.add_typer(family, name="weights")
+commands = typer.Typer(name="weights", no_args_is_help=True, help="Trained weights in few bytes, and back.")
 
 
+@commands.command("pack")
 def pack_weights(
     model: Model,
     out: Annotated[Path | None, typer.Option("--out", help="Default: models/NAME/release.")] = None,
@@ -120,6 +117,7 @@ def pack_weights(
     typer.echo(f"{out or base / 'release'}: {manifest['bytes'] / MIB:.2f} MiB")
 
 
+@commands.command("unpack")
 def unpack_weights(
     folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
     out: Annotated[Path, typer.Option("--out", help="Model folder to make.")],
@@ -150,6 +148,7 @@ def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
     return figures
 
 
+@commands.command("card")
 def write_card(
     folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
     results: Annotated[
@@ -160,7 +159,6 @@ def write_card(
     """Write the README.md of packed weights again, with these results; the weights stay as they are."""
     from refrag_platform.compact.card import model_card
     from refrag_platform.compact.packing import CARD, read_manifest
-    from refrag_platform.files import write_text
     from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
 

@@ -39,7 +39,7 @@ COLORS = {
 
 def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
     """Log-perplexity over the first N tokens, a line per row; untuned controls and rows with p > 0 are dashed."""
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = blank_figure(1)
     drawn: list[float] = []
     for row in result["rows"]:
         points = [(tokens, row[prefix_name(tokens)]) for tokens in PREFIXES if row[prefix_name(tokens)] is not None]
@@ -55,7 +55,7 @@ def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
     axes.set_ylabel("log-perplexity, nats")
     if drawn:
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def rag_figure(result: Mapping[str, Any], path: Path) -> None:
@@ -67,7 +67,7 @@ def rag_figure(result: Mapping[str, Any], path: Path) -> None:
     parts: dict[str, Mapping[str, Any]] = dict(result.get("parts") or {})
     if looked_up := (result.get("retrieval") or {}).get("rows"):
         parts["over what the store's search finds"] = {"rows": looked_up}
-    figure, axes = _figure(1 + len(parts) + timed)
+    figure, axes = blank_figure(1 + len(parts) + timed)
     _against(axes[0], result, "decoder_tokens", "decoder tokens")
     if timed:
         _against(axes[1], result, "ttft_ms", "time to first token, ms")
@@ -77,7 +77,7 @@ def rag_figure(result: Mapping[str, Any], path: Path) -> None:
     if parts:
         axes[0].set_title("all", fontsize=9)
     axes[0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    figure.savefig(path, dpi=150)
 
 
 def _against(axes: Axes, result: Mapping[str, Any], column: str, across_label: str) -> None:
@@ -100,7 +100,8 @@ def _against(axes: Axes, result: Mapping[str, Any], column: str, across_label: s
     axes.set_ylim(bottom=0)
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+def blank_figure(panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels side by side, with nothing drawn in them yet."""
     # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
     from matplotlib.figure import Figure
 
@@ -110,7 +111,3 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     return figure, axes
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150)

@@ -188,12 +188,9 @@ def retrieval_report(looked: Sequence[Looked], least: float | None, cuts: Sequen
     subjects chooses (the mean over kinds of answered where there is an answer, refused where there is none);
     answered_other_half: what that lets pass of the other half. None where there is no choice.
     """
-    kinds: dict[str, list[Looked]] = defaultdict(list)
-    for one in looked:
-        kinds[one.case.kind].append(one)
     chosen = best_threshold([one for one in looked if _half(one) == 0])
     rows = []
-    for kind, members in kinds.items():
+    for kind, members in _by_kind(looked).items():
         judged = [one for one in members if one.case.gold]
         rows.append(
             {
@@ -210,13 +207,18 @@ def retrieval_report(looked: Sequence[Looked], least: float | None, cuts: Sequen
     return {"rows": rows, "best": chosen, "least_similarity": least}
 
 
-def best_threshold(looked: Sequence[Looked]) -> float | None:
-    """The least similarity with the best balance of answered and refused, each the mean over kinds."""
+def _by_kind(looked: Sequence[Looked]) -> dict[str, list[Looked]]:
     kinds: dict[str, list[Looked]] = defaultdict(list)
     for one in looked:
         kinds[one.case.kind].append(one)
-    there = [members for members in kinds.values() if members[0].case.answerable]
-    missing = [members for members in kinds.values() if not members[0].case.answerable]
+    return kinds
+
+
+def best_threshold(looked: Sequence[Looked]) -> float | None:
+    """The least similarity with the best balance of answered and refused, each the mean over kinds."""
+    kinds = _by_kind(looked).values()
+    there = [members for members in kinds if members[0].case.answerable]
+    missing = [members for members in kinds if not members[0].case.answerable]
     if not there or not missing:
         return None
 

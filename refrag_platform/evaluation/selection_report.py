@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.evaluation.figures import blank_figure
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
 from refrag_platform.evaluation.report import figure
 from refrag_platform.files import write_json
@@ -61,20 +62,14 @@ def write_selection_report(folder: Path, title: str, result: Mapping[str, Any]) 
 
 def selection_figure(result: Mapping[str, Any], path: Path) -> None:
     """The longest prefix's log-perplexity, or the answer's, against the share kept: a line for each choice."""
-    # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
-    from matplotlib.figure import Figure
-
     name = [name for name in _metrics(result) if name not in {"answer_kept", "exact_match", "f1"}][-1]
-    picture = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = picture.add_subplot()
+    picture, (axes,) = blank_figure(1)
     for system in dict.fromkeys(row["system"] for row in result["rows"]):
         points = [(row["share_kept"], row[name]) for row in result["rows"] if row["system"] == system]
         dashed = "--" if system == "oracle" else "-"
         axes.plot(*zip(*sorted(points), strict=True), dashed, marker="o", label=system)
     axes.set_xlabel("p, share of chunks kept as tokens")
     axes.set_ylabel(f"log-perplexity ({METRICS[name]}), nats")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     picture.savefig(path, dpi=150)
 

@@ -47,7 +47,6 @@ CONTROL_KINDS: tuple[System, ...] = ("full", "none", "truncated", *PARTS)
 
 # Which order passages are read in. nearest: by the retriever, as the policy is told. listed: as the file lists them.
 Order = Literal["nearest", "listed", "shuffled"]
-ORDERS: tuple[Order, ...] = get_args(Order)
 
 # Who read a row. tuned: a control trained for just that. tuned for full: one for whole passages, which are cut here.
 # own decoder: the model's, fine-tuned for REFRAG. untuned: the recipe's, before any training here.

@@ -38,11 +38,7 @@ def pipeline_text(project: Project) -> str:
 
 def write_pipeline(project: Project) -> bool:
     """Bring dvc.yaml up to date; whether it had to be changed."""
-    path, text = project.root / FILE_NAME, pipeline_text(project)
-    if path.read_text(encoding="utf-8") == text:
-        return False
-    write_text(path, text)
-    return True
+    return _updated(project.root / FILE_NAME, pipeline_text(project))
 
 
 def write_resolved(project: Project, model: str) -> bool:
@@ -59,6 +55,10 @@ def write_resolved(project: Project, model: str) -> bool:
             raise RefragError(f"{FILE_NAME} does not name {name}, which {model} extends; `refrag pipeline` adds it")
     text = f"# All settings of {model}, for DVC; `refrag recipes resolve {model}` writes it.\n"
     text += yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return _updated(path, text)
+
+
+def _updated(path: Path, text: str) -> bool:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return False
     write_text(path, text)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ def side(project: Project, name: str, model: str | None = None) -> Side:
 
 def compare(project: Project, a: Side, b: Side) -> list[Row]:
     """Every fact of both sides, part by part; equal ones too."""
-    cache = _LazyCache(project)
-    facts = [_facts(project, side, cache) for side in (a, b)]
+    # Asked only where it is needed: that takes half a second.
+    cached = cache(lambda: Cache.of(project))
+    facts = [_facts(project, side, cached) for side in (a, b)]
     parts = list(dict.fromkeys(part for found in facts for part in found))
     rows = []
     for part in parts:
@@ -121,7 +123,7 @@ def _chain(project: Project, path: Path) -> dict[str, Manifest]:
     return {stage: found[stage] for stage in STAGES if stage in found}
 
 
-def _facts(project: Project, side: Side, cache: _LazyCache) -> dict[str, dict[str, Any]]:
+def _facts(project: Project, side: Side, cached: Callable[[], Cache]) -> dict[str, dict[str, Any]]:
     manifests = side.manifests
     facts: dict[str, dict[str, Any]] = {
         "artifacts": {stage: manifest.hash for stage, manifest in manifests.items()},
@@ -135,7 +137,7 @@ def _facts(project: Project, side: Side, cache: _LazyCache) -> dict[str, dict[st
         },
     }
     if "evaluation" in manifests:
-        facts["evaluation"] = dict(_evaluation(project, manifests["evaluation"], cache))
+        facts["evaluation"] = dict(_evaluation(project, manifests["evaluation"], cached))
     return facts
 
 
@@ -155,13 +157,13 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     return found
 
 
-def _evaluation(project: Project, manifest: Manifest, cache: _LazyCache) -> Iterator[tuple[str, Any]]:
+def _evaluation(project: Project, manifest: Manifest, cached: Callable[[], Cache]) -> Iterator[tuple[str, Any]]:
     """Every figure of every row of an evaluation's tables, from its place or from DVC's cache."""
     content = project.content(manifest.stage, manifest.model)
     in_place = content.is_dir() and folder_digest(content) == manifest.hash
     for name in EVALUATION_FILES:
         path = content / name
-        text = (path.read_bytes() if path.is_file() else None) if in_place else cache.get().read(manifest.hash, name)
+        text = (path.read_bytes() if path.is_file() else None) if in_place else cached().read(manifest.hash, name)
         values = json.loads(text or b"{}")
         found = values.get("retrieval", {})
         for row in found.get("lookups", []):
@@ -183,15 +185,3 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-class _LazyCache:
-    """DVC's cache, asked for only where it is needed: that takes half a second."""
-
-    def __init__(self, project: Project) -> None:
-        self._project = project
-        self._cache: Cache | None = None
-
-    def get(self) -> Cache:
-        self._cache = self._cache or Cache.of(self._project)
-        return self._cache

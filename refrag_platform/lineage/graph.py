@@ -135,9 +135,10 @@ def read_graph(project: Project) -> Graph:
     """Everything that manifests in place, Git and BentoML's store say; what can't be read is left out."""
     graph = Graph()
     for path in sorted(project.root.glob(f"*/*/*/{FILE_NAME}")):
-        if path.relative_to(project.root).parts[0] in {"models", "data"}:
+        place = path.parent.relative_to(project.root)
+        if place.parts[0] in {"models", "data"}:
             try:
-                graph.add_manifest(_folder_of(project, path), Manifest.read(path.parent), IN_PLACE)
+                graph.add_manifest(place.as_posix(), Manifest.read(path.parent), IN_PLACE)
             except ArtifactError:
                 continue
     tags = commits.tags(project)
@@ -213,7 +214,3 @@ def _source(path: str, hash: str) -> Version:
 
 def _folder(content: str) -> str:
     return content.removesuffix("/content")
-
-
-def _folder_of(project: Project, manifest: Path) -> str:
-    return manifest.parent.relative_to(project.root).as_posix()

@@ -1,7 +1,5 @@
 """The hash of a folder is DVC's own."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """reports/ holds what `dvc metrics show` and `dvc plots show` read."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

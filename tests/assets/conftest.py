@@ -1,7 +1,5 @@
 """Projects whose stages make small real artifacts in no time; Dagster, DVC, checks and processes are the real ones."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

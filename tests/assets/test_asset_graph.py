@@ -1,7 +1,5 @@
 """The asset graph is the pipeline: the same names, inputs, models and checks, loaded without a warning."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """A run of the assets: cached when nothing changed, versioned as DVC has it, stopped by a fault."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -3,8 +3,6 @@
 $REFRAG_SCREENSHOTS names a folder that takes the pictures of docs/operations.md.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,8 +1,5 @@
 """What another machine made is recorded in DVC and in Dagster as if it had been made here."""
 
-from __future__ import annotations
-
-import os
 import shutil
 import subprocess
 import sys
@@ -18,17 +15,12 @@ from refrag_platform.history.git import git_commit
 from refrag_platform.history.status import status
 from refrag_platform.project import Project
 from tests.assets.conftest import FIRST_TWO, MODEL
+from tests.planted import run
 
 
 def refrag(project: Project, *arguments: str) -> str:
     """What a command in the project, of its own code, says."""
-    command = [sys.executable, "-m", "refrag_platform", *arguments]
-    environment = os.environ | {"REFRAG_ROOT": str(project.root)}
-    result = subprocess.run(
-        command, cwd=project.root, env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    return run(project.root, "env", f"REFRAG_ROOT={project.root}", sys.executable, "-m", "refrag_platform", *arguments)
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """What deploy/ holds: the instance on a real PostgreSQL, one device for all runs, pinned images, no secrets."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import re

@@ -1,7 +1,5 @@
 """Runs in Dagster as `make ui` starts it: they queue, a cancellation reaches every rank, and SIGKILL loses nothing."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,8 +1,5 @@
 """Data Docs over HTTP: what checks/ folders hold and nothing else."""
 
-from __future__ import annotations
-
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,6 +11,7 @@ from assets.docs_server import HOST, PORT, server
 from assets.metadata import DOCS_URL, docs_links
 from refrag_platform.project import Project
 from tests.conftest import ROOT
+from tests.web import served
 
 
 @pytest.fixture
@@ -24,13 +22,8 @@ def address(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "models" / "tiny" / "cpt" / "content").mkdir()
     (tmp_path / "models" / "tiny" / "cpt" / "content" / "secret.txt").write_text("text")
     (tmp_path / "params.yaml").write_text("models: []")
-    running = server(tmp_path, port=0)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}"
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with served(server(tmp_path, port=0)) as url:
+        yield url
 
 
 def get(url: str) -> str:

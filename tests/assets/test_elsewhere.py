@@ -1,7 +1,5 @@
 """A stage that Dagster runs on another machine, for which a bare folder stands: cancelled, resumed, recorded."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

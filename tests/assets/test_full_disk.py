@@ -1,7 +1,5 @@
 """A full disk, a small real one: the run fails and says so, the last good version stays, and the next run mends it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

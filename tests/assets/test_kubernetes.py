@@ -3,8 +3,6 @@
 No cluster is here: what a cluster makes of it isn't tested.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

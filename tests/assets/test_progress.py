@@ -1,7 +1,5 @@
 """The course of a training, as the run's log tells it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The gate as an asset: a better model is released, a worse one is refused and seen to be; artifacts are planted."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +10,15 @@ from assets.definitions import defs
 from assets.jobs import run_config
 from assets.released import Promotion, released
 from assets.settings import RetrainingSettings
-from refrag_platform import runner
-from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
+from refrag_platform.evaluation.items import FILE_NAME
 from refrag_platform.history.versions import released as released_now
 from refrag_platform.project import Project
-from refrag_platform.stages import STAGES, StageContext
+from refrag_platform.stages import STAGES
 from tests.assets.conftest import MODEL, copy_planted, plant_stage, planted_project, use
-from tests.planted import override, plant, record_all, run
-from tests.planted import planted as make
+from tests.candidates import held_out, make_candidate
+from tests.planted import record_all, run
 
 RELEASED = AssetKey("released")
-
-
-def held_out(quality: float, metrics: tuple[str, ...] = ("P32", "exact_match", "f1")) -> Items:
-    """Eight windows and eight questions, all as good as `quality` says: 0 to 1, higher is better."""
-    names = [str(number) for number in range(8)]
-    nats: dict[str, list[float]] = {name: [4 - quality] * 8 for name in metrics if name.startswith("P")}
-    answers: dict[str, list[float]] = {name: [quality] * 8 for name in metrics if not name.startswith("P")}
-    return Items(windows=ItemSet.of("test", names, nats), questions=ItemSet.of("test", names, answers))
-
-
-def make_candidate(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int, items: Items) -> None:
-    """Plant a model that was fine-tuned for `steps` and evaluated to `items`, and record it."""
-
-    def with_items(context: StageContext) -> dict[str, Any]:
-        metrics = make(context)
-        if context.stage == "evaluation":
-            (context.out / FILE_NAME).write_text(items.model_dump_json())
-        return metrics
-
-    plant(monkeypatch)
-    monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
-    override(project, "finetuned", {"steps": steps}, MODEL)
-    for stage in STAGES:
-        runner.run_stage(project, stage, MODEL)
-    record_all(project, model=MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +27,8 @@ def first_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = planted_project(tmp_path_factory.mktemp("first"))
     with pytest.MonkeyPatch.context() as monkeypatch:
         use(project, monkeypatch)
-        make_candidate(project, monkeypatch, 50, held_out(0.5))
+        make_candidate(project, monkeypatch, 50, held_out(0.5), MODEL)
+        record_all(project, model=MODEL)
         with DagsterInstance.get() as instance:
             judge(instance)
     return project
@@ -111,7 +84,8 @@ def test_a_worse_model_is_refused_and_the_released_one_stays(
     first: Project, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tags(first)
-    make_candidate(first, monkeypatch, 40, held_out(0.3))
+    make_candidate(first, monkeypatch, 40, held_out(0.3), MODEL)
+    record_all(first, model=MODEL)
     judge(instance)  # the run succeeds: that a candidate is worse is an outcome, no fault
     assert tags(first) == before
     assert len(materializations(instance)) == 1, "the released model is as old as it was"
@@ -128,7 +102,8 @@ def test_a_worse_model_is_refused_and_the_released_one_stays(
 def test_a_figure_that_is_missing_refuses(
     first: Project, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_candidate(first, monkeypatch, 60, held_out(0.6, metrics=("P32", "f1")))
+    make_candidate(first, monkeypatch, 60, held_out(0.6, metrics=("P32", "f1")), MODEL)
+    record_all(first, model=MODEL)
     judge(instance)
     passed, said = gate(instance)
     assert not passed and "exact_match is missing from the candidate's evaluation" in said
@@ -137,7 +112,8 @@ def test_a_figure_that_is_missing_refuses(
 def test_a_better_model_is_judged_and_then_released(
     first: Project, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_candidate(first, monkeypatch, 60, held_out(0.6))
+    make_candidate(first, monkeypatch, 60, held_out(0.6), MODEL)
+    record_all(first, model=MODEL)
     judge(instance, promote=False)
     passed, said = gate(instance)
     assert passed and said.startswith("judged only: the gate would have promoted")

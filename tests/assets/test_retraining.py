@@ -1,13 +1,9 @@
 """When retraining starts by itself: the schedule, new documents, and what is told when a run fails."""
 
-from __future__ import annotations
-
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 from dagster import (
@@ -28,6 +24,7 @@ from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from tests.assets.conftest import MODEL, plant_stage
 from tests.conftest import ROOT
+from tests.web import Silent, served
 
 SUNDAY = datetime(2030, 1, 6, 3, tzinfo=UTC)
 REPOSITORY = defs.get_repository_def()
@@ -113,7 +110,7 @@ def test_documents_that_no_corpus_holds_yet_are_new(planted: Project, instance: 
     assert [request.partition_key for request in started] == [MODEL]
 
 
-class Hook(http.server.BaseHTTPRequestHandler):
+class Hook(Silent):
     """Takes messages as Slack does; /refuse does not."""
 
     def do_POST(self) -> None:
@@ -122,20 +119,13 @@ class Hook(http.server.BaseHTTPRequestHandler):
         self.send_response(403 if self.path == "/refuse" else 200)
         self.end_headers()
 
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def hook() -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
     server.messages = []  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(server):
+        yield server
 
 
 def test_a_failed_run_is_told_to_the_webhook(

@@ -1,7 +1,5 @@
 """The process group of a stage: it gets its time to save, and nothing of it is left."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Formulas and limits against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """How times are taken."""
 
-from __future__ import annotations
-
 import torch
 
 from refrag_platform.bench.clock import Case, Ceilings, Times, in_turns

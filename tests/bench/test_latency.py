@@ -1,7 +1,5 @@
 """Rows of the latency benchmark on a tiny shape: complete, exact where they can be, consistent everywhere."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

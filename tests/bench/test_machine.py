@@ -1,7 +1,5 @@
 """How the machine is used: what a GPU's graph captures is what was warmed up."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

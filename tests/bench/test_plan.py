@@ -1,7 +1,5 @@
 """Plans of training: held against what real steps hold, and against what was measured on GPUs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,31 +1,22 @@
 """Documents' tables come from result files, and the benchmark's own document is up to date."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.bench.report import write_tables
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
+from tests.command import refrag, refused
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["bench", *arguments])
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
     file, picture, document = tmp_path / "latency.json", tmp_path / "plots/latency.png", tmp_path / "doc.md"
     arguments = ["--context", "32,64", "--question", "4", "--k", "4,8", "--runs", "2", "--warmup", "1"]
-    told = run("latency", "--shape", "tiny", *arguments, "--json", str(file), "--plot", str(picture))
+    told = refrag("bench", "latency", "--shape", "tiny", *arguments, "--json", file, "--plot", picture).output
     assert told.count("refrag, k = 8") == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     document.write_text("# Speed\n<!-- bench latency.json -->\nold\n<!-- end -->\nThe end\n")
@@ -46,7 +37,7 @@ def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
 def test_a_throughput_run_becomes_a_table(tmp_path: Path) -> None:
     file, document = tmp_path / "throughput.json", tmp_path / "doc.md"
     arguments = ["--context", "32", "--new-tokens", "3", "--k", "4", "--runs", "1", "--largest-batch", "2"]
-    run("throughput", "--shape", "tiny", *arguments, "--json", str(file), "--plot", str(tmp_path / "t.png"))
+    refrag("bench", "throughput", "--shape", "tiny", *arguments, "--json", file, "--plot", tmp_path / "t.png")
     assert json.loads(file.read_text())["new_tokens"] == 3
     document.write_text("<!-- bench throughput.json -->\n<!-- end -->\n")
     write_tables(document)
@@ -82,7 +73,5 @@ def test_performance_document_shows_its_files(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_explained(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", "latency", *arguments, "--json", str(tmp_path / "x.json")])
-    assert result.exit_code == 2
-    assert message in result.output
+    assert message in refused("bench", "latency", *arguments, "--json", tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()

@@ -1,7 +1,5 @@
 """Rows of the throughput benchmark on a tiny shape."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

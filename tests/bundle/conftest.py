@@ -1,7 +1,5 @@
 """A project here whose corpus is made, and folders that stand for other machines; stages are planted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Real trainings with no more than Python, torch and what the bundle brings: stopped, carried on, brought home."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

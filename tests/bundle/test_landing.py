@@ -1,7 +1,5 @@
 """What was made elsewhere is current here, or it is refused by the name of what differs and nothing lands."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """A bundle's pieces: of a size, whole or refused by name, carried in one go or in several."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,20 +1,17 @@
 """What goes to the other machine: what its stages read, by the place that it has here, and no more."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform import runner
 from refrag_platform.bundle.work import work_to_do
-from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history.freshness import dependencies
 from refrag_platform.project import Project
 from tests.bundle.conftest import SendOut
+from tests.command import refused
 from tests.planted import MODEL, override
 
 QUESTION = '{"id": "1", "question": "Where?", "answers": ["North"], "passages": [], "gold": []}\n'
@@ -143,5 +140,4 @@ def test_options_that_contradict_each_other_are_refused(
     home: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(home.root))
-    result = CliRunner().invoke(app, ["bundle", "export", "--out", str(tmp_path / "out"), *arguments])
-    assert result.exit_code == 2 and message in result.stderr
+    assert message in refused("bundle", "export", "--out", tmp_path / "out", *arguments)

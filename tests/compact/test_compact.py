@@ -1,7 +1,5 @@
 """Releases: what training changed comes back from few bytes, and nothing else is taken for it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The corpus stage as a whole: formats, determinism, bounded memory, and what it says when it can't go on."""
 
-from __future__ import annotations
-
 import json
 import tracemalloc
 from collections.abc import Callable

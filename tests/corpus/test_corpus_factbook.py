@@ -1,7 +1,5 @@
 """Country profiles become titled passages and questions whose answers stand in the gold passage."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

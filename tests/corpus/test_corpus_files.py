@@ -1,7 +1,5 @@
 """Files of every format become documents; what can't be used is told with file and row, and counted."""
 
-from __future__ import annotations
-
 import io
 import json
 import tracemalloc

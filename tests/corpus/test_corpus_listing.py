@@ -1,7 +1,5 @@
 """What a source's folder holds: links are followed, each folder is read once, what can't be read is said."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

@@ -1,23 +1,20 @@
 """Any file name becomes text that can be written and printed, and finds its file again."""
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.artifacts.manifest import Manifest
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.history import dvc
 from refrag_platform.history.status import status
 from refrag_platform.names import name_of, name_text, printable
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
+from tests.command import refrag, refused
 from tests.conftest import init_repository
 
 ODD = (b"caf\xe9 menu.txt", b"two\nlines \x1b[31m.txt", b"back\\slash \\xe9.txt", "turned \u202e txt.md".encode())
@@ -73,8 +70,8 @@ def test_files_of_any_name_go_through_run_status_lineage_and_forget(
         # As the shell passes it on, as it is printed, and by the document's id.
         for asked in (f"data/sources/tiny/{raw}", f"data/sources/tiny/{shown}", f"files/{shown}"):
             for command in ("forget", "lineage"):
-                run = CliRunner().invoke(app, [command, asked])
-                assert run.exit_code == 0 and made.hash in run.output, run.output
+                run = refrag(command, asked)
+                assert made.hash in run.output
                 assert shown in run.output and "\x1b" not in run.output and raw not in run.output
     (texts / os.fsdecode(ODD[0])).write_text("Changed.")
     assert corpus_state(project) == "stale"
@@ -82,14 +79,13 @@ def test_files_of_any_name_go_through_run_status_lineage_and_forget(
 
 def test_what_an_error_quotes_is_escaped(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
-    run = CliRunner().invoke(app, ["status", "--model", "a\x1b[31m\udce9"])
-    assert run.exit_code == 2 and "\x1b[31m\udce9" not in run.output
+    assert "\x1b[31m\udce9" not in refused("status", "--model", "a\x1b[31m\udce9")
 
 
 def test_a_name_that_no_file_can_have_is_one_line(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
-    run = CliRunner().invoke(app, ["lineage", "a" * 5000])
-    assert run.exit_code == 2 and "File name too long" in run.output and len(run.output) < 400
+    run = refused("lineage", "a" * 5000)
+    assert "File name too long" in run and len(run) < 400
 
 
 @pytest.mark.parametrize("odd", ["name", "link", "pipe"])

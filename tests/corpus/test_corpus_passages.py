@@ -1,7 +1,5 @@
 """Tokens are those of the whole text; passages are bounded, end at sentences and lose nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

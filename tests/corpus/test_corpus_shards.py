@@ -1,7 +1,5 @@
 """Shards hold a split back to back, are read through memory maps, and a damaged one is never taken for whole."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess

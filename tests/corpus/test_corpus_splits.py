@@ -1,7 +1,5 @@
 """Held-out documents are decided by their id alone; duplicates are dropped in little memory."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Copies of questions with another answer: question, passage and answer still agree."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

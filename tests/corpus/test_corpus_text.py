@@ -1,7 +1,5 @@
 """Normalization: one form for every way to write the same text."""
 
-from __future__ import annotations
-
 import pytest
 
 from refrag_platform.corpus.text import normalize, strip_markup

@@ -1,16 +1,12 @@
 """Questions over many passages: each answer follows from its passages alone, by a reading of its own."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus.factbook import read_factbook_profiles
 from refrag_platform.corpus.facts import with_article
 from refrag_platform.corpus.many import Settings, many_questions
@@ -19,6 +15,7 @@ from refrag_platform.corpus.splits import SPLITS, Split, split_of
 from refrag_platform.corpus.wordings import HELD_OUT, KINDS, WORDINGS
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import CorpusRecipe
+from tests.command import refrag, refused
 from tests.conftest import ROOT
 
 RECIPE = CorpusRecipe.model_validate({"sources": [{"kind": "factbook"}]})
@@ -239,16 +236,13 @@ def test_the_verb_writes_a_question_file_says_what_it_holds_and_overwrites_none(
 ) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(ROOT))
     command = ["questions", "many", "--model", "tiny", "--count", "14", "--out", str(tmp_path / "many.jsonl")]
-    made = CliRunner().invoke(app, command)
-    assert made.exit_code == 0, made.output
+    made = refrag(*command)
     assert "14 questions on 2 contexts of 24 countries" in made.stdout and "| extreme_of | 2 |" in made.stdout
     written = read_questions(tmp_path / "many.jsonl")
     assert {one.category for one in written} == set(KINDS) and len({one.document for one in written}) == 2
     assert all(one.closed and one.split == "test" for one in written)
-    again = CliRunner().invoke(app, command)
-    assert again.exit_code == 2 and "is there already" in again.stderr
-    wrong = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "new.jsonl"), "--passages", "20,10"])
-    assert wrong.exit_code == 2 and "give the least and the most" in wrong.stderr
+    assert "is there already" in refused(*command)
+    assert "give the least and the most" in refused(*command[:-1], tmp_path / "new.jsonl", "--passages", "20,10")
 
 
 def test_the_page_s_examples_are_what_is_made(profiles: dict[Split, list[tuple[str, Any]]]) -> None:

@@ -1,7 +1,5 @@
 """`refrag questions overlap`: what of judged questions stands in training text."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path
@@ -10,12 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus import overlap
 from refrag_platform.corpus.overlap import overlaps
 from refrag_platform.corpus.question_files import Question
+from tests.command import refrag
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -91,9 +88,7 @@ def test_every_form_of_training_text_is_read_and_held_out_rows_are_not(tmp_path:
 
 
 def run(*arguments: str | Path, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["questions", "overlap", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return " ".join(f"{result.output} {result.exception or ''}".split())
+    return " ".join(refrag("questions", "overlap", *arguments, status=code).output.split())
 
 
 def test_the_command_counts_and_writes_what_was_not_seen(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """A corpus' passages are the same where pyarrow is installed and, by their copy, where it isn't."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

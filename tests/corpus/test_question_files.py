@@ -1,7 +1,5 @@
 """Questions: how files of them are read, and in what order a retriever would serve their passages."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Question files and pools: what can't be used is one error that names file, row, field and value."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

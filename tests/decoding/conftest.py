@@ -1,7 +1,5 @@
 """The tiny model on the CPU and, if there is one, a GPU."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which tokens a JSON schema lets follow."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Which beginnings are found again, and how much is kept."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

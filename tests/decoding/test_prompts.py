@@ -1,7 +1,5 @@
 """The input of one prompt equals the model's own, and its content tells prompts apart."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

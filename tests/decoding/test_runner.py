@@ -1,7 +1,5 @@
 """The runner says what the decoder itself says, whatever is padded, cut, batched or graphed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """How a token is drawn."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Requests that share the decoder get what each would get alone, leave nothing behind, and delay nobody."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,10 +1,9 @@
 """A tiny random model with a policy, windows of random tokens, and a project ready for the evaluation stage."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from refrag_platform.corpus.question_files import Question, read_questions
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
+from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
@@ -69,11 +70,23 @@ def policy(evaluation_project: Project) -> PolicyNetwork:
 
 
 @pytest.fixture(scope="session")
+def questions(evaluation_project: Project) -> list[Question]:
+    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
+
+
+@pytest.fixture(scope="session")
 def windows(model: RefragModel) -> Windows:
     """Seven windows of three documents: 32 context tokens (8 chunks of 4), 40 after it."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, len(model.tokenizer), (7, 72), generator=generator)
     return Windows(tokens, ["a", "a", "a", "b", "b", "c", "c"], 32)
+
+
+def judged(
+    model: RefragModel, policy: PolicyNetwork | None, questions: list[Question], **changes: Any
+) -> RagEvaluation:
+    """Answers of two tokens over one passage as vectors alone, unless `changes` says otherwise."""
+    return evaluate_rag(model, policy, questions, **{"passages": [1], "share_kept": 0.0, "max_new_tokens": 2} | changes)
 
 
 def sentences(seed: int, count: int) -> str:

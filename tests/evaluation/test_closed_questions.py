@@ -1,9 +1,6 @@
 """Questions that are about all of their passages: figures of each kind, and never asked over a part."""
 
-from __future__ import annotations
-
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +8,14 @@ import pytest
 from refrag_platform.corpus.question_files import Question, read_questions, retrieved, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.metrics import set_match
-from refrag_platform.evaluation.question_sets import ranked, write_questions
+from refrag_platform.evaluation.question_sets import ranked
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import rag_report
 from refrag_platform.evaluation.systems import System
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
+from tests.evaluation.conftest import judged
 
 SYSTEMS: list[System] = ["full", "first", "plain", "sentences", "kept", "refrag"]
 
@@ -43,10 +41,17 @@ def questions(count: int = 12) -> list[Question]:
 
 
 def test_each_kind_has_figures_and_gains_over_every_plain_system_at_equal_tokens(model: RefragModel) -> None:
-    found = evaluate_rag(
-        model, None, questions(), passages=[20], share_kept=0.0, shares=[0.15], systems=SYSTEMS,
-        relevance=PassageRelevance(HashedWords()), max_new_tokens=3, batch_size=4,
-    )  # fmt: skip
+    found = judged(
+        model,
+        None,
+        questions(),
+        passages=[20],
+        shares=[0.15],
+        systems=SYSTEMS,
+        relevance=PassageRelevance(HashedWords()),
+        max_new_tokens=3,
+        batch_size=4,
+    )
     assert list(found.parts) == ["extreme", "list"]
     for part in found.parts.values():
         assert part["questions_used"] == 3
@@ -76,11 +81,7 @@ def test_a_list_is_right_in_any_order_and_with_nothing_more_or_less() -> None:
 
 
 def test_the_report_shows_set_match_where_a_list_came_in_another_order(model: RefragModel) -> None:
-    found = vars(
-        evaluate_rag(
-            model, None, questions()[:2], passages=[12], share_kept=0.0, systems=["full", "refrag"], max_new_tokens=2
-        )
-    )
+    found = vars(judged(model, None, questions()[:2], passages=[12], systems=["full", "refrag"]))
     assert "set match" not in rag_report(found)
     found["rows"][0]["set_match"] = 0.5
     assert rag_report(found).count("| set match |") == 2
@@ -99,17 +100,6 @@ def test_no_question_is_asked_over_a_part_of_what_it_is_about(model: RefragModel
         list(ranked([one], [("Land 99", "Rivers: 99")], HashedWords(), 3))
 
 
-def test_what_is_written_can_be_read_and_a_wrong_field_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "closed.jsonl"
-    own = [replace(one, split="test", answerable=True) for one in questions()]
-    write_questions(path, own)
-    assert read_questions(path) == own
-    row = json.loads(path.read_text().splitlines()[0])
-    path.write_text(json.dumps(row | {"closed": "yes"}) + "\n")
-    with pytest.raises(RefragError, match=r"closed\.jsonl, row 1: `closed` is 'yes'; it must be true or false"):
-        read_questions(path)
-
-
 def test_open_questions_of_several_gold_passages_pass_through_the_same_evaluation(
     model: RefragModel, tmp_path: Path
 ) -> None:
@@ -120,9 +110,14 @@ def test_open_questions_of_several_gold_passages_pass_through_the_same_evaluatio
     }  # fmt: skip
     path = tmp_path / "hops.jsonl"
     path.write_text("".join(json.dumps(row | {"id": f"2hop__{n}"}) + "\n" for n in range(3)))
-    found = evaluate_rag(
-        model, None, read_questions(path), passages=[10, 20], share_kept=0.0, systems=SYSTEMS,
-        relevance=PassageRelevance(HashedWords()), max_new_tokens=2, batch_size=4,
-    )  # fmt: skip
+    found = judged(
+        model,
+        None,
+        read_questions(path),
+        passages=[10, 20],
+        systems=SYSTEMS,
+        relevance=PassageRelevance(HashedWords()),
+        batch_size=4,
+    )
     assert len(found.rows) == 2 * len(SYSTEMS) and not found.parts
     assert all(row["exact_match"] is not None for row in found.rows)

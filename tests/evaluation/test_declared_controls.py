@@ -1,7 +1,5 @@
 """Controls of a recipe: the evaluation takes those that would be trained so now, and leaves others out by name."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil
@@ -9,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
-from refrag_platform.cli import app
 from refrag_platform.errors import RecipeError
 from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls
 from refrag_platform.evaluation.stage import evaluate_stage
@@ -22,6 +18,8 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from refrag_platform.stages import STAGES, settings_of
+from tests.candidates import manifest_of
+from tests.command import refrag
 from tests.evaluation.conftest import context
 from tests.planted import override
 
@@ -33,7 +31,7 @@ def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Pat
     shutil.copytree(evaluation_project.root, project.root)
     recipe = project.recipe_path("tiny")
     recipe.write_text(f"{recipe.read_text()}controls: {{full: {{}}, none: {{}}, plain: {{}}}}\n")
-    corpus = manifest_of("corpus", "tiny", project.content("corpus", "tiny"))
+    corpus = manifest_of("corpus", hash=folder_digest(project.content("corpus", "tiny")))
     corpus.write(project.stage_dir("corpus", "tiny"))
     mute = copy.deepcopy(model)
     mute.decoder.get_output_embeddings().weight.data.zero_()
@@ -45,16 +43,10 @@ def with_controls(evaluation_project: Project, model: RefragModel, tmp_path: Pat
             content.mkdir(parents=True)
             mute.save(content)
             settings = settings_of(STAGES[stage], project.recipe(name))
-            manifest = manifest_of(stage, name, content).model_copy(update={"inputs": inputs, "settings": settings})
+            manifest = manifest_of(stage, name, hash=folder_digest(content), inputs=inputs, settings=settings)
             manifest.write(content.parent)
             inputs = inputs | {stage: InputRecord(path="", hash=manifest.hash)}
     return project
-
-
-def manifest_of(stage: str, model: str, content: Path) -> Manifest:
-    said = {"fingerprint": "", "settings": {}, "seed": 0, "code": "", "commit": "", "started": "", "finished": ""}
-    facts = {"seconds": 0.0, "hardware": {}, "libraries": {}, "metrics": {}}
-    return Manifest.model_validate({"stage": stage, "model": model, "hash": folder_digest(content), **said, **facts})
 
 
 def test_controls_that_the_recipe_declares_are_used_where_they_are_trained(
@@ -121,7 +113,6 @@ def test_the_commands_take_the_controls_that_the_recipe_declares(
     monkeypatch.chdir(with_controls.root)
     asked, out = with_controls.content("corpus", "tiny") / "questions" / "test.jsonl", tmp_path / "rag.json"
     command = ["evaluate", "rag", "--model", "tiny", "--questions", str(asked), "--passages", "1", "--json", str(out)]
-    result = CliRunner().invoke(app, [*command, "--systems", "full,plain,refrag", "--limit", "2"])
-    assert result.exit_code == 0, result.output
+    refrag(*command, "--systems", "full,plain,refrag", "--limit", "2")
     decoders = {row["system"]: row["decoder"] for row in json.loads(out.read_text())["rows"]}
     assert decoders == {"full": "tuned", "plain": "tuned for full", "refrag": "own decoder"}

@@ -1,7 +1,5 @@
 """Log-perplexity of each system is that of a plain forward pass over what the system reads."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

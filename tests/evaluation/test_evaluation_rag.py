@@ -1,7 +1,5 @@
 """Answers to questions: what each system reads, and how answers are scored."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil
@@ -11,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import generate_batch
 from refrag_platform.evaluation.pruning import pruned, self_information
@@ -30,13 +26,10 @@ from refrag_platform.model.selection import expand
 from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
+from tests.command import refrag, refused
+from tests.evaluation.conftest import judged
 
 ROW_KEYS = ["system", "passages", "share_kept", "exact_match", "f1", "decoder_tokens", "ttft_ms"]
-
-
-@pytest.fixture(scope="module")
-def questions(evaluation_project: Project) -> list[Question]:
-    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
 
 
 def compressed(
@@ -47,7 +40,7 @@ def compressed(
 
 
 def test_every_system_has_its_rows(model: RefragModel, policy: PolicyNetwork, questions: list[Question]) -> None:
-    result = evaluate_rag(model, policy, questions[:4], passages=[1, 3], share_kept=policy.share_kept, max_new_tokens=3)
+    result = judged(model, policy, questions[:4], passages=[1, 3], share_kept=policy.share_kept, max_new_tokens=3)
     assert [list(row)[: len(ROW_KEYS)] for row in result.rows] == [ROW_KEYS] * len(result.rows)
     assert {(row["system"], row["passages"], row["share_kept"]) for row in result.rows} == {
         ("none", 0, None),
@@ -67,7 +60,7 @@ def test_every_system_has_its_rows(model: RefragModel, policy: PolicyNetwork, qu
 def test_refrag_with_every_chunk_kept_answers_as_the_full_context_does(
     model: RefragModel, questions: list[Question]
 ) -> None:
-    result = evaluate_rag(model, None, questions[::3], passages=[2], share_kept=1.0, max_new_tokens=8)
+    result = judged(model, None, questions[::3], passages=[2], share_kept=1.0, max_new_tokens=8)
     answers = {(answer["id"], answer["system"]): answer["answer"] for answer in result.answers}
     rows = {row["system"]: row for row in result.rows}
     assert rows["refrag"]["decoder_tokens"] == rows["full"]["decoder_tokens"]
@@ -76,11 +69,11 @@ def test_refrag_with_every_chunk_kept_answers_as_the_full_context_does(
 
 
 def test_answers_are_scored_against_the_references(model: RefragModel, questions: list[Question]) -> None:
-    found = evaluate_rag(model, None, questions[:2], passages=[1], share_kept=0.0, max_new_tokens=4)
+    found = judged(model, None, questions[:2], max_new_tokens=4)
     said = {(answer["id"], answer["system"]): answer["answer"] for answer in found.answers}
     # Asked again with what REFRAG said as the reference, REFRAG is right.
     told = [Question(q.id, q.question, (said[q.id, "refrag"],), q.passages, q.gold, q.document) for q in questions[:2]]
-    again = evaluate_rag(model, None, told, passages=[1], share_kept=0.0, max_new_tokens=4)
+    again = judged(model, None, told, max_new_tokens=4)
     row = next(row for row in again.rows if row["system"] == "refrag")
     assert (row["exact_match"], row["f1"]) == (1.0, 1.0)
 
@@ -90,11 +83,11 @@ def test_what_training_has_shown_is_counted_and_has_figures_of_its_own(
 ) -> None:
     empty, seen = replace(questions[1], answers=("The",)), [True, True, False, False]
     asked = [questions[0], empty, *questions[2:4]]
-    found = evaluate_rag(model, None, asked, passages=[1], share_kept=0.0, max_new_tokens=2, seen=seen)
+    found = judged(model, None, asked, seen=seen)
     assert found.skipped["questions_seen"] == 1
     counts = {name: part["questions_used"] for name, part in found.parts.items()}
     assert counts == {"seen in training": 1, "not seen in training": 2}
-    alone = evaluate_rag(model, None, asked[2:], passages=[1], share_kept=0.0, max_new_tokens=2, systems=["refrag"])
+    alone = judged(model, None, asked[2:], systems=["refrag"])
     rows = found.parts["not seen in training"]["rows"]
     assert next(row for row in rows if row["system"] == "refrag")["f1"] == alone.rows[0]["f1"]
     told = {
@@ -115,7 +108,7 @@ def test_questions_whose_references_say_nothing_are_skipped_and_counted(
 ) -> None:
     empty = replace(questions[1], answers=("The", "!"))
     asked = [replace(questions[0], answers=("a", *questions[0].answers)), empty, questions[2]]
-    found = evaluate_rag(model, None, asked, passages=[1], share_kept=0.0, max_new_tokens=2, sets=["x", "x", "y"])
+    found = judged(model, None, asked, sets=["x", "x", "y"])
     assert found.skipped == {"questions_used": 2, "questions_skipped": 1, "references_skipped": 3}
     assert {answer["id"] for answer in found.answers} == {questions[0].id, questions[2].id}
     assert {name: part["questions_used"] for name, part in found.parts.items()} == {"x": 1, "y": 1}
@@ -124,7 +117,7 @@ def test_questions_whose_references_say_nothing_are_skipped_and_counted(
     assert said in rag_report({"rows": found.rows, **found.skipped})
     assert "Skipped" not in rag_report({"rows": found.rows, "references_skipped": 0, "questions_skipped": 0})
     with pytest.raises(RefragError, match="none of 1 questions can be judged"):
-        evaluate_rag(model, None, [empty], passages=[1], share_kept=0.0, max_new_tokens=2)
+        judged(model, None, [empty])
 
 
 def test_a_budget_is_kept_over_all_passages_together(
@@ -154,8 +147,7 @@ def test_questions_are_judged_at_a_coarser_rate_by_a_model_that_was_trained_for_
     rag += ["--max-new-tokens", "2", "--json", str(tmp_path / "rag.json"), "--rate"]
     lengths = {}
     for rate in (1, 2):
-        run = CliRunner().invoke(app, [*rag, str(rate)])
-        assert run.exit_code == 0, run.output
+        refrag(*rag, rate)
         result = json.loads((tmp_path / "rag.json").read_text())
         lengths[rate] = {row["system"]: row["decoder_tokens"] for row in result["rows"]}
         assert result["k"] == rate * model.chunk_size
@@ -164,8 +156,7 @@ def test_questions_are_judged_at_a_coarser_rate_by_a_model_that_was_trained_for_
     chunks = lengths[1]["refrag"] - lengths[1]["none"]
     # Each question's two passages end in a chunk of their own.
     assert chunks / 2 <= lengths[2]["refrag"] - lengths[2]["none"] <= chunks / 2 + 1
-    refused = CliRunner().invoke(app, [*rag, "4"])
-    assert refused.exit_code == 2 and "this model is trained for 1, 2" in " ".join(refused.output.split())
+    assert "this model is trained for 1, 2" in refused(*rag, "4")
 
 
 def test_chance_picks_chunks_where_there_is_no_policy(model: RefragModel, questions: list[Question]) -> None:
@@ -179,7 +170,7 @@ def test_chance_picks_chunks_where_there_is_no_policy(model: RefragModel, questi
 
 
 def test_a_lone_question_has_no_wrong_passages(model: RefragModel, questions: list[Question]) -> None:
-    result = evaluate_rag(model, None, questions[:1], passages=[1], share_kept=0.0, max_new_tokens=2)
+    result = judged(model, None, questions[:1])
     row = next(row for row in result.rows if row["system"] == "refrag_wrong")
     assert row["f1"] is row["ttft_ms"] is None
 
@@ -189,16 +180,7 @@ def test_a_question_that_is_left_out_moves_no_figure_to_another_set(
 ) -> None:
     """The first has no stranger whose passages could be its wrong ones; the others read the first one's."""
     bare = [replace(question, passages=(), gold=()) for question in questions[1:3]]
-    found = evaluate_rag(
-        model,
-        None,
-        [replace(questions[0], gold=()), *bare],
-        passages=[1],
-        share_kept=0.0,
-        systems=["refrag_wrong"],
-        sets=["a", "b", "b"],
-        max_new_tokens=2,
-    )
+    found = judged(model, None, [replace(questions[0], gold=()), *bare], systems=["refrag_wrong"], sets=["a", "b", "b"])
     assert found.rows[0]["f1"] is not None and found.intervals[0]["f1"] is None
     assert found.parts["a"]["rows"][0]["f1"] is None
     assert found.parts["b"]["rows"][0]["f1"] == found.rows[0]["f1"]
@@ -218,24 +200,14 @@ def test_plain_systems_run_on_tuned_controls_where_given(
         silent.decoder.model.embed_tokens.weight.fill_(1)
     (tmp_path / "full").mkdir()
     silent.save(tmp_path / "full")
-    result = evaluate_rag(
-        model,
-        None,
-        questions[:1],
-        passages=[1],
-        share_kept=0.0,
-        max_new_tokens=4,
-        controls={"full": tmp_path / "full"},
-    )
+    result = judged(model, None, questions[:1], max_new_tokens=4, controls={"full": tmp_path / "full"})
     said = {answer["system"]: answer["answer"] for answer in result.answers}
     assert said["full"] == ""
     assert said["refrag"] != ""
 
 
 def test_prompts_are_those_of_fine_tuning(model: RefragModel, questions: list[Question]) -> None:
-    question = questions[0]
-    chunks = compressed(model, None, question.take(2), 0.0, torch.Generator())
-    result = evaluate_rag(model, None, questions[:2], passages=[2], share_kept=0.0, max_new_tokens=1)
+    result = judged(model, None, questions[:2], passages=[2], max_new_tokens=1)
     row = next(row for row in result.rows if row["system"] == "refrag")
     lengths = [
         prompt_length(
@@ -244,24 +216,13 @@ def test_prompts_are_those_of_fine_tuning(model: RefragModel, questions: list[Qu
         for q in questions[:2]
     ]
     assert row["decoder_tokens"] == sum(lengths) / 2
-    assert len(chunks) == 2
 
 
 def test_plain_and_pruned_read_as_many_tokens_as_refrag_at_each_share(
     model: RefragModel, policy: PolicyNetwork, questions: list[Question]
 ) -> None:
     systems: list[System] = ["full", "plain", "pruned", "refrag"]
-    found = evaluate_rag(
-        model,
-        policy,
-        questions[:3],
-        passages=[3],
-        share_kept=0.0,
-        shares=[0.25],
-        systems=systems,
-        max_new_tokens=2,
-        batch_size=4,
-    )
+    found = judged(model, policy, questions[:3], passages=[3], shares=[0.25], systems=systems, batch_size=4)
     tokens = {
         (row["system"], row["tokens_of"] if row["share_kept"] is None else row["share_kept"]): row["decoder_tokens"]
         for row in found.rows
@@ -296,7 +257,7 @@ def test_answers_in_batches_are_those_of_one_prompt_at_a_time(
     model: RefragModel, policy: PolicyNetwork, questions: list[Question]
 ) -> None:
     def said(batch_size: int) -> tuple[list[dict[str, object]], list[float | None]]:
-        found = evaluate_rag(
+        found = judged(
             model, policy, questions[:5], passages=[1, 2], share_kept=0.25, max_new_tokens=6, batch_size=batch_size
         )
         return found.answers, [row["ttft_ms"] for row in found.rows]
@@ -318,9 +279,7 @@ def test_an_answer_ends_at_a_stop_id_in_a_batch_too(model: RefragModel) -> None:
 
 def test_the_untuned_decoder_is_asked_in_its_own_template(model: RefragModel, questions: list[Question]) -> None:
     untuned = copy.deepcopy(model.decoder)
-    found = evaluate_rag(
-        model, None, questions[:2], passages=[1], share_kept=0.0, systems=["untuned"], untuned=untuned, max_new_tokens=2
-    )
+    found = judged(model, None, questions[:2], systems=["untuned"], untuned=untuned)
     (row,) = found.rows
     assert (row["system"], row["tuned"], row["decoder"]) == ("untuned", False, "untuned")
     with pytest.raises(RefragError, match="untuned"):
@@ -329,9 +288,9 @@ def test_the_untuned_decoder_is_asked_in_its_own_template(model: RefragModel, qu
 
 def test_refusals_are_judged_where_some_question_has_no_answer(model: RefragModel, questions: list[Question]) -> None:
     asked = [replace(questions[0], answerable=False), replace(questions[1], answerable=True), questions[2]]
-    found = evaluate_rag(model, None, asked, passages=[1], share_kept=0.0, systems=["refrag"], max_new_tokens=2)
+    found = judged(model, None, asked, systems=["refrag"])
     assert found.rows[0]["refusal_accuracy"] == pytest.approx(2 / 3, abs=1e-4)
-    found = evaluate_rag(model, None, questions[:2], passages=[1], share_kept=0.0, systems=["refrag"], max_new_tokens=2)
+    found = judged(model, None, questions[:2], systems=["refrag"])
     assert found.rows[0]["refusal_accuracy"] is None
 
 
@@ -344,7 +303,7 @@ def test_a_policy_is_told_how_near_the_question_s_passages_are(model: RefragMode
         (made,) = prompts(readers, nearest, None, [Reading("refrag", 2, 0.3)], torch.Generator())
         kept[told is not None] = [int(part.keep.sum()) for part in made[1] if isinstance(part, Chunks)]
     assert kept[True][0] == 0 < kept[True][1] == sum(kept[False]) and kept[False][0] > 0
-    wrong = evaluate_rag(
+    wrong = judged(
         model,
         policy,
         questions[:2],
@@ -352,7 +311,6 @@ def test_a_policy_is_told_how_near_the_question_s_passages_are(model: RefragMode
         share_kept=0.25,
         systems=["refrag", "refrag_wrong"],
         relevance=PassageRelevance(HashedWords()),
-        max_new_tokens=2,
     )
     assert len(wrong.rows) == 2
 
@@ -366,10 +324,8 @@ def test_the_recipe_names_the_retriever_of_relevance_and_without_it_there_is_non
     asked = str(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
     rag = ["evaluate", "rag", "--model", str(folder), "--questions", asked, "--limit", "2", "--passages", "2"]
     rag += ["--systems", "refrag", "--max-new-tokens", "2", "--json", str(tmp_path / "rag.json")]
-    refused = CliRunner().invoke(app, rag)
-    assert refused.exit_code == 2 and "name it by --recipe" in " ".join(refused.output.split())
+    assert "name it by --recipe" in refused(*rag)
     recipe = str(evaluation_project.recipe_path("tiny"))
     for options, told in ((["--recipe", recipe], True), (["--no-relevance"], False)):
-        run = CliRunner().invoke(app, [*rag, *options])
-        assert run.exit_code == 0, run.output
+        refrag(*rag, *options)
         assert json.loads((tmp_path / "rag.json").read_text())["relevance"] == told

@@ -1,7 +1,5 @@
 """Windows are held out fairly: whole, apart, spread over documents, the same for the same seed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

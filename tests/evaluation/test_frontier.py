@@ -1,35 +1,26 @@
 """`refrag bench frontier`: what was judged is timed, prompt for prompt, and both stand in one row."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.bench import stores
 from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.frontier import joined
 from refrag_platform.bench.judged import TIMED, read_judged
 from refrag_platform.bench.report import UNRECORDED, frontier_report
-from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Passage, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.store.retriever import HashedWords
+from tests.command import refrag, refused
 
 SYSTEMS = "none,full,first,plain,sentences,kept,refrag"
 FILES = ("coast.jsonl", "inland.jsonl")
 PARTS = ("retrieval_ms", "choice_ms", "projection_ms", "prefill_ms")
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def folder(evaluation_project: Project, tmp_path_factory: pytest.TempPathFactory
         (folder / name).write_text("".join(own), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(evaluation_project.root)
-        run(
+        refrag(
             "evaluate", "rag", "--model", "tiny", *asked(folder), "--passages", "3", "--share-kept", "0",
             "--shares", "0.25", "--systems", SYSTEMS, "--max-new-tokens", "2", "--batch-size", "4",
             "--json", str(folder / "judged.json"),
@@ -62,7 +53,7 @@ def asked(folder: Path) -> list[str]:
 
 
 def timed(folder: Path, name: str, *more: str) -> dict[str, Any]:
-    run(
+    refrag(
         "bench", "frontier", "--model", "tiny", *asked(folder), "--rows", str(folder / "judged.json"),
         "--stores", str(folder / "stores"), "--json", str(folder / name), *more,
     )  # fmt: skip
@@ -101,7 +92,7 @@ def test_machines_stand_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPat
         row["device"] = "another"
     (folder / "bare.json").write_text(json.dumps(bare), encoding="utf-8")
     both = ("--json", str(folder / "both.json"), "--plot", str(folder / "both.png"))
-    printed = [line for line in run("bench", "frontier-join", *map(str, files), *both).splitlines() if line[:1] == "|"]
+    printed = [line for line in refrag("bench", "frontier-join", *files, *both).output.splitlines() if line[:1] == "|"]
     device = here["machines"][0]["device"]
     assert f"{device}: first token, ms" in printed[0] and "another: first token, ms" in printed[0]
     assert len(printed) == 2 + len(here["rows"]) and not any("–" in line for line in printed)
@@ -132,26 +123,20 @@ def changed(folder: Path, name: str, **values: Any) -> Path:
     return folder / name
 
 
-def refused(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["bench", *arguments])
-    assert result.exit_code == 2, result.output
-    return " ".join(result.output.split())
-
-
 def test_what_other_weights_or_questions_gave_is_not_timed(folder: Path) -> None:
     digests = json.loads((folder / "judged.json").read_text(encoding="utf-8"))["digests"]
     for part in ("decoder", "encoder", "projection", "policy", "retriever"):
         assert digests[part], part
         other = changed(folder, "other.json", digests={**digests, part: "0" * 32})
-        frontier = ("frontier", "--model", "tiny", *asked(folder), "--json", str(folder / "none.json"), "--rows")
-        assert f"another {part}: 000000000000 and {digests[part][:12]}" in refused(*frontier, str(other))
+        frontier = ("bench", "frontier", "--model", "tiny", *asked(folder), "--json", folder / "none.json", "--rows")
+        assert f"another {part}: 000000000000 and {digests[part][:12]}" in refused(*frontier, other)
     files = dict.fromkeys(digests["questions"], "1" * 64)
     other = changed(folder, "other.json", digests={**digests, "questions": files})
-    assert "another file of questions, coast.jsonl: 111111111111 and" in refused(*frontier, str(other))
+    assert "another file of questions, coast.jsonl: 111111111111 and" in refused(*frontier, other)
     older = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
     del older["digests"]
     (folder / "older.json").write_text(json.dumps(older), encoding="utf-8")
-    assert "doesn't tell which weights it judges; run it again" in refused(*frontier, str(folder / "older.json"))
+    assert "doesn't tell which weights it judges; run it again" in refused(*frontier, folder / "older.json")
     assert not (folder / "none.json").exists()
 
 

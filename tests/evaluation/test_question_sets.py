@@ -1,21 +1,18 @@
 """Question files: what is ranked first, what a long document gives, and that it can be read again."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Question, read_passages, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation import question_sets
 from refrag_platform.evaluation.question_sets import ranked, whole_documents, write_questions
 from refrag_platform.project import Project
 from refrag_platform.store.retriever import HashedWords
+from tests.command import refrag
 
 GOLD = ("Coffee", "Coffee is grown in the hills of Ruritania.")
 ASKED = Question("q", "Where in Ruritania is coffee grown?", ("hills",), (GOLD,), gold=(0,), document="d")
@@ -58,8 +55,7 @@ def test_questions_whose_gold_is_not_found_can_be_left_out(tmp_path: Path) -> No
     write_questions(tmp_path / "asked.jsonl", [ASKED, replace(ASKED, id="lost", question="When do trains run?")])
     rank = ["questions", "rank", "--questions", str(tmp_path / "asked.jsonl"), "--pool", str(pool), "--top", "1"]
     rank += ["--retriever", "hash", "--found-only", "--out", str(tmp_path / "out.jsonl")]
-    run = CliRunner().invoke(app, rank)
-    assert run.exit_code == 0 and "1 left out" in run.output, run.output
+    assert "1 left out" in refrag(*rank).output
     assert [question.id for question in read_questions(tmp_path / "out.jsonl")] == ["q"]
 
 
@@ -75,8 +71,7 @@ def test_what_is_learned_from_is_ranked_over_the_training_split_alone(tmp_path: 
     def texts(*options: str) -> set[str]:
         rank = ["questions", "rank", "--questions", str(tmp_path / "asked.jsonl"), "--retriever", "hash"]
         rank += ["--pool", str(tmp_path / "passages.parquet"), "--out", str(tmp_path / "out.jsonl"), *options]
-        run = CliRunner().invoke(app, rank)
-        assert run.exit_code == 0, run.output
+        refrag(*rank)
         rows = read_questions(tmp_path / "out.jsonl")
         (tmp_path / "out.jsonl").unlink()
         # Beside the question's own passages, which are ranked as well.
@@ -120,15 +115,18 @@ def test_a_summary_is_not_ranked() -> None:
 
 def test_what_is_written_can_be_read(tmp_path: Path) -> None:
     later = replace(ASKED, id="p", history=(("user", "Where is coffee grown?"), ("assistant", "In Ruritania.")))
-    written = [replace(ASKED, answerable=True), later, replace(later, answerable=False)]
-    assert write_questions(tmp_path / "questions.jsonl", written) == 3
+    closed = replace(ASKED, id="c", closed=True, category="list", split="test")
+    written = [replace(ASKED, answerable=True), later, replace(later, answerable=False), closed]
+    assert write_questions(tmp_path / "questions.jsonl", written) == 4
     assert read_questions(tmp_path / "questions.jsonl") == written
 
 
 WRONG_TURNS = ([{"role": "system", "text": "?"}], [{"role": [], "text": "?"}], {"role": "user"})
 
 
-@pytest.mark.parametrize(("field", "value"), [*(("history", turns) for turns in WRONG_TURNS), ("answerable", "yes")])
+@pytest.mark.parametrize(
+    ("field", "value"), [*(("history", turns) for turns in WRONG_TURNS), ("answerable", "yes"), ("closed", "yes")]
+)
 def test_wrong_turns_and_verdicts_name_their_row(tmp_path: Path, field: str, value: object) -> None:
     row = {"id": "q", "question": "?", "answers": ["a"], "passages": [{"text": "a"}], field: value}
     (tmp_path / "questions.jsonl").write_text(json.dumps(row))

@@ -1,7 +1,5 @@
 """The baselines of a table of questions: as many tokens, one order, what replaces vectors, and who read a row."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.decoders import control_folders, question_controls
 from refrag_platform.evaluation.figures import COLORS
@@ -29,21 +27,16 @@ from refrag_platform.evaluation.systems import (
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, lay_out, plain_tokens, prompt_length
-from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from tests.conftest import ROOT
+from tests.evaluation.conftest import judged
 
 CUT: tuple[System, ...] = ("truncated", "plain", "sentences", "pruned", "kept+zero", "kept+other")
 SHARES = (0.0, 0.25, 0.5)
 FAR, NEAR, NEXT = ("Zinc", "Zinc melts early."), ("Coffee", "Coffee is grown in Yemen."), ("Tea", "Tea is grown too.")
 ASKED = Question("q", "Where is coffee grown?", ("Yemen",), (FAR, NEXT, NEAR))
 OTHER = Question("o", "Which army was first?", ("x",), (("Army", "The army came first. It was large."),))
-
-
-@pytest.fixture(scope="module")
-def questions(evaluation_project: Project) -> list[Question]:
-    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
 
 
 def made(readers: Readers, asked: Question, wrong: Question | None, wanted: list[Reading]) -> dict[Reading, Prompt]:
@@ -109,10 +102,16 @@ def test_the_order_is_told_and_without_a_retriever_it_is_the_listed_one(
     model: RefragModel, questions: list[Question]
 ) -> None:
     def evaluated(relevance: PassageRelevance | None, order: Order) -> str:
-        found = evaluate_rag(
-            model, None, questions[:2], passages=[2], share_kept=0.0, systems=["none", "refrag"], relevance=relevance,
-            order=order, max_new_tokens=1,
-        )  # fmt: skip
+        found = judged(
+            model,
+            None,
+            questions[:2],
+            passages=[2],
+            systems=["none", "refrag"],
+            relevance=relevance,
+            order=order,
+            max_new_tokens=1,
+        )
         assert [row["order"] for row in found.rows] == [None, found.order]
         return found.order
 
@@ -206,10 +205,17 @@ def test_rows_and_differences_name_the_decoder_that_read(
         (tmp_path / kind).mkdir()
         control.save(tmp_path / kind)
     assert set(question_controls(tmp_path)) == {"full", "plain"} and set(control_folders(tmp_path)) == {"full"}
-    found = evaluate_rag(
-        model, None, questions[:2], passages=[2], share_kept=0.25, max_new_tokens=1, batch_size=2,
-        systems=["full", "none", "first", "plain", "rule", "refrag"], controls=question_controls(tmp_path),
-    )  # fmt: skip
+    found = judged(
+        model,
+        None,
+        questions[:2],
+        passages=[2],
+        share_kept=0.25,
+        max_new_tokens=1,
+        batch_size=2,
+        systems=["full", "none", "first", "plain", "rule", "refrag"],
+        controls=question_controls(tmp_path),
+    )
     named = {row["system"]: (row["decoder"], row["tuned"]) for row in found.rows}
     assert named == {
         "full": ("tuned", True), "none": ("own decoder", False), "first": ("tuned for full", False),

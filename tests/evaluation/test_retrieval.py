@@ -1,14 +1,10 @@
 """The measure of a store's search: hits alone and in conversations, what is refused, and the threshold it suggests."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus.factbook import read_factbook_facts
 from refrag_platform.corpus.facts import FIELDS
 from refrag_platform.corpus.question_files import Question
@@ -23,6 +19,7 @@ from refrag_platform.evaluation.retrieval import (
     retrieval_report,
 )
 from refrag_platform.store.table import ChunkStore
+from tests.command import refrag
 from tests.store.conftest import Made, made, text_of
 
 __all__ = ["made"]
@@ -137,8 +134,7 @@ def test_the_command_prints_rates_of_a_question_file(
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(made.project.root)
     command = ["evaluate", "retrieval", "--model", "tiny", "--questions", str(tmp_path / "mine.jsonl")]
-    result = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "out.json")])
-    assert result.exit_code == 0, result.output
+    result = refrag(*command, "--json", tmp_path / "out.json")
     report = json.loads((tmp_path / "out.json").read_text())
     assert [row["kind"] for row in report["rows"]] == ["mine, in the store", "mine, not in the store"]
     assert report["rows"][0]["answered"] == 1.0 and report["rows"][1]["together"] is None

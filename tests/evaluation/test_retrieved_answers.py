@@ -1,7 +1,5 @@
 """What is served is what is judged: questions looked up in a real store, answered over that, and held by the gate."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +32,6 @@ def recipe(evaluation_project: Project) -> Recipe:
     # Three of the four passages that name a country.
     serving = recipe.serving.model_copy(update={"passages": 3})
     return recipe.model_copy(update={"evaluation": short, "serving": serving})
-
-
-@pytest.fixture(scope="module")
-def questions(evaluation_project: Project) -> list[Question]:
-    return read_questions(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
 
 
 def evaluated(project: Project, recipe: Recipe, questions: list[Question], chunks: Path) -> ServedEvaluation:

@@ -1,15 +1,11 @@
 """The policy's choice of chunks beside others: all keep as many, and are judged by the same tokens."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
@@ -25,6 +21,7 @@ from refrag_platform.project import Project
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import HashedWords
 from refrag_platform.training.evidence import HAS_ANSWER, IN_GOLD, evidence_levels
+from tests.command import refrag, refused
 
 SYSTEMS = ["policy", "random", "low_perplexity", "high_perplexity", "similarity"]
 
@@ -134,8 +131,7 @@ def test_the_command_writes_json_tables_and_a_picture(evaluation_project: Projec
     questions = str(evaluation_project.content("corpus", "tiny") / "questions" / "test.jsonl")
     common = ["evaluate", "selection", "--model", folder, "--json", str(tmp_path / "out.json")]
     options = ["--questions", questions, "--shares", "0.2", "--windows", "4", "--passages", "2"]
-    run = CliRunner().invoke(app, [*common, *options, "--report", str(tmp_path / "report")])
-    assert run.exit_code == 0, run.output
+    refrag(*common, *options, "--report", tmp_path / "report")
     result = json.loads((tmp_path / "out.json").read_text())
     assert {row["share_kept"] for row in result["rows"]} == {0.2} and result["passages"] == 2
     assert (tmp_path / "report" / "selection.png").stat().st_size > 1000
@@ -145,5 +141,4 @@ def test_the_command_writes_json_tables_and_a_picture(evaluation_project: Projec
         ["--questions", questions, "--documents", questions],
         ["--questions", questions, "--shares", "0"],
     ):
-        refused = CliRunner().invoke(app, [*common, *wrong])
-        assert refused.exit_code == 2 and "give" in refused.output
+        assert "give" in refused(*common, *wrong)

@@ -1,7 +1,5 @@
 """The sentences nearest to a question: how passages are split, what is taken, and within which budget."""
 
-from __future__ import annotations
-
 import pytest
 from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,5 @@
 """DVC knows which bytes an artifact is, and what would change them."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Artifacts of the pipeline's former order, in which policy and chunks came before fine-tuning: stale, and named so."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,23 +1,20 @@
 """Where Git refuses, its own reason is what a user reads."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.history import dvc
 from refrag_platform.history.git import Git, git_commit
 from refrag_platform.history.versions import released
 from refrag_platform.project import Project
+from tests.command import refused
 
 
 @pytest.fixture
-def refused(repository: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+def foreign(repository: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A checkout that Git takes for another user's."""
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     # Nothing of this machine's settings may say that it is safe.
@@ -27,17 +24,16 @@ def refused(repository: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return repository
 
 
-def test_a_checkout_of_another_user_is_said_to_be_that(refused: Project) -> None:
+def test_a_checkout_of_another_user_is_said_to_be_that(foreign: Project) -> None:
     for ask in (dvc.ensure_repo, lambda project: Git(project.root), lambda project: released(project, "tiny")):
         with pytest.raises(RefragError, match=r"(?s)Git can't be used on .*dubious ownership.*safe\.directory"):
-            ask(refused)
+            ask(foreign)
     for command in (["commit", "--model", "tiny"], ["release", "ls", "tiny"], ["forget", "notes.txt"]):
-        run = CliRunner().invoke(app, command)
-        assert run.exit_code == 2 and "safe.directory" in run.output, run.output
+        assert "safe.directory" in refused(*command)
 
 
-def test_a_run_goes_on_without_a_commit_and_says_why(refused: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert git_commit(refused.root) == ""
+def test_a_run_goes_on_without_a_commit_and_says_why(foreign: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert git_commit(foreign.root) == ""
     assert "safe.directory" in capsys.readouterr().err
 
 

@@ -1,7 +1,5 @@
 """Files that no stage made, wherever they lie: an edit makes what was made from them stale."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """dvc.yaml says what refrag_platform/stages.py and the imports of the stages say."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

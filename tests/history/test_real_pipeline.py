@@ -1,7 +1,5 @@
 """The real stages on the tiny model: DVC alone, the runner alone, and another source."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow.parquet as pq

@@ -1,7 +1,5 @@
 """`refrag gc`: what a release, the last runs, the workspace or a served Bento needs stays; the rest goes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
@@ -10,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform import runner
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.artifacts.publication import only_runner
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.history import dvc, retention, tags
 from refrag_platform.history.cache import Cache
@@ -28,6 +24,7 @@ from refrag_platform.project import Project
 from refrag_platform.releases.restore import restore
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES
+from tests.command import refrag
 from tests.conftest import copy_project, init_repository
 from tests.planted import MODEL, make_all, record_all, run
 from tests.planted_store import plant_bento, plant_packages
@@ -102,8 +99,7 @@ def files(project: Project) -> set[str]:
 def test_released_and_last_runs_stay_the_others_go(runs: Runs) -> None:
     needed = runs.objects(0) | runs.objects(LAST)
     assert runs.objects(1) - needed
-    result = CliRunner().invoke(app, ["gc", "--keep", "1"])
-    assert result.exit_code == 0, result.output
+    result = refrag("gc", "--keep", "1")
     assert everything(runs.project) == needed
     assert "freed" in result.stdout and f"models/{MODEL}/cpt {runs.hashes[1]['cpt']}" in result.stdout
     again = retention.plan(runs.project, 1)
@@ -136,8 +132,7 @@ def test_the_last_n_runs_stay(runs: Runs, last: int, kept: set[int]) -> None:
 
 def test_a_dry_run_lists_the_bytes_that_go_and_removes_nothing(runs: Runs) -> None:
     before, objects = files(runs.project), everything(runs.project)
-    result = CliRunner().invoke(app, ["gc", "--keep", "1", "--dry-run", "--json"])
-    assert result.exit_code == 0, result.output
+    result = refrag("gc", "--keep", "1", "--dry-run", "--json")
     listed = json.loads(result.stdout)
     assert files(runs.project) == before and listed["removed"] is False
     cache = cache_of(runs.project)

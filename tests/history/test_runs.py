@@ -1,7 +1,5 @@
 """`refrag commit` records a run in Git on a branch of its own, and a fresh clone gets all of it back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

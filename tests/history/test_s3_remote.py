@@ -1,7 +1,5 @@
 """DVC's remote on S3, which is moto's mock of it on loopback: what is pushed comes back, and keys stay out of files."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 

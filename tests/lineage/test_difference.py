@@ -1,19 +1,16 @@
 """`refrag diff A B`: two versions side by side, from what is in place, from Git and from DVC's cache."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform import runner
-from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history.runs import commit_run
 from refrag_platform.lineage.difference import Row, compare, side
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
+from tests.command import refrag
 from tests.conftest import copy_project, init_repository
 from tests.planted import MODEL, make_all, override, plant, planted, record_all
 
@@ -98,9 +95,7 @@ def test_an_artifacts_side_holds_its_chain_and_the_evaluation_of_just_that(plant
 
 def test_the_command_shows_differing_rows_and_all_of_them_when_asked(two_runs: Project) -> None:
     def diff(*arguments: str) -> str:
-        result = CliRunner().invoke(app, ["diff", f"runs/{MODEL}~1", f"runs/{MODEL}", *arguments])
-        assert result.exit_code == 0, result.output
-        return result.stdout
+        return refrag("diff", f"runs/{MODEL}~1", f"runs/{MODEL}", *arguments).stdout
 
     text = diff()
     (line,) = [line for line in text.splitlines() if line.startswith("cpt.decoder_learning_rate")]
@@ -108,8 +103,7 @@ def test_the_command_shows_differing_rows_and_all_of_them_when_asked(two_runs: P
     assert "cpt.steps" not in text and "cpt.steps" in diff("--all")
     rows = json.loads(diff("--json"))["rows"]
     assert {"part": "settings", "name": "cpt.decoder_learning_rate", "a": 0.25, "b": 0.5} in rows
-    same = CliRunner().invoke(app, ["diff", f"runs/{MODEL}", f"runs/{MODEL}"])
-    assert same.stdout == f"runs/{MODEL} and runs/{MODEL} are the same\n"
+    assert refrag("diff", f"runs/{MODEL}", f"runs/{MODEL}").stdout == f"runs/{MODEL} and runs/{MODEL} are the same\n"
 
 
 def test_names_that_stand_for_nothing_say_what_is_wanted(two_runs: Project) -> None:

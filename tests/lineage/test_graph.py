@@ -1,7 +1,5 @@
 """`refrag lineage` both ways over all versions: in place, in Git, in BentoML's store."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +17,7 @@ from refrag_platform.lineage.lineage import find
 from refrag_platform.project import Project
 from refrag_platform.serving import bento
 from refrag_platform.stages import STAGES
+from tests.command import refrag
 from tests.planted import MODEL, make_all
 from tests.planted_store import plant_packages
 
@@ -35,9 +34,7 @@ def packaged(planted_project: Project, monkeypatch: pytest.MonkeyPatch) -> Proje
 
 
 def lineage(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["lineage", *arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return refrag("lineage", *arguments).stdout
 
 
 def nodes(*arguments: str) -> set[str]:

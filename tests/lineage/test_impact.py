@@ -1,7 +1,5 @@
 """`refrag forget` names exactly what must be rebuilt once a document goes, and the next runs rebuild just that."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -9,16 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from refrag_platform import runner
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.history.runs import commit_run
 from refrag_platform.history.status import status
 from refrag_platform.lineage.impact import forget
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
+from tests.command import refrag
 from tests.planted import MODEL, make_all, override, planted
 
 OTHER = "other"
@@ -170,7 +167,6 @@ def test_versions_in_git_are_said_to_hold_it_still(recorded: Project, monkeypatc
     assert {place for _, places in found.elsewhere for place in places} == {f"commit {commit[:10]}"}
     assert len(found.elsewhere) == len(STAGES)
     monkeypatch.chdir(recorded.root)
-    result = CliRunner().invoke(app, ["forget", SOURCE])
-    assert result.exit_code == 0, result.output
+    result = refrag("forget", SOURCE)
     assert f"1. remove {SOURCE}" in result.stdout and f"2. refrag run all --model {MODEL}" in result.stdout
     assert result.stdout.count("holds it") == len(STAGES)

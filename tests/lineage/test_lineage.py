@@ -1,29 +1,24 @@
 """`refrag lineage` prints the chain behind an artifact from manifests alone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform import runner
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
-from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError
 from refrag_platform.history.status import status
 from refrag_platform.lineage.lineage import trace
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
+from tests.command import refrag
 from tests.planted import MODEL, make_all
 
 
 def lineage(project: Project, *arguments: str) -> str:
-    result = CliRunner().invoke(app, ["lineage", str(project.stage_dir("finetuned", MODEL)), *arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return refrag("lineage", project.stage_dir("finetuned", MODEL), *arguments).stdout
 
 
 def test_no_line_of_settings_or_figures_is_longer_than_a_screen(planted_project: Project) -> None:
@@ -115,7 +110,6 @@ def test_status_tells_current_stale_damaged_and_missing_apart(
     assert states["cpt"] == states["finetuned"] == states["chunks"] == states["evaluation"] == "stale"
     assert states["policy"] == "missing"
     monkeypatch.chdir(planted_project.root)
-    result = CliRunner().invoke(app, ["status", "--model", MODEL])
-    assert result.exit_code == 0, result.output
+    result = refrag("status", "--model", MODEL)
     (line,) = [line for line in result.stdout.splitlines() if "reconstruction" in line]
     assert "damaged" in line and f"models/{MODEL}/reconstruction" in line

@@ -1,7 +1,5 @@
 """What an artifact says of its training is what its settings and figures say together."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -10,6 +8,7 @@ from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.lineage.origin import origin
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, settings_of
+from tests.candidates import manifest_of
 from tests.conftest import ROOT
 
 
@@ -19,18 +18,8 @@ def manifest(stage: str, steps: int | None, **changes: Any) -> Manifest:
     section = getattr(recipe, stage, None)
     if section is not None:
         recipe = recipe.model_copy(update={stage: section.model_copy(update=changes)})
-    facts = dict.fromkeys(("hash", "fingerprint", "code", "commit", "started", "finished"), "")
-    return Manifest(
-        stage=stage,
-        model="tiny",
-        settings=settings_of(STAGES[stage], recipe),
-        seed=0,
-        seconds=0,
-        hardware={},
-        libraries={},
-        metrics={} if steps is None else {"steps": steps},
-        **facts,
-    )
+    metrics = {} if steps is None else {"steps": steps}
+    return manifest_of(stage, settings=settings_of(STAGES[stage], recipe), metrics=metrics)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,18 @@
 """`refrag forget` says which artifacts have weights in them whose documents nobody here can look up."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.lineage.impact import forget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
+from tests.command import refrag
 from tests.training.test_start import MODEL, start_from_release, write_release
 
 SOURCE = f"data/sources/{MODEL}/notes.txt"
@@ -39,9 +36,7 @@ def started(project: Project) -> Project:
 
 def refrag_forget(project: Project, monkeypatch: pytest.MonkeyPatch, *options: str) -> str:
     monkeypatch.chdir(project.root)
-    result = CliRunner().invoke(app, ["forget", SOURCE, *options])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+    return refrag("forget", SOURCE, *options).stdout
 
 
 def test_what_started_from_a_release_is_unclear_even_where_it_is_rebuilt(

@@ -1,7 +1,5 @@
 """Encoders of every kind: what a vector depends on, and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An encoder's fused layers against the backbone as transformers writes it."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import pytest

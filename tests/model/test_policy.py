@@ -1,7 +1,5 @@
 """The policy network and its Plackett-Luce picks."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

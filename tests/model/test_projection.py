@@ -1,7 +1,5 @@
 """The projection: where it starts, and that an optimizer can't take its size to nothing."""
 
-from __future__ import annotations
-
 import torch
 
 from refrag_platform.model.projection import Projection

@@ -1,7 +1,5 @@
 """The prompt's frame: how a turn ends, whatever the vocabulary."""
 
-from __future__ import annotations
-
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit

@@ -1,7 +1,5 @@
 """Several compression rates from one store: its vectors, pooled, are those that the model makes of the text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The model: exact where nothing is compressed, informed where something is, the same after a save."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compress anywhere: what a prompt is laid out to."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -18,6 +16,7 @@ from refrag_platform.model.segments import (
     prompt_length,
     unchunk,
     window_layout,
+    window_numbers,
 )
 
 
@@ -109,3 +108,9 @@ def test_wrong_prompts_are_refused_with_the_reason() -> None:
         Chunks(chunk_tokens([1], 2), flags(0, 1))
     with pytest.raises(ValueError, match="same number"):
         window_layout(torch.zeros(2, 2, 2, dtype=torch.long), torch.stack([flags(0, 1), flags(0, 0)]), 0)
+
+
+def test_windows_are_numbered_as_the_encoder_cuts_them() -> None:
+    assert window_numbers(5, 8).tolist() == [0] * 5
+    assert window_numbers(9, 8).tolist() == [0] * 5 + [1] * 4
+    assert window_numbers(3, 1).tolist() == [0, 1, 2]

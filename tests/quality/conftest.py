@@ -1,7 +1,5 @@
 """Sound artifacts of every stage, made once; a test plants its fault in a copy."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

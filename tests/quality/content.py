@@ -1,7 +1,5 @@
 """Small artifacts in the documented formats, made in no time: a corpus of random ids, an untrained model."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every fault that a suite is there for, planted in an artifact's files, fails its check; sound artifacts pass."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,19 +1,18 @@
 """What checks found is remembered for as long as it is true, and no longer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import InputRecord, Manifest
+from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.errors import ArtifactError
 from refrag_platform.quality import checks, results
 from refrag_platform.quality.checks import check_once
 from refrag_platform.quality.results import DOCS_FOLDER, RESULTS_FILE, read_results
 from refrag_platform.recipes import Recipe
+from tests.candidates import manifest_of
 from tests.quality.content import write_evaluation
 
 Change = Callable[["Checked"], None]
@@ -36,20 +35,8 @@ class Checked:
         monkeypatch.setattr(checks, "check_artifact", count)
 
     def look(self) -> list[results.CheckResult]:
-        facts = dict.fromkeys(("fingerprint", "code", "commit", "started", "finished"), "")
-        manifest = Manifest(
-            stage="evaluation",
-            model="tiny",
-            hash=folder_digest(self.folder / "content"),
-            inputs={name: InputRecord(path=name, hash=value) for name, value in self.inputs.items()},
-            settings={},
-            seed=0,
-            seconds=0,
-            hardware={},
-            libraries={},
-            metrics={},
-            **facts,
-        )
+        inputs = {name: InputRecord(path=name, hash=value) for name, value in self.inputs.items()}
+        manifest = manifest_of("evaluation", hash=folder_digest(self.folder / "content"), inputs=inputs)
         return check_once(self.recipe, manifest, self.folder, {})
 
 

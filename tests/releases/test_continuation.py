@@ -1,7 +1,5 @@
 """A model trained on from its release: the encoder stays, and so do the vectors of what did not change."""
 
-from __future__ import annotations
-
 import pyarrow.parquet as pq
 import pytest
 import yaml

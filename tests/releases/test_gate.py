@@ -1,7 +1,5 @@
 """The promotion gate: better, surely no worse than the tolerance, or refused, figure by figure."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,23 +1,18 @@
 """Promotion, refusal and rollback over real Git tags and a real DVC repository; the artifacts are planted."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform import runner, stages
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import published
-from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
+from refrag_platform.evaluation.items import Items
 from refrag_platform.history import dvc
 from refrag_platform.history.versions import released, releases
 from refrag_platform.project import Project
@@ -25,36 +20,12 @@ from refrag_platform.recipes import Recipe
 from refrag_platform.releases import again, promotion
 from refrag_platform.releases.promotion import promote, rollback
 from refrag_platform.releases.restore import SERVED, restore
-from refrag_platform.stages import StageContext
+from tests.candidates import held_out, make_candidate
+from tests.command import refrag
 from tests.conftest import set_remote
-from tests.planted import MODEL, make_all, override, plant, planted, run
+from tests.planted import MODEL, override, plant, run
 
-METRICS = ("P32", "exact_match", "f1")
 Make = Callable[..., dict[str, str]]
-
-
-def held_out(quality: float, held_out_set: str = "test", metrics: tuple[str, ...] = METRICS) -> Items:
-    """Eight windows and eight questions, all as good as `quality` says: 0 to 1, higher is better."""
-    names = [str(number) for number in range(8)]
-    nats: dict[str, list[float]] = {name: [4 - quality] * 8 for name in metrics if name.startswith("P")}
-    answers: dict[str, list[float]] = {name: [quality] * 8 for name in metrics if not name.startswith("P")}
-    return Items(windows=ItemSet.of(held_out_set, names, nats), questions=ItemSet.of(held_out_set, names, answers))
-
-
-def make(project: Project, monkeypatch: pytest.MonkeyPatch, steps: int, items: Items) -> dict[str, str]:
-    """Plant a model that was fine-tuned for `steps` and evaluated to `items`; the hashes of its artifacts."""
-
-    def with_items(context: StageContext) -> dict[str, Any]:
-        metrics = planted(context)
-        if context.stage == "evaluation":
-            (context.out / FILE_NAME).write_text(items.model_dump_json())
-            metrics |= {"P32_refrag": 4 - steps / 100, "refrag_f1": steps / 100}
-        return metrics
-
-    plant(monkeypatch)
-    monkeypatch.setattr(runner, "stage_function", lambda stage: with_items)
-    override(project, "finetuned", {"steps": steps})
-    return make_all(project)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +67,7 @@ def released_over(root: Path, folder: Path, steps: int, quality: float) -> Proje
     """A copy of a repository in which a planted model was made and released."""
     project = copy(root, folder / "copy")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        make(project, monkeypatch, steps, held_out(quality))
+        make_candidate(project, monkeypatch, steps, held_out(quality))
         outcome = promote(project, MODEL)
     assert outcome.new and outcome.decision is not None and outcome.decision.promoted
     return project
@@ -105,7 +76,7 @@ def released_over(root: Path, folder: Path, steps: int, quality: float) -> Proje
 @pytest.fixture
 def candidate(first: Project, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Plants another model in place of the released one."""
-    return lambda steps, items: make(first, monkeypatch, steps, items)
+    return lambda steps, items: make_candidate(first, monkeypatch, steps, items)
 
 
 def git(project: Project, *arguments: str) -> str:
@@ -116,11 +87,9 @@ def all_tags(project: Project) -> str:
     return git(project, "for-each-ref", "refs/tags", "refs/heads")
 
 
-def refrag(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str, status: int = 0) -> str:
+def release_command(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str, status: int = 0) -> str:
     monkeypatch.chdir(project.root)
-    result = CliRunner().invoke(app, ["release", *arguments])
-    assert result.exit_code == status, result.output
-    return result.output
+    return refrag("release", *arguments, status=status).output
 
 
 def test_the_first_release_is_tagged_on_the_commit_that_holds_its_manifests(first: Project) -> None:
@@ -143,7 +112,7 @@ def test_a_better_candidate_is_released(second: Project, monkeypatch: pytest.Mon
     assert (new.version, new.record["over"]) == ("v1.1.0", "v1.0.0")
     assert new.hashes == {stage: dvc.recorded_hash(second, stage, MODEL) for stage in stages.STAGES}
     assert all(verdict["outcome"] == "better" for verdict in new.record["decision"]["verdicts"])
-    assert f"{MODEL}@v1.1.0 is released" in refrag(second, monkeypatch, "promote", MODEL), "nothing to do"
+    assert f"{MODEL}@v1.1.0 is released" in release_command(second, monkeypatch, "promote", MODEL), "nothing to do"
 
 
 def test_gto_and_dvc_read_the_tags(second: Project, tmp_path: Path) -> None:
@@ -159,16 +128,16 @@ def test_gto_and_dvc_read_the_tags(second: Project, tmp_path: Path) -> None:
 def test_one_step_back_is_one_command(second: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = releases(second, MODEL)
     tags = git(second, "tag", "--list").split()
-    assert "v1.0.0 is released again" in refrag(second, monkeypatch, "rollback", MODEL, "--reason", "slow")
+    assert "v1.0.0 is released again" in release_command(second, monkeypatch, "rollback", MODEL, "--reason", "slow")
     assert released(second, MODEL) == old
     assert git(second, "tag", "--list").split() == sorted([*tags, f"{MODEL}#prod#3"])
     assert "slow" in git(second, "tag", "--list", "--format=%(contents)", f"{MODEL}#prod#3")
     with pytest.raises(RefragError, match=r"v1.0.0 is its first release"):
         rollback(second, MODEL)
-    lines = refrag(second, monkeypatch, "ls").splitlines()[1:]
+    lines = release_command(second, monkeypatch, "ls").splitlines()[1:]
     assert [(line[0], line.split("@")[1].split()[0]) for line in lines] == [("*", "v1.0.0"), (" ", "v1.1.0")]
     assert new.hashes["finetuned"] in lines[1] and "P32_refrag 3.4" in lines[1]
-    assert "promoted: P32 better" in refrag(second, monkeypatch, "promote", MODEL)
+    assert "promoted: P32 better" in release_command(second, monkeypatch, "promote", MODEL)
     assert released(second, MODEL) == new, "the commit is a version already"
 
 
@@ -186,7 +155,7 @@ def test_a_refused_candidate_leaves_everything_as_it_was(
     old, before = released(first, MODEL), all_tags(first)
     candidate(40, items)
     status = git(first, "status", "--porcelain")
-    output = refrag(first, monkeypatch, "promote", MODEL, status=1)
+    output = release_command(first, monkeypatch, "promote", MODEL, status=1)
     assert why in output and f"{MODEL}@v1.0.0 stays the released one" in output
     assert ("--again evaluates" in output) == ("another held-out set" in why)
     assert all_tags(first) == before
@@ -208,7 +177,7 @@ def test_the_released_version_can_be_evaluated_again_on_the_candidates_set(
         return held_out(0.5, held_out_set="other")
 
     monkeypatch.setattr(again, "measure", measured)
-    assert "refused: P32 worse" in refrag(first, monkeypatch, "promote", MODEL, "--again", status=1)
+    assert "refused: P32 worse" in release_command(first, monkeypatch, "promote", MODEL, "--again", status=1)
     assert old is not None and read == {stage: old.hashes[stage] for stage in ("finetuned", "chunks", "policy")}
 
 
@@ -216,14 +185,14 @@ def test_a_refused_candidate_can_be_forced_with_a_reason_that_is_kept(
     first: Project, candidate: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidate(40, held_out(0.2))
-    output = refrag(
+    output = release_command(
         first, monkeypatch, "promote", MODEL, "--force-reason", "a leak\nin v1", "--json", "--bump", "patch"
     )
     assert json.loads(output)["release"]["version"] == "v1.0.1"
-    shown = json.loads(refrag(first, monkeypatch, "show", MODEL, "--json"))
+    shown = json.loads(release_command(first, monkeypatch, "show", MODEL, "--json"))
     assert shown["record"]["force_reason"] == "a leak\nin v1"
     assert not shown["record"]["decision"]["promoted"]
-    text = refrag(first, monkeypatch, "show", MODEL)
+    text = release_command(first, monkeypatch, "show", MODEL)
     assert "forced: a leak" in text and "refused: P32 worse" in text
 
 
@@ -311,7 +280,7 @@ def test_another_clone_gets_the_release_from_the_remote(
         restore(clone, release)
     assert not clone.stage_dir("finetuned", MODEL).exists()
     set_remote(clone, second.root.parent / "remote")
-    output = refrag(clone, monkeypatch, "restore", MODEL)
+    output = release_command(clone, monkeypatch, "restore", MODEL)
     assert output.count("restored") == len(SERVED)
     for stage in SERVED:
         assert folder_digest(clone.content(stage, MODEL)) == release.hashes[stage]
@@ -321,9 +290,9 @@ def test_another_clone_gets_the_release_from_the_remote(
 def test_what_is_not_there_is_named(repository: Project, first: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assert released(repository, MODEL) is None
     for command in ("rollback", "show", "restore"):
-        output = refrag(repository, monkeypatch, command, MODEL, status=2)
+        output = release_command(repository, monkeypatch, command, MODEL, status=2)
         assert f"refrag release promote {MODEL}" in output
-    assert "there are: v1.0.0" in refrag(first, monkeypatch, "show", MODEL, "--version", "v9", status=2)
+    assert "there are: v1.0.0" in release_command(first, monkeypatch, "show", MODEL, "--version", "v9", status=2)
     git(first, "tag", "--annotate", "--message", "withdrawn", f"{MODEL}#prod!#2", released(first, MODEL).commit)  # type: ignore[union-attr]
     assert released(first, MODEL) is None
     git(first, "tag", f"{MODEL}#prod#3", "main")

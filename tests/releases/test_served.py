@@ -1,15 +1,12 @@
 """The service runs the released version: real Bentos of planted models, real tags, a real server."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -28,6 +25,8 @@ from tests.assets.conftest import MODEL, planted_project
 from tests.conftest import ROOT
 from tests.planted import record_all, run
 from tests.processes import answers, wait_for
+from tests.web import Silent
+from tests.web import served as web_served
 
 pytestmark = pytest.mark.slow
 # A planted store can't be searched.
@@ -104,17 +103,14 @@ def test_a_server_that_lost_its_device_is_noticed(project: Project, monkeypatch:
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     said = {"/readyz": 503, "/livez": 200}
 
-    class Says(BaseHTTPRequestHandler):
+    class Says(Silent):
         def do_GET(self) -> None:
             self.send_response(said[self.path])
             self.end_headers()
 
-        def log_message(self, *arguments: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Says) as web:
-        threading.Thread(target=web.serve_forever, daemon=True).start()
-        server = served._Server(project, web.server_address[1], "0.0.0.0")
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Says)
+    with web_served(web):
+        server = served._Server(project, web.server_port, "0.0.0.0")
         assert not server.failed(), "it is being loaded"
         said["/livez"] = 503
         assert not server.failed(), "it can't be loaded: starting it again changes nothing"
@@ -122,5 +118,4 @@ def test_a_server_that_lost_its_device_is_noticed(project: Project, monkeypatch:
         assert not server.failed()
         said |= {"/readyz": 503, "/livez": 503}
         assert server.failed()
-        web.shutdown()
     assert not server.failed(), "it is busy"

@@ -1,15 +1,10 @@
 """A tiny packaged project: a random model with a policy, a real chunk store, and stand-ins for the rest."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -19,10 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import uvicorn
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.artifacts.manifest import InputRecord, Manifest
+from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.processes import ends_with_parent, free_port
@@ -32,8 +26,10 @@ from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.stages import StageContext
 from refrag_platform.store.build import build_chunks
+from tests.candidates import manifest_of
 from tests.conftest import ROOT, copy_project
 from tests.processes import answers, wait_for
+from tests.web import served_app
 
 COUNTRIES = {
     "Peru": "Peru is a country in western South America. Its capital is Lima and its currency is the sol.",
@@ -121,18 +117,8 @@ def server(engine: Engine) -> Server:
     ) -> Iterator[str]:
         app = create_app("tiny", settings, "refrag-tiny:0123", tracer)
         app.state.engine, app.state.failure = engine if loaded else None, failure
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            running = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-            thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
-            thread.start()
-            while not running.started:
-                time.sleep(0.01)
-            try:
-                yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-            finally:
-                running.should_exit = True
-                thread.join(20)
+        with served_app(app) as url:
+            yield url
 
     return start
 
@@ -189,20 +175,5 @@ def _write_manifest(project: Project, stage: str, inputs: tuple[str, ...]) -> No
         )
         for name in inputs
     }
-    Manifest(
-        stage=stage,
-        model="tiny",
-        hash=folder_digest(project.content(stage, "tiny")),
-        fingerprint=f"of-{stage}",
-        inputs=records,
-        settings={},
-        seed=0,
-        code="",
-        commit="",
-        started="",
-        finished="",
-        seconds=0.0,
-        hardware={},
-        libraries={},
-        metrics={},
-    ).write(project.stage_dir(stage, "tiny"))
+    facts = {"hash": folder_digest(project.content(stage, "tiny")), "fingerprint": f"of-{stage}", "inputs": records}
+    manifest_of(stage, **facts).write(project.stage_dir(stage, "tiny"))

@@ -1,7 +1,5 @@
 """The HTTP API on a real server, used through the official OpenAI client and through plain HTTP."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

@@ -1,15 +1,12 @@
 """`refrag ask` says what is wrong with what a shell gave it, and with what another program answered."""
 
-from __future__ import annotations
-
-import http.server
-import threading
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
+from tests.command import refused
+from tests.web import Silent, served
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -18,29 +15,22 @@ NOWHERE = "http://127.0.0.1:9"
 def another_program() -> Iterator[str]:
     """A server that is not this program's: a page at every path."""
 
-    class Page(http.server.BaseHTTPRequestHandler):
+    class Page(Silent):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"<html>Hello</html>")
 
-        def log_message(self, *arguments: object) -> None:
-            return
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with served(ThreadingHTTPServer(("127.0.0.1", 0), Page)) as url:
+        yield url
 
 
 def test_bytes_that_are_not_utf8_are_refused_before_anything_is_loaded() -> None:
     # What a shell's byte 0xE9 becomes in an argument.
     for more in ([], ["--url", NOWHERE]):
-        run = CliRunner().invoke(app, ["ask", "caf\udce9?", *more])
-        assert run.exit_code == 2 and "the question is not valid Unicode" in run.output, run.output
-        assert r"caf\udce9?" in run.output
-    run = CliRunner().invoke(app, ["ask", "\u200b\u3164"])
-    assert run.exit_code == 2 and "the question is empty" in run.output
+        said = refused("ask", "caf\udce9?", *more)
+        assert "the question is not valid Unicode" in said and r"caf\udce9?" in said
+    assert "the question is empty" in refused("ask", "\u200b\u3164")
 
 
 @pytest.mark.parametrize(
@@ -56,10 +46,8 @@ def test_an_address_or_key_that_cannot_be_used_is_one_line(
     url: str, key: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REFRAG_API_KEY", key)
-    run = CliRunner().invoke(app, ["ask", "What?", "--url", url])
-    assert run.exit_code == 2 and said in run.output, run.output
+    assert said in refused("ask", "What?", "--url", url)
 
 
 def test_another_program_at_the_address_is_said_to_be_that(another_program: str) -> None:
-    run = CliRunner().invoke(app, ["ask", "What?", "--url", another_program])
-    assert run.exit_code == 2 and "another program serves there ('<html>Hello</html>')" in run.output, run.output
+    assert "another program serves there ('<html>Hello</html>')" in refused("ask", "What?", "--url", another_program)

@@ -1,23 +1,20 @@
 """Keys of one collection learn nothing of another's documents: by ids, searches, scores, reuse, figures or errors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.keys import COLLECTION, add_key, new_key, parse_keys, read_keys
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store.live import LiveStore
+from tests.command import refrag, refused
 from tests.serving.conftest import COUNTRIES, Server
 
 OMAN = {"id": "oman", "title": "Oman", "text": "Oman is a sultanate in Arabia. Its capital is Muscat."}
@@ -209,8 +206,8 @@ def test_collections_share_what_is_large_and_an_export_names_those_that_it_leave
     acme.put([("oman", "Oman", OMAN["text"])])
     assert acme._model is common._model and acme.document("oman") and not common.document("oman")
     engine.close()
-    run = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(tmp_path / "out.jsonl")])
-    assert run.exit_code == 0 and "0 documents" in run.stderr and "not in it: the collections acme" in run.stderr
+    run = refrag("store", "export", tmp_path / "live", "-o", tmp_path / "out.jsonl")
+    assert "0 documents" in run.stderr and "not in it: the collections acme" in run.stderr
 
 
 def test_a_collection_that_cannot_be_opened_is_named_to_keys_of_none_alone_and_holds_no_other_s_folder(
@@ -219,13 +216,13 @@ def test_a_collection_that_cannot_be_opened_is_named_to_keys_of_none_alone_and_h
     live = tmp_path / "live"
     (live / "collections" / "zeta").mkdir(parents=True)
     (live / "collections" / "zeta" / "edits.sqlite").write_text("no database")
-    with pytest.raises(RefragError, match="zeta") as refused:
+    with pytest.raises(RefragError, match="zeta") as failure:
         Engine.load(packaged_project, "tiny", live)
     (live / "collections" / "zeta" / "edits.sqlite").unlink()
     Engine.load(packaged_project, "tiny", live).close()
     acme, none = new_key("ana", collection="acme"), new_key("di")
     lines = ",".join(kept.line() for _, kept in (acme, none))
-    with server(ApiSettings(api_keys=lines), loaded=False, failure=str(refused.value)) as url:
+    with server(ApiSettings(api_keys=lines), loaded=False, failure=str(failure.value)) as url:
         said = [
             httpx.post(f"{url}/v1/retrieve", json={"query": "x"}, headers={"Authorization": f"Bearer {key}"}).text
             for key, _ in (acme, none)
@@ -235,16 +232,11 @@ def test_a_collection_that_cannot_be_opened_is_named_to_keys_of_none_alone_and_h
 
 def test_a_key_s_collection_stands_in_its_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-
-    def keys(*arguments: str) -> Any:
-        return CliRunner().invoke(app, ["keys", *arguments, "--file", str(file)])
-
-    assert keys("add", "ana", "--collection", "acme", "--per-minute", "60").exit_code == 0
-    assert keys("add", "bo", "--collection", "60").exit_code == 0
+    refrag("keys", "add", "ana", "--collection", "acme", "--per-minute", 60, "--file", file)
+    refrag("keys", "add", "bo", "--collection", 60, "--file", file)
     assert [(key.collection, key.per_minute) for key in read_keys(file)] == [("acme", 60), ("60", None)]
     assert parse_keys([key.line() for key in read_keys(file)], "again") == read_keys(file)
-    assert keys("ls").output == "ana  60 a minute  of acme\nbo  of 60\n"
+    assert refrag("keys", "ls", "--file", file).output == "ana  60 a minute  of acme\nbo  of 60\n"
     for wrong in ("..", ".a", "a/b", "A", "a b", "x" * 65):
-        refused = keys("add", "cy", "--collection", wrong)
-        assert refused.exit_code == 2 and "can't name a collection" in refused.output
+        assert "can't name a collection" in refused("keys", "add", "cy", "--collection", wrong, "--file", file)
         assert not COLLECTION.fullmatch(wrong)

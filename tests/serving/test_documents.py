@@ -1,33 +1,24 @@
-"""Documents that are added, replaced and deleted while a real server answers; kills and another store lose none."""
-
-from __future__ import annotations
+"""Documents that are added, replaced and deleted while a real server answers."""
 
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
-from refrag_platform.processes import free_port
+from refrag_platform.model.segments import unchunk
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import live as live_module
-from refrag_platform.store.edits import EDITS_FILE, Edits
+from refrag_platform.store.edits import EDITS_FILE
 from refrag_platform.store.live import LiveStore
-from tests.conftest import ROOT
+from tests.command import refrag, refused
 from tests.processes import wait_for
 from tests.serving.conftest import Server
 
@@ -71,8 +62,7 @@ def test_a_document_is_found_and_read_right_at_once(live: tuple[str, Engine]) ->
     # Its chunks are its own, though they were added behind the others.
     hit = engine.retrieve("Muscat", 1)[0]
     assert hit.token_ids is not None and hit.vectors is not None
-    kept = [token for token in hit.token_ids.flatten().tolist() if token >= 0]
-    assert engine.bundle.model.tokenizer.decode(kept) == f"{OMAN['title']}\n{OMAN['text']}\n"
+    assert engine.bundle.model.tokenizer.decode(unchunk(hit.token_ids)) == f"{OMAN['title']}\n{OMAN['text']}\n"
 
 
 def test_a_document_is_replaced_and_deleted(live: tuple[str, Engine]) -> None:
@@ -102,8 +92,8 @@ def test_the_store_s_own_documents_can_be_replaced_and_deleted(live: tuple[str, 
 def test_documents_of_one_request_enter_together_or_not_at_all(live: tuple[str, Engine]) -> None:
     url, _ = live
     texts = [{"id": f"d{number}", "text": f"Zanzibar spice {number}."} for number in range(5)]
-    refused = put(url, *texts, {"id": "empty", "text": "\u200b"})
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "documents.5.text")
+    response = put(url, *texts, {"id": "empty", "text": "\u200b"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "documents.5.text")
     assert put(url, texts[0], texts[0]).json()["error"]["param"] == "documents.1.id"
     assert found(url, "Zanzibar spice") == []
     assert put(url, *texts).is_success and len(found(url, "Zanzibar spice")) == 3
@@ -133,7 +123,7 @@ class SlowWrites:
         assert self.may_end.wait(60)
         return []
 
-    def of(self, collection: str) -> SlowWrites:
+    def of(self, collection: str) -> Any:
         return self
 
     def document(self, name: str) -> None:
@@ -147,8 +137,8 @@ def test_writes_of_clients_that_gave_up_are_counted_until_they_end(server: Serve
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{url}/v1/documents", json={"documents": [OMAN]}, timeout=0.5)
             wait_for(lambda most=number + 1: len(slow.begun) == most, 20)
-        refused = put(url, OMAN)
-        assert refused.status_code == 429 and "retry-after" in refused.headers
+        full = put(url, OMAN)
+        assert full.status_code == 429 and "retry-after" in full.headers
         # Whoever only looks up doesn't wait behind them.
         assert httpx.get(f"{url}/v1/documents/oman", timeout=20).status_code == 404
         slow.may_end.set()
@@ -197,8 +187,7 @@ def test_indexes_that_take_the_new_rows_in_change_no_answer(
     for number in (0, 1, 3, 6):
         hit = engine.retrieve(f"name{number} isle", 1)[0]
         assert hit.id == f"isle-{number}:0" and hit.token_ids is not None
-        kept = [token for token in hit.token_ids.flatten().tolist() if token >= 0]
-        assert engine.bundle.model.tokenizer.decode(kept) == f"{hit.text}\n"
+        assert engine.bundle.model.tokenizer.decode(unchunk(hit.token_ids)) == f"{hit.text}\n"
     # Eight commits to each table, put together twice.
     assert engine.live is not None
     assert engine.live.of("")._chunks.stats()["fragment_stats"]["num_fragments"] < 4
@@ -228,139 +217,18 @@ def test_a_folder_is_for_one_server(live: tuple[str, Engine], packaged_project: 
         open_store(packaged_project, live[1], tmp_path / "live")
 
 
-def test_tables_of_another_store_begin_with_all_edits(
-    packaged_project: Project, engine: Engine, tmp_path: Path
-) -> None:
-    """As after a release: the new store may hold, by training, what was exported from here."""
-    folder = tmp_path / "live"
-    store = open_store(packaged_project, engine, folder)
-    store.put([("oman", "Oman", OMAN["text"]), ("chad-copy", "", _text_of(store, "chad"))])
-    store.delete("malta")
-    before = store.description.passages
-    store.close()
-    for tables in (folder / "tables").iterdir():
-        tables.rename(tables.with_name(f"other-{tables.name}"))
-    again = open_store(packaged_project, engine, folder)
-    assert again.search("Muscat", 1)[0].id == "oman:0"
-    assert again.document("malta") is None
-    # The store's own copy of an exported text is not found beside it.
-    assert again.document("chad") is None and again.document("chad-copy") is not None
-    assert again._passages.count_rows() == before
-    again.close()
-
-
-def _text_of(store: LiveStore, name: str) -> str:
-    document = store.document(name)
-    assert document is not None
-    return document.passages[0][2]
-
-
 def test_live_documents_are_exported_as_a_source_file(live: tuple[str, Engine], tmp_path: Path) -> None:
     url, _ = live
     put(url, OMAN, {"id": "odd", "text": "Ünïcode  and\r\nspaces."})
     httpx.delete(f"{url}/v1/documents/malta")
     out, gone = tmp_path / "live.jsonl", tmp_path / "deleted.txt"
-    run = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out), "--deleted", str(gone)])
-    assert run.exit_code == 0, run.output
+    refrag("store", "export", tmp_path / "live", "-o", out, "--deleted", gone)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows == [{"id": "odd", "title": "", "text": "Ünïcode and\nspaces."}, OMAN]
     assert gone.read_text() == "malta\n"
-    piped = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", "/dev/null"])
-    assert piped.exit_code == 0, piped.output
-    again = CliRunner().invoke(app, ["store", "export", str(tmp_path / "live"), "-o", str(out)])
-    assert again.exit_code == 2 and "--force" in again.output
-    assert CliRunner().invoke(app, ["store", "ls", str(tmp_path / "live")]).output == "+ odd\n+ oman\n- malta\n"
-
-
-WRITERS = 3
-SERVE = """
-import sys
-from pathlib import Path
-import uvicorn
-from refrag_platform.project import Project
-from refrag_platform.serving.api import create_app
-from refrag_platform.serving.settings import ApiSettings
-from refrag_platform.serving.engine import Engine
-
-app = create_app("tiny")
-app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
-uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", lifespan="off")
-"""
-
-
-@pytest.mark.slow
-def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(
-    packaged_project: Project, engine: Engine, tmp_path: Path
-) -> None:
-    folder, port = tmp_path / "live", free_port()
-    url = f"http://127.0.0.1:{port}"
-    arguments = [sys.executable, "-c", SERVE, str(packaged_project.root), str(folder), str(port)]
-    process = subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    acknowledged: list[int] = []
-
-    def write(writer: int) -> None:
-        for number in range(writer, 10_000, WRITERS):
-            text = f"Atoll number{number} has a lighthouse."
-            try:
-                assert put(url, {"id": f"atoll-{number}", "text": text}).is_success
-            except httpx.TransportError:
-                return
-            acknowledged.append(number)
-
-    try:
-        wait_for(lambda: _answers(url), 120)
-        with ThreadPoolExecutor(WRITERS) as writers:
-            done = [writers.submit(write, writer) for writer in range(WRITERS)]
-            wait_for(lambda: len(acknowledged) >= 12, 60)
-            os.kill(process.pid, signal.SIGKILL)
-        for one in done:
-            one.result()
-    finally:
-        process.kill()
-        process.wait()
-    assert len(acknowledged) >= 12
-    store = open_store(packaged_project, engine, folder)
-    for number in acknowledged:
-        document = store.document(f"atoll-{number}")
-        assert document is not None and document.passages[0][2] == f"Atoll number{number} has a lighthouse."
-        assert store.search(f"number{number} lighthouse", 1)[0].document_id == f"atoll-{number}"
-    # What was not acknowledged is there whole or not at all.
-    edits = Edits(folder / EDITS_FILE, read_only=True)
-    assert all(store.document(edit.id) is not None for edit in edits.all())
-    edits.close()
-    store.close()
-
-
-def test_a_kill_between_record_and_tables_is_made_good(
-    packaged_project: Project, engine: Engine, tmp_path: Path
-) -> None:
-    folder = tmp_path / "live"
-    open_store(packaged_project, engine, folder).close()
-    code = """
-import os, sys
-from pathlib import Path
-from refrag_platform.project import Project
-from refrag_platform.serving.settings import ApiSettings
-from refrag_platform.serving.engine import Engine
-from refrag_platform.store.live import LiveStore
-
-engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
-LiveStore._commit = lambda *given: os.kill(os.getpid(), 9)
-engine.live.of("").put([("oman", "Oman", "Oman's capital is Muscat.")])
-"""
-    arguments = [sys.executable, "-c", code, str(packaged_project.root), str(folder)]
-    killed: Any = subprocess.run(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    store = open_store(packaged_project, engine, folder)
-    assert store.search("Muscat", 1)[0].id == "oman:0"
-    store.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v1/models").is_success
-    except httpx.TransportError:
-        return False
+    refrag("store", "export", tmp_path / "live", "-o", "/dev/null")
+    assert "--force" in refused("store", "export", tmp_path / "live", "-o", out)
+    assert refrag("store", "ls", tmp_path / "live").output == "+ odd\n+ oman\n- malta\n"
 
 
 def test_the_folder_is_named_by_its_whole_path() -> None:

@@ -1,7 +1,5 @@
 """What a request may hold: what isn't honoured is refused by name, histories are taken whole, limits have units."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

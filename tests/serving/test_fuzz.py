@@ -1,7 +1,5 @@
 """Requests made from /openapi.json, right ones and broken ones: no 5xx, and only answers that it describes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Hundreds of requests that no client should send: each gets an error that it can read, and the server goes on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,23 +1,27 @@
 """What a working copy of a store holds after failed writes, kills, other releases and restored backups."""
 
-from __future__ import annotations
-
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
+from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.store import live as live_module
 from refrag_platform.store.edits import EDITS_FILE, Edit, Edits
 from refrag_platform.store.live import LiveStore
+from tests.command import refrag, refused
+from tests.conftest import ROOT
+from tests.processes import answers, wait_for
 from tests.serving.conftest import COUNTRIES
 
 
@@ -56,10 +60,13 @@ def holds(store: LiveStore, *names: str) -> list[bool]:
 def test_what_was_exported_stays_deleted_in_the_next_store(folder: Folder) -> None:
     """The next store holds it under an id of its own, here that of a country."""
     with folder.open() as store:
-        store.put([("x", "Peru", COUNTRIES["Peru"]), ("y", "Malta", COUNTRIES["Malta"])])
+        before = store.description.passages
+        store.put([("x", "Peru", COUNTRIES["Peru"]), ("y", "Malta", COUNTRIES["Malta"]), ("z", "", "Muscat.")])
+        store.delete("nepal")
     folder.release()
     with folder.open() as store:
-        assert holds(store, "x", "peru", "y", "malta") == [True, False, True, False]
+        assert holds(store, "x", "peru", "y", "malta", "nepal") == [True, False, True, False, False]
+        assert store.search("Muscat", 1)[0].id == "z:0" and store._passages.count_rows() == before
         assert store.delete("x")
         store.put([("y", "Malta", "Malta has another text now.")])
     for _ in range(2):
@@ -182,7 +189,83 @@ for number in range(300):
 os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    refused = CliRunner().invoke(app, ["store", "ls", str(tmp_path)])
-    assert refused.exit_code == 2 and "its server was killed while it wrote: start it once" in refused.output
+    assert "its server was killed while it wrote: start it once" in refused("store", "ls", tmp_path)
     Edits(path).close()
-    assert CliRunner().invoke(app, ["store", "ls", str(tmp_path)]).exit_code == 0
+    refrag("store", "ls", tmp_path)
+
+
+WRITERS = 3
+SERVE = """
+import sys
+from pathlib import Path
+import uvicorn
+from refrag_platform.project import Project
+from refrag_platform.serving.api import create_app
+from refrag_platform.serving.engine import Engine
+
+app = create_app("tiny")
+app.state.engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
+uvicorn.run(app, port=int(sys.argv[3]), log_level="warning", lifespan="off")
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(packaged_project: Project, folder: Folder) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments = [sys.executable, "-c", SERVE, str(packaged_project.root), str(folder.path), str(port)]
+    process = subprocess.Popen(arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    acknowledged: list[int] = []
+
+    def write(writer: int) -> None:
+        for number in range(writer, 10_000, WRITERS):
+            text = f"Atoll number{number} has a lighthouse."
+            try:
+                document = {"id": f"atoll-{number}", "text": text}
+                assert httpx.post(f"{url}/v1/documents", json={"documents": [document]}, timeout=60).is_success
+            except httpx.TransportError:
+                return
+            acknowledged.append(number)
+
+    try:
+        wait_for(lambda: answers(f"{url}/v1/models"), 120)
+        with ThreadPoolExecutor(WRITERS) as writers:
+            done = [writers.submit(write, writer) for writer in range(WRITERS)]
+            wait_for(lambda: len(acknowledged) >= 12, 60)
+            os.kill(process.pid, signal.SIGKILL)
+        for one in done:
+            one.result()
+    finally:
+        process.kill()
+        process.wait()
+    assert len(acknowledged) >= 12
+    with folder.open() as store:
+        for number in acknowledged:
+            document = store.document(f"atoll-{number}")
+            assert document is not None and document.passages[0][2] == f"Atoll number{number} has a lighthouse."
+            assert store.search(f"number{number} lighthouse", 1)[0].document_id == f"atoll-{number}"
+        # What was not acknowledged is there whole or not at all.
+        edits = Edits(folder.path / EDITS_FILE, read_only=True)
+        assert all(store.document(edit.id) is not None for edit in edits.all())
+        edits.close()
+
+
+def test_a_kill_between_record_and_tables_is_made_good(packaged_project: Project, folder: Folder) -> None:
+    with folder.open():
+        pass
+    code = """
+import os, sys
+from pathlib import Path
+from refrag_platform.project import Project
+from refrag_platform.serving.engine import Engine
+from refrag_platform.store.live import LiveStore
+
+engine = Engine.load(Project(Path(sys.argv[1])), "tiny", Path(sys.argv[2]))
+LiveStore._commit = lambda *given: os.kill(os.getpid(), 9)
+engine.live.of("").put([("oman", "Oman", "Oman's capital is Muscat.")])
+"""
+    command = [sys.executable, "-c", code, str(packaged_project.root), str(folder.path)]
+    killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with folder.open() as store:
+        assert store.search("Muscat", 1)[0].id == "oman:0"

@@ -1,8 +1,6 @@
 """What operators see: figures with vLLM's meanings, spans, a log for machines; and that dashboard and alerts ask for
 figures that there are."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

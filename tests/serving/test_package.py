@@ -1,7 +1,5 @@
 """The package stage: exact tags, nothing made twice, nothing half-made accepted, and a Bento that serves."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -17,9 +15,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file
 from refrag_platform.project import Project
@@ -29,6 +25,7 @@ from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.keys import add_key, new_key, revoke_key
 from refrag_platform.serving.package import build_package, load_packaged
 from refrag_platform.stages import STAGES, StageContext
+from tests.command import refrag
 from tests.conftest import ROOT
 from tests.object_store import BUCKET, object_store
 from tests.serving.conftest import plain_server
@@ -195,8 +192,7 @@ def test_a_store_of_another_encoder_is_refused(built: Built, tmp_path: Path) -> 
 
 def test_ask_answers_from_a_shell(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(built[0].root))
-    result = CliRunner().invoke(app, ["ask", QUESTION, "--model", "tiny", "--passages", "2", "--share-kept", "0"])
-    assert result.exit_code == 0, result.output
+    result = refrag("ask", QUESTION, "--model", "tiny", "--passages", "2", "--share-kept", "0")
     assert "[1] Peru (peru-0" in result.stderr
     said = re.search(
         r"0 of 22 chunks expanded, compression ([\d.]+)x: (\d+) positions instead of (\d+) tokens", result.stderr
@@ -245,8 +241,8 @@ def test_the_built_bento_serves(built: Built, tmp_path: Path, monkeypatch: pytes
         with pytest.raises(openai.APIStatusError) as large:
             official.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x" * 6000}])
         assert large.value.status_code == 413
-        shell = CliRunner().invoke(app, ["ask", QUESTION, "--url", url, "--max-tokens", "8"])
-        assert (shell.exit_code, shell.stdout.strip()) == (0, text.strip())
+        shell = refrag("ask", QUESTION, "--url", url, "--max-tokens", 8)
+        assert shell.stdout.strip() == text.strip()
         with pytest.raises(RefragError, match="answered 401"):
             list(client.ask(url, QUESTION, "tiny", "wrong"))
         ana = openai.OpenAI(base_url=f"{url}/v1", api_key=added, max_retries=0)

@@ -1,7 +1,5 @@
 """The page at /, in a real browser: a question, its passages and their price, a key, a document, by keyboard alone."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator

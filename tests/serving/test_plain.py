@@ -1,10 +1,7 @@
 """The service under uvicorn alone: without BentoML, ready only with its own store, drained when it is to end."""
 
-from __future__ import annotations
-
 import shutil
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +10,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.plain import with_health
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.site import Site
+from tests.command import refused
 from tests.processes import wait_for
 from tests.serving.conftest import plain_server
+from tests.web import served_app
 
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
 
@@ -57,16 +53,8 @@ def test_the_artifacts_in_place_are_served_without_bentoml_and_sigterm_drains(
 def site() -> Iterator[tuple[Site, str]]:
     """A site without its model yet, under uvicorn on this machine."""
     site = Site("tiny")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(with_health(site), log_level="warning", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield site, f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
+    with served_app(with_health(site)) as url:
+        yield site, url
 
 
 def health(url: str) -> list[int]:
@@ -101,11 +89,6 @@ def test_weights_with_another_encoder_s_store_are_never_ready(
     assert digest in httpx.post(f"{url}/v1/chat/completions", json=ASKED).json()["error"]["message"]
 
 
-def test_a_folder_without_a_packaged_model_is_refused(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["serve", "--packaged", str(tmp_path), "--port", str(free_port())])
-    assert refused.exit_code == 2 and "holds no packaged model" in refused.output
-
-
-def test_a_folder_is_not_served_in_place(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(app, ["serve", "--packaged", str(tmp_path), "--in-place"])
-    assert refused.exit_code == 2 and "give one of them" in refused.output
+def test_only_a_packaged_model_is_served_from_a_folder_and_not_in_place(tmp_path: Path) -> None:
+    assert "holds no packaged model" in refused("serve", "--packaged", tmp_path, "--port", free_port())
+    assert "give one of them" in refused("serve", "--packaged", tmp_path, "--in-place")

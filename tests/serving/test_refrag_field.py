@@ -1,7 +1,5 @@
 """The `refrag` field of requests and answers: why each chunk was kept, where it lies, what took how long."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

@@ -1,7 +1,5 @@
 """Answers that follow a JSON schema, on a real server: whatever random weights draw is whole and valid JSON."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

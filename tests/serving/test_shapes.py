@@ -1,7 +1,5 @@
 """Completions, responses and embeddings on a real server, by the official OpenAI client: one answer in three shapes."""
 
-from __future__ import annotations
-
 import base64
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Incremental decoding and stop strings."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

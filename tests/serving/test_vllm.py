@@ -4,8 +4,6 @@ The `vllm` below stands in for its interface alone: that vLLM takes these calls,
 is shown: which vectors it is handed, and what is made of its tokens.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import threading

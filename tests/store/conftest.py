@@ -1,7 +1,5 @@
 """A small corpus of passages, a tiny random model and the chunk store that the stage makes of them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A store that a real Ray cluster of this machine encodes: whoever is killed, the bytes are those of one process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The words that full-text search is asked for."""
 
-from __future__ import annotations
-
 import pytest
 
 from refrag_platform.errors import QueryTooLong

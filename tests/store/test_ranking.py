@@ -1,7 +1,5 @@
 """How passages are ranked: by similarity, with a bonus for words, and by the better of two ways to ask."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """How near a retriever finds passages: what is told, and what it costs."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`refrag bench search`: exact search and an index asked the same questions, and the table of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

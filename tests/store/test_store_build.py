@@ -1,7 +1,5 @@
 """The chunks stage: what it writes, in which pieces, and what a kill leaves."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import time

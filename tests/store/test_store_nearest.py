@@ -1,7 +1,5 @@
 """A store large enough for an approximate index: it finds what a scan finds, and what was edited since."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Search tables in an object store, which is moto's mock of S3 on loopback: built once, whole or not there."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Iterator
@@ -14,13 +12,12 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.store import objects
 from refrag_platform.store.table import ChunkStore, _build, open_tables
+from tests.command import refrag
 from tests.object_store import BUCKET, KEY, SECRET, ObjectStore, object_store
 from tests.store.conftest import Made, text_of
 
@@ -155,8 +152,7 @@ def test_of_a_refused_search_its_kind_and_code_are_told(made: Made, remote: Obje
 
 def test_a_store_is_published_from_a_shell(made: Made, remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFRAG_ROOT", str(made.project.root))
-    result = CliRunner().invoke(app, ["store", "publish", f"{URL}/", "--model", "tiny"])
-    assert result.exit_code == 0, result.output
+    result = refrag("store", "publish", f"{URL}/", "--model", "tiny")
     assert re.search(rf"{URL}/[0-9a-f]{{32}}/[0-9a-f]{{32}}: 600 passages", result.output)
 
 

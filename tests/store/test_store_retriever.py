@@ -1,7 +1,5 @@
 """Retrieval vectors: unit length, near for what is alike, and identified by a digest."""
 
-from __future__ import annotations
-
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 

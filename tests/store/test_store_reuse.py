@@ -1,7 +1,5 @@
 """A new store takes over the passages that did not change, and only from a store of the same encoder."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

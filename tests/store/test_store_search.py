@@ -1,7 +1,5 @@
 """Search over real Lance tables: what is found, and what is refused."""
 
-from __future__ import annotations
-
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

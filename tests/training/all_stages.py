@@ -5,8 +5,6 @@
 One that is named NAME+STEPS is stopped after that many, and goes on.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import suppress

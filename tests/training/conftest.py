@@ -1,7 +1,5 @@
 """Small corpora and a tiny model for the training tests."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Trainings that continue from a released checkpoint: one takes it over, the other trains on, the encoder frozen."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

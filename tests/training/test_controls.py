@@ -1,7 +1,5 @@
 """Controls: trained by the model's own stages, from its corpus and the untrained decoder, at the best rate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,9 +1,8 @@
 """CPT's batches: which steps repeat their context, and how that is laid out."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,24 +13,22 @@ from refrag_platform.training.cpt import CptTask, cpt_task
 from tests.training.conftest import repeating_documents, write_corpus
 
 
-def _task(model: RefragModel, folder: Path, share: float) -> CptTask:
+def _task(model: RefragModel, folder: Path, taught_by: RefragModel | None = None, **settings: Any) -> CptTask:
     corpus = write_corpus(folder / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
-    settings = CptRecipe(
-        steps=8, batch_size=2, precision="fp32", context_tokens=32, output_tokens=16, curriculum=None,
-        repeat_steps_share=share,
-    )  # fmt: skip
-    return cpt_task(model, corpus, settings, seed=0)
+    usual = {"steps": 8, "batch_size": 2, "precision": "fp32", "context_tokens": 32, "output_tokens": 16}
+    recipe = CptRecipe.model_validate(usual | {"curriculum": None, **settings})
+    return cpt_task(model, corpus, recipe, seed=0, teacher=taught_by)
 
 
 def test_a_share_of_the_steps_repeats_and_lengths_take_turns(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, share=0.25)
+    task = _task(model, tmp_path, repeat_steps_share=0.25)
     repeated = [task.repeated_chunks(step) for step in range(32)]
     assert sum(length is not None for length in repeated) in {7, 8}
     assert {length for length in repeated if length} == {1, 8}  # 8 chunks of 4 tokens are the whole context
 
 
 def test_a_repeating_step_asks_for_its_own_context_after_the_start_token(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, share=0.5)
+    task = _task(model, tmp_path, repeat_steps_share=0.5)
     step = next(step for step in range(8) if task.repeated_chunks(step) == 8)
     batch = task.batch(step, 0, task.samples(step, 2), 0, 1)
     assert torch.equal(batch["output"], batch["context"].flatten(1))
@@ -42,7 +39,7 @@ def test_a_repeating_step_asks_for_its_own_context_after_the_start_token(model: 
 
 
 def test_a_repeating_step_has_no_more_positions_than_another(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, share=0.5)
+    task = _task(model, tmp_path, repeat_steps_share=0.5)
     step = next(step for step in range(8) if task.repeated_chunks(step) == 1)
     positions = [task.positions(task.batch(turn, 0, task.samples(turn, 12), 0, 1)) for turn in (step, step + 1)]
     assert positions[1] == 12 * (1 + 8 + 16)
@@ -50,12 +47,12 @@ def test_a_repeating_step_has_no_more_positions_than_another(model: RefragModel,
 
 
 def test_a_run_with_repeating_steps_trains_to_its_end(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, share=0.5)
+    task = _task(model, tmp_path, repeat_steps_share=0.5)
     assert train(task, task.settings, tmp_path / "work", "cpt")["steps"] == 8
 
 
 def test_figures_of_a_repeating_step_are_named_as_its_own(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, share=0.5)
+    task = _task(model, tmp_path, repeat_steps_share=0.5)
     step = next(step for step in range(8) if task.repeated_chunks(step) == 8)
     batch = task.batch(step, 0, task.samples(step, 2), 0, 1)
     assert "repeat_loss" in task(batch)[1] and task.probe(batch) == {}
@@ -64,15 +61,10 @@ def test_figures_of_a_repeating_step_are_named_as_its_own(model: RefragModel, tm
 
 def test_a_teacher_that_predicts_alike_asks_for_no_change(model: RefragModel, tmp_path: Path) -> None:
     """Every chunk kept as tokens, the student reads what its own copy reads: the target is what it predicts."""
-    corpus = write_corpus(tmp_path / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
-    settings = CptRecipe(
-        steps=8, batch_size=2, precision="fp32", context_tokens=32, output_tokens=16, curriculum=None,
-        mixed_steps_share=1.0, mixed_share_kept=1.0, teacher="full", teacher_share=1.0,
-    )  # fmt: skip
+    alike = {"mixed_steps_share": 1.0, "mixed_share_kept": 1.0, "teacher": "full", "taught_by": copy.deepcopy(model)}
     gradients = []
     for share in (1.0, 0.0):
-        settings = settings.model_copy(update={"teacher_share": share})
-        task = cpt_task(model, corpus, settings, seed=0, teacher=copy.deepcopy(model))
+        task = _task(model, tmp_path / str(share), teacher_share=share, **alike)
         task(task.batch(0, 0, 2, 0, 1))[0].backward()
         gradients.append(max(float(p.grad.abs().max()) for p in model.decoder.parameters() if p.grad is not None))
         model.zero_grad(set_to_none=True)
@@ -80,14 +72,10 @@ def test_a_teacher_that_predicts_alike_asks_for_no_change(model: RefragModel, tm
 
 
 def test_a_teacher_is_neither_trained_nor_saved(model: RefragModel, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
-    settings = CptRecipe(
-        steps=2, batch_size=2, precision="fp32", context_tokens=32, output_tokens=16, curriculum=None, teacher="full"
-    )
     teacher = copy.deepcopy(model)
     before = {name: tensor.clone() for name, tensor in teacher.decoder.state_dict().items()}
-    task = cpt_task(model, corpus, settings, seed=0, teacher=teacher)
+    task = _task(model, tmp_path, taught_by=teacher, steps=2, teacher="full")
     names = set(task.state_dict())
-    assert train(task, settings, tmp_path / "work", "cpt")["steps"] == 2
+    assert train(task, task.settings, tmp_path / "work", "cpt")["steps"] == 2
     assert names == {f"model.{name}" for name in model.state_dict()}
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.decoder.state_dict().items())

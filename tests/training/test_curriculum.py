@@ -1,7 +1,5 @@
 """The curriculum's rule against the published table 8."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

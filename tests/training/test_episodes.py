@@ -1,7 +1,5 @@
 """Episodes: what is judged, and that a batch of choices is judged as one prompt at a time would be."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

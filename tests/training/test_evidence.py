@@ -1,30 +1,17 @@
 """What a choice of chunks should keep, and learning from that."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 import torch
 
-from refrag_platform.model.prompts import passage_chunks
-from refrag_platform.model.refrag import RefragModel
 from refrag_platform.training.evidence import (
     HAS_ANSWER,
     IN_GOLD,
     evidence_counts,
-    evidence_levels,
     evidence_losses,
     kept_answers,
 )
-
-
-def test_the_chunks_of_a_gold_passage_stand_above_others_and_the_answer_s_above_those(model: RefragModel) -> None:
-    gold, other = ("T", "It is said of old that the answer is 42, as everyone knows by now."), ("U", "It is 42, too.")
-    cut = [passage_chunks(model.tokenizer, *passage, model.chunk_size) for passage in (gold, other)]
-    levels = evidence_levels(model.tokenizer, [gold, other], cut, [gold], ["42"])
-    first, second = levels.split([len(one.token_ids) for one in cut])
-    assert set(first.tolist()) == {IN_GOLD, HAS_ANSWER} and not second.any()
 
 
 def test_the_loss_is_that_of_picking_what_helps_before_what_does_not() -> None:

@@ -1,7 +1,5 @@
 """Fine-tuning examples: what is drawn, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fine-tuning: what the decoder reads of an example, and which of its chunks as tokens."""
 
-from __future__ import annotations
-
 import copy
 import math
 from pathlib import Path
@@ -11,7 +9,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from refrag_platform.errors import RecipeError
 from refrag_platform.model.decoder import head_weight
 from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -214,11 +211,3 @@ def test_steps_of_text_continue_a_window_from_its_chunks_or_as_a_control_from_it
             assert tuple(read[1 : 6 + 4 * k]) in texts
         assert torch.isfinite(task(batch)[0])
     assert kinds == {True, False}
-
-
-def test_a_context_that_is_not_whole_chunks_is_refused(
-    model: RefragModel, settings: FinetunedRecipe, tmp_path: Path
-) -> None:
-    odd = settings.model_copy(update={"text_share": 0.5, "context_tokens": 4 * model.chunk_size + 1})
-    with pytest.raises(RecipeError, match=r"finetuned\.context_tokens is .* multiple of encoder\.chunk_size"):
-        text_windows(tmp_path, odd, model, seed=0)

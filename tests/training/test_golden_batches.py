@@ -3,8 +3,6 @@
 A change of the code that lays out prompts leaves these digests; one of what is drawn writes them anew, and says why.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ A change that was to leave training as it is leaves these figures; one that was 
 The tolerance is what processors may differ by.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A stage on two processes: DeepSpeed ZeRO through the accelerate config file that the recipe names."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

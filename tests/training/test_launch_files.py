@@ -1,7 +1,5 @@
 """The accelerate configs of models/accelerate: accelerate reads them, and each says when to use it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The stages learn: the vectors carry text, and the policy finds the chunks that matter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

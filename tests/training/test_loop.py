@@ -1,7 +1,5 @@
 """The loop: the same curve whatever interrupts it, and a clear end when a run can't become useful."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -221,3 +219,31 @@ def test_a_signal_saves_the_step_and_stops(number: signal.Signals, corpus: Path,
     saved = checkpoint.complete(work / "checkpoints")
     assert len(saved) == 1
     assert json.loads((saved[0] / checkpoint.COMPLETE).read_text())["step"] >= 3
+
+
+def test_a_signal_to_the_group_saves_a_training_with_workers(tmp_path: Path) -> None:
+    """A cancelled run sends SIGTERM to all processes of the group: workers leave the stop to the training."""
+    program = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from refrag_platform.training.core.prefetch import made_by_workers
+from refrag_platform.training.core.loop import _stop_on_signal
+def make(step):
+    time.sleep(0.2)
+    return step
+with _stop_on_signal() as stopped:
+    for step in made_by_workers(make, range(1000), 1):
+        print(step, flush=True)
+        if stopped["signal"]:
+            print("saved", flush=True)
+            break
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert said.endswith("saved\n") and process.returncode == 0

@@ -1,7 +1,5 @@
 """Low-rank updates of the decoder: what is trained, and what is left when they are merged."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

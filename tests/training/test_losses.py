@@ -1,7 +1,5 @@
 """The block-by-block loss is plain cross-entropy: its value and both gradients."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -18,17 +16,19 @@ def _inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Ten
     return hidden, weight, torch.randint(0, 101, (37,), generator=generator)
 
 
+def _assert_alike(loss: torch.Tensor, expected: torch.Tensor, *leaves: torch.Tensor) -> None:
+    """One value, and one gradient of three times it, by each of the leaves."""
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    found, wanted = (torch.autograd.grad(value * 3, leaves) for value in (loss, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+
+
 def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     # 37 rows in blocks of 16: two whole ones and a rest.
     monkeypatch.setattr(losses, "ROWS", 16)
     hidden, weight, labels = _inputs(torch.float64)
     expected = nn.functional.cross_entropy(hidden @ weight.t(), labels)
-    by_hidden, by_weight = torch.autograd.grad(expected * 3, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, labels)
-    mine = torch.autograd.grad(loss * 3, (hidden, weight))
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mine[0], by_hidden, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(mine[1], by_weight, rtol=1e-5, atol=1e-7)
+    _assert_alike(linear_cross_entropy(hidden, weight, labels), expected, hidden, weight)
 
 
 def test_a_teacher_takes_its_share_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,12 +39,7 @@ def test_a_teacher_takes_its_share_of_the_target(monkeypatch: pytest.MonkeyPatch
     probabilities = (teacher.hidden @ teacher.weight.t()).softmax(-1)
     target = 0.7 * nn.functional.one_hot(labels, len(weight)) + 0.3 * probabilities
     expected = nn.functional.cross_entropy(hidden @ weight.t(), target)
-    by_hidden, by_weight = torch.autograd.grad(expected, (hidden, weight))
-    loss = linear_cross_entropy(hidden, weight, labels, teacher=teacher)
-    mine = torch.autograd.grad(loss, (hidden, weight))
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(mine[0], by_hidden, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(mine[1], by_weight, rtol=1e-5, atol=1e-7)
+    _assert_alike(linear_cross_entropy(hidden, weight, labels, teacher=teacher), expected, hidden, weight)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

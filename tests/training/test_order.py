@@ -1,7 +1,5 @@
 """The encoder in fine-tuning: the chunk store and the policy are of the encoder that came out of it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import yaml

@@ -1,7 +1,5 @@
 """Packed windows: the same losses as the windows one by one, for every system and with chunks kept as tokens."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

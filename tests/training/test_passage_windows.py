@@ -1,7 +1,5 @@
 """Training with an encoder that reads whole passages: what each stage takes for one, and that it gives nothing away."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The planted task: one fact that is asked for, among facts of the same form about other keys."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

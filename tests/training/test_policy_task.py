@@ -1,7 +1,5 @@
 """The policy's episodes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

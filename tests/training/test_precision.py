@@ -1,7 +1,5 @@
 """bfloat16 is computed where the machine can; a CPU that can't takes float32, and trains no slower for it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

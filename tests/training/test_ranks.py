@@ -1,7 +1,5 @@
 """Training on two processes is the training of one: the same samples, loss and weights, whatever the strategy."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,14 +1,9 @@
 """Reading tasks: what is asked, how it is laid out, and that a packed batch is read as each question by itself."""
 
-from __future__ import annotations
-
 import copy
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,7 @@ from refrag_platform.corpus.passages import sentences
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.prompts import content_ids, question_frame, rag_prompt
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens, window_numbers
+from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens
 from refrag_platform.recipes import CptRecipe, ReadingRecipe, System
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.loop import train
@@ -28,7 +23,6 @@ from refrag_platform.training.cpt import CptTask, cpt_task
 from refrag_platform.training.kept import step_rate
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank
 from refrag_platform.training.reading.renaming import Renaming
-from tests.conftest import ROOT
 from tests.training.conftest import write_corpus
 
 NAMES = ("Ada Lovelace", "Karl Benz", "Mary Anning", "Ibn Sina", "Nikola Tesla", "Grace Hopper")
@@ -58,7 +52,13 @@ def _task(model: RefragModel, folder: Path, system: System = "refrag", workers: 
     return cpt_task(model, write_corpus(folder / "corpus", documents), settings, 0, system)
 
 
-def _questions(folder: Path) -> Path:
+def _file(folder: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A file of questions, as a recipe names it."""
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(folder / "asked.jsonl")]
+
+
+def _questions(folder: Path) -> list[str]:
     """Two questions on the first of three passages, one on the second."""
     passages = [{"title": title, "text": text} for title, text in PASSAGES]
     asked = [
@@ -70,15 +70,19 @@ def _questions(folder: Path) -> Path:
         {"id": f"q{n}", "question": question, "answers": [answer], "passages": passages, "gold": [gold]}
         for n, (question, answer, gold) in enumerate(asked)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "asked.jsonl"
+    return _file(folder, rows)
 
 
 def _batch(task: CptTask, step: int = 1) -> Batch:
     batch = task.batch(step, 0, 2, 0, 1)
     assert "blocks" in batch
     return batch
+
+
+def _context(model: RefragModel, batch: Batch, row: int) -> str:
+    """The passages of a row as text."""
+    chunks = batch["chunks"][row]
+    return str(model.tokenizer.decode(chunks[chunks != PAD].tolist()))
 
 
 def test_a_blank_asks_for_something_that_a_sentence_says() -> None:
@@ -192,12 +196,12 @@ def test_batches_made_by_workers_are_the_same_and_training_ends(tmp_path: Path, 
 
 
 def test_contexts_of_questions_show_what_answers_them(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=[str(_questions(tmp_path / "q"))])
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=_questions(tmp_path))
     answers, asked = {"Who built the machine?": "Ada Lovelace", "Where did Benz live?": "Mannheim"}, set()
     for step in range(1, 12):
         batch = _batch(task, step)
         for row in range(2):
-            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            text = _context(model, batch, row)
             for ids in batch["blocks"][row].tolist():
                 block = model.tokenizer.decode(ids)
                 for question, answer in answers.items():
@@ -209,14 +213,12 @@ def test_contexts_of_questions_show_what_answers_them(model: RefragModel, tmp_pa
 
 
 def test_what_is_cut_off_a_long_passage_is_not_asked_for(model: RefragModel, tmp_path: Path) -> None:
-    file = _questions(tmp_path / "q")
-    rows = [json.loads(line) for line in file.read_text().splitlines()][:1]
     said = " ".join(f"On day {day} nothing happened in the old workshop." for day in range(200))
-    rows[0]["passages"] = [{"title": "Engines", "text": f"{said} The machine was built by Zuse."}]
-    file.write_text(json.dumps(rows[0] | {"answers": ["Zuse"]}) + "\n")
-    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=[str(file)])
+    passages = [{"title": "Engines", "text": f"{said} The machine was built by Zuse."}]
+    row = {"id": "q", "question": "Who built the machine?", "answers": ["Zuse"], "passages": passages, "gold": [0]}
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=_file(tmp_path, [row]))
     batch = _batch(task)
-    text = model.tokenizer.decode(batch["chunks"][0][batch["chunks"][0] != PAD].tolist())
+    text = _context(model, batch, 0)
     blocks = model.tokenizer.decode(batch["blocks"].flatten().tolist())
     assert "On day 1 " in text and "Zuse" not in text
     assert "Zuse" not in blocks and "Who built" not in blocks and len(batch["answers"]) > 0
@@ -230,13 +232,12 @@ def test_a_question_that_lists_its_passage_alone_is_asked_among_those_of_its_nei
          "passages": [{"title": "", "text": f"Keeper {n} keeps number {n}."}]}
         for n in range(40)
     ]  # fmt: skip
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=[str(tmp_path / "asked.jsonl")])
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=0.0, questions=_file(tmp_path, rows))
     spans = []
     for step in range(1, 9):
         batch = _batch(task, step)
         for row in range(2):
-            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            text = _context(model, batch, row)
             shown = {int(number) for number in re.findall(r"Keeper (\d+)", text)}
             asked = {int(n) for ids in batch["blocks"][row].tolist()
                      for n in re.findall(r"Who keeps number (\d+)", model.tokenizer.decode(ids))}  # fmt: skip
@@ -262,13 +263,12 @@ def _closed_rows(count: int) -> list[dict[str, Any]]:
 
 def test_a_closed_question_is_asked_over_all_of_its_passages_as_they_are(model: RefragModel, tmp_path: Path) -> None:
     rows = _closed_rows(6)
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = _task(model, tmp_path, questions_share=1.0, renamed_share=1.0, questions=[str(tmp_path / "asked.jsonl")])
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=1.0, questions=_file(tmp_path, rows))
     seen = set()
     for step in range(1, 10):
         batch = _batch(task, step)
         for row in range(2):
-            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            text = _context(model, batch, row)
             (name,) = {one["id"][0] for one in rows if all(passage["text"] in text for passage in one["passages"])}
             assert text.count("inhabitants") == 6
             blocks = [model.tokenizer.decode(ids) for ids in batch["blocks"][row].tolist()]
@@ -285,8 +285,7 @@ def test_questions_whose_passages_do_not_fit_together_are_left_out_and_counted(
 ) -> None:
     long = [{"title": str(n), "text": f"In {n} " + "nothing happened. " * 30} for n in range(3)]
     both = {"id": "x", "question": "Who?", "answers": ["Ada"], "passages": long, "gold": [0, 2]}
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*_closed_rows(3), both]))
-    _task(model, tmp_path, questions_share=1.0, questions=[str(tmp_path / "asked.jsonl")])
+    _task(model, tmp_path, questions_share=1.0, questions=_file(tmp_path, [*_closed_rows(3), both]))
     assert (
         "cpt.reading: 1 of 5 questions left out: 1 whose passages take more than 256 tokens" in capsys.readouterr().err
     )
@@ -299,41 +298,13 @@ def test_ranks_share_a_batch(model: RefragModel, tmp_path: Path) -> None:
         assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
 
 
-def test_a_signal_to_the_group_saves_a_training_with_workers(tmp_path: Path) -> None:
-    """A cancelled run sends SIGTERM to all processes of the group: workers leave the stop to the training."""
-    program = f"""
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from refrag_platform.training.core.prefetch import made_by_workers
-from refrag_platform.training.core.loop import _stop_on_signal
-def make(step):
-    time.sleep(0.2)
-    return step
-with _stop_on_signal() as stopped:
-    for step in made_by_workers(make, range(1000), 1):
-        print(step, flush=True)
-        if stopped["signal"]:
-            print("saved", flush=True)
-            break
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "0\n"
-        os.killpg(process.pid, signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
-    assert said.endswith("saved\n") and process.returncode == 0
-
-
 def test_renamed_contexts_ask_for_what_they_say_now(model: RefragModel, tmp_path: Path) -> None:
-    task = _task(model, tmp_path, questions_share=1.0, renamed_share=1.0, questions=[str(_questions(tmp_path / "q"))])
+    task = _task(model, tmp_path, questions_share=1.0, renamed_share=1.0, questions=_questions(tmp_path))
     answers = set()
     for step in range(1, 30):
         batch = _batch(task, step)
         for row in range(2):
-            text = model.tokenizer.decode(batch["chunks"][row][batch["chunks"][row] != PAD].tolist())
+            text = _context(model, batch, row)
             for ids in batch["blocks"][row].tolist():
                 block = model.tokenizer.decode(ids)
                 if "When was it built?" in block:
@@ -357,9 +328,8 @@ def test_names_are_replaced_everywhere_alike_and_other_words_stay() -> None:
 
 def test_questions_without_an_answer_or_a_passage_are_not_enough(model: RefragModel, tmp_path: Path) -> None:
     row = {"id": "q", "question": "Who?", "answers": ["Ada"], "passages": [{"title": "", "text": "Ada."}], "gold": []}
-    (tmp_path / "asked.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(RefragError, match="nothing to ask"):
-        _task(model, tmp_path, questions_share=0.5, questions=[str(tmp_path / "asked.jsonl")])
+        _task(model, tmp_path, questions_share=0.5, questions=_file(tmp_path, [row]))
 
 
 def test_a_corpus_without_sentences_and_blocks_without_room_are_refused(model: RefragModel, tmp_path: Path) -> None:
@@ -384,9 +354,3 @@ def test_a_corpus_without_sentences_and_blocks_without_room_are_refused(model: R
 def test_reading_keys_that_disagree_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CptRecipe(**{"steps": 4, "reading": {}} | keys)
-
-
-def test_windows_are_numbered_as_the_encoder_cuts_them() -> None:
-    assert window_numbers(5, 8).tolist() == [0] * 5
-    assert window_numbers(9, 8).tolist() == [0] * 5 + [1] * 4
-    assert window_numbers(3, 1).tolist() == [0, 1, 2]

@@ -1,7 +1,5 @@
 """Reconstruction: who is trained, and what the helper loss sees."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Too little to learn from, too much for the decoder, nothing to see: refused or left out and counted, beforehand."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +92,8 @@ def test_a_context_that_is_not_whole_chunks_is_refused(model: RefragModel, recip
         cpt_task(model, corpus, recipe.cpt.model_copy(update=odd), 0)
     with pytest.raises(RecipeError, match=r"policy\." + said):
         policy_task(model, corpus, recipe.policy.model_copy(update=odd), 0)
+    with pytest.raises(RecipeError, match=r"finetuned\." + said):
+        text_windows(corpus, rag(recipe, text_share=0.5, **odd), model, 0)
 
 
 UNUSABLE = [

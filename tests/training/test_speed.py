@@ -1,7 +1,5 @@
 """What makes training fast changes no result."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A pipeline that starts from the release: its artifacts are the release's, and follow it when it changes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Training at several compression rates: each step draws one, and reads at it what evaluation and serving read."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

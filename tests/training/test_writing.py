@@ -1,7 +1,5 @@
 """Written questions: decoded together as each by itself, filtered, the same whenever they are made, fit to train on."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from itertools import chain
@@ -13,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from refrag_platform.cli import app
 from refrag_platform.corpus.passage_rows import passage_rows
 from refrag_platform.corpus.question_files import Passage, Question, read_questions
 from refrag_platform.errors import RefragError
@@ -35,6 +31,7 @@ from refrag_platform.training.writing.parts import Settings
 from refrag_platform.training.writing.write import Inputs, begin
 from refrag_platform.training.writing.writer import Example, WriterTask, examples, train_writer
 from refrag_platform.weights import load_decoder, load_tokenizer
+from tests.command import refrag
 from tests.conftest import copy_project
 from tests.training.conftest import write_corpus
 
@@ -99,11 +96,11 @@ def _rows(project: Project, settings: Settings, count: int) -> list[Any]:
         return writing.rows(count)
 
 
-def _write(project: Project, monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> Any:
+def _write(project: Project, monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: object, status: int = 0) -> str:
     monkeypatch.setenv("REFRAG_ROOT", str(project.root))
-    models = ("--writer", str(project.root / "writer"), "--reader", str(project.root / "reader"))
-    command = ["questions", "write", "--model", "tiny", "--out", str(out), "--batch", "2", "--per-passage", "3"]
-    return CliRunner().invoke(app, [*command, *models, *arguments])
+    models = ("--writer", project.root / "writer", "--reader", project.root / "reader")
+    command = ("questions", "write", "--model", "tiny", "--out", out, "--batch", 2, "--per-passage", 3)
+    return refrag(*command, *models, *arguments, status=status).output
 
 
 def _alone(model: RefragModel, token_ids: list[int], most: int, end_id: int) -> Continuation:
@@ -198,8 +195,7 @@ def test_questions_are_written_counted_and_fit_to_train_on(
     written_about: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: RefragModel
 ) -> None:
     out = tmp_path / "written.jsonl"
-    result = _write(written_about, monkeypatch, out, "--count", "20")
-    assert result.exit_code == 0, result.output
+    _write(written_about, monkeypatch, out, "--count", 20)
     questions = read_questions(out)
     assert len(questions) == 20 and len({one.id for one in questions}) == 20
     train = {_passage(number) for number in range(40)}
@@ -222,8 +218,7 @@ def test_questions_are_written_counted_and_fit_to_train_on(
     blocks = task.batch(1, 0, 2, 0, 1)["blocks"].flatten(0, 1)
     asked = [model.tokenizer.decode(block) for block in blocks]
     assert any(one.question in text for text in asked for one in ASKED.values())
-    again = _write(written_about, monkeypatch, out)
-    assert again.exit_code == 2 and "is there already" in again.output
+    assert "is there already" in _write(written_about, monkeypatch, out, status=2)
 
 
 def test_writing_that_was_stopped_goes_on_to_the_same_file(written_about: Project) -> None:
@@ -265,8 +260,8 @@ def test_held_out_passages_are_not_written_about(
 ) -> None:
     file = tmp_path / "passages.jsonl"
     file.write_text(json.dumps({"title": HELD_OUT[0], "text": HELD_OUT[1]}) + "\n")
-    result = _write(written_about, monkeypatch, tmp_path / "out.jsonl", "--passages", str(file))
-    assert result.exit_code == 2 and "the passage 'House 99' is held out" in result.output
+    said = _write(written_about, monkeypatch, tmp_path / "out.jsonl", "--passages", file, status=2)
+    assert "the passage 'House 99' is held out" in said
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -282,8 +277,8 @@ def test_a_writer_is_trained_once_and_without_a_sure_reader_nothing_is_written(
     labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ("--questions", str(labelled), "--writer", str(writer), "--steps", "2", "--count", "3")
     for _ in range(2):
-        result = _write(written_about, monkeypatch, tmp_path / "out.jsonl", *arguments)
-        assert result.exit_code == 2 and "of 120 questions was kept (" in result.output
+        said = _write(written_about, monkeypatch, tmp_path / "out.jsonl", *arguments, status=2)
+        assert "of 120 questions was kept (" in said
         assert not (tmp_path / "out.jsonl").exists()
         # The second call finds the writer: it needs no questions.
         arguments = ("--writer", str(writer))
