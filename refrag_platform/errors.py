@@ -21,9 +21,5 @@ class QueryTooLong(RefragError):
     """A query of more words than full-text search may be asked for."""
 
 
-class SchemaError(RefragError):
-    """A JSON schema that answers can't be held to."""
-
-
 class CheckFailed(RefragError):
     """A blocking quality check failed on a freshly made artifact, which was therefore not published."""

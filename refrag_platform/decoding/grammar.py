@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.decoding import trial
 from refrag_platform.decoding.settings import Schema
-from refrag_platform.errors import RefragError, SchemaError
+from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -34,6 +34,10 @@ LEFT_OUT_IF_LENIENT = ("Unimplemented keys", "oneOf constraints", "Unknown forma
 MOST_SAID = 300  # characters of an error: it may repeat the schema
 # Of the process that tries a schema, whose processor time is limited; more only where many wait for a processor.
 SECONDS_OF_TRIAL = 30.0
+
+
+class SchemaError(RefragError):
+    """A JSON schema that answers can't be held to."""
 
 
 class Matcher:

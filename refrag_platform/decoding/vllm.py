@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from refrag_platform.decoding.grammar import Matcher
+from refrag_platform.decoding.grammar import Matcher, SchemaError
 from refrag_platform.decoding.prompts import PromptInput, require_positions
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.scheduler import Load
 from refrag_platform.decoding.settings import Sampling
 from refrag_platform.decoding.stream import Event, Stream
-from refrag_platform.errors import RefragError, SchemaError
+from refrag_platform.errors import RefragError
 
 # As many as the API lets a request ask for.
 MOST_LOGPROBS = 20

@@ -11,7 +11,8 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from refrag_platform.errors import QueryTooLong, SchemaError
+from refrag_platform.decoding.grammar import SchemaError
+from refrag_platform.errors import QueryTooLong
 from refrag_platform.serving.admission import Admission, Ticket
 from refrag_platform.serving.answers import Answer
 from refrag_platform.serving.contract import BadRequest

@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from refrag_platform.errors import QueryTooLong, RefragError, SchemaError
+from refrag_platform.decoding.grammar import SchemaError
+from refrag_platform.errors import QueryTooLong, RefragError
 from refrag_platform.serving.contract import BadRequest, ClientGone
 from refrag_platform.serving.fields import shown
 

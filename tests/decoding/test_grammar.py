@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from refrag_platform.decoding.grammar import Grammars, Matcher
+from refrag_platform.decoding.grammar import Grammars, Matcher, SchemaError
 from refrag_platform.decoding.sampling import Sampler, Token, pick_batch
 from refrag_platform.decoding.settings import Sampling, Schema
-from refrag_platform.errors import SchemaError
 from refrag_platform.model.refrag import RefragModel
 from tests.decoding.conftest import create
 
