@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,13 +22,14 @@ from refrag_platform.corpus.question_files import Passage, Question, arranged, k
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.policy import PolicyNetwork, budget
-from refrag_platform.model.prompts import as_turns, content_ids, passage_chunks, rag_prompt
+from refrag_platform.model.prompts import as_turns, content_ids, contents_ids, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, lay_slots, pack_slots, prompt_length
 from refrag_platform.model.selection import chunk_relevance
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.evidence import evidence_levels
+from refrag_platform.training.remembering import RememberingTokenizer
 from refrag_platform.training.usable import LeftOut, usable
 
 # Decoder positions of one forward pass over several choices.
@@ -133,12 +135,17 @@ class QuestionEpisodes:
         Raises:
             RefragError: no question has both an answer and passages, or none fits the decoder.
         """
-        self._tokenizer, self._chunk_size, self._seed, self._passages = tokenizer, chunk_size, seed, passages
-        self._cut: dict[Passage, Chunks] = {}
+        self._tokenizer = cast(PreTrainedTokenizerFast, RememberingTokenizer(tokenizer))
+        self._chunk_size, self._seed, self._passages = chunk_size, seed, passages
         self._share_kept, self._positions = share_kept, positions
         left_out = LeftOut("policy")
         answered = [one for one in questions if one.kind == "answer" and one.answers]
         self.questions = usable(answered, passages, left_out)
+        every = list({passage: None for one in self.questions for passage in one.passages})
+        ids = contents_ids(tokenizer, [passage_text(*passage) for passage in every])
+        self._chunks = {
+            passage: Chunks(chunk_tokens(tokens, chunk_size)) for passage, tokens in zip(every, ids, strict=True)
+        }
         if positions is not None:
             fitting = [one for one in self.questions if self._room(one) >= 0]
             if len(fitting) < len(self.questions):
@@ -216,7 +223,7 @@ class QuestionEpisodes:
 
     def _cost(self, passage: Passage) -> int:
         """Positions of a passage with its share of chunks kept, at most."""
-        chunks = len(self._chunks(passage).token_ids)
+        chunks = len(self._chunks[passage].token_ids)
         return chunks + math.ceil(chunks * self._share_kept) * (self._chunk_size - 1)
 
     def _room(self, question: Question) -> float:
@@ -229,16 +236,11 @@ class QuestionEpisodes:
 
     def _episode(self, drawn: _Drawn) -> Episode:
         question, shown = drawn.question, drawn.shown
-        cut = [self._chunks(passage) for passage in shown]
+        cut = [self._chunks[passage] for passage in shown]
         if drawn.told and self._relevance:
             cut = self._relevance.tell(question.question, shown, cut)
         episode = question_episode(self._tokenizer, question, cut)
         return replace(episode, evidence=evidence_levels(self._tokenizer, shown, cut, drawn.gold, question.answers))
-
-    def _chunks(self, passage: Passage) -> Chunks:
-        if passage not in self._cut:
-            self._cut[passage] = passage_chunks(self._tokenizer, *passage, self._chunk_size)
-        return self._cut[passage]
 
 
 def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch:

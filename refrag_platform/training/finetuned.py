@@ -55,6 +55,7 @@ from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.kept import kept_at_random, kept_by_evidence, step_rate
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable, encoded_rows
 from refrag_platform.training.rates import best_rate, mean_loss
+from refrag_platform.training.remembering import RememberingTokenizer
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
 LENGTH_STEP = 64
@@ -107,7 +108,7 @@ class FinetunedTask(Task):
             model.projection.requires_grad_(False)
         prepare_decoder(model, settings, examples.seed)
         self._relevance = relevance
-        self._tokenizer = cast(PreTrainedTokenizerFast, _Remembering(model.tokenizer))
+        self._tokenizer = cast(PreTrainedTokenizerFast, RememberingTokenizer(model.tokenizer))
         # Drawn once, as all passages lie in one table.
         self._windows = windows.batch(0, 0, WINDOWS).numpy() if windows else np.empty((0, 0), np.int64)
         contexts = self._windows[:, : settings.context_tokens].astype(np.int32) if windows else None
@@ -299,23 +300,6 @@ class FinetunedTask(Task):
 
     def positions(self, batch: Batch) -> int:
         return batch["token_ids"].numel()
-
-
-class _Remembering:
-    """A tokenizer that tokenizes each text once: the same questions and answers come again and again."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[object, dict[str, list[int]]] = {}
-
-    def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
-        key = (text, *options.items())
-        if key not in self._known:
-            self._known[key] = {"input_ids": self._tokenizer(text, **options)["input_ids"]}
-        return self._known[key]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
 
 
 def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, seed: int) -> Windows | None:

@@ -16,8 +16,8 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD
 
 TOKENIZED_AT_ONCE = 1024
-# Passages are encoded in blocks of this many chunks, so that few shapes reach the GPU.
-ENCODED_AT_ONCE = 512
+# Chunks that are encoded at once, at most: short passes leave a GPU waiting for the processor.
+ENCODED_AT_ONCE = 8192
 # Largest table of vectors kept on the GPU.
 TABLE_BYTES = 8 << 30
 
@@ -119,10 +119,11 @@ class ChunkVectors:
             self._vectors = torch.zeros(shape, dtype=torch.bfloat16, device=device)
         wanted = np.unique(self._table.owners[rows[rows >= 0]])
         missing = wanted[~self._known[wanted]]
-        # The number of shapes stays small: lengths are powers of two, and some passages are encoded twice.
-        lengths = 2 ** np.ceil(np.log2(self._table.lengths[missing])).astype(np.int64)
+        # The number of shapes stays small: both sides are powers of two, and some passages are encoded twice.
+        lengths = _power_of_two(self._table.lengths[missing])
         for length in np.unique(lengths):
-            alike, at_once = missing[lengths == length], max(1, ENCODED_AT_ONCE // int(length))
+            alike = missing[lengths == length]
+            at_once = max(1, min(ENCODED_AT_ONCE // int(length), int(_power_of_two(np.array(len(alike))))))
             for block in np.resize(alike, (-(-len(alike) // at_once), at_once)):
                 token_ids, places = self._table.whole(block, int(length))
                 vectors = self._model.encode(_on(token_ids, device), padded=True).flatten(0, 1)
@@ -130,6 +131,11 @@ class ChunkVectors:
                 self._vectors[_on(places.ravel()[real], device)] = vectors[_on(real, device)].to(torch.bfloat16)
         self._known[missing] = True
         return self._vectors[_on(rows.clip(min=0), device)]
+
+
+def _power_of_two(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The least power of two that is no smaller."""
+    return 2 ** np.ceil(np.log2(values)).astype(np.int64)
 
 
 def _on(values: NDArray[np.int64], device: torch.device) -> Tensor:
