@@ -33,12 +33,16 @@ class ObjectStore:
     url: str = ""
     requests: list[Request] = field(default_factory=list)
     refusal: str = ""
-    _faults: dict[str, tuple[int, bool]] = field(default_factory=dict)
+    _faults: dict[tuple[str, str], tuple[int, bool]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def fail(self, pattern: str, times: int = 1, done: bool = False) -> None:
-        """Answer 503 to the next puts whose path matches; done: after they have been carried out."""
-        self._faults[pattern] = (times, done)
+    def fail(self, pattern: str, times: int = 1, done: bool = False, method: str = "PUT") -> None:
+        """Answer 503 to the next requests whose path matches; done: after they have been carried out."""
+        self._faults[method, pattern] = (times, done)
+
+    def cut(self, pattern: str, times: int = 1) -> None:
+        """Break off in the middle of the next objects whose path matches."""
+        self._faults["GET", pattern] = (times, True)
 
     def refuse(self, body: str) -> None:
         """Answer 403 with this body from now on."""
@@ -46,6 +50,9 @@ class ObjectStore:
 
     def puts(self, pattern: str) -> list[Request]:
         return [one for one in self.requests if one.method == "PUT" and re.search(pattern, one.path)]
+
+    def gets(self, pattern: str) -> list[Request]:
+        return [one for one in self.requests if one.method == "GET" and re.search(pattern, one.path)]
 
     def objects(self) -> dict[str, bytes]:
         """All that lies in the bucket."""
@@ -57,9 +64,9 @@ class ObjectStore:
     def take_fault(self, request: Request) -> bool | None:
         """Whether a request that is to fail is carried out first; None: it isn't to fail."""
         with self._lock:
-            for pattern, (times, done) in self._faults.items():
-                if times and request.method == "PUT" and re.search(pattern, request.path):
-                    self._faults[pattern] = (times - 1, done)
+            for (method, pattern), (times, done) in self._faults.items():
+                if times and request.method == method and re.search(pattern, request.path):
+                    self._faults[method, pattern] = (times - 1, done)
                     return done
         return None
 
@@ -88,6 +95,9 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         with one_at_a_time:
             if carried_out is None:
                 return mock(environ, start)
+            if carried_out and request.method == "GET":
+                body = b"".join(mock(environ, start))
+                return [body[: len(body) // 2]]
             if carried_out:
                 mock(environ, lambda *answer: lambda data: None)
         start("503 Slow Down", [("Content-Type", "application/xml")])

@@ -34,6 +34,7 @@ FAMILIES = (
     "release",
     "retention",
     "store",
+    "sources",
     "keys",
 )
 NO_TELEMETRY = {
