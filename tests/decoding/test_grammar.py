@@ -1,5 +1,8 @@
 """Which tokens a JSON schema lets follow."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
 import pytest
 import torch
 
@@ -70,3 +73,21 @@ def test_a_grammar_that_comes_to_no_end_fails_by_its_name(grammars: Grammars) ->
         for _ in range(20):
             endless.advance(int(endless.allowed()[0]))
     assert not endless.whole
+
+
+def test_new_schemas_are_tried_one_after_the_other_and_leave_no_process(grammars: Grammars) -> None:
+    # Each takes a processor for 0.1 s at least.
+    slow = [Schema(f'{{"type": "integer", "multipleOf": {50_000 + number}}}') for number in (21, 23, 33, 47)]
+    this, running = psutil.Process(), set()
+    with ThreadPoolExecutor(len(slow)) as pool:
+        asked = [pool.submit(grammars.matcher, schema) for schema in slow]
+        while not all(one.done() for one in asked):
+            running.add(len(this.children()))
+    assert all("1" in grammars._tokenizer.decode(one.result().allowed()) for one in asked)
+    assert running == {0, 1} and not this.children()
+
+
+def test_what_llguidance_gives_up_is_told_without_its_calls(grammars: Grammars) -> None:
+    with pytest.raises(SchemaError, match=r"no grammar can be made of the schema: .+; change") as raised:
+        grammars.matcher(Schema('{"type": "array", "items": {"enum": [1]}, "maxItems": 70000}'))
+    assert "backtrace" not in str(raised.value)
