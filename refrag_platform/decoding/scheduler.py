@@ -26,7 +26,7 @@ from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.decoding.sampling import Sampler, Token, pick_batch
 from refrag_platform.decoding.settings import Sampling
 from refrag_platform.decoding.stream import Event, Stream
-from refrag_platform.errors import RefragError
+from refrag_platform.errors import RefragError, SchemaError
 
 logger = logging.getLogger("refrag.decoding")
 
@@ -328,7 +328,8 @@ class Scheduler:
 
     def _fail(self, requests: Iterable[_Request], error: Exception) -> None:
         """The requests' callers get the error; the others go on."""
-        logger.error("the decoder failed", exc_info=error)
+        if not isinstance(error, SchemaError):  # which is the client's fault, who is told
+            logger.error("the decoder failed", exc_info=error)
         for request in requests:
             request.stream.put(error)
             for choice in request.choices:

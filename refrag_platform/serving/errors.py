@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from refrag_platform.errors import QueryTooLong, RefragError, SchemaError
+from refrag_platform.errors import QueryTooLong, SchemaError
 from refrag_platform.serving.contract import BadRequest, ClientGone
 from refrag_platform.serving.fields import shown
 
@@ -86,7 +86,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(499, "the client closed the connection")
         case BadRequest():
             return ApiError(400, str(error), code=error.code or "invalid_value", param=error.param)
-        case SchemaError() | RefragError(__cause__=SchemaError()):
+        case SchemaError():
             return ApiError(400, str(error), code="invalid_schema")
         case QueryTooLong():
             return ApiError(400, str(error), code="query_too_long", param="messages")

@@ -1,6 +1,7 @@
 """Answers that follow a JSON schema, on a real server: whatever random weights draw is whole and valid JSON."""
 
 import json
+import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -220,12 +221,18 @@ def test_where_nothing_is_found_the_sentence_is_no_json_but_a_refusal(client: op
     ],
 )  # fmt: skip
 def test_a_schema_that_can_not_be_followed_is_refused_by_its_part(
-    url: str, engine: Engine, form: dict[str, Any], param: str | None, says: str
+    url: str,
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    form: dict[str, Any],
+    param: str | None,
+    says: str,
 ) -> None:
     response = post(url, **ASKED | {"response_format": form})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param and says in error["message"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     wait_for(lambda: engine.slots_in_use == 0, 20)
     assert content(url, max_tokens=2)
 
