@@ -139,7 +139,7 @@ def _tried(grammar: str) -> str:
     if tried is not None and tried.returncode > 0:
         raise RefragError(f"a schema could not be tried: {tried.stderr[-1000:]}")
     if tried is None or tried.returncode:
-        return f"it takes more than {trial.SECONDS} s or {trial.MEMORY // 2**20:,} MiB"
+        return f"it takes more than {trial.SECONDS} s or {trial.MEMORY // 2**20:,} MiB, or is nested too deep"
     return _one_line(json.loads(tried.stdout))
 
 

@@ -1,5 +1,6 @@
 """Which tokens a JSON schema lets follow."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -91,3 +92,13 @@ def test_what_llguidance_gives_up_is_told_without_its_calls(grammars: Grammars) 
     with pytest.raises(SchemaError, match=r"no grammar can be made of the schema: .+; change") as raised:
         grammars.matcher(Schema('{"type": "array", "items": {"enum": [1]}, "maxItems": 70000}'))
     assert "backtrace" not in str(raised.value)
+
+
+def test_a_schema_that_would_overflow_a_thread_s_stack_is_refused(grammars: Grammars) -> None:
+    def nested(levels: int) -> Schema:
+        parts = {str(n): {"anyOf": [{"const": n}, {"$ref": f"#/$defs/{n + 1}"}]} for n in range(levels)}
+        return Schema(json.dumps({"$ref": "#/$defs/0", "$defs": parts | {str(levels): {"type": "string"}}}))
+
+    assert len(grammars.matcher(nested(50)).allowed())
+    with pytest.raises(SchemaError, match="nested too deep"):
+        grammars.matcher(nested(900))
