@@ -237,6 +237,19 @@ def test_a_schema_that_can_not_be_followed_is_refused_by_its_part(
     assert content(url, max_tokens=2)
 
 
+def test_a_grammar_that_grows_too_large_ends_a_stream_by_an_error(
+    client: openai.OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    schema = {"type": "string", "pattern": "^.*[a-m].{30}[n-z].{10}$"}
+    asked: dict[str, Any] = ASKED | {"response_format": by(schema), "temperature": 2, "seed": 0}
+    told = ""
+    with pytest.raises(openai.APIError, match="make the schema simpler") as raised:
+        for chunk in client.chat.completions.create(**asked, stream=True):
+            told += chunk.choices[0].delta.content or ""
+    assert told.startswith('"') and raised.value.code == "invalid_schema"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
 def test_a_response_names_its_own_field(url: str) -> None:
     form = {"type": "json_schema", "name": "a", "schema": {"uniqueItems": True}}
     error = post(url, "responses", model="tiny", input=QUESTION, text={"format": form}).json()["error"]
