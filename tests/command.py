@@ -13,5 +13,5 @@ def refrag(*arguments: object, status: int = 0) -> Result:
 
 
 def refused(*arguments: object) -> str:
-    """What a command says that is refused as mendable, on one line."""
-    return " ".join(refrag(*arguments, status=2).output.split())
+    """What a command says on stderr that is refused as mendable, on one line."""
+    return " ".join(refrag(*arguments, status=2).stderr.split())

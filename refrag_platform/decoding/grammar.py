@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from functools import cached_property, lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ from refrag_platform.errors import RefragError
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-MOST_GRAMMARS = 64  # kept, the last used
+MOST_GRAMMARS = 32  # kept, the last used
 # What llguidance says of a schema that it takes if it may be lenient.
 LEFT_OUT_IF_LENIENT = ("Unimplemented keys", "oneOf constraints", "Unknown format")
 MOST_SAID = 300  # characters of an error: it may repeat the schema
@@ -80,6 +81,8 @@ class Grammars:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._compiled = lru_cache(MOST_GRAMMARS)(self._compile)
+        # Clients choose schemas: those that take all that one may take leave the other processors to the decoder.
+        self._one_at_a_time = Lock()
 
     def matcher(self, schema: Schema) -> Matcher:
         """A matcher at the beginning of an answer, which all with this schema share: each goes on with a copy.
@@ -112,13 +115,16 @@ class Grammars:
             )
         except ValueError as error:
             raise SchemaError(f"the schema can't be read: {error}") from None
-        if reason := _tried(grammar):
-            helped = not lenient and reason.startswith(LEFT_OUT_IF_LENIENT)
-            mend = ", or send strict: false, which ignores keywords that have no grammar" if helped else ""
-            raise SchemaError(f"no grammar can be made of the schema: {reason}; change or leave out that part{mend}")
-        limits = LLParserLimits(**trial.LIMITS)
-        matcher = Matcher(LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits))
-        matcher.allowed()
+        with self._one_at_a_time:
+            if reason := _tried(grammar):
+                helped = not lenient and reason.startswith(LEFT_OUT_IF_LENIENT)
+                mend = ", or send strict: false, which ignores keywords that have no grammar" if helped else ""
+                raise SchemaError(
+                    f"no grammar can be made of the schema: {reason}; change or leave out that part{mend}"
+                )
+            limits = LLParserLimits(**trial.LIMITS)
+            matcher = Matcher(LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits))
+            matcher.allowed()
         return matcher
 
 
@@ -137,10 +143,10 @@ def _tried(grammar: str) -> str:
     if tried is not None and tried.returncode > 0:
         raise RefragError(f"a schema could not be tried: {tried.stderr[-1000:]}")
     if tried is None or tried.returncode:
-        return f"it takes more than {trial.SECONDS} s or {trial.MEMORY // 2**20:,} MiB"
+        return f"it takes more than {trial.SECONDS} s or {trial.MEMORY // 2**20:,} MiB, or is nested too deep"
     return _one_line(json.loads(tried.stdout))
 
 
 def _one_line(error: str) -> str:
-    """What llguidance says, without the mark by which it says that there could be more."""
-    return " ".join(error.replace("<non-verbose/>", "").split())[:MOST_SAID]
+    """What llguidance says, without the mark by which it says that there could be more, and without its own calls."""
+    return " ".join(error.partition("<backtrace>")[0].replace("<non-verbose/>", "").split())[:MOST_SAID]

@@ -19,7 +19,7 @@ from types import TracebackType
 
 import torch
 
-from refrag_platform.decoding.grammar import Matcher
+from refrag_platform.decoding.grammar import Matcher, SchemaError
 from refrag_platform.decoding.prefix import PrefixCache
 from refrag_platform.decoding.prompts import PromptInput, require_positions
 from refrag_platform.decoding.runner import DecoderRunner
@@ -328,7 +328,8 @@ class Scheduler:
 
     def _fail(self, requests: Iterable[_Request], error: Exception) -> None:
         """The requests' callers get the error; the others go on."""
-        logger.error("the decoder failed", exc_info=error)
+        if not isinstance(error, SchemaError):  # which is the client's fault, who is told
+            logger.error("the decoder failed", exc_info=error)
         for request in requests:
             request.stream.put(error)
             for choice in request.choices:

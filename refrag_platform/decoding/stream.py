@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Literal
 
+from refrag_platform.decoding.grammar import SchemaError
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.errors import RefragError
 
@@ -46,12 +47,15 @@ class Stream:
         """Until every choice has ended, or the stream is cancelled.
 
         Raises:
+            SchemaError: the answer can't follow its schema any further.
             RefragError: the request failed; its cause is chained.
         """
         while self._open and not self.cancelled:
             event = self._events.get()
             if event is None:
                 return
+            if isinstance(event, SchemaError):
+                raise event
             if isinstance(event, Exception):
                 raise RefragError(f"the answer failed: {event}") from event
             if event.choice not in self._open:

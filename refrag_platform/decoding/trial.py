@@ -10,7 +10,9 @@ import sys
 from typing import Any
 
 SECONDS = 2  # of the processor
-MEMORY = 2**30  # bytes
+MEMORY = 2**28  # bytes; Python with llguidance and a schema of a thousand fields take 40 MB
+# Bytes; a thousand levels take 8 MiB. A server's thread has 2 MiB at least, and if it overflows, the server ends.
+STACK = 2**20
 # States of the lexer take 2 kB each, in every answer.
 LIMITS: dict[str, Any] = {"max_lexer_states": 20_000, "verbose_errors": False}
 
@@ -23,6 +25,7 @@ def main() -> None:
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK, STACK))
     if sys.platform == "linux":  # macOS refuses it
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     grammar = json.load(sys.stdin)

@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from refrag_platform.decoding.grammar import SchemaError
 from refrag_platform.errors import QueryTooLong
 from refrag_platform.serving import bodies
 from refrag_platform.serving.admission import LOOK_UPS, Admission
@@ -216,5 +217,5 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return error_response(as_api_error(error), request.scope)
 
-    for kind in (ApiError, ClientGone, BadRequest, QueryTooLong, RequestValidationError, HTTPException):
+    for kind in (ApiError, ClientGone, BadRequest, QueryTooLong, SchemaError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Scope
 
 from refrag_platform.decoding.grammar import SchemaError
-from refrag_platform.errors import QueryTooLong, RefragError
+from refrag_platform.errors import QueryTooLong
 from refrag_platform.serving.contract import BadRequest, ClientGone
 from refrag_platform.serving.fields import shown
 
@@ -87,7 +87,7 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(499, "the client closed the connection")
         case BadRequest():
             return ApiError(400, str(error), code=error.code or "invalid_value", param=error.param)
-        case SchemaError() | RefragError(__cause__=SchemaError()):
+        case SchemaError():
             return ApiError(400, str(error), code="invalid_schema")
         case QueryTooLong():
             return ApiError(400, str(error), code="query_too_long", param="messages")

@@ -1,6 +1,7 @@
 """Answers that follow a JSON schema, on a real server: whatever random weights draw is whole and valid JSON."""
 
 import json
+import logging
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -213,21 +214,40 @@ def test_where_nothing_is_found_the_sentence_is_no_json_but_a_refusal(client: op
         (by({"type": "string", "pattern": "(?=a)"}), "response_format", "look-around"),
         (by({"type": "integer", "minimum": 2, "maximum": 1}), "response_format", "minimum (2) is greater"),
         (by({"enum": ["\ud800"]}), "response_format", "can't be read"),
-        (by({"type": "array", "minItems": 10**6, "maxItems": 10**7}), "response_format", "more than 2 s or 1,024 MiB"),
-        (by({"type": "integer", "multipleOf": 999983}), "response_format", "more than 2 s or 1,024 MiB"),
+        (by({"type": "array", "minItems": 10**6, "maxItems": 10**7}), "response_format", "more than 2 s or 256 MiB"),
+        (by({"type": "integer", "multipleOf": 999983}), "response_format", "more than 2 s or 256 MiB"),
         # It asks for an object without an end.
         (by({"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}), None, "the schema simpler"),
     ],
 )  # fmt: skip
 def test_a_schema_that_can_not_be_followed_is_refused_by_its_part(
-    url: str, engine: Engine, form: dict[str, Any], param: str | None, says: str
+    url: str,
+    engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+    form: dict[str, Any],
+    param: str | None,
+    says: str,
 ) -> None:
     response = post(url, **ASKED | {"response_format": form})
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param and says in error["message"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     wait_for(lambda: engine.slots_in_use == 0, 20)
     assert content(url, max_tokens=2)
+
+
+def test_a_grammar_that_grows_too_large_ends_a_stream_by_an_error(
+    client: openai.OpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    schema = {"type": "string", "pattern": "^.*[a-m].{30}[n-z].{10}$"}
+    asked: dict[str, Any] = ASKED | {"response_format": by(schema), "temperature": 2, "seed": 0}
+    told = ""
+    with pytest.raises(openai.APIError, match="make the schema simpler") as raised:
+        for chunk in client.chat.completions.create(**asked, stream=True):
+            told += chunk.choices[0].delta.content or ""
+    assert told.startswith('"') and raised.value.code == "invalid_schema"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_a_response_names_its_own_field(url: str) -> None:
