@@ -28,8 +28,8 @@ ROOMS = {
     "orchestrate": (*VERSIONS, "refrag_platform.quality", "assets"),
     "serve": ("refrag_platform.serving", "refrag_platform.store"),
 }
-# Of the extras `hub` and `ray`, and vLLM, which the user installs: only who asks for them needs them.
-OF_OTHER_EXTRAS = {"datasets", "ray", "vllm"}
+# Of the extras `hub`, `ray` and `s3`, and vLLM, which the user installs: only who asks for them needs them.
+OF_OTHER_EXTRAS = {"botocore", "datasets", "ray", "vllm"}
 NEEDS_A_MODEL = "refrag_platform.serving.service"
 
 
