@@ -22,13 +22,14 @@ from refrag_platform.corpus.question_files import Passage, Question, arranged, k
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.policy import PolicyNetwork, budget
-from refrag_platform.model.prompts import as_turns, content_ids, contents_ids, passage_text, rag_prompt
+from refrag_platform.model.prompts import as_turns, content_ids, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_tokens, lay_slots, pack_slots, prompt_length
 from refrag_platform.model.selection import chunk_relevance
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.evidence import evidence_levels
+from refrag_platform.training.passage_table import passages_ids
 from refrag_platform.training.remembering import RememberingTokenizer
 from refrag_platform.training.usable import LeftOut, usable
 
@@ -142,10 +143,8 @@ class QuestionEpisodes:
         answered = [one for one in questions if one.kind == "answer" and one.answers]
         self.questions = usable(answered, passages, left_out)
         every = list({passage: None for one in self.questions for passage in one.passages})
-        ids = contents_ids(tokenizer, [passage_text(*passage) for passage in every])
-        self._chunks = {
-            passage: Chunks(chunk_tokens(tokens, chunk_size)) for passage, tokens in zip(every, ids, strict=True)
-        }
+        ids = zip(every, passages_ids(tokenizer, every), strict=True)
+        self._chunks = {passage: Chunks(chunk_tokens(tokens, chunk_size)) for passage, tokens in ids}
         if positions is not None:
             fitting = [one for one in self.questions if self._room(one) >= 0]
             if len(fitting) < len(self.questions):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,13 @@ ENCODED_AT_ONCE = 8192
 TABLE_BYTES = 8 << 30
 
 
+def passages_ids(tokenizer: PreTrainedTokenizerFast, passages: Sequence[Passage]) -> Iterator[list[int]]:
+    """Token ids of each passage, many tokenized at once."""
+    for start in range(0, len(passages), TOKENIZED_AT_ONCE):
+        texts = [passage_text(title, text) for title, text in passages[start : start + TOKENIZED_AT_ONCE]]
+        yield from contents_ids(tokenizer, texts)
+
+
 class PassageTable:
     """chunks [M, k] int32, padded with -1: the chunks of all passages, one passage after another.
 
@@ -37,13 +44,11 @@ class PassageTable:
     ) -> None:
         """Args: contexts: token ids [n, s] that follow the passages as n more, numbered on; s a multiple of k."""
         blocks, counts = [np.zeros((1, chunk_size), np.int32)], [1]
-        for start in range(0, len(passages), TOKENIZED_AT_ONCE):
-            texts = [passage_text(title, text) for title, text in passages[start : start + TOKENIZED_AT_ONCE]]
-            for ids in contents_ids(tokenizer, texts):
-                block = np.full((-(-len(ids) // chunk_size), chunk_size), PAD, np.int32)
-                block.reshape(-1)[: len(ids)] = ids
-                blocks.append(block)
-                counts.append(len(block))
+        for ids in passages_ids(tokenizer, passages):
+            block = np.full((-(-len(ids) // chunk_size), chunk_size), PAD, np.int32)
+            block.reshape(-1)[: len(ids)] = ids
+            blocks.append(block)
+            counts.append(len(block))
         for context in () if contexts is None else contexts:
             blocks.append(context.reshape(-1, chunk_size))
             counts.append(len(blocks[-1]))
@@ -120,10 +125,10 @@ class ChunkVectors:
         wanted = np.unique(self._table.owners[rows[rows >= 0]])
         missing = wanted[~self._known[wanted]]
         # The number of shapes stays small: both sides are powers of two, and some passages are encoded twice.
-        lengths = _power_of_two(self._table.lengths[missing])
+        lengths = 2 ** np.ceil(np.log2(self._table.lengths[missing])).astype(np.int64)
         for length in np.unique(lengths):
             alike = missing[lengths == length]
-            at_once = max(1, min(ENCODED_AT_ONCE // int(length), int(_power_of_two(np.array(len(alike))))))
+            at_once = min(max(1, ENCODED_AT_ONCE // int(length)), 1 << (len(alike) - 1).bit_length())
             for block in np.resize(alike, (-(-len(alike) // at_once), at_once)):
                 token_ids, places = self._table.whole(block, int(length))
                 vectors = self._model.encode(_on(token_ids, device), padded=True).flatten(0, 1)
@@ -131,11 +136,6 @@ class ChunkVectors:
                 self._vectors[_on(places.ravel()[real], device)] = vectors[_on(real, device)].to(torch.bfloat16)
         self._known[missing] = True
         return self._vectors[_on(rows.clip(min=0), device)]
-
-
-def _power_of_two(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The least power of two that is no smaller."""
-    return 2 ** np.ceil(np.log2(values)).astype(np.int64)
 
 
 def _on(values: NDArray[np.int64], device: torch.device) -> Tensor:

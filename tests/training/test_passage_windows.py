@@ -9,6 +9,7 @@ from refrag_platform.corpus.question_files import Question
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Text, lay_out
 from refrag_platform.recipes import Recipe
+from refrag_platform.training import passage_table
 from refrag_platform.training.core.groups import encoder_groups
 from refrag_platform.training.episodes import QuestionEpisodes, collate, context_vectors
 from refrag_platform.training.examples import Examples
@@ -52,8 +53,10 @@ def test_a_text_to_be_written_again_is_a_passage(model: RefragModel, recipe: Rec
 
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_fine_tuning_reads_what_evaluation_and_serving_read(
-    model: RefragModel, recipe: Recipe, tmp_path: Path, rate: float
+    model: RefragModel, recipe: Recipe, tmp_path: Path, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Several blocks of passages, the last of which is filled up.
+    monkeypatch.setattr(passage_table, "ENCODED_AT_ONCE", 8)
     settings = recipe.finetuned.model_copy(
         update={"max_passages": 4, "precision": "fp32", "encoder_learning_rate": rate, "tasks": {"rag": 1.0}}
     )
