@@ -9,7 +9,7 @@ from refrag_platform.project import Project
 from tests.command import refused
 
 ASK = ["ask", "What is the capital of Oman?"]
-UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, smollm2-135m-reading, tiny"
+UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, tiny"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ UNKNOWN = "no model 'nope'; there are: llama-2-7b, smollm2-135m, smollm2-135m-re
                 "--json",
                 "out.json",
             ],
-            r"no model at 'nope': .*\(models: llama-2-7b, smollm2-135m, smollm2-135m-reading, tiny\)",
+            r"no model at 'nope': .*\(models: llama-2-7b, smollm2-135m, tiny\)",
         ),
     ],
 )

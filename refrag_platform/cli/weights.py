@@ -165,7 +165,7 @@ def write_card(
     manifest = read_manifest(folder)
     # Without params.yaml's overrides, which are this project's own.
     recipe = read_recipe(Project.find().recipe_path(manifest["model"]))
-    card = model_card(recipe, manifest, [], [_report(path) for path in results])
+    card = model_card(recipe, manifest, [_report(path) for path in results])
     write_text(folder / CARD, card)
 
 
@@ -179,11 +179,12 @@ def _report(path: Path) -> str:
 
 
 def _stage_manifests(name: str) -> list[Manifest]:
-    """Manifests of the training stages that were run here."""
+    """Manifests of the stages up to the model that were run here, or landed."""
     from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
     from refrag_platform.project import Project
 
-    folders = [Project.find().stage_dir(stage, name) for stage in ("reconstruction", "cpt", "finetuned", "policy")]
+    stages = ("corpus", "reconstruction", "cpt", "finetuned", "policy")
+    folders = [Project.find().stage_dir(stage, name) for stage in stages]
     return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
 
 

@@ -6,7 +6,6 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import MIB
 from refrag_platform.markdown import table
 from refrag_platform.recipes import Recipe
@@ -22,17 +21,11 @@ LIMITS = """- Compression loses detail: names, numbers, spellings in a chunk tha
 - English alone. Chunk vectors can be turned back into text: treat them as text for access."""
 
 
-def model_card(
-    recipe: Recipe,
-    packed: Mapping[str, Any],
-    stages: Sequence[Manifest],
-    results: Sequence[str],
-) -> str:
+def model_card(recipe: Recipe, packed: Mapping[str, Any], results: Sequence[str]) -> str:
     """What the packed weights are, how they were made, how good they are, and what they are not for.
 
     Args:
-        packed: its manifest. stages: manifests of the stages that made the model, where they are known.
-        results: reports of evaluations of the unpacked model.
+        packed: its manifest. results: reports of evaluations of the unpacked model.
     """
     base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
     parts = [
@@ -49,17 +42,13 @@ def model_card(
         "## Data",
         "\n".join(f"- {line}" for line in packed["data"]),
         "## Training",
-        _training(recipe, stages) if stages else _figures(packed.get("training", {})),
+        _training(packed),
         *([EVIDENCE] if "evidence_loss" in packed.get("training", {}).get("policy", {}).get("last", {}) else []),
         *(results or ["## Results", "None were given."]),
         "## Limits",
-        f"{TUNED if _is_tuned(packed, stages) else NOT_TUNED}\n{LIMITS}",
+        f"{TUNED if 'finetuned' in packed['training'] else NOT_TUNED}\n{LIMITS}",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _is_tuned(packed: Mapping[str, Any], stages: Sequence[Manifest]) -> bool:
-    return "finetuned" in {*packed.get("training", {}), *(stage.stage for stage in stages)}
 
 
 def notice(recipe: Recipe, given: str = "") -> str:
@@ -99,33 +88,24 @@ def _controls(recipe: Recipe, packed: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _training(recipe: Recipe, stages: Sequence[Manifest]) -> str:
+def _training(packed: Mapping[str, Any]) -> str:
+    """A row for each stage; of one that left no manifest here, no hours."""
     rows = []
-    for stage in stages:
-        settings = getattr(recipe, stage.stage)
-        gpus = ", ".join(stage.hardware.get("gpus") or []) or f"{stage.hardware.get('cores')} CPU cores"
-        loss = stage.metrics.get("last_loss")
+    for stage, figures in packed["training"].items():
+        made = packed.get("stages", {}).get(stage)
+        machine = made["hardware"] if made else {}
         rows.append(
             [
-                stage.stage,
-                f"{stage.metrics.get('steps', settings.steps):,}",
-                f"{settings.batch_size}",
-                f"{settings.decoder_learning_rate:g}",
-                "–" if loss is None else f"{loss:.3f}",
-                f"{stage.seconds / 3600:.2f}",
-                gpus,
+                stage,
+                f"{figures['steps']:,}",
+                f"{figures['first_loss']:.3f}",
+                f"{figures['last_loss']:.3f}",
+                f"{made['seconds'] / 3600:.2f}" if made else "–",
+                (", ".join(machine.get("gpus") or []) or f"{machine.get('cores')} CPU cores") if made else "–",
             ]
         )
-    return table(["stage", "steps", "batch", "decoder learning rate", "last loss", "hours", "hardware"], rows)
-
-
-def _figures(training: Mapping[str, Mapping[str, Any]]) -> str:
-    """Of stages that were trained elsewhere, and left no manifest."""
-    rows = [
-        [stage, f"{figures['steps']:,}", f"{figures['first_loss']:.3f}", f"{figures['last_loss']:.3f}"]
-        for stage, figures in training.items()
-    ]
-    return table(["stage", "steps", "first loss", "last loss"], rows) if rows else "No figures were given."
+    header = ["stage", "steps", "first loss", "last loss", "hours", "hardware"]
+    return table(header, rows) if rows else "No figures were given."
 
 
 def _package_terms(source: str) -> str:

@@ -47,6 +47,8 @@ ENCODER, DECODER, CONTROLS = "encoder.safetensors", "decoder.safetensors", "cont
 BACKBONE = "encoder.backbone."
 POLICY_BITS = 8
 TRAINING = ("steps", "first_loss", "last_loss")
+# Of the manifests of the stages that made them: what went in, down to the source files, how and where.
+RECORDED = {"hash", "inputs", "sources", "seed", "code", "commit", "seconds", "hardware"}
 # What half precision and other machines' arithmetic make of a table that isn't trained.
 FROZEN_TOLERANCE = 0.01
 
@@ -82,7 +84,8 @@ def pack(
     Args:
         recipe, base_dir: of the untrained model; `base_dir` is the recipe's folder.
         controls: model folders of tuned controls, by system; of these the decoder is kept.
-        stages, results, terms: for README.md and NOTICE (compact/card.py).
+        stages: manifests of the stages that made the model, the corpus' among them, which its own states.
+        results, terms: for README.md and NOTICE (compact/card.py).
         training: by stage, the figures of its training.json, which an artifact that is taken from packed weights has
             too; where `stages` don't state them.
         data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
@@ -128,6 +131,7 @@ def pack(
             "settings": _shape(recipe),
             "rates": read_settings(model)["rates"],
             "training": _stated(stages) | dict(training or {}),
+            "stages": {stage.stage: stage.model_dump(mode="json", include=RECORDED) for stage in stages},
             # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
             "data": list(data) or _sources(recipe),
             "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
@@ -138,7 +142,7 @@ def pack(
                 f"the packed weights take {size / MIB:.1f} MiB, and {limit / MIB:.1f} are allowed; "
                 "give fewer --encoder-bits, --encoder-mib, --decoder-bits, --decoder-mib or --control-mib"
             )
-        (partial / CARD).write_text(model_card(recipe, manifest, stages, results), encoding="utf-8")
+        (partial / CARD).write_text(model_card(recipe, manifest, results), encoding="utf-8")
         (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
         write_json(partial / MANIFEST, manifest)
     return manifest
@@ -242,8 +246,8 @@ def _sources(recipe: Recipe) -> list[str]:
 
 
 def _stated(stages: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
-    """What manifests say of their trainings."""
-    return {manifest.stage: training_figures(manifest.metrics) for manifest in stages}
+    """What the manifests of trainings say of them."""
+    return {made.stage: training_figures(made.metrics) for made in stages if "steps" in made.metrics}
 
 
 def training_figures(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.cli import app
 from refrag_platform.compact.coding import Coding, decode, encode, relative_error
 from refrag_platform.compact.packing import Codings, load_packed, model_state, pack, read_manifest, unpack
@@ -224,6 +226,32 @@ def test_the_model_card_tells_what_is_recorded(trained: Path, recipe: Recipe, tm
     # A card that was added to is no damaged release.
     (tmp_path / "release" / "README.md").write_text(card + "More.\n")
     load_packed(tmp_path / "release", recipe, BASE)
+
+
+def stage_manifest(stage: str, metrics: dict[str, Any], hardware: dict[str, Any]) -> Manifest:
+    return Manifest(
+        stage=stage, model="tiny", hash=f"{stage}.dir", fingerprint="f", settings={}, seed=0, code="c", commit="abc+",
+        sources=[InputRecord(path="data/sources/tiny/a.txt", hash="1")] if stage == "corpus" else [],
+        started="", finished="", seconds=900, hardware=hardware, libraries={}, metrics=metrics,
+    )  # fmt: skip
+
+
+def test_packed_weights_say_which_artifacts_they_are_of_down_to_the_source_files(
+    trained: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    figures = {"steps": 300, "first_loss": 2.5, "last_loss": 0.25}
+    stages = [
+        stage_manifest("corpus", {"documents": 3}, {"cores": 2}),
+        stage_manifest("cpt", figures, {"gpus": ["NVIDIA H200"]}),
+        stage_manifest("policy", figures, {"cores": 2}),
+    ]
+    manifest = pack(trained, recipe, BASE, tmp_path / "release", FINE, stages=stages)
+    assert list(manifest["training"]) == ["cpt", "policy"]
+    assert manifest["stages"]["corpus"]["sources"] == [{"path": "data/sources/tiny/a.txt", "hash": "1"}]
+    assert [made["hash"] for made in manifest["stages"].values()] == ["corpus.dir", "cpt.dir", "policy.dir"]
+    card = (tmp_path / "release" / "README.md").read_text()
+    assert "| cpt | 300 | 2.500 | 0.250 | 0.25 | NVIDIA H200 |" in card
+    assert "| policy | 300 | 2.500 | 0.250 | 0.25 | 2 CPU cores |" in card
 
 
 def test_other_base_weights_are_refused(trained: Path, recipe: Recipe, tmp_path: Path) -> None:
