@@ -263,7 +263,7 @@ def encode_passages(
     ids = [content_ids(model.tokenizer, text) for text in texts]
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
-    if model.device.type == "cpu":
+    if model.encoder.decoder_embeddings.device.type == "cpu":  # the model may be elsewhere
         batch_size = min(batch_size, CPU_BATCH_TOKENS // model.encoder.chunk_size)
     with torch.inference_mode(), cpu_autocast():
         encoded = model.encoder.encode_passages(chunks, batch_size)
