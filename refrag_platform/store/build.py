@@ -70,8 +70,8 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
 class PartWriter:
     """Makes the parts of a store in the folder `work`, from which a killed run goes on; several writers may share it.
 
-    wanted: `describe`'s. batch_size: chunks encoded at once. known: a store whose passages are taken over where they
-    did not change.
+    wanted: `describe`'s. batch_size: most chunks encoded at once. known: a store whose passages are taken over where
+    they did not change.
     """
 
     model: RefragModel
