@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
@@ -38,3 +39,9 @@ def model_with(encoder: str) -> RefragModel:
     # Far from the size of random weights: tokens must differ for what is said of them to.
     nn.init.normal_(model.projection.outer.weight, std=0.1, generator=generator)
     return model
+
+
+def least_cosine(vectors: Tensor | NDArray[Any], others: Tensor | NDArray[Any]) -> float:
+    """Between the rows of two [n, dim]; of what differs by the rounding of bfloat16 alone it is above 0.999."""
+    one, other = (torch.as_tensor(rows).float() for rows in (vectors, others))
+    return float(torch.cosine_similarity(one, other, dim=1).min().item())

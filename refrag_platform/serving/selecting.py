@@ -9,6 +9,7 @@ import torch
 
 from refrag_platform.model.loading import Bundle
 from refrag_platform.model.policy import budget, select
+from refrag_platform.model.precision import cpu_autocast
 from refrag_platform.model.segments import Chunks
 from refrag_platform.model.selection import policy_scores
 from refrag_platform.serving.contract import BadRequest, ServedPassage
@@ -34,7 +35,8 @@ def choose(
 
     Args: question: its token ids. wanted: for each passage [n] bool.
     """
-    passages = bundle.model.with_vectors(passages)
+    with cpu_autocast():  # As the store's were made.
+        passages = bundle.model.with_vectors(passages)
     counts = [len(passage.token_ids) for passage in passages]
     kept = budget(sum(counts), share)
     keep, scores = torch.full((sum(counts),), kept == sum(counts)), None

@@ -27,6 +27,7 @@ from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import whole
 from refrag_platform.model.loading import default_device
+from refrag_platform.model.precision import cpu_autocast
 from refrag_platform.model.prompts import content_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import chunk_tokens
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 PASSAGES_PER_PART = 256
 CHUNKS_PER_FILE = 262_144
+# Tokens that a CPU encodes at once: states of more leave its caches, and their memory is given back after each layer.
+CPU_BATCH_TOKENS = 1024
 # What a part says of itself: a worker that was given up for dead may still bring one of an earlier run.
 MADE_FROM = "made_from"
 COLUMNS = ["id", "document_id", "title", "text"]
@@ -67,8 +70,8 @@ def build_chunks(context: StageContext) -> dict[str, Any]:
 class PartWriter:
     """Makes the parts of a store in the folder `work`, from which a killed run goes on; several writers may share it.
 
-    wanted: `describe`'s. batch_size: chunks encoded at once. known: a store whose passages are taken over where they
-    did not change.
+    wanted: `describe`'s. batch_size: most chunks encoded at once. known: a store whose passages are taken over where
+    they did not change.
     """
 
     model: RefragModel
@@ -86,7 +89,7 @@ class PartWriter:
             ArtifactError: the corpus has no passages.
         """
         model, device = RefragModel.load(context.inputs["finetuned"]), default_device()
-        # Float32 whatever the device: vectors are made once and read for ever. The decoder stays where it is.
+        # Float32 weights on any device: vectors are made once and read for ever. The decoder stays where it is.
         model.encoder.to(device)
         base = context.project.recipe_path(context.recipe.name).parent
         retriever = load_retriever(context.recipe.chunks.retriever, base, device)
@@ -260,8 +263,11 @@ def encode_passages(
     ids = [content_ids(model.tokenizer, text) for text in texts]
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
-    with torch.inference_mode():
-        vectors = torch.cat([part.half().cpu() for part in model.encoder.encode_passages(chunks, batch_size)])
+    if model.encoder.decoder_embeddings.device.type == "cpu":  # the model may be elsewhere
+        batch_size = min(batch_size, CPU_BATCH_TOKENS // model.encoder.chunk_size)
+    with torch.inference_mode(), cpu_autocast():
+        encoded = model.encoder.encode_passages(chunks, batch_size)
+    vectors = torch.cat([part.half().cpu() for part in encoded])
     if not bool(vectors.isfinite().all()):
         raise RefragError(
             f"the encoder's vectors of passages {named} don't fit float16; "

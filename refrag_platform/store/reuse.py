@@ -1,6 +1,7 @@
 """Passages of the chunk store in place that a new one can take over: same text, same encoder, same retriever.
 
-What is taken over was made in another batch, whose sums may differ in the last bit; nothing else sets it apart.
+What is taken over was made in another batch, or on another machine, and may differ by rounding; nothing else sets it
+apart.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
+from refrag_platform.model import precision
 from refrag_platform.model.generate import generate
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import rag_prompt, stop_ids
@@ -12,6 +14,7 @@ from refrag_platform.model.segments import Prompt, plain_tokens, prompt_length
 from refrag_platform.serving.contract import BadRequest, Message, Sampling, ServedPassage
 from refrag_platform.serving.engine import Engine, asked_last
 from refrag_platform.serving.generation import NOTHING_FOUND
+from tests.encoders import least_cosine
 from tests.processes import wait_for
 
 QUESTION = [Message("user", "What is the capital of Peru?")]
@@ -29,6 +32,19 @@ def test_stored_vectors_give_the_prompt_that_encoding_now_gives(engine: Engine) 
     encoded = [ServedPassage("given", stored[0].title, stored[0].text)]
     answers = ["".join(engine.start(QUESTION, passages, Sampling(8), 0.5)) for passages in (stored, encoded)]
     assert answers[0] == answers[1]
+
+
+def test_sent_passages_are_encoded_in_the_precision_of_the_store_s(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vectors(bf16: bool) -> torch.Tensor:
+        monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: bf16)
+        found = engine._prompts.select(engine.bundle, [LONG], 0, "")[0].chunks.vectors
+        assert found is not None
+        return found.float()
+
+    exact, rounded = vectors(False), vectors(True)
+    assert not torch.equal(rounded, exact) and least_cosine(rounded, exact) > 0.999
 
 
 def prompt_of(engine: Engine, passages: list[ServedPassage]) -> Prompt:
