@@ -24,6 +24,8 @@ from refrag_platform.model.segments import PAD, cut_windows
 Pooling = Literal["concat", "mean", "cls"]
 # Chunks in one batch of passages.
 ENCODED_AT_ONCE = 2048
+# Tokens that a CPU encodes at once: states of more leave its caches, and their memory is given back after each layer.
+CPU_BATCH_TOKENS = 1024
 
 
 class Layout(NamedTuple):
@@ -171,6 +173,8 @@ class ChunkEncoder(nn.Module, ABC):
     def encode_passages(self, passages: Sequence[Tensor], at_once: int = ENCODED_AT_ONCE) -> list[Tensor]:
         """Vectors [L, dim] of each of these passages [L, k]: those of like length in one batch of `at_once` chunks."""
         device = self.decoder_embeddings.device
+        if device.type == "cpu":
+            at_once = min(at_once, CPU_BATCH_TOKENS // self.chunk_size)
         longest_first = sorted(range(len(passages)), key=lambda number: -len(passages[number]))
         vectors: dict[int, Tensor] = {}
         while len(vectors) < len(passages):

