@@ -27,7 +27,9 @@ def model_card(recipe: Recipe, packed: Mapping[str, Any], results: Sequence[str]
     Args:
         packed: its manifest. results: reports of evaluations of the unpacked model.
     """
-    base = f"{recipe.decoder.source} (decoder) and {recipe.encoder.source} (encoder)"
+    is_copy = recipe.encoder.source == "decoder"
+    encoder = f"its first {recipe.encoder.layers} layers" if is_copy else recipe.encoder.source
+    base = f"{recipe.decoder.source} (decoder) and {encoder} (encoder)"
     parts = [
         f"# {recipe.name}",
         recipe.description,
@@ -54,7 +56,9 @@ def model_card(recipe: Recipe, packed: Mapping[str, Any], results: Sequence[str]
 def notice(recipe: Recipe, given: str = "") -> str:
     """Whose weights are changed here, and on what terms; `given`: the same for training data."""
     lines = [f"{recipe.name}: changes to the weights below, under the terms of these.", ""]
-    for part, source in (("decoder", recipe.decoder.source), ("encoder", recipe.encoder.source)):
+    encoder = recipe.encoder.source
+    # An encoder that copies the decoder's layers has its terms.
+    for part, source in [("decoder", recipe.decoder.source), *([("encoder", encoder)] if encoder != "decoder" else [])]:
         lines.append(f"- {part}: {source}{_package_terms(source)}")
     return "\n".join([*lines, "", given.strip()]).strip() + "\n"
 

@@ -307,6 +307,8 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     model, recipe = load_model(context, context.inputs["finetuned"]), context.recipe
     base = context.project.recipe_path(recipe.name).parent
     relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
+    # The policy is fitted to a sample of vectors before training moves the model there: on a CPU that took a minute.
+    model.to(default_device())
     task = policy_task(
         model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root, relevance=relevance
     )
