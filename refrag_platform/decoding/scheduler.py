@@ -142,6 +142,18 @@ class Scheduler:
             bytes_per_position=runner.kv_bytes_per_position,
         )
 
+    def memory(self) -> str:
+        """What keys and values take, for a log."""
+        runner, prefix = self.runner, self.prefix
+        kept = prefix.max_blocks * prefix.block if prefix is not None else 0
+        held, most = (n * runner.kv_bytes_per_position / 2**30 for n in (runner.max_batch * runner.max_positions, kept))
+        # Memory of a CPU is taken as positions are first used, and kept.
+        taken = "at once" if runner.device.type == "cuda" else "as they are first used"
+        return (
+            f"keys and values of {runner.max_batch} slots of {runner.max_positions:,} positions take {held:.2f} GiB, "
+            f"{taken}; those of prompts' beginnings up to {most:.2f} GiB"
+        )
+
     def submit(
         self,
         prompt: PromptInput,
