@@ -92,14 +92,9 @@ def create_app(
     _add(app, "DELETE", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
     _add(app, "POST", "/v1/responses/{response_id}/cancel", cancel_response, documented(bodies.Response, 401, 404))
     _add(app, "POST", "/v1/embeddings", embeddings, documented(bodies.Embeddings, *asked))
-    _add(
-        app,
-        "POST",
-        "/v1/retrieve",
-        retrieve,
-        documented(bodies.RetrievedPassages, 400, 401, 408, 413, 429, 500, 503, 504),
-    )
-    _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
+    found = documented(bodies.Listed[bodies.FoundPassage], *(status for status in asked if status != 404))
+    _add(app, "POST", "/v1/retrieve", retrieve, found)
+    _add(app, "GET", "/v1/models", list_models, documented(bodies.Listed[bodies.ModelCard], 401))
     _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
     add_documents(app)
     app.add_api_route("/metrics", figures, include_in_schema=False)

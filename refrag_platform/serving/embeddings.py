@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, Tag, field_validator, model_validator
 
-from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_TEXTS
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault
+from refrag_platform.limits import MOST_TEXTS
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, require_characters
 from refrag_platform.serving.schema import FullText
 
 
@@ -43,11 +43,7 @@ class EmbeddingRequest(Body):
 
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingRequest:
-        characters = sum(map(len, self.texts()))
-        if characters > MOST_CHARACTERS_IN_ALL:
-            raise fault(
-                "invalid_value", f"it has {characters:,} characters, the limit is {MOST_CHARACTERS_IN_ALL:,}", "input"
-            )
+        require_characters(sum(map(len, self.texts())), "the texts", "input")
         return self
 
     def texts(self) -> list[str]:

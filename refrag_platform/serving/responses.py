@@ -88,8 +88,6 @@ class ResponseRequest(AnswerRequest):
         require_no_tools(self.tools, self.tool_choice)
         if self.top_logprobs is not None and not self.include:
             raise fault("invalid_value", f"top_logprobs needs include: [{LOGPROBS!r}]", "top_logprobs")
-        if self.stream_options is not None and not self.stream:
-            raise fault("invalid_value", "stream_options needs stream: true", "stream_options")
         said = sum(message.characters() for message in messages)
         self.require_characters(said + len(self.instructions or ""))
         return self
