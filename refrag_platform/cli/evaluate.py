@@ -64,9 +64,9 @@ def perplexity(
     document's, and with zero vectors. Use documents that the model was never trained on. The gap
     recovered between no and full context is given against tuned controls only.
     """
-    from refrag_platform.evaluation.decoders import control_folders, declared_controls
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
+    from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
     from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import cut_windows, read_documents
     from refrag_platform.model.loading import load_bundle
@@ -82,7 +82,7 @@ def perplexity(
             bundle.policy,
             found,
             untuned=untuned,
-            controls=control_folders(controls) if controls else known_controls(model, bundle, declared_controls),
+            controls=known_controls(controls, model, bundle, "cpt", PLAIN_SYSTEMS),
             shares=share_kept or [0.0],
             batch_size=batch_size,
             seed=seed,

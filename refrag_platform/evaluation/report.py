@@ -285,14 +285,14 @@ def _gap_of_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return f" The last tokens as text, as many as the vectors: {', '.join(shares)}." if shares else ""
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    text = figure(value)
-    return text if interval is None else f"{text} [{figure(interval[0])}, {figure(interval[1])}]"
+def _with_interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
+    text = figure(value, digits)
+    return text if interval is None else f"{text} [{figure(interval[0], digits)}, {figure(interval[1], digits)}]"
 
 
-def gain(difference: Sequence[float | None] | None) -> str:
+def gain(difference: Sequence[float | None] | None, digits: int = 3) -> str:
     """[mean, low, high] as `0.035 [0.020, 0.049]`; the interval or all of it may be missing."""
     if difference is None:
         return figure(None)
     mean, low, high = difference
-    return _with_interval(mean, None if low is None or high is None else [low, high])
+    return _with_interval(mean, None if low is None or high is None else [low, high], digits)

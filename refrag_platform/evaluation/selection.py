@@ -20,10 +20,10 @@ from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
 from refrag_platform.evaluation.metrics import (
     PREFIXES,
-    bootstrap_interval,
     exact_match,
     f1,
     judgeable,
+    mean_gain,
     prefix_name,
     rounded,
 )
@@ -328,6 +328,5 @@ def _difference(policy: Found, other: Found, groups: Sequence[str], seed: int) -
         gain = better * (policy.values[name] - other.values[name])
         both = np.isfinite(gain)
         judged_groups = [group for group, judged in zip(groups, both, strict=True) if judged]
-        interval = bootstrap_interval(gain[both], judged_groups, np.random.default_rng(seed))
-        row[name] = [rounded(gain[both].mean()), *(interval or (None, None))]
+        row[name] = mean_gain(gain[both], judged_groups, seed)
     return row
