@@ -145,13 +145,6 @@ def _retrieval(result: Mapping[str, Any]) -> list[str]:
 
 def lookup_table(result: Mapping[str, Any]) -> str:
     """Hit rates and what is answered, in percent, of `retrieval_report`'s result; a row a kind of question."""
-    cuts, rows = lookup_rows(result)
-    head = ["question", "asked", f"alone, hit rate at {cuts}", "together, likewise", "answered", "other half"]
-    return table(head, rows)
-
-
-def lookup_rows(result: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
-    """That table's cuts, `1/5/10/20`, and cells."""
     cuts = next((list(row["alone"]) for row in result["rows"] if row["alone"]), [])
 
     def cells(row: Mapping[str, Any]) -> Iterator[str]:
@@ -161,7 +154,9 @@ def lookup_rows(result: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
         for share in (row["answered"], row["answered_other_half"]):
             yield figure(None if share is None else 100 * share, 1)
 
-    return "/".join(cuts), [list(cells(row)) for row in result["rows"]]
+    rates = f"alone, hit rate at {'/'.join(cuts)}"
+    head = ["question", "asked", rates, "together, likewise", "answered", "other half"]
+    return table(head, [list(cells(row)) for row in result["rows"]])
 
 
 def _read(result: Mapping[str, Any]) -> list[str]:

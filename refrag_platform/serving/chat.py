@@ -86,7 +86,7 @@ class ChatCompletion(Choices):
     prefix, whole_object, event_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, asked: ChatRequest, generation: Generation | Refusal, request_id: str | None) -> None:
-        super().__init__(asked, generation, request_id, asked.n or 1, asked.wants_usage)
+        super().__init__(asked, generation, request_id)
         self._logprobs = bool(asked.logprobs)
         self._refuses = asked.wants_json and not generation.sources.answered
 

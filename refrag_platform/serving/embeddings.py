@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -55,12 +54,12 @@ def embeddings_body(asked: EmbeddingRequest, vectors: NDArray[np.float32], token
     """OpenAI's list of embeddings; vectors: [n, dim]."""
     as_base64 = asked.encoding_format == "base64"
     data = [
-        {"object": "embedding", "index": number, "embedding": _base64(row) if as_base64 else row.tolist()}
+        {
+            "object": "embedding",
+            "index": number,
+            "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode() if as_base64 else row.tolist(),
+        }
         for number, row in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": asked.model, "usage": usage}
-
-
-def _base64(row: Sequence[float] | NDArray[np.float32]) -> str:
-    return base64.b64encode(np.asarray(row, "<f4").tobytes()).decode()
