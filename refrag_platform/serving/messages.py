@@ -172,20 +172,6 @@ def require_question(messages: Sequence[ChatMessage], where: str) -> None:
         raise fault("invalid_value", "the last message is empty; it must be the user's question", f"{where}.content")
 
 
-def require_no_tools(tools: Sequence[Any] | None, choice: Any) -> None:
-    """Tools are none, or such that the model need not call.
-
-    Raises:
-        PydanticCustomError: they might be called.
-    """
-    if tools and choice != "none":
-        raise fault(
-            "unsupported_value",
-            'the model calls no tools; leave the field out, or send tool_choice "none" with it',
-            "tools",
-        )
-
-
 def require_calls_before_results(messages: Sequence[ChatMessage], where: str = "messages.{}.tool_call_id") -> None:
     """Every result of a tool belongs to a call before it.
 

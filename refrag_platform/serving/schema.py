@@ -243,6 +243,23 @@ class ChoicesRequest(AnswerRequest):
         return self.drawn(max_tokens, top_logprobs, stop=stop, choices=self.n or 1, schema=schema)
 
 
+class ConversationRequest(AnswerRequest):
+    """What chat completions and responses have in common beside: the model calls no tools."""
+
+    parallel_tool_calls: bool | None = Field(None, description="of no use here: no tool is called")
+    tools: list[Any] | None = Field(
+        None, description="not honoured, the model calls no tools: [], or any with tool_choice none"
+    )
+    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
+
+    @model_validator(mode="after")
+    def _no_tool_is_called(self) -> ConversationRequest:
+        if self.tools and self.tool_choice != "none":
+            told = 'the model calls no tools; leave the field out, or send tool_choice "none" with it'
+            raise fault("unsupported_value", told, "tools")
+        return self
+
+
 def not_blank(value: str) -> str:
     """A text that says something."""
     if not value.strip():
