@@ -170,9 +170,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> MetadataValue:
     return MetadataValue.table(records, schema)
 
 
-def curve(published: Published, column: str = "loss", name: str = "metrics.jsonl") -> Metadata:
+def curve(published: Published, column: str = "loss") -> Metadata:
     """The course of `column` over steps as a picture, and its log as a path; nothing when there is no log."""
-    path = published.folder / name
+    path = published.folder / "metrics.jsonl"
     if not path.is_file():
         return {}
     points = [

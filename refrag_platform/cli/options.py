@@ -24,6 +24,12 @@ Model = Annotated[
         "--model", "-m", help="A model of `refrag recipes ls` (its fine-tuned checkpoint), or a model folder."
     ),
 ]
+RecipeOrFile = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A model of `refrag recipes ls`, with params.yaml's overrides, or a recipe file, without."
+    ),
+]
 Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
 Report = Annotated[
     Path | None, typer.Option("--report", help="Also write report.md, report.json and a picture into this folder.")

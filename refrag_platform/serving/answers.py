@@ -38,7 +38,7 @@ class Answer(ABC):
 
     prefix: ClassVar[str]  # of the answer's id
 
-    def __init__(self, asked: AnswerRequest, generation: Generation | Refusal, request_id: str | None = None) -> None:
+    def __init__(self, asked: AnswerRequest, generation: Generation | Refusal, request_id: str | None) -> None:
         self._generation, self._request_id = generation, request_id
         self.id, self.created, self.model = f"{self.prefix}{uuid.uuid4().hex}", int(time.time()), asked.model
 
