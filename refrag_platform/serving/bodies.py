@@ -99,16 +99,21 @@ class RefragBody(Sources, Usage):
     request_id: str | None = None
 
 
-class ChatCompletion(_Response):
-    """An answer that is not streamed."""
+class Choices(_Response, Generic[T]):
+    """What chat completions and completions have in common."""
 
     id: str
-    object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[T]
     usage: UsageBody
     refrag: RefragBody
+
+
+class ChatCompletion(Choices[Choice]):
+    """An answer that is not streamed."""
+
+    object: Literal["chat.completion"]
 
 
 class TextLogprobsBody(_Response):
@@ -129,16 +134,10 @@ class TextChoice(_Response):
     logprobs: TextLogprobsBody | None
 
 
-class Completion(_Response):
+class Completion(Choices[TextChoice]):
     """A text's continuation that is not streamed."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: UsageBody
-    refrag: RefragBody
 
 
 class OutputText(_Response):
