@@ -146,6 +146,7 @@ class Frontier:
     def _answer_next(
         self, one: Judged, following: Iterator[Asked], parts: list[list[float]], progress: Progress
     ) -> None:
+        """Answer with one token: a question more at each call, and from the first one again where they end."""
         parts.append(self.first_token(one, next(following)))
         progress.update(1, one.reading.system)
 

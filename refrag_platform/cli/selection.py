@@ -101,8 +101,8 @@ def selection(
         pool = read_passages(distractors) if distractors else None
         judged = judged_questions(bundle.model, read_questions(questions, windows), passages, pool, near)
     elif documents:
-        found = document_windows(documents, bundle.model, context, output, windows, seed)
-        judged = judged_windows(bundle.model, found)
+        cut = document_windows(documents, bundle.model, context, output, windows, seed)
+        judged = judged_windows(bundle.model, cut)
     result: dict[str, Any] = {
         **evaluate_selection(
             bundle.model,

@@ -121,6 +121,11 @@ def test_an_off_topic_input_is_refused_in_every_shape(client: openai.OpenAI, str
         ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),
         ({"top_logprobs": 1}, "top_logprobs", "needs include"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_image"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "refusal": "y"}]}]},
+            "input.0.content.0.refusal",
+            "has no refusal",
+        ),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "4"}]}, "input.0.call_id", "no call"),
         ({"input": [{"role": "assistant", "content": "Hi"}]}, "input.0.role", "must be the user's question"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input.0.call_id", "needs it"),
