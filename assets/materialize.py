@@ -7,13 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dagster import (
-    AssetKey,
-    DagsterExecutionInterruptedError,
-    DagsterInstance,
-    DagsterRunStatus,
-    RunsFilter,
-)
+from dagster import AssetKey, DagsterExecutionInterruptedError, DagsterInstance, DagsterRunStatus, RunsFilter
 
 from assets.launcher import PROCESS_TAG, is_alive, this_process
 from assets.partitions import find_project

@@ -12,13 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.decoder import in_dtype

@@ -57,10 +57,7 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
     ]
     if result.get("differences"):
         gains = [
-            [
-                system_name({"system": row["over"], "tuned": row["tuned"]}),
-                *(gain(row[name]) for name in COLUMNS),
-            ]
+            [system_name({"system": row["over"], "tuned": row["tuned"]}), *(gain(row[name]) for name in COLUMNS)]
             for row in result["differences"]
         ]
         parts += [

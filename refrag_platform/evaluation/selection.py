@@ -18,15 +18,7 @@ from torch import Tensor
 from refrag_platform.corpus.question_files import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
-from refrag_platform.evaluation.metrics import (
-    PREFIXES,
-    exact_match,
-    f1,
-    judgeable,
-    mean_gain,
-    prefix_name,
-    rounded,
-)
+from refrag_platform.evaluation.metrics import PREFIXES, exact_match, f1, judgeable, mean_gain, prefix_name, rounded
 from refrag_platform.evaluation.pruning import self_information
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork, select

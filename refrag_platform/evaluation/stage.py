@@ -81,14 +81,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,
     )
-    served = evaluate_served(
-        bundle,
-        looked_up,
-        context.inputs["chunks"],
-        recipe,
-        base,
-        relevance,
-    )
+    served = evaluate_served(bundle, looked_up, context.inputs["chunks"], recipe, base, relevance)
     perplexity |= {"context_tokens": settings.context_tokens, "output_tokens": settings.output_tokens}
     items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items, retrieval=served.items)
     about = {"order": rag.order, **rag.skipped, "seen": seen, "retrieval": served.report | {"seen": seen_of_looked_up}}

@@ -156,8 +156,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     engine = require_engine(request)
     if engine.store is not None and body.dimensions not in (None, dim := engine.store.retriever.dim):
         raise BadRequest(
-            f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut",
-            param="dimensions",
+            f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut", param="dimensions"
         )
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         vectors, tokens = await ticket.run(engine.embed, body.texts())

@@ -30,11 +30,7 @@ class RequireKey:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        keys: Keys,
-        per_minute: int | None = None,
-        open_paths: Collection[str] = (),
+        self, app: ASGIApp, keys: Keys, per_minute: int | None = None, open_paths: Collection[str] = ()
     ) -> None:
         """per_minute: requests of a key without a number of its own; None: any. open_paths: need no key."""
         self.app, self._open_paths = app, open_paths

@@ -53,9 +53,7 @@ class ExpandedPassage(Body):
 
     passage: Name = Field(description="its id: the store's, or request-0 for the first of `passages`")
     chunks: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None,
-        max_length=MOST_TOKENS,
-        description="their numbers, from 0, in the order of `selection`; default all",
+        None, max_length=MOST_TOKENS, description="their numbers, from 0, in the order of `selection`; default all"
     )
 
 
@@ -71,9 +69,7 @@ class RefragOptions(Body):
         "that is said of chunks: one of the rates that the model is trained for; default 1",
     )
     expand: list[ExpandedPassage] | None = Field(
-        None,
-        max_length=MOST_PASSAGES,
-        description="chunks to keep as tokens beside that share",
+        None, max_length=MOST_PASSAGES, description="chunks to keep as tokens beside that share"
     )
 
 
@@ -102,9 +98,7 @@ class AnswerRequest(Body):
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     passages: list[GivenPassage] | None = Field(
-        None,
-        max_length=MOST_PASSAGES,
-        description="read these; nothing is retrieved unless `retrieve` says so",
+        None, max_length=MOST_PASSAGES, description="read these; nothing is retrieved unless `retrieve` says so"
     )
     retrieve: int | None = Field(
         None,
@@ -113,10 +107,7 @@ class AnswerRequest(Body):
         description="passages retrieved for the question; default the recipe's, of a text that is continued none",
     )
     share_kept: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="p: share of chunks that the policy keeps as tokens; default the recipe's",
+        None, ge=0, le=1, description="p: share of chunks that the policy keeps as tokens; default the recipe's"
     )
     refrag: RefragOptions | None = None
     # Names for the client's own use: they change no answer anywhere.
