@@ -124,11 +124,6 @@ class Scheduler:
         """Whether requests can be taken: neither closed nor ended by a fault, of the device say."""
         return not self._closed
 
-    @property
-    def slots_in_use(self) -> int:
-        """Sequences that are held in the cache now."""
-        return self.runner.max_batch - len(self._free)
-
     def load(self) -> Load:
         """As it is now; any thread may ask, between two steps or within one."""
         reading, writing = list(self._reading), list(self._writing)
