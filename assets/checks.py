@@ -57,10 +57,7 @@ def _as_dagster(project: Project, stage: str, results: list[CheckResult], folder
             passed=result.passed,
             severity=AssetCheckSeverity.ERROR if result.blocking else AssetCheckSeverity.WARN,
             description=result.message,
-            metadata={
-                "observed": MetadataValue.json(result.observed),
-                **docs_links(project, folder),
-            },
+            metadata={"observed": MetadataValue.json(result.observed), **docs_links(project, folder)},
         )
         for result in results
     ]

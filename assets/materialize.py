@@ -7,17 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dagster import (
-    AssetKey,
-    DagsterEvent,
-    DagsterExecutionInterruptedError,
-    DagsterInstance,
-    DagsterRunStatus,
-    RunsFilter,
-)
+from dagster import AssetKey, DagsterExecutionInterruptedError, DagsterInstance, DagsterRunStatus, RunsFilter
 
 from assets.launcher import PROCESS_TAG, is_alive, this_process
 from assets.partitions import find_project
+from assets.webhook import failure_reason
 from refrag_platform.dials import require_named
 from refrag_platform.stages import STAGES
 
@@ -55,7 +49,7 @@ def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
             raise KeyboardInterrupt from None
     failures = result.filter_events(lambda event: event.is_step_failure)
     for event in failures:
-        print(f"{event.step_key} failed: {_reason(event)}", file=sys.stderr)
+        print(f"{event.step_key} failed: {failure_reason(event)}", file=sys.stderr)
     # A run may fail before any step of it.
     for event in [] if failures else result.filter_events(lambda event: event.is_failure):
         print(f"the run failed: {event.message}", file=sys.stderr)
@@ -73,17 +67,6 @@ def close_dead_runs(instance: DagsterInstance) -> list[str]:
         instance.report_run_failed(run, "the process of this run was killed")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in dead]
-
-
-def _reason(failure: DagsterEvent) -> str:
-    data = failure.step_failure_data
-    if data.user_failure_data and data.user_failure_data.description:
-        return data.user_failure_data.description
-    # Dagster's own error says which step it was, its cause what happened.
-    error = data.error
-    while error and error.cause:
-        error = error.cause
-    return error.message.strip() if error else "no reason given"
 
 
 def _terminal() -> int | None:

@@ -16,6 +16,7 @@ from assets.docs_server import HOST, PORT
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.corpus.held_out import held_out_questions
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.evaluation.figures import blank_figure
 from refrag_platform.lineage.origin import origin
 from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
@@ -169,9 +170,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> MetadataValue:
     return MetadataValue.table(records, schema)
 
 
-def curve(published: Published, column: str = "loss", name: str = "metrics.jsonl") -> Metadata:
+def curve(published: Published, column: str = "loss") -> Metadata:
     """The course of `column` over steps as a picture, and its log as a path; nothing when there is no log."""
-    path = published.folder / name
+    path = published.folder / "metrics.jsonl"
     if not path.is_file():
         return {}
     points = [
@@ -189,15 +190,10 @@ def curve(published: Published, column: str = "loss", name: str = "metrics.jsonl
 
 
 def _plot(points: Sequence[tuple[float, float]], column: str) -> bytes:
-    """A PNG, drawn without pyplot: it keeps global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="step", ylabel=column)
+    """A PNG."""
+    figure, (axes,) = blank_figure(1, (6, 3))
     axes.plot(*zip(*points, strict=True))
-    axes.grid(alpha=0.3)
+    axes.set(xlabel="step", ylabel=column)
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=90)
     return target.getvalue()

@@ -5,10 +5,5 @@ from assets.samples import training
 from assets.stage_asset import GPU_POOL, stage_asset
 
 reconstruction = stage_asset(
-    "reconstruction",
-    description=__doc__,
-    kinds=("pytorch",),
-    describe=training,
-    pool=GPU_POOL,
-    starts_training=True,
+    "reconstruction", description=__doc__, kinds=("pytorch",), describe=training, pool=GPU_POOL, starts_training=True
 )

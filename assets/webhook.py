@@ -5,7 +5,7 @@ import os
 import urllib.error
 import urllib.request
 
-from dagster import DefaultSensorStatus, RunFailureSensorContext, run_failure_sensor
+from dagster import DagsterEvent, DefaultSensorStatus, RunFailureSensorContext, run_failure_sensor
 
 from refrag_platform.errors import RefragError
 
@@ -25,10 +25,11 @@ def failure_webhook(context: RunFailureSensorContext) -> None:
         return
     run = context.dagster_run
     events = [event for event in context.get_step_failure_events() if event.step_failure_data]
-    reasons = [f"{event.step_key}: {_reason(event)}" for event in events] or [context.failure_event.message or ""]
+    reasons = [f"{event.step_key}: {failure_reason(event)}" for event in events]
     model = run.tags.get("dagster/partition", "no model")
     address = os.environ.get(UI, "http://127.0.0.1:3001").rstrip("/")
-    lines = [f"{run.job_name} of {model} failed", *reasons, f"{address}/runs/{run.run_id}"]
+    told = reasons or [context.failure_event.message or ""]
+    lines = [f"{run.job_name} of {model} failed", *told, f"{address}/runs/{run.run_id}"]
     post("\n".join(line[:LONGEST_REASON] for line in lines))
 
 
@@ -49,8 +50,13 @@ def post(text: str) -> None:
         raise RefragError(f"the webhook of ${WEBHOOK} is no URL that can be posted to, or does not answer") from None
 
 
-def _reason(event: object) -> str:
+def failure_reason(event: DagsterEvent) -> str:
     """What a failed step said: the reason of a Failure, else the message of its exception."""
-    data = event.step_failure_data  # type: ignore[attr-defined]
-    said = data.user_failure_data.description if data.user_failure_data else None
-    return said or (data.error.message.strip() if data.error else "no reason given")
+    data = event.step_failure_data
+    if data.user_failure_data and data.user_failure_data.description:
+        return data.user_failure_data.description
+    # Dagster's own error says which step it was, its cause what happened.
+    error = data.error
+    while error and error.cause:
+        error = error.cause
+    return error.message.strip() if error else "no reason given"

@@ -9,6 +9,7 @@ from typing import Any
 
 from refrag_platform.bench.report import UNRECORDED, system_label, unrecorded
 from refrag_platform.evaluation.figures import COLORS as SYSTEM_COLORS
+from refrag_platform.evaluation.figures import blank_figure
 
 COLORS = ["#2b5a9c", "#b98a2f", "#9a3b3b", "#6b4c9a", "#3b8a8a"]
 FIXED = {"full": "#2f6f4e", "cepe": "#7f8c9b", "prefix": "#444444"}
@@ -16,11 +17,7 @@ FIXED = {"full": "#2f6f4e", "cepe": "#7f8c9b", "prefix": "#444444"}
 
 def latency_figure(result: Mapping[str, Any], path: Path) -> None:
     """Two panels, both axes logarithmic; dashed: the time with encoding."""
-    # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.8, 4.4), layout="constrained")
-    times, sizes = figure.subplots(1, 2)
+    figure, (times, sizes) = blank_figure(2, (6.4, 4.4))
     lines: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in sorted(result["rows"], key=lambda row: row["context"]):
         lines[system_label(row)].append(row)
@@ -39,8 +36,6 @@ def latency_figure(result: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel(name)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
     times.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
     _save(figure, path)
@@ -48,15 +43,12 @@ def latency_figure(result: Mapping[str, Any], path: Path) -> None:
 
 def throughput_figure(result: Mapping[str, Any], path: Path) -> None:
     """Bars of tokens per second, each with its batch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = blank_figure(1, (6.4, 3.2))
+    axes.grid(visible=False)
     labels = [f"{system_label(row)}\nbatch {row['batch']}" for row in result["rows"]]
     axes.barh(labels, [row["tokens_per_second"] for row in result["rows"]], color=COLORS[0])
     axes.invert_yaxis()
     axes.set_xlabel("new tokens per second")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{result['model']}, {result['device']}, {result['dtype']}", fontsize=9)
     _save(figure, path)
 
@@ -67,12 +59,9 @@ OFFSETS = {"sentences": (-6, 6, "right"), "plain": (-7, -9, "right"), "refrag": 
 
 def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
     """F1 over time to first token: a panel a machine, a curve a system, whose points are p."""
-    from matplotlib.figure import Figure
-
     devices = list(dict.fromkeys(row["device"] for row in result["rows"]))
     several = len({row["k"] for row in result["rows"]}) > 1
-    figure = Figure(figsize=(max(6.4 * len(devices), 9.0), 4.8), layout="constrained")
-    panels = figure.subplots(1, len(devices), squeeze=False, sharey=True)[0]
+    figure, panels = blank_figure(len(devices), (max(6.4, 9.0 / len(devices)), 4.8), sharey=True)
     for axes, device in zip(panels, devices, strict=True):
         curves: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
         for row in result["rows"]:
@@ -87,12 +76,10 @@ def frontier_figure(result: Mapping[str, Any], path: Path) -> None:
                 share = row["tokens_of"] if row["share_kept"] is None else row["share_kept"]
                 if share is not None:
                     right, up, side = OFFSETS[system]
-                    place = {"textcoords": "offset points", "xytext": (right, up), "ha": side}
+                    place: dict[str, Any] = {"textcoords": "offset points", "xytext": (right, up), "ha": side}
                     axes.annotate(f"{share:g}", point, **place, fontsize=8, color=color)
         axes.set_xlabel("time to first token from the question's arrival, ms")
         axes.set(xlim=(0, 1.08 * axes.dataLim.xmax), ylim=(0, None))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(device, fontsize=10)
     panels[0].set_ylabel("F1 (up and left is better)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class Frontier:
         parts: list[list[list[float]]] = [[] for _ in self.judged]
         with Progress("first tokens", len(self.judged) * (warmup + rounds), "questions") as progress:
             cases = {
-                str(number): Case(_one_after_another(self, one, parts[number], progress))
+                str(number): Case(partial(self._answer_next, one, cycle(self.asked), parts[number], progress))
                 for number, one in enumerate(self.judged)
             }
             in_turns(cases, rounds, warmup, self.model.device)
@@ -141,6 +142,13 @@ class Frontier:
             }
             for number, one in enumerate(self.judged)
         ]
+
+    def _answer_next(
+        self, one: Judged, following: Iterator[Asked], parts: list[list[float]], progress: Progress
+    ) -> None:
+        """Answer with one token: a question more at each call, and from the first one again where they end."""
+        parts.append(self.first_token(one, next(following)))
+        progress.update(1, one.reading.system)
 
     def first_token(self, one: Judged, asked: Asked) -> list[float]:
         """Answer with one token; seconds of each of PARTS. The device is waited for between them."""
@@ -199,19 +207,6 @@ class Frontier:
         context = Context(self.model.tokenizer, passages, near.tell(question.question, passages, cut))
         near.learn([], [(passages[one.passage][0], one.text) for _, own in context.sentences for one in own])
         return context
-
-
-def _one_after_another(
-    frontier: Frontier, one: Judged, parts: list[list[float]], progress: Progress
-) -> Callable[[], None]:
-    """A step that answers the next question at each call, and from the first one again where they end."""
-    following: Iterator[Asked] = cycle(frontier.asked)
-
-    def step() -> None:
-        parts.append(frontier.first_token(one, next(following)))
-        progress.update(1, one.reading.system)
-
-    return step
 
 
 def _times(parts: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ MEASURES = ("ttft", "ttft_cached", "ttft_uncached", "ttit", "store_fetch")
 
 
 def bench_latency(
-    subject: Subject, plans: Sequence[Plan], on_row: Callable[[dict[str, Any]], None] | None = None
+    subject: Subject, plans: Sequence[Plan], on_row: Callable[[dict[str, Any]], object] = lambda row: None
 ) -> dict[str, Any]:
     """Rows of all plans, and what they were measured on; `on_row` sees each row as it is made.
 
@@ -39,8 +39,7 @@ def bench_latency(
             made = _rows(subject, plan, ceilings, facts["stated_peak_flops"])
             rows += made
             for row in made:
-                if on_row:
-                    on_row(row)
+                on_row(row)
             free()
     asked = {"question": plans[0].question, "seed": plans[0].seed}
     return {"benchmark": "latency", **facts, **asked, "rows": rows}

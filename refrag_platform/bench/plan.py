@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from refrag_platform.bench.arithmetic import DecoderSize, Passes, linear_weights, training_flops
 from refrag_platform.bench.gpus import Gpu, Utilisation, measured_utilisation
 from refrag_platform.bench.steps import ANSWER_TOKENS, QUESTION_TOKENS, StageSteps, stage_steps
-from refrag_platform.bench.strategy import BUCKET, LIVE, Strategy, device_state, strategy
+from refrag_platform.bench.strategy import BUCKET, LIVE, State, Strategy, device_state, strategy
 from refrag_platform.bench.weightless import WeightlessModel, weightless_model
 from refrag_platform.errors import RefragError
 from refrag_platform.model.decoder import ROWS, head_weight, in_dtype
@@ -31,17 +31,13 @@ USABLE = 0.9
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(State):
     """Bytes on each GPU at the peak.
 
-    buckets: what DDP and DeepSpeed gather in. activations: all that the backward pass of a micro-batch reads, and
-    weights rounded for it. logits: one block of them, and the head's gradient.
+    activations: all that the backward pass of a micro-batch reads, and weights rounded for it. logits: one block of
+    them, and the head's gradient.
     """
 
-    weights: float
-    gradients: float
-    optimizer: float
-    buckets: float
     activations: float
     logits: float
 

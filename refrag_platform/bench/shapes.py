@@ -12,13 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.decoder import in_dtype
@@ -155,7 +149,7 @@ class Subject:
         return encoder.to(self.dtype).eval(), projection.to(self.dtype).eval()
 
 
-def named_shape(name: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Subject:
+def named_shape(name: str, device: torch.device, dtype: torch.dtype) -> Subject:
     """A shape of SHAPES with random weights, made where it runs.
 
     Raises:
@@ -166,13 +160,13 @@ def named_shape(name: str, device: torch.device, dtype: torch.dtype, seed: int =
     shape = SHAPES[name]
     config = LlamaConfig(**shape.decoder)
     config._attn_implementation = "sdpa"
-    with _drawn_on(device, dtype, seed):
+    with _drawn_on(device, dtype, seed=0):
         decoder = LlamaForCausalLM(config).eval()
     encoder_config = dict(shape.encoder)
     backbone_config = AutoConfig.for_model(encoder_config.pop("model_type"), **encoder_config)
     backbone_config._attn_implementation = "sdpa"
     width, hidden = config.hidden_size, backbone_config.hidden_size
-    with _drawn_on(device, torch.float32, seed):
+    with _drawn_on(device, torch.float32, seed=0):
         encoder = BertEncoder(
             strip_backbone(AutoModel.from_config(backbone_config, dtype=torch.float32)),
             torch.randn(config.vocab_size, hidden) * RANDOM_STD,

@@ -105,34 +105,25 @@ class Bench:
             yield self._prefix()
 
     def _full(self) -> System:
-        positions = self.plan.context + self.plan.question
-        tokens = torch.cat([self.context, self.question])
+        return self._of_text("full", "ttft", torch.cat([self.context, self.question]))
+
+    def _prefix(self) -> System:
+        # What is reused must be there: cells never written are read at another speed.
+        self.runner.prefill(self.embeddings(self.context.to(self.device)), 0)
+        return self._of_text("prefix", "ttft_cached", self.question, start=self.plan.context)
+
+    def _of_text(self, name: str, measure: str, tokens: Tensor, start: int = 0) -> System:
+        """A system that reads these tokens as they are, after `start` positions that the cache has."""
+        positions = start + len(tokens)
         read = self._step(lambda tokens: self.embeddings(tokens), tokens=tokens)
 
         def first_token() -> int:
             read.inputs["tokens"].copy_(tokens)
-            return _token(self.runner.prefill(read(), 0))
+            return _token(self.runner.prefill(read(), 0, start=start))
 
-        cases = {"ttft": Case(first_token), "ttit": self._further(self.runner, positions)}
-        work = {"ttft": self.size.prefill(positions), "ttit": self.size.step(positions + STEPS // 2)}
-        return System("full", None, cases, work, self._kv_bytes(positions), {})
-
-    def _prefix(self) -> System:
-        context, question = self.plan.context, self.plan.question
-        read = self._step(lambda question: self.embeddings(question), question=self.question)
-        # What is reused must be there: cells never written are read at another speed.
-        self.runner.prefill(self.embeddings(self.context.to(self.device)), 0)
-
-        def first_token() -> int:
-            read.inputs["question"].copy_(self.question)
-            return _token(self.runner.prefill(read(), 0, start=context))
-
-        cases = {"ttft_cached": Case(first_token), "ttit": self._further(self.runner, context + question)}
-        work = {
-            "ttft_cached": self.size.prefill(question, start=context),
-            "ttit": self.size.step(context + question + STEPS // 2),
-        }
-        return System("prefix", None, cases, work, self._kv_bytes(context + question), {})
+        cases = {measure: Case(first_token), "ttit": self._further(self.runner, positions)}
+        work = {measure: self.size.prefill(len(tokens), start), "ttit": self.size.step(positions + STEPS // 2)}
+        return System(name, None, cases, work, self._kv_bytes(positions), {})
 
     def _refrag(self, k: int) -> System:
         encoder, projection = self.subject.at(k)

@@ -47,7 +47,7 @@ class ThroughputPlan:
 
 @torch.inference_mode()
 def bench_throughput(
-    subject: Subject, plan: ThroughputPlan, on_row: Callable[[dict[str, Any]], None] | None = None
+    subject: Subject, plan: ThroughputPlan, on_row: Callable[[dict[str, Any]], object] = lambda row: None
 ) -> dict[str, Any]:
     """A row for the full context and one for each k, every one at the largest batch that fits.
 
@@ -63,8 +63,7 @@ def bench_throughput(
             row = _largest(subject, plan, k, ceilings)
         row["speedup"] = round(row["tokens_per_second"] / (rows or [row])[0]["tokens_per_second"], 3)
         rows.append(row)
-        if on_row:
-            on_row(row)
+        on_row(row)
     facts = {"question": plan.question, "new_tokens": plan.new_tokens, "seed": plan.seed}
     return {
         "benchmark": "throughput",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from refrag_platform.bench.arithmetic import Passes, StepWork, training_flops
+from refrag_platform.bench.clock import synchronize
 from refrag_platform.bench.gpus import stated_peak
 from refrag_platform.bench.machine import free
 from refrag_platform.model.encoder import embedding_weight
@@ -89,7 +90,7 @@ def bench_loop(task: OneBatch, settings: CptRecipe, steps: int, warmup: int) -> 
 
     def on_step(step: int) -> None:
         if step in (warmup, warmup + steps):
-            _synchronize()
+            synchronize(default_device())
             clock[step] = time.perf_counter()
 
     # One step more, because the last one is logged and probed.
@@ -124,7 +125,7 @@ def _plain(
     loss, clock = torch.zeros(()), 0.0
     for step in range(warmup + steps):
         if step == warmup:
-            _synchronize()
+            synchronize(device)
             clock = time.perf_counter()
         batch = task.batch(0, 0, settings.batch_size, 0, 1)
         for start in range(0, settings.batch_size, micro):
@@ -135,7 +136,7 @@ def _plain(
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-    _synchronize()
+    synchronize(device)
     seconds = (time.perf_counter() - clock) / steps
     return _row(task, settings, seconds, float(loss.detach())) | {"micro_batch_size": micro}
 
@@ -164,11 +165,6 @@ def _row(task: CptTask, settings: CptRecipe, seconds: float, loss: float) -> dic
         "memory_gb": round(memory_gb(), 2),
         "loss": round(loss, 4),
     }
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def _reset_peak() -> None:

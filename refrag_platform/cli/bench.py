@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.options import Json, known_recipe, parse_numbers
+from refrag_platform.cli.options import Json, RecipeOrFile, known_recipe, parse_numbers
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 
@@ -109,7 +109,7 @@ def throughput(
 
 @commands.command()
 def train(
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a recipe file.")],
+    model: RecipeOrFile,
     json: Json,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: the recipe's.")] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.")] = 20,

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.options import Controls, Json, Model, Report, Seed, known_controls, known_recipe
+from refrag_platform.cli.options import Controls, Json, Model, RecipeFile, Report, Seed, known_controls, known_recipe
 from refrag_platform.cli.rag import rag
 from refrag_platform.cli.retrieval import retrieval
 from refrag_platform.cli.selection import selection
-from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 from refrag_platform.names import name_text
 
@@ -46,14 +45,7 @@ def perplexity(
         ),
     ] = None,
     controls: Controls = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            "--recipe",
-            help="Recipe whose decoder is judged as it was before training. Default: the model's, where known; else "
-            "the model's own decoder stands in.",
-        ),
-    ] = None,
+    recipe: RecipeFile = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows at once.")] = 8,
     seed: Seed = 0,
     report: Report = None,
@@ -61,20 +53,19 @@ def perplexity(
     """Log-perplexity of the first 16, 32, 128 and 512 tokens after a compressed context.
 
     Systems: full context, no context, the last s/k tokens; REFRAG with its own chunks, with another
-    document's, and with zero vectors. Use documents that the model was never trained on. The gap
+    document's, and with zero vectors. Use documents that the model was never trained on. Untuned rows are
+    of the recipe's decoder before training, or of the model's own where no recipe is known. The gap
     recovered between no and full context is given against tuned controls only.
     """
-    from refrag_platform.evaluation.decoders import control_folders, declared_controls
     from refrag_platform.evaluation.perplexity import evaluate_perplexity
     from refrag_platform.evaluation.report import perplexity_report
+    from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
     from refrag_platform.evaluation.stage import write_reports
-    from refrag_platform.evaluation.windows import cut_windows, read_documents
+    from refrag_platform.evaluation.windows import document_windows
     from refrag_platform.model.loading import load_bundle
 
     bundle = load_bundle(model)
-    if context % bundle.model.chunk_size:
-        raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {bundle.model.chunk_size}")
-    found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, windows, seed)
+    found = document_windows(documents, bundle.model, context, output, windows, seed)
     untuned, source = _untuned(model, bundle, recipe)
     result: dict[str, Any] = {
         **evaluate_perplexity(
@@ -82,7 +73,7 @@ def perplexity(
             bundle.policy,
             found,
             untuned=untuned,
-            controls=control_folders(controls) if controls else known_controls(model, bundle, declared_controls),
+            controls=known_controls(controls, model, bundle, "cpt", PLAIN_SYSTEMS),
             shares=share_kept or [0.0],
             batch_size=batch_size,
             seed=seed,

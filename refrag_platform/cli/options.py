@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -13,7 +13,6 @@ from refrag_platform.errors import RefragError
 if TYPE_CHECKING:
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
-    from refrag_platform.project import Project
     from refrag_platform.recipes import Recipe
     from refrag_platform.store.relevance import PassageRelevance
 
@@ -23,6 +22,12 @@ Model = Annotated[
     str,
     typer.Option(
         "--model", "-m", help="A model of `refrag recipes ls` (its fine-tuned checkpoint), or a model folder."
+    ),
+]
+RecipeOrFile = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="A model of `refrag recipes ls`, with params.yaml's overrides, or a recipe file, without."
     ),
 ]
 Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
@@ -59,13 +64,17 @@ def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe
     return (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
 
 
-def known_controls(model: str, bundle: Bundle, declared: Callable[[Project, Recipe], dict[K, Path]]) -> dict[K, Path]:
-    """The trained controls that the model's own recipe declares, where that is known."""
-    from refrag_platform.evaluation.decoders import recipe_of
+def known_controls(
+    given: Path | None, model: str, bundle: Bundle, stage: Literal["cpt", "finetuned"], kinds: Sequence[K]
+) -> dict[K, Path]:
+    """The tuned controls in a folder, else those that the model's own recipe declares and `stage` has trained."""
+    from refrag_platform.evaluation.decoders import control_folders, declared_controls, recipe_of
     from refrag_platform.project import Project
 
+    if given:
+        return control_folders(given, kinds)
     known = recipe_of(model, bundle.folder)
-    return declared(Project.find(), known[0]) if known else {}
+    return declared_controls(Project.find(), known[0], stage, kinds) if known else {}
 
 
 def relevance_or_refuse(

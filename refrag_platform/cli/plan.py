@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refrag_platform.cli.options import RecipeOrFile
 from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
@@ -19,14 +20,7 @@ commands = typer.Typer()
 
 @commands.command()
 def plan(
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A model of `refrag recipes ls`, with params.yaml's overrides, or a recipe file, without.",
-        ),
-    ],
+    model: RecipeOrFile,
     gpu: Annotated[str, typer.Option("--gpu", help="Kind of GPU: h100, h200, a100, l40s, b200.")] = "h100",
     gpus: Annotated[
         int | None,

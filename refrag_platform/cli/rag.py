@@ -24,7 +24,7 @@ from refrag_platform.cli.options import (
     relevance_or_refuse,
 )
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.systems import EXPLAINED, SYSTEMS, TABLE_SYSTEMS, Order
+from refrag_platform.evaluation.systems import CONTROL_KINDS, EXPLAINED, SYSTEMS, TABLE_SYSTEMS, Order
 from refrag_platform.files import write_json
 from refrag_platform.names import name_text
 
@@ -123,7 +123,6 @@ def rag(
     its `gold` passages, these are read.
     """
     from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
-    from refrag_platform.evaluation.decoders import declared_question_controls, question_controls
     from refrag_platform.evaluation.digests import judged_digests
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report
@@ -154,7 +153,7 @@ def rag(
         chosen = [system for system in chosen if system not in left_out]
     elif "untuned" in chosen:
         untuned = _untuned_or_refuse(model, bundle, recipe)
-    tuned = question_controls(controls) if controls else known_controls(model, bundle, declared_question_controls)
+    tuned = known_controls(controls, model, bundle, "finetuned", CONTROL_KINDS)
     shown, seen = _seen(model, bundle, [question for _, question in asked])
     found = evaluate_rag(
         bundle.model,

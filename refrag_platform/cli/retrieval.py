@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,6 +30,7 @@ def retrieval(
     about, those in the corpus and those that are not. Use it to choose the recipe's serving.least_similarity.
     """
     from refrag_platform.corpus.question_files import read_questions
+    from refrag_platform.evaluation.report import lookup_table
     from refrag_platform.evaluation.retrieval import cuts_of, factbook_cases, file_cases, look_up, retrieval_report
     from refrag_platform.project import Project
     from refrag_platform.store.table import ChunkStore
@@ -48,26 +49,10 @@ def retrieval(
     if json:
         asked = {"model": model, "questions": [str(path) for path in questions or []], "limit": limit, "seed": seed}
         write_json(json, asked | report)
-    _print(report)
-
-
-def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from refrag_platform.evaluation.report import lookup_rows
-
-    console = Console(highlight=False)
-    first, rows = lookup_rows(report)
-    table = Table(title=f"The right passage among the first {first}, and what is answered, in percent")
-    for name in ("question", "asked", "alone", "together", "answered", "other half"):
-        table.add_column(name, justify="left" if name == "question" else "right", no_wrap=name in {"alone", "together"})
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    typer.echo(lookup_table(report))
     least, best = report["least_similarity"], report["best"]
-    console.print("alone: by the last message; together: with what was asked before, as served")
-    console.print(f"answered: serving.least_similarity is {'null, so all are' if least is None else least}")
+    typer.echo("in percent; alone: by the last message; together: with what was asked before, as served")
+    typer.echo(f"answered: serving.least_similarity is {'null, so all are' if least is None else least}")
     if best is not None:
-        console.print(f"suggested serving.least_similarity: {best}, chosen on half of the subjects")
-        console.print("other half: what that answers of the questions about the others")
+        typer.echo(f"suggested serving.least_similarity: {best}, chosen on half of the subjects")
+        typer.echo("other half: what that answers of the questions about the others")

@@ -21,10 +21,8 @@ from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
-    from refrag_platform.evaluation.selection import JudgedSet
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
-    from refrag_platform.store.relevance import PassageRelevance
 
 
 def selection(
@@ -81,8 +79,10 @@ def selection(
 
     Give --documents or --questions that neither the model nor the policy was trained on.
     """
-    from refrag_platform.evaluation.selection import evaluate_selection
+    from refrag_platform.corpus.question_files import read_passages, read_questions
+    from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
     from refrag_platform.evaluation.selection_report import selection_report, write_selection_report
+    from refrag_platform.evaluation.windows import document_windows
     from refrag_platform.model.loading import load_bundle
 
     wanted = parse_shares(shares)
@@ -97,10 +97,12 @@ def selection(
     if questions:
         # All policies of one model are told the same.
         told = next((policy for policy in networks.values() if policy.reads_relevance), None) if relevance else None
-        found = relevance_or_refuse(model, bundle, told, recipe)
-        judged = _judged_questions(bundle, questions, windows, passages, distractors, found)
+        near = relevance_or_refuse(model, bundle, told, recipe)
+        pool = read_passages(distractors) if distractors else None
+        judged = judged_questions(bundle.model, read_questions(questions, windows), passages, pool, near)
     elif documents:
-        judged = _judged_windows(bundle, documents, context, output, windows, seed)
+        cut = document_windows(documents, bundle.model, context, output, windows, seed)
+        judged = judged_windows(bundle.model, cut)
     result: dict[str, Any] = {
         **evaluate_selection(
             bundle.model,
@@ -137,29 +139,3 @@ def _policies(bundle: Bundle, folders: list[Path]) -> dict[str, PolicyNetwork]:
     if len(folders) == 1:
         return {"policy": PolicyNetwork.load(folders[0], bundle.model.device)}
     return {f"policy {folder}": PolicyNetwork.load(folder, bundle.model.device) for folder in folders}
-
-
-def _judged_windows(bundle: Bundle, documents: Path, context: int, output: int, count: int, seed: int) -> JudgedSet:
-    from refrag_platform.evaluation.selection import judged_windows
-    from refrag_platform.evaluation.windows import cut_windows, read_documents
-
-    size = bundle.model.chunk_size
-    if context % size:
-        raise RefragError(f"--context is {context}; it must be a multiple of the model's k, {size}")
-    found = cut_windows(read_documents(documents, bundle.model.tokenizer), context, output, count, seed)
-    return judged_windows(bundle.model, found)
-
-
-def _judged_questions(
-    bundle: Bundle,
-    questions: Path,
-    count: int,
-    passages: int,
-    distractors: Path | None,
-    relevance: PassageRelevance | None,
-) -> JudgedSet:
-    from refrag_platform.corpus.question_files import read_passages, read_questions
-    from refrag_platform.evaluation.selection import judged_questions
-
-    pool = read_passages(distractors) if distractors else None
-    return judged_questions(bundle.model, read_questions(questions, count), passages, pool, relevance)

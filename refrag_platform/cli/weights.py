@@ -85,6 +85,7 @@ def pack_weights(
     from refrag_platform.compact.coding import MIB, Coding
     from refrag_platform.compact.packing import Codings, pack
     from refrag_platform.evaluation.decoders import control_folders
+    from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
     from refrag_platform.model.loading import model_folder
 
     recipe, base = _recipe(model)
@@ -100,7 +101,7 @@ def pack_weights(
         base,
         out or base / "release",
         codings,
-        {str(system): path for system, path in control_folders(controls).items()} if controls else {},
+        {str(kind): path for kind, path in control_folders(controls, PLAIN_SYSTEMS).items()} if controls else {},
         stages=[] if folder else _stage_manifests(model),
         results=[_report(path) for path in results or []],
         training=_figures(training or []),

@@ -124,11 +124,6 @@ class Scheduler:
         """Whether requests can be taken: neither closed nor ended by a fault, of the device say."""
         return not self._closed
 
-    @property
-    def slots_in_use(self) -> int:
-        """Sequences that are held in the cache now."""
-        return self.runner.max_batch - len(self._free)
-
     def load(self) -> Load:
         """As it is now; any thread may ask, between two steps or within one."""
         reading, writing = list(self._reading), list(self._writing)
@@ -140,6 +135,18 @@ class Scheduler:
             most_positions=runner.max_batch * runner.max_positions,
             kept_positions=len(prefix) * prefix.block if prefix is not None else 0,
             bytes_per_position=runner.kv_bytes_per_position,
+        )
+
+    def memory(self) -> str:
+        """What keys and values take, for a log."""
+        runner, prefix = self.runner, self.prefix
+        kept = prefix.max_blocks * prefix.block if prefix is not None else 0
+        held, most = (n * runner.kv_bytes_per_position / 2**30 for n in (runner.max_batch * runner.max_positions, kept))
+        # Memory of a CPU is taken as positions are first used, and kept.
+        taken = "at once" if runner.device.type == "cuda" else "as they are first used"
+        return (
+            f"keys and values of {runner.max_batch} slots of {runner.max_positions:,} positions take {held:.2f} GiB, "
+            f"{taken}; those of prompts' beginnings up to {most:.2f} GiB"
         )
 
     def submit(

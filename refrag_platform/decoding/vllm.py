@@ -70,15 +70,10 @@ class VllmDecoder:
         """Whether requests can be taken."""
         return not (self._closed or self._engine.errored)
 
-    @property
-    def slots_in_use(self) -> int:
-        """Requests that are answered now; vLLM doesn't say which of them wait."""
-        return min(self.slots, len(self._running))
-
     def load(self) -> Load:
-        """As `Scheduler.load`; positions and bytes are vLLM's own matter, and 0 here."""
-        waiting = max(0, len(self._running) - self.slots)
-        return Load(self.slots_in_use, waiting, 0, self.slots * self.max_positions, 0, 0)
+        """As `Scheduler.load`; vLLM doesn't say which requests wait. Positions and bytes are its own matter, 0 here."""
+        running = min(self.slots, len(self._running))
+        return Load(running, len(self._running) - running, 0, self.slots * self.max_positions, 0, 0)
 
     def memory(self) -> str:
         """What keys and values take, for a log."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -76,12 +77,7 @@ def generate_batch(
         output = reader.decoder(
             input_ids=token[:, None], attention_mask=mask, position_ids=position, use_cache=True, **cache
         )
-    return [_until(ids, stops) for ids in torch.stack(tokens, 1).tolist()]
-
-
-def _until(ids: list[int], stops: Collection[int]) -> list[int]:
-    end = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-    return ids[:end]
+    return [list(takewhile(lambda token: token not in stops, ids)) for ids in torch.stack(tokens, 1).tolist()]
 
 
 def warm_up(reader: RefragModel) -> None:

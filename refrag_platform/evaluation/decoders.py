@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -19,8 +19,6 @@ from transformers import PreTrainedModel
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.controls import trained_controls
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem
-from refrag_platform.evaluation.systems import CONTROL_KINDS, System
 from refrag_platform.model.decoder import in_dtype
 from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.project import Project
@@ -30,43 +28,40 @@ from refrag_platform.weights import load_decoder
 K = TypeVar("K", bound=str)
 
 
-def control_folders(controls: Path) -> dict[PlainSystem, Path]:
-    """The tuned controls in a folder, by system.
+def control_folders(controls: Path, kinds: Sequence[K]) -> dict[K, Path]:
+    """The tuned controls in a folder, by the kind of text that each was trained to read.
+
+    Args: kinds: those that are wanted: PLAIN_SYSTEMS continue text, CONTROL_KINDS answer questions.
 
     Raises:
         ArtifactError: the folder is missing or holds none.
     """
-    return _model_folders(controls, PLAIN_SYSTEMS)
+    folders: dict[K, Path] = {}
+    for kind in kinds:
+        for folder in (controls / kind, controls / kind / "content", controls / kind / "model"):
+            if folder.is_dir() and (folder / "model.json").is_file():
+                read_settings(folder)
+                folders[kind] = folder
+    if not folders:
+        raise ArtifactError(
+            f"{controls} holds no tuned controls; it must have model folders named {', '.join(kinds)}, "
+            "each with a model.json"
+        )
+    return folders
 
 
-def question_controls(controls: Path) -> dict[System, Path]:
-    """The tuned controls in a folder that answer questions, by the system whose prompts they were trained for.
-
-    Raises:
-        ArtifactError: the folder is missing or holds none.
-    """
-    return _model_folders(controls, CONTROL_KINDS)
-
-
-def declared_controls(project: Project, recipe: Recipe) -> dict[PlainSystem, Path]:
-    """The controls of a recipe that cpt has trained, which continue text, by what they read.
+def declared_controls(
+    project: Project, recipe: Recipe, stage: Literal["cpt", "finetuned"], kinds: Sequence[K]
+) -> dict[K, Path]:
+    """The controls of a recipe that a stage has trained, by what they read.
 
     One that would be another now is left out, and a line on stderr says so.
+
+    Args: stage: cpt, which trains controls to continue text, or finetuned, to answer questions. kinds: as above.
 
     Raises:
         ArtifactError: as `trained_controls`.
     """
-    folders = _trained(project, recipe, "cpt")
-    return {system: folders[system] for system in PLAIN_SYSTEMS if system in folders}
-
-
-def declared_question_controls(project: Project, recipe: Recipe) -> dict[System, Path]:
-    """The controls of a recipe that are fine-tuned, which answer questions; else as `declared_controls`."""
-    folders = _trained(project, recipe, "finetuned")
-    return {system: folders[system] for system in CONTROL_KINDS if system in folders}
-
-
-def _trained(project: Project, recipe: Recipe, stage: str) -> dict[str, Path]:
     controls = trained_controls(project, recipe, stage)
     for kind, reason in controls.unmatched.items():
         name = control_name(recipe.name, kind)
@@ -74,22 +69,8 @@ def _trained(project: Project, recipe: Recipe, stage: str) -> dict[str, Path]:
             f"{stage} of the control {name} is left out: {reason}; `refrag run all --model {name}` trains it again",
             file=sys.stderr,
         )
-    return {kind: project.content(stage, manifest.model) for kind, manifest in controls.matched.items()}
-
-
-def _model_folders(controls: Path, kinds: Sequence[K]) -> dict[K, Path]:
-    folders: dict[K, Path] = {}
-    for system in kinds:
-        for folder in (controls / system, controls / system / "content", controls / system / "model"):
-            if folder.is_dir() and (folder / "model.json").is_file():
-                read_settings(folder)
-                folders[system] = folder
-    if not folders:
-        raise ArtifactError(
-            f"{controls} holds no tuned controls; it must have model folders named {', '.join(kinds)}, "
-            "each with a model.json"
-        )
-    return folders
+    matched = controls.matched
+    return {kind: project.content(stage, matched[kind].model) for kind in kinds if kind in matched}
 
 
 def recipe_of(name_or_dir: str, folder: Path) -> tuple[Recipe, Path] | None:

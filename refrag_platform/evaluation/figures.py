@@ -100,13 +100,18 @@ def _against(axes: Axes, result: Mapping[str, Any], column: str, across_label: s
     axes.set_ylim(bottom=0)
 
 
-def blank_figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels side by side, with nothing drawn in them yet."""
+def blank_figure(
+    panels: int, size: tuple[float, float] = (6.4, 4.2), sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels side by side, with nothing drawn in them yet.
+
+    Args: size: width and height of a panel, in inches. sharey: the panels have one vertical axis.
+    """
     # Not pyplot, which keeps global state: a Figure of its own draws with Agg, without a screen.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * panels, 4.2), layout="constrained")
-    axes = [figure.add_subplot(1, panels, number + 1) for number in range(panels)]
+    figure = Figure(figsize=(size[0] * panels, size[1]), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False, sharey=sharey)[0])
     for panel in axes:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)

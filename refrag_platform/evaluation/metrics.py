@@ -57,24 +57,30 @@ def gap_recovered(
 def bootstrap_interval(
     values: NDArray[np.float64],
     groups: Sequence[str],
-    generator: np.random.Generator,
+    seed: int,
     level: float = 0.95,
     over: NDArray[np.float64] | None = None,
-) -> tuple[float, float] | None:
-    """Percentile interval of the mean of `values`, resampling whole groups (documents) with replacement.
+) -> list[float] | None:
+    """Percentile interval [low, high] of the mean of `values`, resampling whole groups (documents) with replacement.
 
     Windows of one document are alike, so resampling windows would promise too much. None with one group.
 
-    Args: over: of the ratio of `values` to these, summed, in place of the mean.
+    Args: seed: one for all figures that are compared: they are of the same draws. over: of the ratio of `values` to
+        these, summed, in place of the mean.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
         return None
     sums, counts = np.bincount(member, weights=values), np.bincount(member, weights=over)
-    picks = generator.integers(0, len(names), (BOOTSTRAP_SAMPLES, len(names)))
+    picks = np.random.default_rng(seed).integers(0, len(names), (BOOTSTRAP_SAMPLES, len(names)))
     means = sums[picks].sum(1) / counts[picks].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return rounded(low), rounded(high)
+    return [rounded(low), rounded(high)]
+
+
+def mean_gain(gains: NDArray[np.float64], groups: Sequence[str], seed: int) -> list[float | None]:
+    """[mean, low, high] of paired differences, as of `bootstrap_interval`; no ends with one group."""
+    return [rounded(gains.mean()), *(bootstrap_interval(gains, groups, seed) or (None, None))]
 
 
 def normalize_answer(text: str) -> str:

@@ -22,11 +22,11 @@ from refrag_platform.evaluation.metrics import (
     bootstrap_interval,
     gap_recovered,
     log_perplexity,
+    mean_gain,
     prefix_name,
-    rounded,
     window_means,
 )
-from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem, score_plain, score_refrag
+from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, ChunkSource, PlainSystem, score_plain, score_refrag
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
@@ -86,30 +86,27 @@ def evaluate_perplexity(
     size, start = model.chunk_size, model.start_token_id
     with Progress("perplexity", runs * len(windows), "windows") as progress:
 
-        def plain(decoder: PreTrainedModel, system: PlainSystem, tuned: bool) -> None:
-            progress.update(0, f"{system}{' (tuned)' if tuned else ''}")
-            nll = score_plain(decoder, system, windows, size, start, batch_size, progress)
-            scores.append(Scores(system, tuned, None, nll))
+        def plain(decoder: PreTrainedModel, read: PlainSystem, tuned: bool, system: str | None = None) -> None:
+            progress.update(0, system or f"{read}{' (tuned)' if tuned else ''}")
+            nll = score_plain(decoder, read, windows, size, start, batch_size, progress)
+            scores.append(Scores(system or read, tuned, None, nll))
+
+        def refrag(system: str, share: float, chunks: ChunkSource = "own") -> None:
+            progress.update(0, system)
+            nll = None
+            if chunks != "another" or windows.of_another_document() is not None:
+                nll = score_refrag(model, policy, windows, share, batch_size, chunks, seed, progress)
+            scores.append(Scores(system, True, share, nll))
 
         for system in PLAIN_SYSTEMS:
             plain(untuned, system, tuned=False)
         for system, folder in controls.items():
             plain(load_control(folder, like=model).decoder, system, tuned=True)
         for share in shares:
-            progress.update(0, "refrag")
-            nll = score_refrag(model, policy, windows, share, batch_size, seed=seed, progress=progress)
-            scores.append(Scores("refrag", True, share, nll))
-        progress.update(0, "refrag_shuffled")
-        shuffled = None
-        if windows.of_another_document() is not None:
-            shuffled = score_refrag(model, policy, windows, 0.0, batch_size, "another", progress=progress)
-        scores.append(Scores("refrag_shuffled", True, 0.0, shuffled))
-        progress.update(0, "refrag_zero")
-        zero = score_refrag(model, policy, windows, 0.0, batch_size, "zero", progress=progress)
-        scores.append(Scores("refrag_zero", True, 0.0, zero))
-        progress.update(0, "refrag_none")
-        alone = score_plain(model.decoder, "none", windows, size, start, batch_size, progress)
-        scores.append(Scores("refrag_none", True, None, alone))
+            refrag("refrag", share)
+        refrag("refrag_shuffled", 0.0, "another")
+        refrag("refrag_zero", 0.0, "zero")
+        plain(model.decoder, "none", True, "refrag_none")
     return _report(scores, windows, size, seed)
 
 
@@ -159,8 +156,7 @@ def _intervals(score: Scores, windows: Windows, seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"system": score.system, "tuned": score.tuned, "share_kept": score.share_kept}
     for tokens in PREFIXES:
         means = None if score.nll is None else window_means(score.nll, tokens)
-        interval = None if means is None else bootstrap_interval(means, windows.documents, _generator(seed))
-        row[prefix_name(tokens)] = None if interval is None else list(interval)
+        row[prefix_name(tokens)] = None if means is None else bootstrap_interval(means, windows.documents, seed)
     return row
 
 
@@ -175,8 +171,8 @@ def _gap_intervals(
         none, full, ours = (means.get(system) for system in ("none", "full", "refrag"))
         interval = None
         if recovered[prefix_name(tokens)] is not None and none is not None and full is not None and ours is not None:
-            interval = bootstrap_interval(none - ours, windows.documents, _generator(seed), over=none - full)
-        intervals[prefix_name(tokens)] = None if interval is None else list(interval)
+            interval = bootstrap_interval(none - ours, windows.documents, seed, over=none - full)
+        intervals[prefix_name(tokens)] = interval
     return intervals
 
 
@@ -186,13 +182,6 @@ def _difference(worse: Scores, refrag: Scores, windows: Windows, seed: int) -> d
     for tokens in PREFIXES:
         one = None if worse.nll is None else window_means(worse.nll, tokens)
         other = None if refrag.nll is None else window_means(refrag.nll, tokens)
-        row[prefix_name(tokens)] = None
-        if one is not None and other is not None:
-            interval = bootstrap_interval(one - other, windows.documents, _generator(seed))
-            row[prefix_name(tokens)] = [rounded((one - other).mean()), *(interval or (None, None))]
+        gains = None if one is None or other is None else one - other
+        row[prefix_name(tokens)] = None if gains is None else mean_gain(gains, windows.documents, seed)
     return row
-
-
-def _generator(seed: int) -> np.random.Generator:
-    """The same draws of documents for every figure, so that they can be compared."""
-    return np.random.default_rng(seed)

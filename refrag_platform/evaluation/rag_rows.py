@@ -16,6 +16,7 @@ from refrag_platform.evaluation.metrics import (
     exact_match,
     f1,
     is_refusal,
+    mean_gain,
     rouge_l,
     rounded,
     set_match,
@@ -149,13 +150,18 @@ def _refusal_accuracy(scores: Scores, questions: Sequence[Question]) -> float | 
 
 def _interval(scores: Scores, questions: Sequence[Question], seed: int) -> dict[str, Any]:
     """95% intervals of the scores, documents resampled."""
+    documents = [question.document for question in questions]
     values = {name: np.array(getattr(scores, name)) for name in SCORES}
-    return names(scores) | {name: _bootstrapped(column, questions, seed) for name, column in values.items()}
+    # A system that could not answer every question has no interval to compare.
+    return names(scores) | {
+        name: bootstrap_interval(column, documents, seed) if len(column) == len(documents) else None
+        for name, column in values.items()
+    }
 
 
 def _differences(scores: Sequence[Scores], questions: Sequence[Question], seed: int) -> list[dict[str, Any]]:
     """Gain of refrag, question by question, over no context and whatever read the same passages; 95% intervals."""
-    rows = []
+    rows, documents = [], [question.document for question in questions]
     for refrag in scores:
         if refrag.reading.system != "refrag":
             continue
@@ -170,16 +176,7 @@ def _differences(scores: Sequence[Scores], questions: Sequence[Question], seed: 
             row |= {"passages": refrag.reading.passages, "share_kept": refrag.reading.at}
             for name in SCORES:
                 ours, theirs = np.array(getattr(refrag, name)), np.array(getattr(other, name))
-                gain = ours - theirs if len(ours) == len(theirs) else np.empty(0)
-                low, high = _bootstrapped(gain, questions, seed) or (None, None)
-                row[name] = [rounded(gain.mean()), low, high] if len(gain) else None
+                both = len(ours) == len(theirs) == len(questions)
+                row[name] = mean_gain(ours - theirs, documents, seed) if both else None
             rows.append(row)
     return rows
-
-
-def _bootstrapped(values: np.ndarray, questions: Sequence[Question], seed: int) -> list[float] | None:
-    # A system that could not answer every question has no interval to compare.
-    if len(values) != len(questions):
-        return None
-    interval = bootstrap_interval(values, [q.document for q in questions], np.random.default_rng(seed))
-    return None if interval is None else list(interval)

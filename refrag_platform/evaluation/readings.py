@@ -117,11 +117,7 @@ class Context:
 
 
 def prompts(
-    readers: Readers,
-    question: Question,
-    wrong: Question | None,
-    wanted: Sequence[Reading],
-    generator: torch.Generator,
+    readers: Readers, question: Question, wrong: Question | None, wanted: Sequence[Reading], generator: torch.Generator
 ) -> Iterator[tuple[Reading, Prompt, int]]:
     """The prompt of each reading, with its length in tokens if the passages were whole.
 

@@ -57,10 +57,7 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
     ]
     if result.get("differences"):
         gains = [
-            [
-                system_name({"system": row["over"], "tuned": row["tuned"]}),
-                *(gain(row[name]) for name in COLUMNS),
-            ]
+            [system_name({"system": row["over"], "tuned": row["tuned"]}), *(gain(row[name]) for name in COLUMNS)]
             for row in result["differences"]
         ]
         parts += [
@@ -145,13 +142,6 @@ def _retrieval(result: Mapping[str, Any]) -> list[str]:
 
 def lookup_table(result: Mapping[str, Any]) -> str:
     """Hit rates and what is answered, in percent, of `retrieval_report`'s result; a row a kind of question."""
-    cuts, rows = lookup_rows(result)
-    head = ["question", "asked", f"alone, hit rate at {cuts}", "together, likewise", "answered", "other half"]
-    return table(head, rows)
-
-
-def lookup_rows(result: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
-    """That table's cuts, `1/5/10/20`, and cells."""
     cuts = next((list(row["alone"]) for row in result["rows"] if row["alone"]), [])
 
     def cells(row: Mapping[str, Any]) -> Iterator[str]:
@@ -161,7 +151,9 @@ def lookup_rows(result: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
         for share in (row["answered"], row["answered_other_half"]):
             yield figure(None if share is None else 100 * share, 1)
 
-    return "/".join(cuts), [list(cells(row)) for row in result["rows"]]
+    rates = f"alone, hit rate at {'/'.join(cuts)}"
+    head = ["question", "asked", rates, "together, likewise", "answered", "other half"]
+    return table(head, [list(cells(row)) for row in result["rows"]])
 
 
 def _read(result: Mapping[str, Any]) -> list[str]:
@@ -285,14 +277,14 @@ def _gap_of_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return f" The last tokens as text, as many as the vectors: {', '.join(shares)}." if shares else ""
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
-    text = figure(value)
-    return text if interval is None else f"{text} [{figure(interval[0])}, {figure(interval[1])}]"
+def _with_interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
+    text = figure(value, digits)
+    return text if interval is None else f"{text} [{figure(interval[0], digits)}, {figure(interval[1], digits)}]"
 
 
-def gain(difference: Sequence[float | None] | None) -> str:
+def gain(difference: Sequence[float | None] | None, digits: int = 3) -> str:
     """[mean, low, high] as `0.035 [0.020, 0.049]`; the interval or all of it may be missing."""
     if difference is None:
         return figure(None)
     mean, low, high = difference
-    return _with_interval(mean, None if low is None or high is None else [low, high])
+    return _with_interval(mean, None if low is None or high is None else [low, high], digits)

@@ -18,15 +18,7 @@ from torch import Tensor
 from refrag_platform.corpus.question_files import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
-from refrag_platform.evaluation.metrics import (
-    PREFIXES,
-    bootstrap_interval,
-    exact_match,
-    f1,
-    judgeable,
-    prefix_name,
-    rounded,
-)
+from refrag_platform.evaluation.metrics import PREFIXES, exact_match, f1, judgeable, mean_gain, prefix_name, rounded
 from refrag_platform.evaluation.pruning import self_information
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork, select
@@ -328,6 +320,5 @@ def _difference(policy: Found, other: Found, groups: Sequence[str], seed: int) -
         gain = better * (policy.values[name] - other.values[name])
         both = np.isfinite(gain)
         judged_groups = [group for group, judged in zip(groups, both, strict=True) if judged]
-        interval = bootstrap_interval(gain[both], judged_groups, np.random.default_rng(seed))
-        row[name] = [rounded(gain[both].mean()), *(interval or (None, None))]
+        row[name] = mean_gain(gain[both], judged_groups, seed)
     return row

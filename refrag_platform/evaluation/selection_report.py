@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from refrag_platform.evaluation.figures import blank_figure
 from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
-from refrag_platform.evaluation.report import figure
+from refrag_platform.evaluation.report import figure, gain
 from refrag_platform.files import write_json
 from refrag_platform.markdown import table
 
@@ -37,7 +37,7 @@ def selection_report(result: Mapping[str, Any]) -> str:
         lines = [[row["system"], *(figure(row.get(name), 4) for name in names), str(row[counted])] for row in at_share]
         parts += [f"### p = {share:g}", table(["system", *(METRICS[name] for name in names), counted], lines)]
         gains = [
-            [f"{row['system']} over {row['over']}", *(_gain(row.get(name)) for name in names)]
+            [f"{row['system']} over {row['over']}", *(gain(row.get(name), 4) for name in names)]
             for row in result["differences"]
             if row["share_kept"] == share
         ]
@@ -76,10 +76,3 @@ def selection_figure(result: Mapping[str, Any], path: Path) -> None:
 
 def _metrics(result: Mapping[str, Any]) -> list[str]:
     return [name for name in METRICS if any(name in row for row in result["rows"])]
-
-
-def _gain(value: Sequence[float | None] | None) -> str:
-    if value is None:
-        return figure(None)
-    mean, low, high = (figure(part, 4) for part in value)
-    return mean if value[1] is None else f"{mean} [{low}, {high}]"

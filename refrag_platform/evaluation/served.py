@@ -53,12 +53,7 @@ class ServedEvaluation:
 
 
 def evaluate_served(
-    bundle: Bundle,
-    questions: Sequence[Question],
-    chunks: Path,
-    recipe: Recipe,
-    base: Path,
-    relevance: PassageRelevance,
+    bundle: Bundle, questions: Sequence[Question], chunks: Path, recipe: Recipe, base: Path, relevance: PassageRelevance
 ) -> ServedEvaluation:
     """Look questions up as the service does, and answer those whose gold passage the store holds over what it sends.
 

@@ -14,16 +14,17 @@ from typing import Any
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus.held_out import held_out_questions, looked_up_questions, question_file
 from refrag_platform.corpus.question_files import Question
-from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls, untuned_decoder
+from refrag_platform.evaluation.decoders import declared_controls, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.retrieval import IN_STORE
+from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
 from refrag_platform.evaluation.seen import seen_in_training
 from refrag_platform.evaluation.served import evaluate_served
-from refrag_platform.evaluation.systems import DEFAULT_SYSTEMS
+from refrag_platform.evaluation.systems import CONTROL_KINDS, DEFAULT_SYSTEMS
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.files import write_json
 from refrag_platform.model.loading import load_bundle
@@ -56,7 +57,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         bundle.policy,
         windows,
         untuned=untuned_decoder(recipe, base, like=bundle.model),
-        controls=declared_controls(context.project, recipe),
+        controls=declared_controls(context.project, recipe, "cpt", PLAIN_SYSTEMS),
         shares=shares,
         batch_size=settings.batch_size,
         seed=recipe.seed,
@@ -66,7 +67,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     asked = _questions(context, base)
     looked_up = looked_up_questions(asked, settings, corpus)
     (shown, seen), (_, seen_of_looked_up) = seen_in_training(context.project, recipe, asked, looked_up)
-    controls = declared_question_controls(context.project, recipe)
+    controls = declared_controls(context.project, recipe, "finetuned", CONTROL_KINDS)
     rag = evaluate_rag(
         bundle.model,
         bundle.policy,
@@ -80,14 +81,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         max_new_tokens=settings.max_new_tokens,
         seed=recipe.seed,
     )
-    served = evaluate_served(
-        bundle,
-        looked_up,
-        context.inputs["chunks"],
-        recipe,
-        base,
-        relevance,
-    )
+    served = evaluate_served(bundle, looked_up, context.inputs["chunks"], recipe, base, relevance)
     perplexity |= {"context_tokens": settings.context_tokens, "output_tokens": settings.output_tokens}
     items = Items(windows=ItemSet(**perplexity.pop("items")), questions=rag.items, retrieval=served.items)
     about = {"order": rag.order, **rag.skipped, "seen": seen, "retrieval": served.report | {"seen": seen_of_looked_up}}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.shards import TokenShards
 from refrag_platform.errors import RefragError
+
+if TYPE_CHECKING:
+    from refrag_platform.model.refrag import RefragModel
 
 TokenIds = Sequence[int] | np.ndarray
 
@@ -110,6 +114,19 @@ def cut_windows(
     places = place_windows([len(tokens) for _, tokens in kept], window, count, seed)
     rows = [np.asarray(kept[number][1][begin : begin + window], np.int64) for number, begin in places]
     return Windows(torch.from_numpy(np.stack(rows)), [kept[number][0] for number, _ in places], context_tokens)
+
+
+def document_windows(
+    path: Path, model: RefragModel, context_tokens: int, output_tokens: int, count: int, seed: int
+) -> Windows:
+    """Windows of the documents of a file or folder, whose contexts are whole chunks of a model.
+
+    Raises:
+        RefragError: the context isn't a multiple of k; or as `read_documents` and `cut_windows`.
+    """
+    if context_tokens % model.chunk_size:
+        raise RefragError(f"--context is {context_tokens}; it must be a multiple of the model's k, {model.chunk_size}")
+    return cut_windows(read_documents(path, model.tokenizer), context_tokens, output_tokens, count, seed)
 
 
 def read_documents(path: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[str, TokenIds]]:

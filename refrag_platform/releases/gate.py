@@ -127,7 +127,7 @@ def _compared(metric: str, tolerance: float, candidate: ItemSet, known: ItemSet,
     candidate, known = candidate.held_by(known), known.held_by(known)
     new, old = np.array(candidate.values[metric]), np.array(known.values[metric])
     gains = old - new if metric.startswith("P") else new - old
-    interval = bootstrap_interval(gains, candidate.groups, np.random.default_rng(SEED), confidence)
+    interval = bootstrap_interval(gains, candidate.groups, SEED, confidence)
     means = {"candidate": _mean(candidate, metric), "released": _mean(known, metric)}
     figures: dict[str, Any] = {**means, "gain": rounded(gains.mean()), "items": len(gains)}
     if interval is None:

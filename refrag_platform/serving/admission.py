@@ -37,7 +37,7 @@ class Admission:
         self._inside = 0
         self.shown: dict[str, Ticket] = {}
         self._seconds = 1.0  # what a request has taken of late, for Retry-After
-        self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="request")
+        self.threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="request")
 
     def enter(self, request: Request, at_once: int) -> Ticket:
         """A ticket for a request, where `at_once` are answered at a time.
@@ -68,10 +68,6 @@ class Admission:
             return None
         ticket.cancel()
         return ticket.answer
-
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Run on a thread."""
-        return self._threads.submit(work)
 
 
 class Ticket:
@@ -106,7 +102,7 @@ class Ticket:
             ApiError: 504 when the deadline passes first.
             ClientGone: the client went away.
         """
-        self._work = submitted = self._admission.submit(lambda: work(*arguments, **named))
+        self._work = submitted = self._admission.threads.submit(work, *arguments, **named)
         return await self.until_deadline(asyncio.wrap_future(submitted))
 
     async def iterate(self, generation: Generation | Refusal) -> AsyncIterator[Delta]:

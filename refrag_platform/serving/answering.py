@@ -37,7 +37,7 @@ async def answer(request: Request, asked: AnswerRequest, shape: Callable[..., An
     Args: shape: makes the answer's bodies of request, generation and the request's id.
 
     Raises:
-        ApiError: it can't be had here, or not now. BadRequest: not in this way.
+        ApiError: it can't be had here, or not now, or not in this way.
     """
     require_model(request, asked.model)
     engine = require_engine(request)
@@ -85,16 +85,12 @@ def _start(engine: Engine, asked: AnswerRequest, collection: str) -> Generation 
             continues=asked.continues,
             collection=collection,
         )
-    except BadRequest as error:
+    except (BadRequest, SchemaError, QueryTooLong) as error:
+        told = as_api_error(error)
         # The engine speaks of a chat's fields.
-        error.param = asked.fields_here.get(error.param or "", error.param)
-        raise
-    except SchemaError as error:
-        field = asked.fields_here.get("response_format", "response_format")
-        raise BadRequest(str(error), code="invalid_schema", param=field) from None
-    except QueryTooLong as error:
-        field = asked.fields_here.get("messages", "messages")
-        raise BadRequest(str(error), code="query_too_long", param=field) from None
+        field = "response_format" if isinstance(error, SchemaError) else told.param
+        told.param = asked.fields_here.get(field or "", field)
+        raise told from None
 
 
 def require_engine(request: Request) -> Engine:

@@ -15,7 +15,7 @@ from refrag_platform.serving.text import REPLACEMENT
 
 if TYPE_CHECKING:
     from refrag_platform.serving.generation import Generation, Refusal
-    from refrag_platform.serving.schema import AnswerRequest
+    from refrag_platform.serving.schema import AnswerRequest, ChoicesRequest
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Answer(ABC):
 
     prefix: ClassVar[str]  # of the answer's id
 
-    def __init__(self, asked: AnswerRequest, generation: Generation | Refusal, request_id: str | None = None) -> None:
+    def __init__(self, asked: AnswerRequest, generation: Generation | Refusal, request_id: str | None) -> None:
         self._generation, self._request_id = generation, request_id
         self.id, self.created, self.model = f"{self.prefix}{uuid.uuid4().hex}", int(time.time()), asked.model
 
@@ -65,17 +65,9 @@ class Choices(Answer):
     whole_object: ClassVar[str]
     event_object: ClassVar[str]
 
-    def __init__(
-        self,
-        asked: AnswerRequest,
-        generation: Generation | Refusal,
-        request_id: str | None,
-        choices: int,
-        usage: bool,
-    ) -> None:
-        """usage: whether a stream ends with a chunk that bears it."""
+    def __init__(self, asked: ChoicesRequest, generation: Generation | Refusal, request_id: str | None) -> None:
         super().__init__(asked, generation, request_id)
-        self._choices, self._usage = choices, usage
+        self._choices, self._usage = asked.n or 1, asked.wants_usage
 
     @abstractmethod
     def whole_choice(self, choice: Choice) -> dict[str, Any]:

@@ -7,7 +7,6 @@ loaded; until then every route that needs it answers 503.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -82,25 +81,23 @@ def create_app(
     app.add_middleware(Observe, site=app, metrics=metrics)
     _add_error_handlers(app)
     asked = (400, 401, 404, 408, 413, 429, 500, 503, 504)
-    for path, route, body, streamed in (
-        ("/v1/chat/completions", chat_completions, bodies.ChatCompletion, bodies.STREAMED_CHOICES),
-        ("/v1/completions", completions, bodies.Completion, bodies.STREAMED_CHOICES),
-        ("/v1/responses", responses, bodies.Response, bodies.STREAMED_RESPONSE),
+    choices = {"content": STREAM, "description": bodies.STREAMED_CHOICES}
+    response = {"content": STREAM, "description": bodies.STREAMED_RESPONSE}
+    look_up = tuple(status for status in asked if status != 404)
+    one = "/v1/responses/{response_id}"
+    for method, path, route, told in (
+        ("POST", "/v1/chat/completions", chat_completions, documented(bodies.ChatCompletion, *asked, **choices)),
+        ("POST", "/v1/completions", completions, documented(bodies.Completion, *asked, **choices)),
+        ("POST", "/v1/responses", responses, documented(bodies.Response, *asked, **response)),
+        ("GET", one, show_response, documented(None, 401, 404)),
+        ("DELETE", one, show_response, documented(None, 401, 404)),
+        ("POST", f"{one}/cancel", cancel_response, documented(bodies.Response, 401, 404)),
+        ("POST", "/v1/embeddings", embeddings, documented(bodies.Embeddings, *asked)),
+        ("POST", "/v1/retrieve", retrieve, documented(bodies.Listed[bodies.FoundPassage], *look_up)),
+        ("GET", "/v1/models", list_models, documented(bodies.Listed[bodies.ModelCard], 401)),
+        ("GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404)),
     ):
-        _add(app, "POST", path, route, documented(body, *asked, content=STREAM, description=streamed))
-    _add(app, "GET", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
-    _add(app, "DELETE", "/v1/responses/{response_id}", show_response, documented(None, 401, 404))
-    _add(app, "POST", "/v1/responses/{response_id}/cancel", cancel_response, documented(bodies.Response, 401, 404))
-    _add(app, "POST", "/v1/embeddings", embeddings, documented(bodies.Embeddings, *asked))
-    _add(
-        app,
-        "POST",
-        "/v1/retrieve",
-        retrieve,
-        documented(bodies.RetrievedPassages, 400, 401, 408, 413, 429, 500, 503, 504),
-    )
-    _add(app, "GET", "/v1/models", list_models, documented(bodies.ModelList, 401))
-    _add(app, "GET", "/v1/models/{model:path}", show_model, documented(bodies.ModelCard, 401, 404))
+        app.add_api_route(path, route, methods=[method], response_model=None, responses=told)
     add_documents(app)
     app.add_api_route("/metrics", figures, include_in_schema=False)
     add_pages(app, keys.needed)
@@ -110,12 +107,6 @@ def create_app(
 def _load(app: FastAPI) -> Load | None:
     engine = app.state.engine
     return engine.decoder_load() if engine is not None and engine.alive else None
-
-
-def _add(
-    app: FastAPI, method: str, path: str, route: Callable[..., Any], responses: dict[int | str, dict[str, Any]]
-) -> None:
-    app.add_api_route(path, route, methods=[method], response_model=None, responses=responses)
 
 
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
@@ -165,8 +156,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
     engine = require_engine(request)
     if engine.store is not None and body.dimensions not in (None, dim := engine.store.retriever.dim):
         raise BadRequest(
-            f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut",
-            param="dimensions",
+            f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut", param="dimensions"
         )
     async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         vectors, tokens = await ticket.run(engine.embed, body.texts())

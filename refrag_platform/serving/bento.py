@@ -185,5 +185,5 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _end_of(log: Path, lines: int = 20) -> str:
-    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from refrag_platform.serving.contract import Sources, Usage
 
+T = TypeVar("T")
+
 
 class _Response(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
+
+
+class Listed(_Response, Generic[T]):
+    """All that there is of something, or the best of it first."""
+
+    object: Literal["list"]
+    data: list[T]
 
 
 class ErrorDetail(_Response):
@@ -90,16 +99,21 @@ class RefragBody(Sources, Usage):
     request_id: str | None = None
 
 
-class ChatCompletion(_Response):
-    """An answer that is not streamed."""
+class Choices(_Response, Generic[T]):
+    """What chat completions and completions have in common."""
 
     id: str
-    object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[Choice]
+    choices: list[T]
     usage: UsageBody
     refrag: RefragBody
+
+
+class ChatCompletion(Choices[Choice]):
+    """An answer that is not streamed."""
+
+    object: Literal["chat.completion"]
 
 
 class TextLogprobsBody(_Response):
@@ -120,16 +134,10 @@ class TextChoice(_Response):
     logprobs: TextLogprobsBody | None
 
 
-class Completion(_Response):
+class Completion(Choices[TextChoice]):
     """A text's continuation that is not streamed."""
 
-    id: str
     object: Literal["text_completion"]
-    created: int
-    model: str
-    choices: list[TextChoice]
-    usage: UsageBody
-    refrag: RefragBody
 
 
 class OutputText(_Response):
@@ -208,11 +216,9 @@ class EmbeddingUsage(_Response):
     total_tokens: int
 
 
-class Embeddings(_Response):
+class Embeddings(Listed[Embedding]):
     """Vectors in the order of their texts."""
 
-    object: Literal["list"]
-    data: list[Embedding]
     model: str
     usage: EmbeddingUsage
 
@@ -226,13 +232,6 @@ class ModelCard(_Response):
     owned_by: str
 
 
-class ModelList(_Response):
-    """The models that are served."""
-
-    object: Literal["list"]
-    data: list[ModelCard]
-
-
 class FoundPassage(_Response):
     """A passage of the store."""
 
@@ -240,13 +239,6 @@ class FoundPassage(_Response):
     title: str
     text: str
     score: float | None
-
-
-class RetrievedPassages(_Response):
-    """The passages that fit a query best, best first."""
-
-    object: Literal["list"]
-    data: list[FoundPassage]
 
 
 class ChangedDocument(_Response):
@@ -257,13 +249,6 @@ class ChangedDocument(_Response):
     passages: int
 
 
-class DocumentsChanged(_Response):
-    """Documents that the next search finds."""
-
-    object: Literal["list"]
-    data: list[ChangedDocument]
-
-
 class ListedDocument(_Response):
     """A document that was added or replaced."""
 
@@ -272,11 +257,9 @@ class ListedDocument(_Response):
     title: str
 
 
-class DocumentList(_Response):
+class DocumentList(Listed[ListedDocument]):
     """A page of them, by id."""
 
-    object: Literal["list"]
-    data: list[ListedDocument]
     has_more: bool
 
 

@@ -16,16 +16,15 @@ from refrag_platform.serving.messages import (
     ChatMessage,
     as_conversation,
     require_calls_before_results,
-    require_no_tools,
     require_question,
 )
-from refrag_platform.serving.schema import NOT_HONOURED, ChoicesRequest, most_tokens
+from refrag_platform.serving.schema import NOT_HONOURED, ChoicesRequest, ConversationRequest, most_tokens
 
 if TYPE_CHECKING:
     from refrag_platform.serving.generation import Generation, Refusal
 
 
-class ChatRequest(ChoicesRequest):
+class ChatRequest(ConversationRequest, ChoicesRequest):
     """Body of POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(
@@ -39,11 +38,6 @@ class ChatRequest(ChoicesRequest):
     max_completion_tokens: int | None = most_tokens("default the recipe's")
     logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="likeliest tokens in each place; needs logprobs")
-    parallel_tool_calls: bool | None = Field(None, description="of no use here: no tool is called")
-    tools: list[Any] | None = Field(
-        None, description="not honoured, the model calls no tools: [], or any with tool_choice none"
-    )
-    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
     functions: Annotated[Any, only([])] = Field(None, description=NOT_HONOURED)
     function_call: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
     response_format: ChatFormat | None = Field(None, description="what the answer's text is to be; default text")
@@ -58,7 +52,6 @@ class ChatRequest(ChoicesRequest):
     def _fields_agree(self) -> ChatRequest:
         require_question(self.messages, f"messages.{len(self.messages) - 1}")
         require_calls_before_results(self.messages)
-        require_no_tools(self.tools, self.tool_choice)
         if self.top_logprobs is not None and not self.logprobs:
             raise fault(
                 "invalid_value", f"top_logprobs is {self.top_logprobs}; it needs logprobs: true", "top_logprobs"
@@ -86,7 +79,7 @@ class ChatCompletion(Choices):
     prefix, whole_object, event_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def __init__(self, asked: ChatRequest, generation: Generation | Refusal, request_id: str | None) -> None:
-        super().__init__(asked, generation, request_id, asked.n or 1, asked.wants_usage)
+        super().__init__(asked, generation, request_id)
         self._logprobs = bool(asked.logprobs)
         self._refuses = asked.wants_json and not generation.sources.answered
 

@@ -11,9 +11,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refrag_platform.corpus.text import require_unicode
@@ -73,26 +72,17 @@ def ask(url: str, question: str, model: str | None = None, key: str | None = Non
     return StreamedAnswer(_events(url.rstrip("/"), question, model, key, extra))
 
 
-def answer_once(
-    project: Project,
-    model: str,
-    question: str,
-    log: Path | None = None,
-    on_text: Callable[[str], object] = lambda text: None,
-    **extra: Any,
-) -> dict[str, Any]:
-    """Serve a model's Bento, ask it one question by streaming HTTP, and stop it.
-
-    `on_text` gets each piece of the answer as it comes.
+def answer_once(project: Project, model: str, question: str, **extra: Any) -> dict[str, Any]:
+    """Serve a model's Bento, ask it one question by streaming HTTP, and stop it; its output is in work/NAME/serve.log.
 
     Returns: question, answer, citations, ttft_ms (at the client), usage, refrag (the response's own field),
-    model_tag, bento_tag. `log` takes the server's output; default work/NAME/serve.log.
+    model_tag, bento_tag.
 
     Raises:
         RefragError: there is no Bento, or it fails; the message shows the end of its log.
     """
     package = bento.Package.of(project, model)
-    log = log or project.root / "work" / model / "serve.log"
+    log = project.root / "work" / model / "serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # Nobody else asks this server: it has a key of its own, whatever the environment names, and it leaves alone the
     # folder that another server may hold, and the object store, where it would publish a candidate's tables.
@@ -101,10 +91,7 @@ def answer_once(
     closed = {"REFRAG_API_KEY": key} | {f"REFRAG_{name}": "" for name in others}
     with bento.running(project, model, log, variables=closed) as url:
         streamed = ask(url, question, model, key, **extra)
-        answer = ""
-        for piece in streamed:
-            on_text(piece)
-            answer += piece
+        answer = "".join(streamed)
     return {
         "question": question,
         "answer": answer,

@@ -62,9 +62,9 @@ class Completion(Choices):
     whole_object = event_object = "text_completion"
 
     def __init__(self, asked: CompletionRequest, generation: Generation | Refusal, request_id: str | None) -> None:
-        super().__init__(asked, generation, request_id, asked.n or 1, asked.wants_usage)
+        super().__init__(asked, generation, request_id)
         self._logprobs = asked.logprobs is not None
-        self._offsets = [0] * (asked.n or 1)
+        self._offsets = [0] * self._choices
 
     def whole_choice(self, choice: Choice) -> dict[str, Any]:
         return {"text": choice.text, "logprobs": self._tokens(choice.tokens, 0) if self._logprobs else None}

@@ -13,13 +13,13 @@ from pydantic import Field, model_validator
 
 from refrag_platform.corpus.text import is_visible, normalize
 from refrag_platform.errors import RefragError
-from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_DOCUMENTS
+from refrag_platform.limits import MOST_DOCUMENTS
 from refrag_platform.serving.admission import CHANGES, LOOK_UPS
 from refrag_platform.serving.answering import require_engine
-from refrag_platform.serving.bodies import Document, DocumentDeleted, DocumentList, DocumentsChanged, documented
+from refrag_platform.serving.bodies import ChangedDocument, Document, DocumentDeleted, DocumentList, Listed, documented
 from refrag_platform.serving.contract import BadRequest
 from refrag_platform.serving.errors import ApiError, Json
-from refrag_platform.serving.fields import MOST_SHOWN, Body, Name, fault
+from refrag_platform.serving.fields import MOST_SHOWN, Body, Name, fault, require_characters
 from refrag_platform.serving.guard import collection_of
 from refrag_platform.serving.schema import FullText, Title
 
@@ -55,12 +55,7 @@ class DocumentsRequest(Body):
             if {".", ".."} & set(document.id.split("/")):
                 raise fault("invalid_value", "clients leave . and .. out of a path", f"documents.{place}.id")
         characters = sum(len(document.title) + len(document.text) for document in self.documents)
-        if characters > MOST_CHARACTERS_IN_ALL:
-            raise fault(
-                "invalid_value",
-                f"the documents have {characters:,} characters, the limit is {MOST_CHARACTERS_IN_ALL:,}; send fewer",
-                "documents",
-            )
+        require_characters(characters, "the documents", "documents")
         return self
 
 
@@ -68,7 +63,7 @@ def add_documents(app: FastAPI) -> None:
     """The routes."""
     errors = (401, 429, 500, 501, 503, 504)
     for path, method, route, told in (
-        (ROUTE, "POST", put_documents, documented(DocumentsChanged, 400, 408, 413, *errors)),
+        (ROUTE, "POST", put_documents, documented(Listed[ChangedDocument], 400, 408, 413, *errors)),
         (ROUTE, "GET", list_documents, documented(DocumentList, 400, *errors)),
         (ROUTE_OF_ONE, "GET", show_document, documented(Document, 404, *errors)),
         (ROUTE_OF_ONE, "DELETE", delete_document, documented(DocumentDeleted, 404, *errors)),

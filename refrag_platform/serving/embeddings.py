@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, Tag, field_validator, model_validator
 
-from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_TEXTS
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault
+from refrag_platform.limits import MOST_TEXTS
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, require_characters
 from refrag_platform.serving.schema import FullText
 
 
@@ -43,11 +42,7 @@ class EmbeddingRequest(Body):
 
     @model_validator(mode="after")
     def _fits(self) -> EmbeddingRequest:
-        characters = sum(map(len, self.texts()))
-        if characters > MOST_CHARACTERS_IN_ALL:
-            raise fault(
-                "invalid_value", f"it has {characters:,} characters, the limit is {MOST_CHARACTERS_IN_ALL:,}", "input"
-            )
+        require_characters(sum(map(len, self.texts())), "the texts", "input")
         return self
 
     def texts(self) -> list[str]:
@@ -59,12 +54,12 @@ def embeddings_body(asked: EmbeddingRequest, vectors: NDArray[np.float32], token
     """OpenAI's list of embeddings; vectors: [n, dim]."""
     as_base64 = asked.encoding_format == "base64"
     data = [
-        {"object": "embedding", "index": number, "embedding": _base64(row) if as_base64 else row.tolist()}
+        {
+            "object": "embedding",
+            "index": number,
+            "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode() if as_base64 else row.tolist(),
+        }
         for number, row in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": asked.model, "usage": usage}
-
-
-def _base64(row: Sequence[float] | NDArray[np.float32]) -> str:
-    return base64.b64encode(np.asarray(row, "<f4").tobytes()).decode()

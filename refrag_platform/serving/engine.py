@@ -39,7 +39,7 @@ from refrag_platform.recipes import ServingRecipe
 from refrag_platform.serving.citations import citation, split_by_kept
 from refrag_platform.serving.contract import BadRequest, Message, Sampling, ServedPassage, Sources
 from refrag_platform.serving.fitting import at_rate, require_choice, require_room
-from refrag_platform.serving.generation import Generation, Refusal, refusal, usage_of
+from refrag_platform.serving.generation import Generation, Refusal, usage_of
 from refrag_platform.serving.prompt_builder import PromptBuilder, asked_last
 from refrag_platform.serving.selecting import Expand, Selected
 from refrag_platform.store.content import StoreDescription
@@ -71,8 +71,7 @@ class Engine:
         model = bundle.model
         self.max_positions = min(settings.max_positions, most_positions(model.decoder) or settings.max_positions)
         refuse_other_serving(model.decoder)
-        decoder = self._own_decoder() if vllm is None else self._on_vllm(vllm)
-        self._scheduler: Scheduler | VllmDecoder = decoder
+        self._scheduler: Scheduler | VllmDecoder = self._own_decoder() if vllm is None else self._on_vllm(vllm)
         self._stop_ids = stop_ids(model.tokenizer)
         self._prompts = PromptBuilder(name, model.tokenizer, settings, store.retriever if store else None)
         # A tokenizer keeps state while it reads text: answers are put into words by another.
@@ -203,27 +202,13 @@ class Engine:
         """Whether it can answer at all; after a fault of the device it can't, and its process must be started anew."""
         return self._scheduler.alive and not self._faulty
 
-    @property
-    def slots_in_use(self) -> int:
-        """Choices of answers that are being written now."""
-        return self._scheduler.slots_in_use
-
     def decoder_load(self) -> Load:
         """What the decoder has to do, and holds."""
         return self._scheduler.load()
 
     def memory(self) -> str:
         """What keys and values take, for a log."""
-        if not isinstance(self._scheduler, Scheduler):
-            return self._scheduler.memory()
-        runner, settings = self._scheduler.runner, self.settings
-        size = settings.slots * self.max_positions * runner.kv_bytes_per_position / 2**30
-        # Memory of a CPU is taken as positions are first used, and kept.
-        taken = "at once" if runner.device.type == "cuda" else "as they are first used"
-        return (
-            f"keys and values of {settings.slots} slots of {self.max_positions:,} positions take {size:.2f} GiB, "
-            f"{taken}; those of prompts' beginnings up to {settings.prefix_cache_mb / 1024:.2f} GiB"
-        )
+        return self._scheduler.memory()
 
     def close(self) -> None:
         """End the decoder's thread; answers that are being written fail. Let go of the store's working copies."""
@@ -259,8 +244,9 @@ class Engine:
             BadRequest, QueryTooLong, SchemaError: as `retrieve` and `start`.
         """
         bundle = at_rate(self.name, self.bundle, rate)
+        share = bundle.share_kept if share_kept is None else share_kept
         if count or sent:
-            require_choice(self.name, bundle, bundle.share_kept if share_kept is None else share_kept)
+            require_choice(self.name, bundle, share)
         question, before = asked_last(messages)
         begun = time.monotonic()
         found = self.retrieve(question, count, before, collection)
@@ -270,18 +256,17 @@ class Engine:
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
-            self.start(messages, (), sampling, share_kept, continues=continues)
+            self.start(messages, (), sampling, share, continues=continues)
             retrieved = [citation(passage, Selected(self._prompts.chunks(bundle.model, passage))) for passage in found]
-            share = bundle.share_kept if share_kept is None else share_kept
             sources = Sources([], retrieved, False, similarity, least)
-            return refusal(sources, share, rate, searched, sampling.n if sampling else 1)
+            return Refusal(sources, share, rate, searched, sampling.n if sampling else 1)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(
             messages,
             [*sent, *found],
             sampling,
-            share_kept,
+            share,
             rate=rate,
             expand=expand,
             continues=continues,
@@ -321,23 +306,6 @@ class Engine:
                 rate, or there is no such chunk.
             SchemaError: answers can't be held to the schema.
         """
-        try:
-            return self._start(messages, passages, sampling, share_kept, rate, expand, continues, collection)
-        except torch.AcceleratorError:
-            self._faulty = True
-            raise
-
-    def _start(
-        self,
-        messages: Sequence[Message],
-        passages: Sequence[ServedPassage],
-        sampling: Sampling | None,
-        share_kept: float | None,
-        rate: int,
-        expand: Expand,
-        continues: bool,
-        collection: str,
-    ) -> Generation:
         begun = time.monotonic()
         sampling = sampling or Sampling(self.settings.max_new_tokens)
         bundle = at_rate(self.name, self.bundle, rate)
@@ -345,34 +313,30 @@ class Engine:
         if passages:
             require_choice(self.name, bundle, share)
         matcher = self._grammars.matcher(sampling.schema) if sampling.schema else None
-        selected = self._prompts.select(bundle, passages, share, messages[-1].content, expand)
-        chosen = time.monotonic()
-        prompt = self._prompts.prompt(bundle.model, messages, [one.chunks for one in selected], continues)
-        require_room(self.name, prompt, sampling, self.settings, self.max_positions)
-        read = [citation(passage, one) for passage, one in zip(passages, selected, strict=True)]
-        begun_to_project = time.monotonic()
-        embeds = prompt_input(bundle.model, prompt)
+        try:
+            selected = self._prompts.select(bundle, passages, share, messages[-1].content, expand)
+            chosen = time.monotonic()
+            prompt = self._prompts.prompt(bundle.model, messages, [one.chunks for one in selected], continues)
+            require_room(self.name, prompt, sampling, self.settings, self.max_positions)
+            begun_to_project = time.monotonic()
+            embeds = prompt_input(bundle.model, prompt)
+        except torch.AcceleratorError:
+            self._faulty = True
+            raise
+        pairs = list(zip(passages, selected, strict=True))
+        read = [citation(*pair) for pair in pairs]
         generation = Generation(
             lambda: self._scheduler.submit(embeds, sampling, self._stop_ids, collection, matcher),
-            self._decode,
-            self._token_text,
+            self._writer,
             sampling,
             split_by_kept(read),
             usage_of(prompt, read, share, rate),
             begun,
-            lambda: split_by_kept(
-                [self._prompts.cited(bundle.model, *one) for one in zip(passages, selected, strict=True)]
-            ),
+            lambda: split_by_kept([self._prompts.cited(bundle.model, *pair) for pair in pairs]),
         )
         generation.add_part("select", begun, chosen)
         generation.add_part("project", begun_to_project, time.monotonic())
         return generation
-
-    def _decode(self, token_ids: list[int]) -> str:
-        return str(self._writer.decode(token_ids, skip_special_tokens=True))
-
-    def _token_text(self, token_id: int) -> str:
-        return str(self._writer.decode([token_id], skip_special_tokens=False))
 
 
 def _passage(hit: Hit) -> ServedPassage:

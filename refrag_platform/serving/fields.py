@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from refrag_platform.limits import MOST_CHARACTERS, MOST_NAME_CHARACTERS
+from refrag_platform.limits import MOST_CHARACTERS, MOST_CHARACTERS_IN_ALL, MOST_NAME_CHARACTERS
 
 MOST_SHOWN = 80  # characters of what a client sent, in a message
 
@@ -38,6 +38,17 @@ def fault(code: str, message: str, field: str | None = None) -> PydanticCustomEr
     """An error of validation with a code of OpenAI's; field: where it lies below what is validated."""
     # Braces would be filled in from the context.
     return PydanticCustomError(code, "{message}", {"message": message, "field": field})
+
+
+def require_characters(characters: int, what: str, field: str) -> None:
+    """Texts of a request have together no more characters than the limit.
+
+    Raises:
+        PydanticCustomError: they have; it says so of `what`, in the place `field`.
+    """
+    if characters > MOST_CHARACTERS_IN_ALL:
+        told = f"{what} have {characters:,} characters, the limit is {MOST_CHARACTERS_IN_ALL:,}; send less"
+        raise fault("invalid_value", told, field)
 
 
 def whole_text(value: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from transformers import PreTrainedTokenizerFast
+
 from refrag_platform.decoding.sampling import Token
 from refrag_platform.decoding.stream import Stream
 from refrag_platform.model.segments import Prompt, compression_rate, plain_tokens, prompt_length
@@ -20,8 +22,7 @@ NOTHING_FOUND = "The documents here do not say anything about this."
 class Generation:
     """Iterate `deltas` (or, of a single choice, the generation itself, for its text); then read `usage`.
 
-    The decoder is asked at the first delta. `close` may be called by any thread, at any time. `token_text` names a
-    token in log-probabilities, special ones too, which an answer's text leaves out.
+    The decoder is asked at the first delta. `close` may be called by any thread, at any time.
 
     parts: begin and end of each part of the answer that has ended, as `Seconds` names them. token_times: when each
     token of each choice was drawn. Both in seconds of time.monotonic.
@@ -30,8 +31,7 @@ class Generation:
     def __init__(
         self,
         submit: Callable[[], Stream],
-        decode: Callable[[list[int]], str],
-        token_text: Callable[[int], str],
+        tokenizer: PreTrainedTokenizerFast,
         sampling: Sampling,
         sources: Sources,
         usage: Usage,
@@ -41,8 +41,12 @@ class Generation:
         """explain: the sources with each passage's `selection`; asked while the decoder reads the prompt."""
         self.sources, self.usage, self._explain = sources, usage, explain
         self.finish_reason: Literal["stop", "length"] | None = None  # of the choice that ended last
-        self._submit, self._token_text, self._begun = submit, token_text, begun
-        self._choices = [_ChoiceText(decode, sampling.stop) for _ in range(sampling.n)]
+        self._submit, self._tokenizer, self._begun = submit, tokenizer, begun
+
+        def decode(token_ids: list[int]) -> str:
+            return str(tokenizer.decode(token_ids, skip_special_tokens=True))
+
+        self._choices = [(Detokenizer(decode), StopStrings(sampling.stop)) for _ in range(sampling.n)]
         self._stream: Stream | None = None
         self._closed = False
         self.parts: dict[str, tuple[float, float]] = {}
@@ -50,10 +54,6 @@ class Generation:
 
     def __iter__(self) -> Iterator[str]:
         return (delta.text for delta in self.deltas() if delta.text)
-
-    @property
-    def citations(self) -> list[Citation]:
-        return self.sources.citations
 
     def add_part(self, name: str, begun: float, ended: float) -> None:
         """Tell when a part of the answer began and ended; name: a field of `Seconds`."""
@@ -80,14 +80,14 @@ class Generation:
             told = self._explain()
             self.sources = replace(self.sources, citations=told.citations, retrieved=told.retrieved)
             for event in stream:
-                text = self._choices[event.choice]
+                text, stops = self._choices[event.choice]
                 if event.token is None:
                     self.finish_reason = event.finish_reason
-                    yield Delta(event.choice, text.flush(), finish_reason=event.finish_reason)
+                    yield Delta(event.choice, stops.flush(), finish_reason=event.finish_reason)
                     continue
                 self._count(event.choice, event.at, submitted, stream.reused)
-                piece, logprobs = text.push(event.token.id), self._logprobs(event.token)
-                if text.stopped:
+                piece, logprobs = stops.push(text.push(event.token.id)), self._logprobs(event.token)
+                if stops.stopped:
                     stream.stop(event.choice)
                     self.finish_reason = "stop"
                     yield Delta(event.choice, piece, logprobs, "stop")
@@ -109,6 +109,10 @@ class Generation:
             time_to_first_token_ms=first,
         )
 
+    def _token_text(self, token_id: int) -> str:
+        """A token as log-probabilities name it, special ones too, which an answer's text leaves out."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
     def _logprobs(self, token: Token) -> tuple[TokenLogprob, ...]:
         if token.logprob is None:
             return ()
@@ -121,16 +125,17 @@ class Refusal:
 
     finish_reason: Literal["stop"] = "stop"
 
-    def __init__(self, sources: Sources, usage: Usage, choices: int, parts: dict[str, tuple[float, float]]) -> None:
-        self.sources, self.usage, self._choices, self.parts = sources, usage, choices, parts
+    def __init__(
+        self, sources: Sources, share_kept: float, rate: int, searched: tuple[float, float], choices: int
+    ) -> None:
+        """sources: passages that were found, and are not read. searched: when the search began and ended."""
+        self.sources, self._choices, self.parts = sources, choices, {"retrieve": searched}
+        seconds = Seconds(retrieve=round(searched[1] - searched[0], 6))
+        self.usage = replace(usage_of([], sources.retrieved, share_kept, rate), seconds=seconds)
         self.token_times: list[list[float]] = []
 
     def __iter__(self) -> Iterator[str]:
         return iter([NOTHING_FOUND])
-
-    @property
-    def citations(self) -> list[Citation]:
-        return self.sources.citations
 
     def close(self) -> None:
         """Nothing is held."""
@@ -156,29 +161,3 @@ def usage_of(prompt: Prompt, read: Sequence[Citation], share_kept: float, rate: 
         time_to_first_token_ms=None,
         seconds=Seconds(),
     )
-
-
-def refusal(sources: Sources, share_kept: float, rate: int, searched: tuple[float, float], choices: int) -> Refusal:
-    """The refusal over passages that were found, and are not read. searched: when that began and ended."""
-    usage = replace(
-        usage_of([], sources.retrieved, share_kept, rate),
-        seconds=Seconds(retrieve=round(searched[1] - searched[0], 6)),
-    )
-    return Refusal(sources, usage, choices, {"retrieve": searched})
-
-
-class _ChoiceText:
-    """The text of one choice's tokens, up to a stop string."""
-
-    def __init__(self, decode: Callable[[list[int]], str], stops: tuple[str, ...]) -> None:
-        self._text, self._stops = Detokenizer(decode), StopStrings(stops)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stops.stopped
-
-    def push(self, token_id: int) -> str:
-        return self._stops.push(self._text.push(token_id))
-
-    def flush(self) -> str:
-        return self._stops.flush()

@@ -30,16 +30,11 @@ class RequireKey:
     """
 
     def __init__(
-        self,
-        app: ASGIApp,
-        keys: Keys,
-        per_minute: int | None = None,
-        rate: RateLimit | None = None,
-        open_paths: Collection[str] = (),
+        self, app: ASGIApp, keys: Keys, per_minute: int | None = None, open_paths: Collection[str] = ()
     ) -> None:
         """per_minute: requests of a key without a number of its own; None: any. open_paths: need no key."""
         self.app, self._open_paths = app, open_paths
-        self._keys, self._per_minute, self._rate = keys, per_minute, rate or RateLimit()
+        self._keys, self._per_minute, self._rate = keys, per_minute, RateLimit()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:

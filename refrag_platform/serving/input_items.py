@@ -7,43 +7,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from refrag_platform.limits import MOST_PARTS
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown
-from refrag_platform.serving.messages import ChatMessage, ContentPart, FunctionCall, ToolCall
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only
+from refrag_platform.serving.messages import ChatMessage, ContentPart, FunctionCall, Part, ToolCall
 
-PARTS = ("input_text", "output_text", "refusal")
 NEEDED = {"message": ("role", "content"), "function_call": ("call_id", "name", "arguments"),
           "function_call_output": ("call_id", "output")}  # fmt: skip
 
 
-class InputPart(Body):
-    """One part of an item's content; only text is understood."""
+class InputPart(Part):
+    """A part as responses write it."""
 
     type: Literal["input_text", "output_text", "refusal"]
-    text: Text | None = None
-    refusal: Text | None = None
     annotations: Any = Field(None, description="of an earlier answer; not read")
     logprobs: Any = Field(None, description="of an earlier answer; not read")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_is_known(cls, given: Any) -> Any:
-        kind = given.get("type") if isinstance(given, dict) else PARTS[0]
-        if isinstance(kind, str) and kind not in PARTS:
-            raise fault("unsupported_value", f"a part of type {shown(kind)} is not understood, only text is", "type")
-        return given
-
-    @model_validator(mode="after")
-    def _text_is_there(self) -> InputPart:
-        name = "refusal" if self.type == "refusal" else "text"
-        if getattr(self, name) is None:
-            raise fault("missing_required_parameter", f"a part of type {self.type} needs it", name)
-        return self
-
     def part(self) -> ContentPart:
         """The same part of a chat's message."""
-        if self.type == "refusal":
-            return ContentPart(type="refusal", refusal=self.refusal)
-        return ContentPart(type="text", text=self.text)
+        kind: Literal["text", "refusal"] = "refusal" if self.type == "refusal" else "text"
+        return ContentPart(type=kind, text=self.text, refusal=self.refusal)
 
 
 InputContent = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, Tag, model_validator
 
@@ -23,33 +23,39 @@ ROLES = {
 }
 
 
-class ContentPart(Body):
+class Part(Body):
     """One part of a message's content; only text is understood."""
 
-    type: Literal["text", "refusal"]
+    type: str
     text: Text | None = None
     refusal: Text | None = Field(None, description="the text of a part of type refusal, in the assistant's messages")
 
     @model_validator(mode="before")
     @classmethod
     def _kind_is_known(cls, given: Any) -> Any:
-        kind = given.get("type") if isinstance(given, dict) else "text"
-        if isinstance(kind, str) and kind not in ("text", "refusal"):
+        kind = given.get("type") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind not in get_args(cls.model_fields["type"].annotation):
             raise fault("unsupported_value", f"a part of type {shown(kind)} is not understood, only text is", "type")
         return given
 
     @model_validator(mode="after")
-    def _text_is_there(self) -> ContentPart:
-        if (self.text if self.type == "text" else self.refusal) is None:
-            raise fault("missing_required_parameter", f"a part of type {self.type} needs it", self.type)
-        if (self.refusal if self.type == "text" else self.text) is not None:
-            other = "refusal" if self.type == "text" else "text"
+    def _text_is_there(self) -> Part:
+        name, other = ("refusal", "text") if self.type == "refusal" else ("text", "refusal")
+        if getattr(self, name) is None:
+            raise fault("missing_required_parameter", f"a part of type {self.type} needs it", name)
+        if getattr(self, other) is not None:
             raise fault("invalid_value", f"a part of type {self.type} has no {other}", other)
         return self
 
+
+class ContentPart(Part):
+    """A part as chat completions write it."""
+
+    type: Literal["text", "refusal"]
+
     def words(self) -> str:
         """What it says."""
-        return (self.text if self.type == "text" else self.refusal) or ""
+        return self.text or self.refusal or ""
 
 
 Content = Annotated[
@@ -164,20 +170,6 @@ def require_question(messages: Sequence[ChatMessage], where: str) -> None:
         )
     if not last.words().strip():
         raise fault("invalid_value", "the last message is empty; it must be the user's question", f"{where}.content")
-
-
-def require_no_tools(tools: Sequence[Any] | None, choice: Any) -> None:
-    """Tools are none, or such that the model need not call.
-
-    Raises:
-        PydanticCustomError: they might be called.
-    """
-    if tools and choice != "none":
-        raise fault(
-            "unsupported_value",
-            'the model calls no tools; leave the field out, or send tool_choice "none" with it',
-            "tools",
-        )
 
 
 def require_calls_before_results(messages: Sequence[ChatMessage], where: str = "messages.{}.tool_call_id") -> None:

@@ -19,10 +19,9 @@ from refrag_platform.serving.messages import (
     ChatMessage,
     as_conversation,
     require_calls_before_results,
-    require_no_tools,
     require_question,
 )
-from refrag_platform.serving.schema import NOT_HONOURED, AnswerRequest, FullText, StreamOptions, most_tokens
+from refrag_platform.serving.schema import NOT_HONOURED, ConversationRequest, FullText, StreamOptions, most_tokens
 
 if TYPE_CHECKING:
     from refrag_platform.serving.generation import Generation, Refusal
@@ -48,7 +47,7 @@ class ResponseStreamOptions(StreamOptions):
     include_usage: Annotated[Any, only()] = None
 
 
-class ResponseRequest(AnswerRequest):
+class ResponseRequest(ConversationRequest):
     """Body of POST /v1/responses."""
 
     fields_here: ClassVar[Mapping[str, str]] = {
@@ -64,11 +63,6 @@ class ResponseRequest(AnswerRequest):
     include: list[Literal["message.output_text.logprobs"]] | None = Field(None, max_length=1)
     text: TextOptions | None = None
     stream_options: ResponseStreamOptions | None = None
-    parallel_tool_calls: bool | None = Field(None, description="of no use here: no tool is called")
-    tools: list[Any] | None = Field(
-        None, description="not honoured, the model calls no tools: [], or any with tool_choice none"
-    )
-    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
     max_tool_calls: int | None = Field(None, ge=0, description="of no use here: no tool is called")
     background: Annotated[Any, only(False)] = Field(None, description=NOT_HONOURED)
     conversation: Annotated[Any, only()] = Field(None, description=NOT_HONOURED)
@@ -85,11 +79,8 @@ class ResponseRequest(AnswerRequest):
         listed = isinstance(self.input, list)
         require_question(messages, f"input.{len(messages) - 1}" if listed else "input")
         require_calls_before_results(messages, "input.{}.call_id")
-        require_no_tools(self.tools, self.tool_choice)
         if self.top_logprobs is not None and not self.include:
             raise fault("invalid_value", f"top_logprobs needs include: [{LOGPROBS!r}]", "top_logprobs")
-        if self.stream_options is not None and not self.stream:
-            raise fault("invalid_value", "stream_options needs stream: true", "stream_options")
         said = sum(message.characters() for message in messages)
         self.require_characters(said + len(self.instructions or ""))
         return self

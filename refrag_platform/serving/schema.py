@@ -11,7 +11,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, Tag, WithJsonSchema
 from refrag_platform.decoding.settings import Schema
 from refrag_platform.limits import (
     MOST_CHARACTERS,
-    MOST_CHARACTERS_IN_ALL,
     MOST_CHOICES,
     MOST_PASSAGES,
     MOST_QUERY_WORDS,
@@ -21,7 +20,17 @@ from refrag_platform.limits import (
     MOST_TOKENS,
 )
 from refrag_platform.serving.contract import Message, Sampling, ServedPassage
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown, whole_text
+from refrag_platform.serving.fields import (
+    TEXT_OR_LIST,
+    Body,
+    Name,
+    Text,
+    fault,
+    only,
+    require_characters,
+    shown,
+    whole_text,
+)
 
 Title = Annotated[str, Field(max_length=MOST_TITLE_CHARACTERS), BeforeValidator(whole_text)]
 FullText = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS), BeforeValidator(whole_text)]
@@ -44,9 +53,7 @@ class ExpandedPassage(Body):
 
     passage: Name = Field(description="its id: the store's, or request-0 for the first of `passages`")
     chunks: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None,
-        max_length=MOST_TOKENS,
-        description="their numbers, from 0, in the order of `selection`; default all",
+        None, max_length=MOST_TOKENS, description="their numbers, from 0, in the order of `selection`; default all"
     )
 
 
@@ -62,10 +69,15 @@ class RefragOptions(Body):
         "that is said of chunks: one of the rates that the model is trained for; default 1",
     )
     expand: list[ExpandedPassage] | None = Field(
-        None,
-        max_length=MOST_PASSAGES,
-        description="chunks to keep as tokens beside that share",
+        None, max_length=MOST_PASSAGES, description="chunks to keep as tokens beside that share"
     )
+
+
+class StreamOptions(Body):
+    """OpenAI's options of a stream."""
+
+    include_usage: bool | None = Field(None, description="a last chunk, without choices, bears the usage")
+    include_obfuscation: Annotated[Any, only(False)] = None
 
 
 class AnswerRequest(Body):
@@ -81,13 +93,12 @@ class AnswerRequest(Body):
 
     model: Name
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=2, description="default 0: the likeliest token each time")
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     passages: list[GivenPassage] | None = Field(
-        None,
-        max_length=MOST_PASSAGES,
-        description="read these; nothing is retrieved unless `retrieve` says so",
+        None, max_length=MOST_PASSAGES, description="read these; nothing is retrieved unless `retrieve` says so"
     )
     retrieve: int | None = Field(
         None,
@@ -96,10 +107,7 @@ class AnswerRequest(Body):
         description="passages retrieved for the question; default the recipe's, of a text that is continued none",
     )
     share_kept: float | None = Field(
-        None,
-        ge=0,
-        le=1,
-        description="p: share of chunks that the policy keeps as tokens; default the recipe's",
+        None, ge=0, le=1, description="p: share of chunks that the policy keeps as tokens; default the recipe's"
     )
     refrag: RefragOptions | None = None
     # Names for the client's own use: they change no answer anywhere.
@@ -112,7 +120,9 @@ class AnswerRequest(Body):
     service_tier: Annotated[Any, only("auto", "default")] = Field(None, description=NOT_HONOURED)
 
     @model_validator(mode="after")
-    def _refrag_fits(self) -> AnswerRequest:
+    def _options_fit(self) -> AnswerRequest:
+        if self.stream_options is not None and not self.stream:
+            raise fault("invalid_value", "stream_options needs stream: true", "stream_options")
         told = self.refrag or RefragOptions()
         if told.share_kept is not None and self.share_kept is not None:
             raise fault("invalid_value", "share_kept stands beside refrag too; send one of them", "refrag.share_kept")
@@ -186,20 +196,7 @@ class AnswerRequest(Body):
         """
         name = self.fields_here.get("messages", "messages")
         characters = asked + sum(len(passage.title) + len(passage.text) for passage in self.passages or [])
-        if characters > MOST_CHARACTERS_IN_ALL:
-            raise fault(
-                "invalid_value",
-                f"{name} and passages have {characters:,} characters, the limit is {MOST_CHARACTERS_IN_ALL:,}; "
-                "send less",
-                "passages" if self.passages else name,
-            )
-
-
-class StreamOptions(Body):
-    """OpenAI's options of a stream."""
-
-    include_usage: bool | None = Field(None, description="a last chunk, without choices, bears the usage")
-    include_obfuscation: Annotated[Any, only(False)] = None
+        require_characters(characters, f"{name} and passages", "passages" if self.passages else name)
 
 
 def _no_bias(value: dict[str, float] | None) -> dict[str, float] | None:
@@ -216,7 +213,6 @@ def most_tokens(description: str) -> Any:
 class ChoicesRequest(AnswerRequest):
     """What chat completions and completions have in common beside."""
 
-    stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="choices, which share the prompt's prefill")
     stop: Stops | None = None
     logit_bias: Annotated[dict[str, float] | None, AfterValidator(_no_bias), WithJsonSchema({"enum": [{}, None]})] = (
@@ -225,12 +221,6 @@ class ChoicesRequest(AnswerRequest):
     presence_penalty: Annotated[Any, only(0)] = Field(None, description=NOT_HONOURED)
     frequency_penalty: Annotated[Any, only(0)] = Field(None, description=NOT_HONOURED)
     best_of: Annotated[Any, only(1)] = Field(None, description=NOT_HONOURED)
-
-    @model_validator(mode="after")
-    def _options_need_a_stream(self) -> ChoicesRequest:
-        if self.stream_options is not None and not self.stream:
-            raise fault("invalid_value", "stream_options needs stream: true", "stream_options")
-        return self
 
     @property
     def wants_usage(self) -> bool:
@@ -242,6 +232,23 @@ class ChoicesRequest(AnswerRequest):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         stop = tuple(stop for stop in stops if stop)
         return self.drawn(max_tokens, top_logprobs, stop=stop, choices=self.n or 1, schema=schema)
+
+
+class ConversationRequest(AnswerRequest):
+    """What chat completions and responses have in common beside: the model calls no tools."""
+
+    parallel_tool_calls: bool | None = Field(None, description="of no use here: no tool is called")
+    tools: list[Any] | None = Field(
+        None, description="not honoured, the model calls no tools: [], or any with tool_choice none"
+    )
+    tool_choice: Annotated[Any, only("none", "auto")] = Field(None, description=NOT_HONOURED)
+
+    @model_validator(mode="after")
+    def _no_tool_is_called(self) -> ConversationRequest:
+        if self.tools and self.tool_choice != "none":
+            told = 'the model calls no tools; leave the field out, or send tool_choice "none" with it'
+            raise fault("unsupported_value", told, "tools")
+        return self
 
 
 def not_blank(value: str) -> str:

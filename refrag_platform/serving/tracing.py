@@ -6,7 +6,7 @@ those of OpenTelemetry's conventions for generative AI; prompts and answers are 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -36,23 +36,17 @@ def tracer_of(environment: Mapping[str, str]) -> Tracer | None:
     if named is None:
         return None
     try:
-        present = importlib.util.find_spec(f"{EXPORTER}.trace_exporter") and importlib.util.find_spec(
-            "opentelemetry.sdk"
-        )
-    except ModuleNotFoundError:
-        present = None
-    if not present:
+        exporter = importlib.import_module(f"{EXPORTER}.trace_exporter").OTLPSpanExporter()
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError:
         raise RefragError(
             f"{named} is set, but there is nothing to send spans with; unset it, or "
             "`pip install opentelemetry-exporter-otlp-proto-http`"
-        )
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
+        ) from None
     # A provider of its own, for BentoML has one.
     provider = TracerProvider(resource=resource())
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider.get_tracer("refrag_platform.serving")
 
 

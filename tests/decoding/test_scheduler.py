@@ -45,7 +45,7 @@ def scheduler(make_runner: Make) -> Iterator[Scheduler]:
 def is_idle(scheduler: Scheduler) -> bool:
     """Waits for the thread: what ended is freed within a step."""
     for _ in range(1000):
-        if not scheduler.slots_in_use:
+        if not scheduler.load().running:
             return True
         threading.Event().wait(0.01)
     return False
@@ -125,7 +125,7 @@ def test_a_long_prefill_does_not_stall_a_running_stream(model: RefragModel, make
 def test_a_cancelled_request_frees_its_slot(model: RefragModel, scheduler: Scheduler) -> None:
     stream = scheduler.submit(prompt_input(model, a_prompt(model, 0)), Sampling(100))
     next(iter(stream))
-    assert scheduler.slots_in_use == 1
+    assert scheduler.load().running == 1
     stream.cancel()
     assert read(stream) == []
     assert is_idle(scheduler)
@@ -165,7 +165,7 @@ def test_the_cap_on_tokens_in_flight_holds(model: RefragModel, make_runner: Make
         most = 0
         for stream in streams:
             for _ in stream:
-                most = max(most, scheduler.slots_in_use)
+                most = max(most, scheduler.load().running)
         assert most == 2
 
 

@@ -11,8 +11,10 @@ import pytest
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.errors import RecipeError
-from refrag_platform.evaluation.decoders import declared_controls, declared_question_controls
+from refrag_platform.evaluation.decoders import declared_controls
+from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
 from refrag_platform.evaluation.stage import evaluate_stage
+from refrag_platform.evaluation.systems import CONTROL_KINDS
 from refrag_platform.history.outside import outside_files
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
@@ -92,10 +94,11 @@ def test_a_control_that_would_be_another_now_is_left_out_and_named(
     with_controls: Project, change: Callable[[Project], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = with_controls.recipe("tiny")
-    assert set(declared_question_controls(with_controls, before)) == {"full", "none"}
+    assert set(declared_controls(with_controls, before, "finetuned", CONTROL_KINDS)) == {"full", "none"}
     reason = change(with_controls)
     recipe = with_controls.recipe("tiny")
-    assert not declared_controls(with_controls, recipe) and not declared_question_controls(with_controls, recipe)
+    assert not declared_controls(with_controls, recipe, "cpt", PLAIN_SYSTEMS)
+    assert not declared_controls(with_controls, recipe, "finetuned", CONTROL_KINDS)
     assert not outside_files(with_controls, "evaluation", recipe)
     said = capsys.readouterr().err
     assert said.count(reason) == 4 and "`refrag run all --model tiny--full` trains it again" in said

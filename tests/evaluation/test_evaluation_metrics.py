@@ -36,29 +36,29 @@ def test_gap_recovered_is_the_share_of_the_way_from_none_to_full() -> None:
 def test_an_interval_resamples_documents_not_windows() -> None:
     # Two documents, all windows of one alike: every resample has mean 0, 1/2 or 1.
     values, documents = np.array([0.0] * 50 + [1.0] * 50), ["a"] * 50 + ["b"] * 50
-    assert bootstrap_interval(values, documents, np.random.default_rng(0)) == (0.0, 1.0)
-    by_window = bootstrap_interval(values, [str(n) for n in range(100)], np.random.default_rng(0))
+    assert bootstrap_interval(values, documents, 0) == [0.0, 1.0]
+    by_window = bootstrap_interval(values, [str(n) for n in range(100)], 0)
     assert by_window is not None
     assert 0.39 < by_window[0] < 0.45
     assert 0.55 < by_window[1] < 0.61
 
 
 def test_an_interval_needs_two_documents() -> None:
-    assert bootstrap_interval(np.ones(5), ["a"] * 5, np.random.default_rng(0)) is None
+    assert bootstrap_interval(np.ones(5), ["a"] * 5, 0) is None
 
 
 def test_an_interval_of_a_ratio_resamples_both_sums_together() -> None:
     # Half of each document's gap is recovered, whatever its size; or all of one document's and nothing of the other's.
     gap, documents = np.array([1.0, 1.0, 8.0, 8.0]), ["a", "a", "b", "b"]
-    assert bootstrap_interval(gap / 2, documents, np.random.default_rng(0), over=gap) == (0.5, 0.5)
+    assert bootstrap_interval(gap / 2, documents, 0, over=gap) == [0.5, 0.5]
     recovered = np.array([0.0, 0.0, 8.0, 8.0])
-    assert bootstrap_interval(recovered, documents, np.random.default_rng(0), over=gap) == (0.0, 1.0)
+    assert bootstrap_interval(recovered, documents, 0, over=gap) == [0.0, 1.0]
 
 
 def test_documents_count_by_their_windows() -> None:
     # The mean of all values, not of the documents' means.
     values = np.array([1.0, 1.0, 1.0, 1.0])
-    assert bootstrap_interval(values, ["a", "a", "a", "b"], np.random.default_rng(0)) == (1.0, 1.0)
+    assert bootstrap_interval(values, ["a", "a", "a", "b"], 0) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

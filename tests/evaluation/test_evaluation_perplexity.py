@@ -10,7 +10,7 @@ import torch
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.decoders import control_folders, recipe_of, untuned_decoder
 from refrag_platform.evaluation.perplexity import evaluate_perplexity
-from refrag_platform.evaluation.scoring import PlainSystem, score_plain, score_refrag
+from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, PlainSystem, score_plain, score_refrag
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
@@ -146,7 +146,9 @@ def controls(model: RefragModel, tmp_path: Path) -> Path:
 
 
 def test_the_gap_is_counted_against_tuned_controls_only(model: RefragModel, windows: Windows, controls: Path) -> None:
-    result = evaluate_perplexity(model, None, windows, untuned=model.decoder, controls=control_folders(controls))
+    result = evaluate_perplexity(
+        model, None, windows, untuned=model.decoder, controls=control_folders(controls, PLAIN_SYSTEMS)
+    )
     tuned = {row["system"]: row["P16"] for row in result["rows"] if row["tuned"]}
     untuned = {row["system"]: row["P16"] for row in result["rows"] if not row["tuned"]}
     assert tuned["full"] == untuned["full"]
@@ -162,7 +164,7 @@ def test_the_gap_is_counted_against_tuned_controls_only(model: RefragModel, wind
 
 def test_a_folder_without_controls_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="full, none, truncated"):
-        control_folders(tmp_path)
+        control_folders(tmp_path, PLAIN_SYSTEMS)
 
 
 def test_a_control_of_another_vocabulary_is_refused(model: RefragModel, controls: Path) -> None:

@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 from refrag_platform.cli import app
 from refrag_platform.corpus.question_files import Passage, Question
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.decoders import control_folders, question_controls
+from refrag_platform.evaluation.decoders import control_folders
 from refrag_platform.evaluation.figures import COLORS
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.readings import Readers, prompts
+from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
 from refrag_platform.evaluation.systems import (
+    CONTROL_KINDS,
     EXPLAINED,
     SYSTEMS,
     VECTOR_SYSTEMS,
@@ -204,7 +206,8 @@ def test_rows_and_differences_name_the_decoder_that_read(
     for kind in ("full", "plain"):
         (tmp_path / kind).mkdir()
         control.save(tmp_path / kind)
-    assert set(question_controls(tmp_path)) == {"full", "plain"} and set(control_folders(tmp_path)) == {"full"}
+    assert set(control_folders(tmp_path, CONTROL_KINDS)) == {"full", "plain"}
+    assert set(control_folders(tmp_path, PLAIN_SYSTEMS)) == {"full"}
     found = judged(
         model,
         None,
@@ -214,7 +217,7 @@ def test_rows_and_differences_name_the_decoder_that_read(
         max_new_tokens=1,
         batch_size=2,
         systems=["full", "none", "first", "plain", "rule", "refrag"],
-        controls=question_controls(tmp_path),
+        controls=control_folders(tmp_path, CONTROL_KINDS),
     )
     named = {row["system"]: (row["decoder"], row["tuned"]) for row in found.rows}
     assert named == {

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -38,6 +40,7 @@ COUNTRIES = {
     "Nepal": "Nepal lies in the Himalayas between China and India. Its capital is Kathmandu.",
 }
 SHARE_KEPT = 0.25
+ASKED = [{"role": "user", "content": "What is the capital of Peru?"}]
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +131,28 @@ def url(server: Server) -> Iterator[str]:
     """A server with default settings, shared by the tests that don't change it."""
     with server() as address:
         yield address
+
+
+def client_of(url: str, key: str = "unused") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def client(url: str) -> openai.OpenAI:
+    return client_of(url)
+
+
+def post(url: str, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
+    """The answer to a small chat with these further fields."""
+    return httpx.post(url + path, json={"model": "tiny", "messages": ASKED, "max_tokens": 4} | body, timeout=60)
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error of a response, which has this status and OpenAI's shape."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def test_an_answer_is_the_decoded_tokens_of_the_prompt(engine: Engine) -> None:
 
 def test_usage_counts_positions_chunks_and_compression(engine: Engine) -> None:
     generation = engine.start(QUESTION, [LONG], Sampling(1), 0.25)
-    usage, citation = generation.usage, generation.citations[0]
+    usage, citation = generation.usage, generation.sources.citations[0]
     assert usage.prompt_positions == prompt_length(prompt_of(engine, [LONG]))
     assert usage.chunks == citation.chunks
     assert usage.chunks_expanded == citation.chunks_expanded == round(0.25 * usage.chunks)
@@ -99,7 +99,7 @@ def test_the_budget_of_the_policy_is_the_default(engine: Engine) -> None:
 def test_a_prompt_without_passages_is_not_compressed(engine: Engine) -> None:
     generation = engine.start(QUESTION)
     assert generation.usage.prompt_positions == generation.usage.plain_prompt_tokens
-    assert (generation.usage.chunks, generation.citations) == (0, [])
+    assert (generation.usage.chunks, generation.sources.citations) == (0, [])
 
 
 def test_a_share_needs_a_policy(engine: Engine) -> None:
@@ -143,10 +143,10 @@ def test_a_full_length_answer_says_so(engine: Engine) -> None:
 def test_an_abandoned_answer_frees_its_slot(engine: Engine) -> None:
     abandoned = engine.start(QUESTION, sampling=Sampling(1500, temperature=1.0, seed=1))
     next(iter(abandoned))
-    assert engine.slots_in_use == 1
+    assert engine.decoder_load().running == 1
     abandoned.close()
     assert list(abandoned) == []
-    wait_for(lambda: engine.slots_in_use == 0, 10)
+    wait_for(lambda: engine.decoder_load().running == 0, 10)
 
 
 def test_an_answer_that_is_closed_before_it_begins_says_nothing(engine: Engine) -> None:

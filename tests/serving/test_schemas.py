@@ -56,11 +56,6 @@ class Place(BaseModel):
     area: int = Field(ge=0, le=999)
 
 
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
-
-
 def by(schema: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, **more}}
 
@@ -233,7 +228,7 @@ def test_a_schema_that_can_not_be_followed_is_refused_by_its_part(
     error = response.json()["error"]
     assert error["param"] == param and says in error["message"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    wait_for(lambda: engine.slots_in_use == 0, 20)
+    wait_for(lambda: engine.decoder_load().running == 0, 20)
     assert content(url, max_tokens=2)
 
 

@@ -26,11 +26,6 @@ DRAWN: dict[str, Any] = {"model": "tiny", "temperature": 1, "extra_body": {"seed
 PASSAGES = [{"title": "Andorra", "text": "Andorra's capital is Andorra la Vella."}]
 
 
-@pytest.fixture(scope="module")
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=0)
-
-
 def error_of(url: str, path: str, **body: Any) -> dict[str, Any]:
     response = httpx.post(f"{url}/v1/{path}", json={"model": "tiny"} | body, timeout=60)
     assert response.status_code == 400, response.text
@@ -96,7 +91,7 @@ def test_a_streaming_response_is_cancelled_by_its_id(client: openai.OpenAI, engi
     last = list(stream)[-1]
     assert (last.type, last.response.status) == ("response.incomplete", "cancelled")
     assert last.response.usage.output_tokens < 1500
-    wait_for(lambda: engine.slots_in_use == 0, 20)
+    wait_for(lambda: engine.decoder_load().running == 0, 20)
     with pytest.raises(openai.NotFoundError, match="is being written; it has ended"):
         client.responses.cancel(first.response.id)
 
@@ -126,6 +121,11 @@ def test_an_off_topic_input_is_refused_in_every_shape(client: openai.OpenAI, str
         ({"include": ["reasoning.encrypted_content"]}, "include.0", "message.output_text.logprobs"),
         ({"top_logprobs": 1}, "top_logprobs", "needs include"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "input_image"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x", "refusal": "y"}]}]},
+            "input.0.content.0.refusal",
+            "has no refusal",
+        ),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "4"}]}, "input.0.call_id", "no call"),
         ({"input": [{"role": "assistant", "content": "Hi"}]}, "input.0.role", "must be the user's question"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input.0.call_id", "needs it"),

@@ -14,6 +14,7 @@ from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.settings import ApiSettings
 from tests.conftest import ROOT
+from tests.processes import wait_for
 from tests.serving.conftest import Server
 
 ASKED: dict[str, Any] = {
@@ -100,8 +101,10 @@ def test_a_request_s_id_is_in_header_body_and_log(url: str, caplog: pytest.LogCa
         assert answer.json()["refrag"]["request_id"] == name
         wrong = httpx.post(f"{url}/v1/chat/completions", json=ASKED | {"n": 0}, headers={"X-Request-Id": name})
         assert wrong.headers["x-request-id"] == wrong.json()["request_id"] == name
-        assert re.search(rf"POST /v1/chat/completions: 200 after \d+ ms, request {name}", caplog.text)
-        assert re.search(rf"POST /v1/chat/completions: 400 after \d+ ms, request {name}", caplog.text)
+        # The line is written once the client has its answer.
+        for status in (200, 400):
+            line = re.compile(rf"POST /v1/chat/completions: {status} after \d+ ms, request {name}")
+            wait_for(lambda line=line: line.search(caplog.text), 20)
 
 
 def test_a_failure_is_logged_once_with_the_request_s_id(

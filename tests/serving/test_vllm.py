@@ -140,7 +140,7 @@ def test_an_answer_that_nobody_waits_for_is_given_up(on_vllm: Engine) -> None:
     next(iter(generation.deltas()))
     generation.close()
     wait_for(stand_in(on_vllm).aborted.is_set, 20)
-    wait_for(lambda: on_vllm.slots_in_use == 0, 20)
+    wait_for(lambda: on_vllm.decoder_load().running == 0, 20)
 
 
 def test_an_answer_that_is_being_written_fails_when_the_decoder_is_closed(on_vllm: Engine) -> None:
