@@ -27,9 +27,9 @@ BLOCK = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTA
 # What a reader of `headline` must know.
 QUALITY_AND_SPEED = """## Quality and speed
 
-Greedy answers over passages that a retriever found. One decoder, this one, reads every row; prompt tokens count
-question and template. First token: median from the question's arrival, retrieval included. Where the nearest text
-answers better at as many tokens, send that instead."""
+Greedy answers over passages that a retriever found. {reader}; prompt tokens count question and template. First
+token: median from the question's arrival, retrieval included. Where the nearest text answers better at as many
+tokens, send that instead."""
 
 
 def system_label(row: Mapping[str, Any]) -> str:
@@ -253,7 +253,9 @@ def frontier_report(result: Mapping[str, Any]) -> str:
 
 def quality_and_speed(result: Mapping[str, Any]) -> str:
     """The model card's section on a result of `refrag bench frontier`."""
-    return "\n\n".join([QUALITY_AND_SPEED, headline(result), timed_on(result)])
+    tuned = any(row["decoder"].startswith("tuned") for row in result["rows"])
+    reader = "A control, tuned for whole passages, reads text" if tuned else "One decoder, this one, reads every row"
+    return "\n\n".join([QUALITY_AND_SPEED.format(reader=reader), headline(result), timed_on(result)])
 
 
 def headline(result: Mapping[str, Any], share: float = 0.1) -> str:

@@ -130,7 +130,8 @@ def unpack_weights(
     ] = None,
 ) -> None:
     """Make a model folder of packed weights and the packaged ones that they change."""
-    from refrag_platform.compact.packing import read_manifest, unpack
+    from refrag_platform.compact.packing import unpack
+    from refrag_platform.compact.record import read_manifest
 
     recipe, base = _recipe(model or read_manifest(folder)["model"])
     unpack(folder, recipe, base, out, control)
@@ -138,7 +139,7 @@ def unpack_weights(
 
 
 def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
-    from refrag_platform.compact.packing import training_figures
+    from refrag_platform.compact.record import training_figures
     from refrag_platform.stages import STAGES
 
     figures = {}
@@ -159,7 +160,8 @@ def write_card(
 ) -> None:
     """Write the README.md of packed weights again, with these results; the weights stay as they are."""
     from refrag_platform.compact.card import model_card
-    from refrag_platform.compact.packing import CARD, read_manifest
+    from refrag_platform.compact.packing import CARD
+    from refrag_platform.compact.record import read_manifest
     from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
 

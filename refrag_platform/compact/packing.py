@@ -28,9 +28,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from refrag_platform.artifacts.manifest import Manifest
-from refrag_platform.artifacts.reports import MACHINE
 from refrag_platform.compact.card import model_card, notice
 from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
+from refrag_platform.compact.record import (
+    FORMAT,
+    MANIFEST,
+    RECORDED,
+    figures_of,
+    file_facts,
+    is_packed,
+    named_sources,
+    read_manifest,
+)
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import whole, write_json
 from refrag_platform.model.loading import policy_folder
@@ -40,15 +49,10 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel, read_settings
 from refrag_platform.recipes import Recipe
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 CARD, NOTICE = "README.md", "NOTICE"
 ENCODER, DECODER, CONTROLS = "encoder.safetensors", "decoder.safetensors", "controls"
 BACKBONE = "encoder.backbone."
 POLICY_BITS = 8
-TRAINING = ("steps", "first_loss", "last_loss")
-# Of the manifests of the stages that made them: what went in, down to the source files, how and where.
-RECORDED = {"hash", "inputs", "sources", "seed", "code", "commit", "seconds", "hardware"}
 # What half precision and other machines' arithmetic make of a table that isn't trained.
 FROZEN_TOLERANCE = 0.01
 
@@ -99,7 +103,7 @@ def pack(
     """
     if out.exists() and not replace:
         raise RefragError(f"{out} is there already; give --replace, or another --out")
-    if out.exists() and not _is_packed(out):
+    if out.exists() and not is_packed(out):
         raise RefragError(f"{out} is there and holds no packed weights, so it is not replaced; give another --out")
     base = RefragModel.create(recipe, base_dir)
     before, trained = model_state(base), _trained_state(model, base)
@@ -130,11 +134,11 @@ def pack(
             "relative_errors": {name: round(error, 5) for name, error in errors.items()},
             "settings": _shape(recipe),
             "rates": read_settings(model)["rates"],
-            "training": _stated(stages) | dict(training or {}),
+            "training": figures_of(stages) | dict(training or {}),
             "stages": {stage.stage: stage.model_dump(mode="json", include=RECORDED) for stage in stages},
             # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
-            "data": list(data) or _sources(recipe),
-            "files": {path.relative_to(partial).as_posix(): _facts(path) for path in files},
+            "data": list(data) or named_sources(recipe),
+            "files": {path.relative_to(partial).as_posix(): file_facts(path) for path in files},
             "bytes": size,
         }
         if size > limit:
@@ -211,66 +215,10 @@ def unpack(folder: Path, recipe: Recipe, base_dir: Path, out: Path, control: str
             policy.save(partial)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of packed weights, their files checked against it.
-
-    Raises:
-        ArtifactError: there is none, it is of another format, or a file is missing or not as it was written.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{folder} holds no packed weights: {MANIFEST} can't be read ({error})") from None
-    if manifest.get("format") != FORMAT:
-        raise ArtifactError(f"{folder / MANIFEST} has format {manifest.get('format')!r}; this version reads {FORMAT}")
-    for name, facts in manifest["files"].items():
-        if not (folder / name).is_file():
-            raise ArtifactError(f"{folder} is not whole: {name} is missing; get it again")
-        if _facts(folder / name) != facts:
-            raise ArtifactError(f"{folder / name} is not the file that {MANIFEST} names; get it again")
-    return manifest
-
-
 def _shape(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The settings that weights must share with a recipe to fit it; base weights have a digest."""
     encoder = {key: value for key, value in recipe.section("encoder").items() if key not in ("source", "rates")}
     return {"encoder": encoder, "projection": recipe.section("projection")}
-
-
-def _sources(recipe: Recipe) -> list[str]:
-    """What a recipe trains on, a line each."""
-    named = [f"corpus: {source.kind}{f' {source.path}' if source.path else ''}" for source in recipe.corpus.sources]
-    for kind in ("questions", "distractors", "summaries"):
-        named += [f"fine-tuning, {kind}: {name}" for name in getattr(recipe.finetuned, kind)]
-    return named
-
-
-def _stated(stages: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
-    """What the manifests of trainings say of them."""
-    return {made.stage: training_figures(made.metrics) for made in stages if "steps" in made.metrics}
-
-
-def training_figures(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps and losses of a training, from a run's summary, an artifact's training.json or a manifest's metrics.
-
-    Raises:
-        RefragError: one is missing.
-    """
-    if missing := [key for key in TRAINING if key not in values]:
-        raise RefragError(
-            f"the figures of a training have no {', '.join(missing)}; give a summary.json or training.json"
-        )
-    last = {key: value for key, value in values.get("last", {}).items() if key not in MACHINE}
-    return {key: values[key] for key in TRAINING} | {"last": last}
-
-
-def _is_packed(folder: Path) -> bool:
-    """Whether the folder holds packed weights, damaged or not."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and "codings" in manifest
 
 
 def model_state(model: RefragModel) -> dict[str, Tensor]:
@@ -351,8 +299,3 @@ def _write(path: Path, before: State, trained: State, coding: Coding, layers: Co
 def _set_state(model: RefragModel, state: State) -> None:
     # Tied tensors are named once, and set all the same.
     model.load_state_dict(state, strict=False)
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

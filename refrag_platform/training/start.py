@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from refrag_platform.compact.packing import load_packed, read_manifest
+from refrag_platform.compact.packing import load_packed
+from refrag_platform.compact.record import read_manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
 from refrag_platform.stages import StageContext

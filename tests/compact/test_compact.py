@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
 from refrag_platform.cli import app
 from refrag_platform.compact.coding import Coding, decode, encode, relative_error
-from refrag_platform.compact.packing import Codings, load_packed, model_state, pack, read_manifest, unpack
+from refrag_platform.compact.packing import Codings, load_packed, model_state, pack, unpack
 from refrag_platform.compact.quantization import dequantize, quantize
+from refrag_platform.compact.record import read_manifest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.report import evaluation_report
 from refrag_platform.model.loading import load_bundle

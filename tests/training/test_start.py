@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import Coding
-from refrag_platform.compact.packing import Codings, load_packed, pack, training_figures
+from refrag_platform.compact.packing import Codings, load_packed, pack
+from refrag_platform.compact.record import training_figures
 from refrag_platform.errors import ArtifactError, RecipeError, RefragError
 from refrag_platform.history.freshness import is_current
 from refrag_platform.lineage.origin import origin
