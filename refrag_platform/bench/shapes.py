@@ -88,7 +88,7 @@ class Shape:
     pooling: Literal["concat", "mean", "cls"]
 
 
-# As the recipes of these names say, with random weights.
+# Of the recipes of these names, with random weights; smollm2-135m with MiniLM-L6, which reads each chunk alone.
 SHAPES = {
     "llama-2-7b": Shape(LLAMA_2_7B, ROBERTA_LARGE, 16, "cls"),
     "smollm2-135m": Shape(SMOLLM2_135M, MINILM, 8, "concat"),
