@@ -21,7 +21,9 @@ def test_the_input_is_the_model_s_own(model: RefragModel, keep: list[int], vecto
     prompt: Prompt = [Text([5, 6]), Chunks(ids, flags, stored), Chunks(ids[1:], flags[1:], rest), Text([9])]
     made = prompt_input(model, prompt)
     torch.testing.assert_close(made.embeds, model.embed([prompt]).embeds[0], atol=1e-5, rtol=1e-5)
-    assert made.content.shape == (prompt_length(prompt), 1 + k)
+    positions, width = made.content.shape
+    # A vector of a whole passage is told apart by its passage, too.
+    assert positions == prompt_length(prompt) and (width > 1 + k) == (model.encoder.window_chunks > 1)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
