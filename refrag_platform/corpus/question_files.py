@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from refrag_platform.corpus.question_fields import (
     Passage,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Retriever = Literal["listed", "strong", "weak"]
-RETRIEVERS: tuple[Retriever, ...] = get_args(Retriever)
 # A weak retriever draws from this many of the best (section 5).
 WEAK_POOL = 200
 
