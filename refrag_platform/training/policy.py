@@ -307,8 +307,9 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     model, recipe = load_model(context, context.inputs["finetuned"]), context.recipe
     base = context.project.recipe_path(recipe.name).parent
     relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
-    # The policy is fitted to a sample of vectors before training moves the model there: on a CPU that took a minute.
-    model.to(default_device())
+    # The policy is fitted to a sample of vectors before training moves the model: on a CPU that took a minute. A decoder
+    # may be too large for all ranks of one GPU, and stays where it is.
+    model.encoder.to(default_device())
     task = policy_task(
         model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root, relevance=relevance
     )
