@@ -45,7 +45,7 @@ def model_card(recipe: Recipe, packed: Mapping[str, Any], results: Sequence[str]
         "\n".join(f"- {line}" for line in packed["data"]),
         "## Training",
         _training(packed),
-        *([EVIDENCE] if "evidence_loss" in packed.get("training", {}).get("policy", {}).get("last", {}) else []),
+        *([EVIDENCE] if "evidence_loss" in packed["training"].get("policy", {}).get("last", {}) else []),
         *(results or ["## Results", "None were given."]),
         "## Limits",
         f"{TUNED if 'finetuned' in packed['training'] else NOT_TUNED}\n{LIMITS}",
