@@ -295,9 +295,9 @@ def _as_set(start: PolicyNetwork, fresh: PolicyNetwork) -> PolicyNetwork:
 
 @torch.no_grad()
 def _sample(model: RefragModel, questions: QuestionEpisodes) -> Tensor:
-    """Chunk vectors [n, dim] of some episodes."""
+    """Chunk vectors [n, dim] of some episodes, on the CPU, where a policy begins."""
     passages = [passage for episode in questions.draw(0, range(FITTED)) for passage in episode.passages]
-    return torch.cat(model.encoder.encode_passages(passages))
+    return torch.cat(model.encoder.encode_passages(passages)).cpu()
 
 
 def train_policy(context: StageContext) -> dict[str, Any]:
@@ -307,8 +307,8 @@ def train_policy(context: StageContext) -> dict[str, Any]:
     model, recipe = load_model(context, context.inputs["finetuned"]), context.recipe
     base = context.project.recipe_path(recipe.name).parent
     relevance = recipe_relevance(recipe, base, default_device()) if recipe.policy.relevance else None
-    # The policy is fitted to a sample of vectors before training moves the model: on a CPU that took a minute. A decoder
-    # may be too large for all ranks of one GPU, and stays where it is.
+    # The policy is fitted to a sample of vectors before training moves the model: on a CPU that took a minute. The
+    # decoder, which may be too large for all ranks on one GPU, stays where it is.
     model.encoder.to(default_device())
     task = policy_task(
         model, context.inputs["corpus"], recipe.policy, recipe.seed, context.project.root, relevance=relevance
