@@ -108,7 +108,7 @@ def pack(
     base = RefragModel.create(recipe, base_dir)
     before, trained = model_state(base), _trained_state(model, base)
     with whole(out) as partial:
-        (partial / CONTROLS).mkdir(parents=True)
+        partial.mkdir(parents=True)
         errors = {}
         for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
@@ -120,6 +120,7 @@ def pack(
             errors[POLICY_WEIGHTS] = _write(partial / POLICY_WEIGHTS, nothing, weights, Coding(POLICY_BITS))
             shutil.copy(place / POLICY_SETTINGS, partial)
         for system, folder in (controls or {}).items():
+            (partial / CONTROLS).mkdir(exist_ok=True)
             changed = _part(_trained_state(folder, base), True)
             name = f"{CONTROLS}/{system}.safetensors"
             errors[name] = _write(partial / name, _part(before, True), changed, codings.controls)
