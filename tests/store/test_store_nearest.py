@@ -48,7 +48,7 @@ def ids(store: ChunkStore, query: str, k: int = 3) -> list[str]:
 def test_an_index_finds_what_a_scan_finds_and_scores_it_alike(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nearest_module, "ROWS_PER_PARTITION", 50)  # so that most partitions are not looked into
+    monkeypatch.setattr(nearest_module, "ROWS_PER_PARTITION", 100)  # so that half of the partitions are not looked into
     write_neighbours(made.content, tmp_path / "scanned", LARGE, seed=0)
     scan, index = (
         ChunkStore.open(content, tables=tmp_path / "lance")
