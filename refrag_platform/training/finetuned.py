@@ -11,7 +11,6 @@ Run: `refrag run finetuned --model tiny`.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,16 +53,11 @@ from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.kept import kept_at_random, kept_by_evidence, step_rate
 from refrag_platform.training.passage_table import ChunkVectors, PassageTable, encoded_rows
-from refrag_platform.training.rates import best_rate, mean_loss
+from refrag_platform.training.rates import train_at_best_rate
 from refrag_platform.training.remembering import RememberingTokenizer
 
 # Prompts are padded to a multiple of this: few lengths reach the GPU's kernels and its allocator.
 LENGTH_STEP = 64
-# What a control's learning rate is chosen by: the corpus' own questions, each with its answer among the passages.
-QUESTIONS_ALONE: dict[str, Any] = {
-    "tasks": {"rag": 1.0}, "questions": [], "summaries": [], "distractors": [],
-    "text_share": 0.0, "no_answer_share": 0.0, "lora_rank": None,
-}  # fmt: skip
 # Windows of text that are continued; their vectors, too, are made once.
 WINDOWS = 2048
 # Of the prompts that keep chunks and whose answer stands in a passage that is known, those that keep its chunks first.
@@ -113,7 +107,7 @@ class FinetunedTask(Task):
         self._windows = windows.batch(0, 0, WINDOWS).numpy() if windows else np.empty((0, 0), np.int64)
         contexts = self._windows[:, : settings.context_tokens].astype(np.int32) if windows else None
         self._table = PassageTable(model.tokenizer, examples.passages, model.chunk_size, contexts)
-        self._vectors = ChunkVectors(model, self._table, settings.precision == "bf16")
+        self._vectors = ChunkVectors(model, self._table, settings.precision)
         self._fit()
 
     def _fit(self) -> None:
@@ -333,27 +327,8 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
         windows = text_windows(corpus, settings, model, recipe.seed)
         return FinetunedTask(model, settings, examples, recipe.system, windows, relevance)
 
-    def trained(settings: FinetunedRecipe, work: Path, about: str = "") -> tuple[RefragModel, dict[str, Any]]:
-        model = load_model(context, context.inputs["cpt"])
-        return model, train(task_of(model, settings), settings, work, f"finetuned of {recipe.name}{about}")
-
-    def with_rate(rate: float) -> FinetunedRecipe:
-        return recipe.finetuned.model_copy(update={"decoder_learning_rate": rate})
-
-    def work_of(rate: float) -> Path:
-        return context.work / f"rate-{rate:g}"
-
-    def judged(model: RefragModel) -> float:
-        asked = recipe.finetuned.model_copy(update=QUESTIONS_ALONE)
-        return mean_loss(task_of(model, asked, "validation"), settings, model.device)
-
-    rates, settings = recipe.as_control.learning_rates if recipe.as_control else [], recipe.finetuned
-    if len(rates) < 2:
-        model, summary = trained(with_rate(rates[0]) if rates else settings, context.work)
-        return finish(context, model, summary)
-    best, model, summary, losses = best_rate(
-        rates, lambda rate: trained(with_rate(rate), work_of(rate), f" at {rate:g}"), judged
-    )
-    shutil.copy(work_of(best) / "metrics.jsonl", context.work)
-    tried = {f"validation_loss_at_{rate}": loss for rate, loss in losses.items()}
-    return finish(context, model, summary) | {"learning_rate": best, **tried}
+    if rates := recipe.as_control.learning_rates if recipe.as_control else []:
+        return train_at_best_rate(context, rates, task_of)
+    model, settings = load_model(context, context.inputs["cpt"]), recipe.finetuned
+    summary = train(task_of(model, settings), settings, context.work, f"finetuned of {recipe.name}")
+    return finish(context, model, summary)

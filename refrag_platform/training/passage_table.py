@@ -14,6 +14,7 @@ from refrag_platform.corpus.question_files import Passage
 from refrag_platform.model.prompts import contents_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD
+from refrag_platform.training.core.precision import autocast
 
 TOKENIZED_AT_ONCE = 1024
 # Chunks that are encoded at once, at most: short passes leave a GPU waiting for the processor.
@@ -98,8 +99,8 @@ class ChunkVectors:
     resumed run meets the same numbers to the last bit.
     """
 
-    def __init__(self, model: RefragModel, table: PassageTable, bf16: bool) -> None:
-        self._model, self._table, self._bf16 = model, table, bf16
+    def __init__(self, model: RefragModel, table: PassageTable, precision: str) -> None:
+        self._model, self._table, self._precision = model, table, precision
         self._vectors: Tensor | None = None
         self._known = np.zeros(table.owners[-1] + 1, dtype=bool)
 
@@ -109,7 +110,7 @@ class ChunkVectors:
         device = self._model.device
         size = len(self._table.chunks) * self._model.vector_dim * 2
         # That something is padded is certain enough, and looking would hold up the GPU.
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16 and device.type == "cuda"):
+        with autocast(self._precision, device):
             # All ranks gather sharded weights together: each must run the encoder as often as the others.
             sharded = hasattr(next(self._model.encoder.parameters()), "ds_id")
             if device.type != "cuda" or size > TABLE_BYTES or sharded:

@@ -6,19 +6,64 @@ Chosen by the loss of answers, and never on test questions: on what is reported 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from refrag_platform.corpus.splits import Split
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import TrainingRecipe
+from refrag_platform.recipes import FinetunedRecipe, TrainingRecipe
+from refrag_platform.stages import StageContext
+from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.batch import to_device
-from refrag_platform.training.core.loop import Task, TrainingDiverged
+from refrag_platform.training.core.loop import Task, TrainingDiverged, train
 from refrag_platform.training.core.lora import merge_lora
 
 BATCHES = 16
+# What a rate is chosen by: the corpus' own questions, each with its answer among the passages.
+QUESTIONS_ALONE: dict[str, Any] = {
+    "tasks": {"rag": 1.0}, "questions": [], "summaries": [], "distractors": [],
+    "text_share": 0.0, "no_answer_share": 0.0, "lora_rank": None,
+}  # fmt: skip
+
+
+class TaskOf(Protocol):
+    """Fine-tuning of a model, over the questions of a split."""
+
+    def __call__(self, model: RefragModel, settings: FinetunedRecipe, split: Split = "train") -> Task: ...
+
+
+def train_at_best_rate(context: StageContext, rates: Sequence[float], task_of: TaskOf) -> dict[str, Any]:
+    """The stage finetuned of a control with each of these rates; the best one's model, and in its metrics how all did.
+
+    Raises:
+        RefragError: there are several rates, and the corpus has no validation questions to choose by.
+    """
+    recipe, settings = context.recipe, context.recipe.finetuned
+
+    def work_of(rate: float) -> Path:
+        return context.work / f"rate-{rate:g}" if len(rates) > 1 else context.work
+
+    def trained(rate: float) -> tuple[RefragModel, dict[str, Any]]:
+        model = load_model(context, context.inputs["cpt"])
+        chosen = settings.model_copy(update={"decoder_learning_rate": rate})
+        name = f"finetuned of {recipe.name}" + (f" at {rate:g}" if len(rates) > 1 else "")
+        return model, train(task_of(model, chosen), chosen, work_of(rate), name)
+
+    def judged(model: RefragModel) -> float:
+        asked = settings.model_copy(update=QUESTIONS_ALONE)
+        return mean_loss(task_of(model, asked, "validation"), settings, model.device)
+
+    if len(rates) == 1:
+        return finish(context, *trained(rates[0]))
+    best, model, summary, losses = best_rate(rates, trained, judged)
+    shutil.copy(work_of(best) / "metrics.jsonl", context.work)
+    tried = {f"validation_loss_at_{rate}": loss for rate, loss in losses.items()}
+    return finish(context, model, summary) | {"learning_rate": best, **tried}
 
 
 def best_rate(
