@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from refrag_platform.model.encoder import BertEncoder, embedding_weight
+from refrag_platform.model.encoder import ChunkEncoder, embedding_weight
 from refrag_platform.model.refrag import RefragModel
 
 
@@ -125,13 +125,30 @@ def projection_work(projection: nn.Module, chunks: int, number_bytes: int) -> Wo
     return Work(2.0 * weights * chunks, weights * number_bytes)
 
 
-def encoder_work(encoder: BertEncoder, chunks: int, number_bytes: int) -> Work:
-    """Chunks of k tokens to chunk vectors."""
-    per_chunk = linear_weights(encoder) - linear_weights(encoder.backbone) - linear_weights(encoder.input_adapter)
-    per_token = linear_weights(encoder.backbone) + linear_weights(encoder.input_adapter)
+def encoder_weights(encoder: ChunkEncoder) -> tuple[int, int]:
+    """Weights that are multiplied for each token, and for each chunk."""
+    heads = [getattr(encoder, name) for name in ("pool", "skip") if encoder.token_skip]
+    per_chunk = sum(map(linear_weights, heads))
+    return linear_weights(encoder) - per_chunk, per_chunk
+
+
+def encoder_attention(encoder: ChunkEncoder, tokens: int, window: int) -> float:
+    """Operations of attention over tokens that are read in windows of so many."""
+    config = encoder.backbone.config
+    seen = (window + 1) / 2 if encoder.causal else window
+    return 4.0 * config.num_hidden_layers * config.hidden_size * tokens * seen
+
+
+def encoder_work(encoder: ChunkEncoder, chunks: int, number_bytes: int, passage: int = 1) -> Work:
+    """Chunks of k tokens to chunk vectors.
+
+    Args: passage: chunks of each passage.
+    """
+    per_token, per_chunk = encoder_weights(encoder)
     config = encoder.backbone.config
     weights, tokens = (per_token + per_chunk) * number_bytes, chunks * encoder.chunk_size
-    attention = 4.0 * config.num_hidden_layers * config.hidden_size * tokens * encoder.chunk_size
+    windows = -(-passage // encoder.window_chunks)
+    attention = encoder_attention(encoder, tokens, encoder.chunk_size * passage // windows)
     if encoder.pooling == "cls":
         attention -= 4.0 * config.hidden_size * tokens * (encoder.chunk_size - 1)
         # Of the last layer all tokens need but keys and values.
@@ -171,9 +188,7 @@ class Passes(NamedTuple):
 def training_flops(model: RefragModel, work: StepWork, passes: Passes) -> float:
     """Multiplications and additions of a step: matrix products and attention, nothing else."""
     size = DecoderSize.of(model.decoder)
-    heads = [getattr(model.encoder, name) for name in ("pool", "skip") if model.encoder.token_skip]
-    per_chunk = sum(map(linear_weights, heads))
-    per_token = linear_weights(model.encoder) - per_chunk
+    per_token, per_chunk = encoder_weights(model.encoder)
     encoded = (per_chunk + per_token * model.chunk_size) * work.encoded
     # Two products, causal: half of 2 N^2 d.
     attention = size.layers * size.attention_width * work.positions**2

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from refrag_platform.bench.arithmetic import DecoderSize, Work, linear_weights
-from refrag_platform.model.encoder import BertEncoder
+from refrag_platform.bench.arithmetic import DecoderSize, Work, encoder_attention, encoder_weights, linear_weights
+from refrag_platform.model.encoder import ChunkEncoder, Layout
 
 # Tokens that the encoder reads together.
 CHUNK = 256
@@ -66,7 +66,7 @@ class Cepe:
         context: s, in tokens.
     """
 
-    def __init__(self, decoder: PreTrainedModel, encoder: BertEncoder, context: int) -> None:
+    def __init__(self, decoder: PreTrainedModel, encoder: ChunkEncoder, context: int) -> None:
         self.encoder, self.size = encoder, DecoderSize.of(decoder)
         self.width: int = encoder.backbone.config.hidden_size
         # RoBERTa leaves two of its positions out.
@@ -84,13 +84,12 @@ class Cepe:
 
     def encode(self, token_ids: Tensor) -> Tensor:
         """States [s, e] of context tokens [s], read in chunks."""
-        encoder, whole = self.encoder, self.context // self.chunk * self.chunk
+        whole = self.context // self.chunk * self.chunk
         states = []
         for ids in (token_ids[:whole].view(-1, self.chunk), token_ids[whole:].view(1, -1)):
             if ids.numel():
-                adapted = encoder.input_adapter(nn.functional.embedding(ids, encoder.decoder_embeddings))
-                inputs = nn.functional.embedding(ids, encoder.token_table) + adapted
-                states.append(encoder.backbone(inputs_embeds=inputs).last_hidden_state.flatten(0, 1))
+                embeddings = nn.functional.embedding(ids, self.encoder.decoder_embeddings)
+                states.append(self.encoder.states(ids, embeddings, Layout()).flatten(0, 1))
         return torch.cat(states)
 
     def read(self, states: Tensor) -> None:
@@ -115,9 +114,8 @@ class Cepe:
 
     def encode_work(self) -> Work:
         """Context tokens to the encoder's states."""
-        backbone = self.encoder.backbone
-        weights = linear_weights(backbone) + linear_weights(self.encoder.input_adapter)
-        attention = 4.0 * backbone.config.num_hidden_layers * self.width * self.context * self.chunk
+        weights, _ = encoder_weights(self.encoder)
+        attention = encoder_attention(self.encoder, self.context, self.chunk)
         return Work(2.0 * weights * self.context + attention, weights * self.size.number_bytes)
 
     def step_work(self, question: int) -> Work:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.gpus import stated_peak
 from refrag_platform.bench.shapes import Subject
+from refrag_platform.bench.vectors import reads_chunks
 from refrag_platform.model.decoder import UNPADDED_CHUNKS, attention
 from refrag_platform.training.core.speed import fast_kernels
 
@@ -22,15 +23,19 @@ BUCKETS_PER_OCTAVE = 64
 
 @contextmanager
 def fast(subject: Subject) -> Iterator[None]:
-    """On CUDA: the fastest attention for all systems, and the encoder's layers compiled as the decoder's are."""
+    """On CUDA: the fastest attention for all systems, and the layers of an encoder of chunks compiled as the decoder's.
+
+    One that reads passages runs as it is served.
+    """
     on_cuda = subject.device.type == "cuda"
-    if on_cuda:
+    by_chunk = on_cuda and reads_chunks(subject.encoder)
+    if by_chunk:
         for module in subject.encoder.backbone.modules():
             if isinstance(module, torch.nn.ModuleList):
                 for layer in module:
                     layer.compile(dynamic=False)
     config = subject.encoder.backbone.config
-    with fast_kernels(on_gpu=on_cuda), attention(config, UNPADDED_CHUNKS) if on_cuda else nullcontext():
+    with fast_kernels(on_gpu=on_cuda), attention(config, UNPADDED_CHUNKS) if by_chunk else nullcontext():
         yield
 
 

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, UntypedStorage, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from refrag_platform.bench.arithmetic import DecoderSize, Passes, linear_weights, training_flops
+from refrag_platform.bench.arithmetic import DecoderSize, Passes, training_flops
 from refrag_platform.bench.gpus import Gpu, Utilisation, measured_utilisation
-from refrag_platform.bench.steps import ANSWER_TOKENS, QUESTION_TOKENS, StageSteps, stage_steps
+from refrag_platform.bench.memory import compile_weightless, numberless, peak_bytes, saved_bytes
+from refrag_platform.bench.steps import (
+    ANSWER_TOKENS,
+    OPENING_TOKENS,
+    QUESTION_TOKENS,
+    StageSteps,
+    StepKind,
+    stage_steps,
+)
 from refrag_platform.bench.strategy import BUCKET, LIVE, State, Strategy, device_state, strategy
 from refrag_platform.bench.weightless import WeightlessModel, weightless_model
 from refrag_platform.errors import RefragError
 from refrag_platform.model.decoder import ROWS, head_weight, in_dtype
 from refrag_platform.recipes import Recipe
-from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.ranks import micro_batch
 
 STAGES = ("reconstruction", "cpt", "finetuned", "policy")
@@ -34,8 +40,8 @@ USABLE = 0.9
 class Memory(State):
     """Bytes on each GPU at the peak.
 
-    activations: all that the backward pass of a micro-batch reads, and weights rounded for it. logits: one block of
-    them, and the head's gradient.
+    activations: all that the backward pass of a micro-batch reads, weights rounded for it among them; without one all
+    that is alive at once. logits: one block of them, and the head's gradient.
     """
 
     activations: float
@@ -94,7 +100,7 @@ def stage_plan(stage: str, recipe: Recipe, base: Path, how: Strategy, kind: Gpu,
     """One stage of a recipe as it is launched; arguments and errors as `plan` has them."""
     settings = getattr(recipe, stage)
     micro_size = micro_batch(settings, how.processes)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = numberless()
     model = weightless_model(recipe, base, mode)
     with mode:
         steps = stage_steps(stage, recipe, model, micro_size, how.processes)
@@ -114,81 +120,31 @@ def stage_plan(stage: str, recipe: Recipe, base: Path, how: Strategy, kind: Gpu,
 def peak_memory(
     model: WeightlessModel, steps: StageSteps, mode: FakeTensorMode, how: Strategy, bf16: bool, compiled: bool
 ) -> Memory:
-    """What is on a GPU at the peak of a stage's largest micro-batch, were all of it there at once.
+    """What is on a GPU at the peak of the micro-batch that takes most, were all of it there at once.
 
-    Args: bf16: whether it computes in that. compiled: layers keep the inputs and outputs of their matrix products, and
-        make the rest again.
+    Args: bf16: whether it computes in that. compiled: whether its layers are.
     """
     on_device = device_state(steps.module, steps.frozen, steps.trained, bf16, how)
     if how.zero is not None and bf16:
         in_dtype(steps.module, torch.bfloat16)
-    largest = max(steps.kinds, key=lambda kind: kind.work.sequences * kind.work.positions)
-    passing = forward_pass(steps, largest.batch, mode, bf16)
-    number, size = 2 if bf16 else 4, DecoderSize.of(model.decoder)
-    rows = min(ROWS, largest.work.sequences * largest.work.predicted)
-    # In the lower precision, and in float32 what is left of each token's probability.
-    logits = rows * size.head / size.width * (number + 8)
-    if not steps.learns:
-        return Memory(**asdict(on_device), activations=passing.widest * number, logits=logits)
-    trains_head = head_weight(model.decoder).requires_grad
-    activations = float(passing.saved)
-    if compiled:
-        rounded = 2 * linear_weights(steps.module) if bf16 and how.zero is None else 0
-        activations = min(activations, passing.products * number + rounded)
-    return Memory(**asdict(on_device), activations=activations, logits=logits + 4 * size.head * trains_head)
-
-
-@dataclass(frozen=True)
-class Passing:
-    """A forward pass: bytes saved for the backward pass, numbers that enter or leave matrix products, most at one."""
-
-    saved: int
-    products: int
-    widest: int
-
-
-def forward_pass(steps: StageSteps, batch: Batch, mode: FakeTensorMode, bf16: bool) -> Passing:
-    """What a micro-batch leaves for its backward pass, in a forward pass without numbers."""
     modules = (steps.module, *steps.frozen)
-    constant = {_key(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
-    saved: dict[int, UntypedStorage] = {}
-    products: dict[int, tuple[UntypedStorage, int]] = {}
-    widest = 0
+    if compiled and steps.learns:
+        compile_weightless(*modules)
+    held = saved_bytes if steps.learns else peak_bytes
+    number, size = 2 if bf16 else 4, DecoderSize.of(model.decoder)
+    head_gradient = 4 * size.head * (steps.learns and head_weight(model.decoder).requires_grad)
 
-    def keep(tensor: Tensor) -> Tensor:
-        if _key(tensor) not in constant:
-            saved[_key(tensor)] = tensor.untyped_storage()
-        return tensor
+    def at_peak(kind: StepKind) -> Memory:
+        rows = min(ROWS, kind.work.sequences * kind.work.predicted)
+        # In the lower precision, and in float32 what is left of each token's probability.
+        logits = rows * size.head / size.width * (number + 8) + head_gradient
+        activations = float(held(steps.forward, kind.batch, modules, mode, bf16))
+        return Memory(**asdict(on_device), activations=activations, logits=logits)
 
-    def multiplied(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal widest
-        if isinstance(layer, nn.Linear):
-            widest = max(widest, inputs[0].numel() + output.numel())
-            for tensor in (inputs[0], output):
-                # The storage is held, or its place would be another's.
-                products[_key(tensor)] = tensor.untyped_storage(), tensor.numel()
-
-    hooks = [part.register_forward_hook(multiplied) for module in modules for part in module.modules()]
-    try:
-        with (
-            mode,
-            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.set_grad_enabled(steps.learns),
-        ):
-            steps.forward({name: _fake(value, mode) for name, value in batch.items()})
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Passing(sum(part.nbytes() for part in saved.values()), sum(n for _, n in products.values()), widest)
-
-
-def _fake(value: Any, mode: FakeTensorMode) -> Any:
-    return mode.from_tensor(value) if isinstance(value, Tensor) else value
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    # What batches of the same parts hold grows with their positions.
+    by_size = sorted(steps.kinds, key=lambda kind: kind.work.sequences * kind.work.positions)
+    largest = {frozenset(kind.batch): kind for kind in by_size}
+    return max(map(at_peak, largest.values()), key=lambda memory: memory.total)
 
 
 def _passes(model: WeightlessModel, steps: StageSteps) -> Passes:
@@ -216,15 +172,16 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
         "No time is counted for what crosses the network, compilation, checkpoints, a teacher, or batches made too "
         "slowly. Short steps and low-rank updates of a small decoder reach less of the peak; docs/distributed.md says "
         "how much.",
-        "Memory is of the largest micro-batch, all parts at once; eager layers keep what autograd saves, compiled ones "
-        "the inputs and outputs of their matrix products.",
+        "Memory is of the tensors of the micro-batch that takes most, all parts at once; the allocator reserves more. "
+        "Eager layers keep what autograd saves, compiled ones what the compiler's partitioner leaves of it.",
     ]
     if any(one.strategy.zero is not None for one in plans):
         told.append(f"DeepSpeed's buckets: {BUCKET:,} numbers; under ZeRO-3 {LIVE:,} weights are whole at once.")
     if any(one.stage != "reconstruction" for one in plans):
         told.append(
-            f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, {QUESTION_TOKENS} tokens of question, "
-            f"answer and chat format, {ANSWER_TOKENS} of them the answer, read at the finest of "
-            "encoder.rates; vectors that are made once aren't counted."
+            f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, answers of {ANSWER_TOKENS} tokens; "
+            f"the first two {QUESTION_TOKENS} of question, answer and chat format, at the finest of encoder.rates, the "
+            f"last {OPENING_TOKENS} of instructions. Vectors that are made once aren't counted. The policy encodes all "
+            "passages of a batch at once, each padded to the longest: longer ones than these take more memory."
         )
     return told

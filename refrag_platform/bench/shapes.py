@@ -16,7 +16,13 @@ from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, P
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.model.decoder import in_dtype
-from refrag_platform.model.encoder import BertEncoder, embedding_weight, strip_backbone
+from refrag_platform.model.encoder import (
+    BertEncoder,
+    ChunkEncoder,
+    LayersEncoder,
+    embedding_weight,
+    strip_backbone,
+)
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.refrag import RefragModel
@@ -103,9 +109,9 @@ class Subject:
     name: str
     weights: Literal["random", "untrained", "finetuned"]
     decoder: PreTrainedModel
-    encoder: BertEncoder
+    encoder: ChunkEncoder
     projection: Projection
-    others: dict[int, tuple[BertEncoder, Projection]] = field(default_factory=dict)
+    others: dict[int, tuple[ChunkEncoder, Projection]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +125,7 @@ class Subject:
         """Whether the way from chunks of k tokens to the decoder has random weights."""
         return self.weights == "random" or k != self.encoder.chunk_size
 
-    def at(self, k: int) -> tuple[BertEncoder, Projection]:
+    def at(self, k: int) -> tuple[ChunkEncoder, Projection]:
         """Encoder and projection for chunks of k tokens; for another k than the model's own with a new, random head."""
         if k == self.encoder.chunk_size:
             return self.encoder, self.projection
@@ -127,12 +133,18 @@ class Subject:
             self.others[k] = self._at_random(k)
         return self.others[k]
 
-    def _at_random(self, k: int) -> tuple[BertEncoder, Projection]:
+    def _at_random(self, k: int) -> tuple[ChunkEncoder, Projection]:
         own, settings = self.encoder, self.projection.settings()
+        # Of as many tokens, but where each chunk is read alone.
+        window = max(1, own.window_chunks * own.chunk_size // k) if own.window_chunks > 1 else 1
+        shape = (k, own.pooling, own.token_skip)
         with _drawn_on(self.device, torch.float32, seed=k):
-            encoder = BertEncoder(
-                own.backbone, own.token_table, own.decoder_embeddings, k, own.pooling, own.token_skip, False
-            )
+            encoder: ChunkEncoder
+            if isinstance(own, BertEncoder):
+                encoder = BertEncoder(own.backbone, own.token_table, own.decoder_embeddings, *shape, False, window)
+            else:
+                assert isinstance(own, LayersEncoder)
+                encoder = LayersEncoder(own.backbone, own.decoder_embeddings, own.embedding_size, *shape, window)
             heads = [getattr(encoder, name) for name in ("pool", "skip") if own.token_skip]
             width = embedding_weight(self.decoder).shape[1]
             projection = Projection(
@@ -145,7 +157,9 @@ class Subject:
             )
             _randomize(*heads, projection)
         # The tables are the model's own, once in memory.
-        encoder.token_table, encoder.decoder_embeddings = own.token_table, own.decoder_embeddings
+        encoder.decoder_embeddings = own.decoder_embeddings
+        if isinstance(own, BertEncoder):
+            encoder.token_table = own.token_table
         return encoder.to(self.dtype).eval(), projection.to(self.dtype).eval()
 
 
@@ -185,8 +199,7 @@ def project_model(name: str, device: torch.device, dtype: torch.dtype, project: 
     """A model of the project: its fine-tuned checkpoint, or, where that is not made yet, the recipe's weights.
 
     Raises:
-        RefragError: there is no such recipe, its weights can't be had, or its encoder is of another kind than the
-            work that is counted.
+        RefragError: there is no such recipe, or its weights can't be had.
     """
     weights: Literal["finetuned", "untrained"] = "finetuned"
     try:
@@ -195,13 +208,7 @@ def project_model(name: str, device: torch.device, dtype: torch.dtype, project: 
         weights = "untrained"
         model = RefragModel.create(project.recipe(name), project.recipe_path(name).parent)
         model = in_dtype(model, dtype).to(device).eval()
-    encoder = model.encoder
-    if not isinstance(encoder, BertEncoder) or encoder.window_chunks > 1:
-        raise RefragError(
-            f"the encoder of {name} reads whole passages or is a copy of the decoder's layers; the bench knows the "
-            "work of BERT-type encoders that read each chunk alone (encoder.window: chunk)"
-        )
-    return Subject(name, weights, model.decoder, encoder, model.projection)
+    return Subject(name, weights, model.decoder, model.encoder, model.projection)
 
 
 @contextmanager

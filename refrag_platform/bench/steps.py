@@ -1,7 +1,7 @@
 """The steps of a recipe's training stages, without a corpus: how much each reads, and its forward pass to be looked at.
 
-Reconstruction and CPT are the tasks themselves over windows of no text in particular. What the others read depends on
-questions and passages: they are prompts of assumed lengths.
+Reconstruction and CPT are the tasks themselves, over windows and passages of no text in particular. What the others
+read depends on questions and passages: they are prompts of assumed lengths.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -20,21 +21,25 @@ from refrag_platform.bench.arithmetic import StepWork
 from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import FinetunedRecipe, PolicyRecipe, Recipe, TrainingRecipe
+from refrag_platform.recipes import FinetunedRecipe, PolicyRecipe, ReadingRecipe, Recipe, TrainingRecipe
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.groups import decoder_group, encoder_groups
 from refrag_platform.training.core.loop import Task
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.cpt import CptTask, context_lengths, continued, repeat_lengths
+from refrag_platform.training.cpt import CptTask, context_lengths, continued, is_among, repeat_lengths
 from refrag_platform.training.episodes import POSITIONS_AT_ONCE
 from refrag_platform.training.finetuned import LENGTH_STEP
 from refrag_platform.training.policy import policy_network
+from refrag_platform.training.reading.batches import Block, ReadingBatches
+from refrag_platform.training.reading.contexts import Context, TokenizedPassage
 from refrag_platform.training.reconstruction import ReconstructionTask
 
 # Assumed of a question with its answer, the chat format around them included, and of the answer alone.
 QUESTION_TOKENS, ANSWER_TOKENS = 96, 16
+# Of the instructions that stand before passages.
+OPENING_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,34 @@ class BlankWindows:
         return torch.zeros(size // world, self.length, dtype=torch.long)
 
 
+class BlankReading(ReadingBatches):
+    """Stands for `ReadingBatches`: equal passages fill each context, and every block has an answer."""
+
+    def __init__(self, recipe: Recipe, settings: ReadingRecipe, window_chunks: int) -> None:
+        self.settings, self._seed, self._rates = settings, recipe.seed, recipe.encoder.rates
+        self._chunk_size, self._window_chunks = recipe.encoder.chunk_size, window_chunks
+        self._chunks = recipe.cpt.context_tokens // self._chunk_size
+        self._opening = [0] * OPENING_TOKENS
+        self._passage = TokenizedPassage("", [0] * min(recipe.corpus.passage_tokens, recipe.cpt.context_tokens))
+
+    def _draw(self, chance: np.random.Generator, rate: int) -> Context:
+        size = -(-len(self._passage.token_ids) // (self._chunk_size * rate))
+        return Context([self._passage] * (self._chunks // rate // size), [])
+
+    def blocks(self, context: Context, chance: np.random.Generator) -> list[Block]:
+        size = self.settings.block_tokens
+        return [Block([0] * size, max(1, size - ANSWER_TOKENS), is_quote=False)] * self.settings.blocks
+
+
 def stage_steps(stage: str, recipe: Recipe, model: RefragModel, micro_size: int, world: int) -> StageSteps:
     """A stage's steps, each kind with a micro-batch of `micro_size` sequences over `world` processes."""
     if stage == "reconstruction":
         return _reconstruction(recipe, model, micro_size, world)
-    if stage == "cpt" and recipe.cpt.reading is None:
+    if stage == "cpt":
         return _cpt(recipe, model, micro_size, world)
     if stage == "policy":
         return _policy(recipe, model, micro_size // world)
-    return _prompts(stage, recipe, model, micro_size // world)
+    return _finetuned(recipe, model, micro_size // world)
 
 
 def _blank(lengths: dict[int, int]) -> dict[int, Windows]:
@@ -109,15 +133,23 @@ def _cpt(recipe: Recipe, model: RefragModel, micro_size: int, world: int) -> Sta
         model.encoder.requires_grad_(False)
         settings = continued(settings)
     windows = _blank({n: n * k + settings.output_tokens for n in context_lengths(settings, k)})
-    repeated = repeat_lengths(settings, k)
-    task = CptTask(model, settings, windows, recipe.seed, repeats=_blank({n: n * k for n in repeated}))
+    repeats = _blank({n: n * k for n in repeat_lengths(settings, k)})
+    reading = BlankReading(recipe, settings.reading, model.encoder.window_chunks) if settings.reading else None
+    task = CptTask(model, settings, windows, recipe.seed, repeats=repeats, reading=reading)
 
     def key(step: int) -> Hashable:
+        if reading and is_among(step, reading.settings.steps_share):
+            rate, kept = reading.rate_and_kept(step)
+            return rate, kept > 0
         grows = step < task.curriculum_steps
         mixed = step >= settings.steps * (1 - settings.mixed_steps_share)
         return task.repeated_chunks(step), task.curriculum.factor(step) if grows else 0, mixed
 
     def work(batch: Batch) -> StepWork:
+        if "blocks" in batch:
+            rows, vectors, _ = batch["chunks"].shape
+            judged, asked = len(batch["answers"]) / rows, batch["blocks"][0].numel()
+            return StepWork(rows, batch["windows"].shape[1], vectors, batch["length"] + asked, judged)
         rows, read, _ = batch["context"].shape
         text = batch["output"].shape[1]
         return StepWork(rows, read, read, batch["token_ids"].shape[1] + text, text)
@@ -150,18 +182,16 @@ def _of_task(
     return StageSteps(kinds, task, trained, task)
 
 
-def _prompts(stage: str, recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
-    """Fine-tuning, and a CPT that asks."""
-    settings = recipe.finetuned if stage == "finetuned" else recipe.cpt
+def _finetuned(recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
+    settings = recipe.finetuned
     encodes = settings.encoder_learning_rate > 0
     if encodes:
         prepare_encoder(model, settings, recipe.seed)
     else:
         model.encoder.requires_grad_(False)
     prepare_decoder(model, settings, recipe.seed)
-    shapes = _finetuned_shapes(recipe, recipe.finetuned) if stage == "finetuned" else _reading_shapes(recipe)
     kinds = []
-    for share, chunks, positions, predicted in shapes:
+    for share, chunks, positions, predicted in _finetuned_shapes(recipe, settings):
         work = StepWork(rows, chunks if encodes else 0, chunks, positions, predicted)
         ids = torch.zeros(rows, positions, dtype=torch.long)
         batch = {"ids": ids, "chunks": torch.zeros(rows, chunks, model.chunk_size, dtype=torch.long), "last": predicted}
@@ -199,21 +229,6 @@ def _finetuned_shapes(recipe: Recipe, settings: FinetunedRecipe) -> list[tuple[f
     return shapes
 
 
-def _reading_shapes(recipe: Recipe) -> list[tuple[float, int, int, int]]:
-    """As above; each of a step's blocks predicts its answer."""
-    settings, reading = recipe.cpt, recipe.cpt.reading
-    assert reading is not None
-    chunks, k = settings.context_tokens // recipe.encoder.chunk_size, recipe.encoder.chunk_size
-    kept = math.ceil(reading.most_share_kept * chunks) * (k - 1)
-    asked = 1 + chunks + reading.blocks * reading.block_tokens
-    answers, text = reading.blocks * ANSWER_TOKENS, settings.output_tokens
-    return [
-        (reading.steps_share * (1 - reading.kept_steps_share), chunks, asked, answers),
-        (reading.steps_share * reading.kept_steps_share, chunks, asked + kept, answers),
-        (1 - reading.steps_share, chunks, 1 + chunks + text, text),
-    ]
-
-
 def _policy(recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
     settings: PolicyRecipe = recipe.policy
     model.requires_grad_(False)
@@ -222,7 +237,8 @@ def _policy(recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
         policy = policy_network(settings, model.vector_dim)
     k, group = recipe.encoder.chunk_size, settings.group_size
     passages = (settings.passages + (settings.min_passages or settings.passages)) / 2
-    asked = math.ceil(passages * -(-recipe.corpus.passage_tokens // k))
+    passage = -(-recipe.corpus.passage_tokens // k)
+    asked = math.ceil(passages * passage)
     # Evidence takes the first steps; it asks no decoder.
     evidence = settings.evidence_steps / settings.steps
     shares = {"evidence": evidence, "asked": (1 - evidence) * settings.question_share}
@@ -239,10 +255,16 @@ def _policy(recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
         encoded = chunks / group if samples else chunks
         work = StepWork(samples or rows, encoded, encoded, positions if samples else 0, predicted if samples else 0)
         at_once = max(1, min(samples, POSITIONS_AT_ONCE // positions))
-        batch = {"ids": torch.zeros(at_once, positions, dtype=torch.long)}
+        # All passages of a batch are encoded together.
+        shape = (rows, chunks, k) if name == "windows" else (rows * settings.passages, passage, k)
+        batch = {
+            "passages": torch.zeros(shape, dtype=torch.long),
+            "ids": torch.zeros(at_once, positions, dtype=torch.long),
+        }
         kinds.append(StepKind(share, work, samples * positions, batch))
 
-    def forward(batch: Batch) -> Tensor:
-        return decoder_states(model.decoder, model.decoder.get_input_embeddings()(batch["ids"]))
+    def forward(batch: Batch) -> None:
+        model.encode(batch["passages"], padded=True)
+        decoder_states(model.decoder, model.decoder.get_input_embeddings()(batch["ids"]))
 
     return StageSteps(kinds, policy, list(policy.parameters()), forward, (model,), learns=False)

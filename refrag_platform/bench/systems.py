@@ -2,7 +2,8 @@
 
 full     every context token is read.
 refrag   chunk vectors are read; ttft: fetched from a store on disk, ttft_cached: already on the device,
-         ttft_uncached: encoded now. Projection and question are included each time.
+         ttft_uncached: encoded now, by an encoder of whole passages as the service does it. Projection and question
+         are included each time.
 cepe     every layer attends to the encoder's states of all context tokens; the three times as above, of states.
 prefix   the context's keys and values are kept from before: exact reuse at its best, for one order of passages.
 """
@@ -24,11 +25,11 @@ from refrag_platform.bench.cepe import Cepe
 from refrag_platform.bench.clock import Case
 from refrag_platform.bench.machine import BUCKETS_PER_OCTAVE
 from refrag_platform.bench.shapes import Subject
-from refrag_platform.bench.vectors import StoredVectors
+from refrag_platform.bench.vectors import PASSAGE, StoredVectors, encode_passages, reads_chunks
 from refrag_platform.decoding.graphs import GraphedStep
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
-from refrag_platform.model.encoder import BertEncoder
+from refrag_platform.model.encoder import ChunkEncoder
 from refrag_platform.model.fused import FusedLayers
 
 logger = logging.getLogger("refrag.bench")
@@ -127,8 +128,9 @@ class Bench:
 
     def _refrag(self, k: int) -> System:
         encoder, projection = self.subject.at(k)
-        layers = self._fused(encoder)
         chunks = self.plan.context // k
+        by_chunk = reads_chunks(encoder)
+        layers = self._fused(encoder) if by_chunk else None
         positions = chunks + self.plan.question
 
         def read(vectors: Tensor, question: Tensor) -> Tensor:
@@ -137,21 +139,24 @@ class Bench:
         cases = self._from_store(
             StoredVectors(self.folder / f"{k}.safetensors", chunks, encoder.vector_dim, self.plan.seed),
             self.context.view(chunks, k),
-            lambda ids: encoder(ids, padded=False, layers=layers),
+            lambda ids: encoder(ids, padded=False, layers=layers) if by_chunk else encode_passages(encoder, ids),
             read,
             self.runner,
+            fixed=by_chunk,
         )
         cached = projection_work(projection, chunks, self.size.number_bytes) + self.size.prefill(positions)
         work = {
             "ttft_cached": cached,
-            "ttft_uncached": cached + encoder_work(encoder, chunks, self.size.number_bytes),
+            "ttft_uncached": cached + encoder_work(encoder, chunks, self.size.number_bytes, min(PASSAGE, chunks)),
             "ttit": self.size.step(positions + STEPS // 2),
         }
-        facts = {"projection": "random" if self.subject.is_random(k) else self.subject.weights}
+        facts: dict[str, Any] = {"projection": "random" if self.subject.is_random(k) else self.subject.weights}
+        if not by_chunk:
+            facts["passage_tokens"] = min(PASSAGE, chunks) * k
         cases["ttit"] = self._further(self.runner, positions)
         return System("refrag", k, cases, work, self._kv_bytes(positions), facts)
 
-    def _fused(self, encoder: BertEncoder) -> FusedLayers | None:
+    def _fused(self, encoder: ChunkEncoder) -> FusedLayers | None:
         """The encoder's layers as they are fastest, or None: a CPU gains nothing by it, and some can't be fused."""
         if self.device.type != "cuda":
             return None
@@ -193,11 +198,13 @@ class Bench:
         encode: Callable[[Tensor], Tensor],
         read: Callable[[Tensor, Tensor], Tensor],
         runner: DecoderRunner,
+        fixed: bool = True,
     ) -> dict[str, Case]:
         """The first token with vectors from disk, with vectors on the device, and from token ids.
 
         Args:
-            encode: ids to vectors. read: vectors and question ids to the decoder's input, [N, d].
+            encode: ids to vectors. read: vectors and question ids to the decoder's input, [N, d]. fixed: whether
+                encoding is a step of fixed shape that never asks what its input says.
         """
         vectors = stored.fetch().to(self.device, self.subject.dtype)
 
@@ -205,17 +212,20 @@ class Bench:
             return read(encode(ids), question)
 
         reading = self._step(read, vectors=vectors, question=self.question)
-        encoding = self._step(encoded, ids=ids, question=self.question)
+        encoding = self._step(encoded, ids=ids, question=self.question) if fixed else None
 
         def first_token(step: GraphedStep, **inputs: Tensor) -> int:
             for name, value in {**inputs, "question": self.question}.items():
                 step.inputs[name].copy_(value)
             return _token(runner.prefill(step(), 0))
 
+        def from_tokens() -> int:
+            return first_token(encoding, ids=ids) if encoding else first_token(reading, vectors=encode(ids))
+
         return {
             "ttft": Case(lambda: first_token(reading, vectors=stored.fetch()), stored.evict),
             "ttft_cached": Case(lambda: first_token(reading, vectors=vectors)),
-            "ttft_uncached": Case(lambda: first_token(encoding, ids=ids)),
+            "ttft_uncached": Case(from_tokens),
             "store_fetch": Case(lambda: stored.fetch().to(self.device, self.subject.dtype), stored.evict),
         }
 

@@ -1,4 +1,4 @@
-"""Chunk vectors on disk as the store keeps them, to be fetched passage by passage."""
+"""Chunk vectors passage by passage: on disk as the store keeps them, and made as the service makes them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from refrag_platform.model.encoder import BertEncoder, ChunkEncoder
+
 # The store holds this many times what one request reads; a passage is this many chunks.
 STORE_SIZE, PASSAGE = 8, 16
+
+
+def reads_chunks(encoder: ChunkEncoder) -> bool:
+    """Whether it reads each chunk alone, all at once and in any order, as BERT-type encoders can."""
+    return isinstance(encoder, BertEncoder) and encoder.window_chunks == 1
+
+
+def encode_passages(encoder: ChunkEncoder, chunks: Tensor) -> Tensor:
+    """Vectors [L, dim] of chunks [L, k] in passages of 16, as the service encodes what no store has."""
+    return torch.cat(encoder.encode_passages(chunks.split(PASSAGE)))
 
 
 class StoredVectors:

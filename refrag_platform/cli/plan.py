@@ -54,12 +54,14 @@ def plan(
     from refrag_platform.bench.gpus import gpu as known
     from refrag_platform.bench.plan import STAGES, assumptions
     from refrag_platform.bench.plan import plan as planned
+    from refrag_platform.progress import waiting
     from refrag_platform.project import Project
 
     project, kind = Project.find(), known(gpu)
     results = measured or sorted((project.root / "docs/results").glob("bench-train-*.json"))
     recipe, base = project.recipe_or_file(model)
-    plans = planned(recipe, base, kind, gpus, results)
+    with waiting(f"plan the stages of {recipe.name}"):
+        plans = planned(recipe, base, kind, gpus, results)
     told = assumptions(plans, kind)
     _show(plans, kind, price_per_hour)
     if taken := sorted(set(STAGES) - {one.stage for one in plans}, key=STAGES.index):

@@ -6,6 +6,7 @@ import torch
 from refrag_platform.bench.arithmetic import DecoderSize, PaperFormula, Work, encoder_work
 from refrag_platform.bench.shapes import SHAPES, named_shape
 from refrag_platform.errors import RefragError
+from refrag_platform.model.encoder import LayersEncoder, embedding_weight, first_layers, strip_backbone
 
 LLAMA = DecoderSize(
     width=4096,
@@ -73,6 +74,15 @@ def test_where_the_first_position_is_pooled_the_last_layer_computes_no_other() -
     encoder.pooling = "cls"
     # Of the one layer, 2 x 1,024 weights for keys and values of every token, the others' 6,144 once a chunk.
     assert encoder_work(encoder, 5, 4).flops == 2 * (20 * (2_048 + 2_048) + 5 * (6_144 + 24_576)) + 4 * 32 * 5 * 4
+
+
+def test_a_copy_of_layers_reads_windows_of_a_passage_each_token_after_those_before_it() -> None:
+    decoder = named_shape("tiny", torch.device("cpu"), torch.float32).decoder
+    layers = strip_backbone(first_layers(decoder, 1))
+    encoder = LayersEncoder(layers, embedding_weight(decoder).detach(), 1.0, 4, "concat", True, window_chunks=8)
+    # A layer: 36,864; pool 4 * 64 x 64, skip the same. Passages of 12 chunks are two windows of 24 tokens.
+    attention = 4 * 64 * 96 * 25 / 2
+    assert encoder_work(encoder, 24, 4, passage=12).flops == 2 * (96 * 36_864 + 24 * 32_768) + attention
 
 
 def test_shapes_have_the_parameters_of_their_namesakes() -> None:

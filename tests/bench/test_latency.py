@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from refrag_platform.bench.cepe import Cepe
 from refrag_platform.bench.latency import bench_latency
 from refrag_platform.bench.shapes import named_shape, project_model
 from refrag_platform.bench.systems import SYSTEMS, Plan
-from refrag_platform.bench.vectors import StoredVectors
+from refrag_platform.bench.vectors import StoredVectors, encode_passages
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.model.segments import Chunks
 from refrag_platform.project import Project
 
 CPU = torch.device("cpu")
@@ -97,6 +100,50 @@ def test_a_chunk_size_that_the_model_lacks_has_a_random_projection_and_says_so(p
     assert [(row["k"], row["projection"]) for row in rows] == [(4, "untrained"), (8, "random")]
     assert all(row["ttft_speedup_cached"] is None for row in rows)
     assert subject.at(8)[0].token_table is subject.encoder.token_table
+
+
+PASSAGES = {"window": "passage", "window_tokens": 32}
+LAYERS = PASSAGES | {"source": "decoder", "layers": 1, "config": {}, "train_token_table": False}
+
+
+def read_passages(project: Project, encoder: dict[str, Any]) -> None:
+    """Make tiny's encoder one that reads whole passages."""
+    file = project.recipe_path("tiny")
+    recipe = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(recipe | {"encoder": recipe["encoder"] | encoder}))
+
+
+@pytest.mark.parametrize("encoder", [PASSAGES, LAYERS], ids=["a BERT", "the decoder's layers"])
+def test_an_encoder_of_whole_passages_is_measured_beside_the_full_context(
+    encoder: dict[str, Any], project: Project
+) -> None:
+    read_passages(project, encoder)
+    rows = bench_latency(project_model("tiny", CPU, torch.float32, project), [plan(context=96)])["rows"]
+    assert [(row["system"], row["k"]) for row in rows] == [
+        ("full", None), ("refrag", 4), ("refrag", 8), ("cepe", None), ("prefix", None)
+    ]  # fmt: skip
+    for row in rows[1:3]:
+        times = ("ttft_ms", "ttft_cached_ms", "ttft_uncached_ms", "ttft_speedup_uncached", "store_fetch_ms")
+        assert all(row[name] > 0 for name in times)
+        assert row["limit"]["ttft_uncached_ms"] > row["limit"]["ttft_cached_ms"]
+    assert [(row["projection"], row["passage_tokens"]) for row in rows[1:3]] == [("untrained", 64), ("random", 96)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("encoder", [PASSAGES, LAYERS], ids=["a BERT", "the decoder's layers"])
+def test_passages_are_encoded_as_they_are_served(encoder: dict[str, Any], project: Project) -> None:
+    read_passages(project, encoder)
+    model = RefragModel.create(project.recipe("tiny"), project.recipe_path("tiny").parent).eval()
+    # It starts at zero, and what the layers say would not be heard.
+    torch.nn.init.normal_(model.encoder.pool.weight)
+    ids = torch.randint(1000, (40, 4), generator=torch.Generator().manual_seed(0))
+    vectors = encode_passages(model.encoder, ids)
+    served = model.with_vectors([Chunks(part) for part in ids.split(16)])
+    assert torch.allclose(vectors, torch.cat([passage.compressed_vectors() for passage in served]), atol=1e-5)
+    alone = model.encode(ids[:, None], padded=False)[:, 0]
+    # Layers of the decoder see of a passage what stands before.
+    assert torch.allclose(vectors[::16], alone[::16], atol=1e-5) == (encoder is LAYERS)
+    assert not torch.allclose(vectors[1::16], alone[1::16], atol=1e-5)
 
 
 def test_what_cant_be_measured_is_refused() -> None:

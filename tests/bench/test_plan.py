@@ -14,16 +14,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from refrag_platform.bench.gpus import GPUS, gpu, measured_utilisation
-from refrag_platform.bench.plan import StagePlan, forward_pass, stage_plan
-from refrag_platform.bench.steps import StageSteps, stage_steps
+from refrag_platform.bench.memory import compile_weightless, numberless, peak_bytes, saved_bytes
+from refrag_platform.bench.plan import StagePlan, stage_plan
+from refrag_platform.bench.steps import OPENING_TOKENS, StageSteps, stage_steps
 from refrag_platform.bench.strategy import BUCKET, LIVE, Strategy, device_state, strategy
 from refrag_platform.bench.weightless import weightless_model
 from refrag_platform.cli import app
 from refrag_platform.errors import RefragError
+from refrag_platform.model.prompts import content_ids, question_frame
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
-from refrag_platform.recipes import CurriculumRecipe, Recipe, read_recipe
+from refrag_platform.recipes import CurriculumRecipe, ReadingRecipe, Recipe, read_recipe
+from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.loop import Task
+from refrag_platform.training.core.speed import fast_kernels
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.reconstruction import reconstruction_task
 from tests.conftest import ROOT
@@ -68,7 +72,7 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(
     optimizer = torch.optim.AdamW([{"params": group["params"]} for group in task.parameter_groups()])
     task(task.batch(0, 0, task.samples(0, 4), 0, 1))[0].backward()
     optimizer.step()
-    steps = planned(stage, recipe, FakeTensorMode(allow_non_fake_inputs=True))
+    steps = planned(stage, recipe, numberless())
     state = device_state(steps.module, (), steps.trained, True, Strategy(1))
     assert state.weights == size([*task.parameters(), *task.buffers()])
     assert state.gradients == size([p.grad for p in task.parameters() if p.grad is not None])
@@ -80,13 +84,18 @@ def test_positions_and_what_autograd_keeps_are_those_of_the_real_batches(stage: 
     recipe = tiny(stage)
     settings, task = getattr(recipe, stage), real_task(stage, recipe, tmp_path)
     batches = [task.batch(s, 0, task.samples(s, settings.batch_size), 0, 1) for s in range(settings.steps)]
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = numberless()
     steps = planned(stage, recipe, mode)
     mean = sum(kind.share * kind.counted for kind in steps.kinds)
     assert mean == pytest.approx(np.mean([task.positions(batch) for batch in batches]))
     assert sum(kind.share for kind in steps.kinds) == pytest.approx(1)
     assert all(kind.work.sequences * kind.work.positions == kind.counted for kind in steps.kinds)
-    kind = steps.kinds[0]
+    kept = saved_bytes(steps.forward, steps.kinds[0].batch, (steps.module,), mode, bf16=False)
+    assert kept == saved_by(task, batches[0])
+
+
+def saved_by(task: Task, batch: Batch) -> int:
+    """Bytes that autograd keeps of a real micro-batch."""
     constant = {t.untyped_storage().data_ptr() for t in (*task.parameters(), *task.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -95,9 +104,60 @@ def test_positions_and_what_autograd_keeps_are_those_of_the_real_batches(stage: 
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        task(batches[0])
-    assert forward_pass(steps, kind.batch, mode, bf16=False).saved == sum(part.nbytes() for part in kept.values())
+    with fast_kernels(task, on_gpu=True), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        task(batch)
+    return sum(part.nbytes() for part in kept.values())
+
+
+READING = ReadingRecipe(blocks=4, block_tokens=96, steps_share=0.75, most_share_kept=0.5)
+
+
+def asking() -> Recipe:
+    """Tiny that reads whole passages, two chunks as one in half of the steps, and is asked about them."""
+    recipe = tiny("cpt", reading=READING, curriculum=None, context_tokens=256)
+    encoder = recipe.encoder.model_copy(update={"window": "passage", "window_tokens": 64, "rates": [1, 2]})
+    return recipe.model_copy(update={"encoder": encoder})
+
+
+def test_steps_that_ask_are_planned_as_they_are_run(tmp_path: Path) -> None:
+    """Contexts are of one size whatever passages are drawn; the tokens that are judged differ."""
+    recipe = asking()
+    model = RefragModel.create(recipe, ROOT / "models/tiny")
+    said = " ".join(f"In {year} Ada Lovelace built a large machine near London." for year in range(1800, 1860))
+    corpus = write_corpus(tmp_path / "corpus", [np.array(content_ids(model.tokenizer, said))] * 4)
+    task = cpt_task(model, corpus, recipe.cpt, recipe.seed)
+    batches = [task.batch(step, 0, 8, 0, 1) for step in range(recipe.cpt.steps)]
+    mode = numberless()
+    steps = planned("cpt", recipe, mode)
+    # The tiny tokenizer has more tokens of instructions.
+    longer = len(question_frame(model.tokenizer)[0]) - OPENING_TOKENS
+    asked = {(batch["length"], batch["chunks"].shape[1]): batch for batch in batches if "blocks" in batch}
+    kinds = {(kind.batch["length"] + longer, kind.work.vectors): kind for kind in steps.kinds if "blocks" in kind.batch}
+    assert asked.keys() == kinds.keys() and len(asked) == 4
+    share = sum("blocks" in batch for batch in batches) / len(batches)
+    assert sum(kind.share for kind in kinds.values()) == pytest.approx(share)
+    for shape, kind in kinds.items():
+        assert kind.counted + 8 * longer == task.positions(asked[shape])
+        assert kind.work.encoded == asked[shape]["windows"].shape[1] == 64
+        kept = saved_bytes(steps.forward, kind.batch, (steps.module,), mode, bf16=False)
+        assert kept == pytest.approx(saved_by(task, asked[shape]), rel=0.1)
+
+
+def test_compiled_layers_keep_less() -> None:
+    mode = numberless()
+    steps = planned("cpt", asking(), mode)
+    batch = next(kind.batch for kind in steps.kinds if "blocks" in kind.batch)
+    eager = saved_bytes(steps.forward, batch, (steps.module,), mode, bf16=True)
+    compile_weightless(steps.module)
+    assert 0 < saved_bytes(steps.forward, batch, (steps.module,), mode, bf16=True) < eager
+
+
+def test_a_pass_without_gradients_holds_what_is_alive_at_once() -> None:
+    mode = numberless()
+    with mode:
+        layer = torch.nn.Linear(4, 4, bias=False)
+    held = peak_bytes(lambda batch: layer(layer(layer(batch["x"]))), {"x": torch.zeros(8, 4)}, (layer,), mode, False)
+    assert held == 2 * 8 * 4 * 4
 
 
 def test_each_strategy_shares_out_its_part() -> None:
@@ -183,6 +243,33 @@ def test_memory_is_near_what_runs_measured_and_time_is_no_more(run: str) -> None
     rate = np.median([line["tokens_per_second"] for line in lines])
     assert 0.95 < planned_rate / rate < 2.5
     row = f"| `{run}` | {memory:.0f} | {measured:.0f} | {planned_rate / 1e3:.0f} | {rate / 1e3:.0f} |"
+    assert row in (ROOT / "docs/distributed.md").read_text(encoding="utf-8"), row
+
+
+# The release's stages, and the page's records of them; the policy's passages are longer than a plan can know.
+RELEASE = {
+    "reconstruction": "2026-11-30-reading-checkpoint",
+    "cpt": "2026-11-30-reading-checkpoint",
+    "finetuned": "2026-11-30-one-path-release",
+    "policy": "2026-11-30-one-path-release",
+}
+
+
+@pytest.mark.parametrize("stage", RELEASE)
+def test_the_page_holds_the_release_against_its_plan(stage: str) -> None:
+    base = ROOT / "models/smollm2-135m"
+    plan = stage_plan(stage, read_recipe(base / "recipe.yaml"), base, Strategy(1), gpu("h200"), MEASURED)
+    record = (ROOT / f"docs/log/{RELEASE[stage]}.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, record) if line.get("stage") == stage]
+    memory, measured = plan.memory.total / 1e9, lines[-1]["memory_gb"]
+    rates = [f"{plan.positions * plan.steps / plan.seconds / 1e3:.0f}"]
+    if stage == "policy":
+        assert memory < measured
+        rates = ["", ""]
+    else:
+        assert memory == pytest.approx(measured, rel=0.1)
+        rates.append(f"{np.median([line['tokens_per_second'] for line in lines]) / 1e3:.0f}")
+    row = f"| the release's {stage} | {memory:.0f} | {measured:.0f} | {' | '.join(rates)} |".replace("  ", " ")
     assert row in (ROOT / "docs/distributed.md").read_text(encoding="utf-8"), row
 
 

@@ -13,11 +13,12 @@ from refrag_platform.model.decoder import CHUNKS, attention, causal
 from refrag_platform.model.encoder import BertEncoder, LayersEncoder
 
 
-def compile_regions(*models: nn.Module, few_shapes: bool) -> None:
+def compile_regions(*models: nn.Module, few_shapes: bool, backend: str = "inductor") -> None:
     """Compile the layers of every stack in place: one graph serves a whole stack, and shapes may change.
 
     Args:
         few_shapes: a graph of its own for each shape; else, once a second shape is met, one for any of them.
+        backend: of torch.compile.
     """
     import torch._dynamo
 
@@ -26,7 +27,7 @@ def compile_regions(*models: nn.Module, few_shapes: bool) -> None:
     for module in chain.from_iterable(model.modules() for model in models):
         if isinstance(module, nn.ModuleList) and len({type(layer) for layer in module}) == 1:
             for layer in module:
-                layer.compile(dynamic=False if few_shapes else None)
+                layer.compile(dynamic=False if few_shapes else None, backend=backend)
 
 
 @contextmanager

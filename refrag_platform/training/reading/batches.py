@@ -100,15 +100,17 @@ class ReadingBatches:
         """
         rows = range(rank * size // world, (rank + 1) * size // world)
         chances = [np.random.default_rng([self._seed, 5, step, micro, row]) for row in rows]
-        rate = step_rate(self._rates, self._seed, step)
+        rate, kept = self.rate_and_kept(step)
         drawn = [self._draw(chance, rate) for chance in chances]
-        # All rows of a step have chunks kept, or none: they are of one length.
-        chance = np.random.default_rng([self._seed, 6, step])
-        any_kept = chance.random() < self.settings.kept_steps_share
-        kept = int(chance.integers(1, self._most_kept(rate) + 1)) if any_kept else 0
         batch = self._contexts_batch([context.passages for context in drawn], chances, kept, seen, rate)
         blocks = [self.blocks(context, chance) for context, chance in zip(drawn, chances, strict=True)]
         return batch | self._blocks_batch(blocks)
+
+    def rate_and_kept(self, step: int) -> tuple[int, int]:
+        """The rate of all rows of a step, and the chunks that each keeps: some in all, or none, as of one length."""
+        rate, chance = step_rate(self._rates, self._seed, step), np.random.default_rng([self._seed, 6, step])
+        any_kept = chance.random() < self.settings.kept_steps_share
+        return rate, int(chance.integers(1, self._most_kept(rate) + 1)) if any_kept else 0
 
     def _draw(self, chance: np.random.Generator, rate: int) -> Context:
         if self._questions and chance.random() < self.settings.questions_share:
