@@ -286,8 +286,14 @@ def collate(episodes: Sequence[Episode], share: float, chunk_size: int) -> Batch
 
 
 def context_vectors(model: RefragModel, batch: Batch) -> Tensor:
-    """Vectors [B, L, dim] of a batch's chunks, each passage encoded whole; nothing real where there is no chunk."""
-    return model.encode(batch["passages"], batch["padded"]).flatten(0, 1)[batch["places"]]
+    """Vectors [B, L, dim] of a batch's chunks, each passage encoded whole; nothing real where there is no chunk.
+
+    Passages of like length are encoded together: padded to the longest, most of a batch would be padding.
+    """
+    lengths = (batch["passages"][..., 0] != PAD).sum(1).tolist()
+    passages = [passage[:length] for passage, length in zip(batch["passages"], lengths, strict=True)]
+    vectors = pad_sequence(model.encoder.encode_passages(passages), batch_first=True)
+    return vectors.flatten(0, 1)[batch["places"]]
 
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:
