@@ -42,6 +42,9 @@ COUNTRIES = {
     "Nepal": "Nepal lies in the Himalayas between China and India. Its capital is Kathmandu.",
 }
 SHARE_KEPT = 0.25
+# By itself httpx waits for 5 s; on a busy machine the first /openapi.json took 3 of them.
+for part in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, 60.0)
 ASKED = [{"role": "user", "content": "What is the capital of Peru?"}]
 
 
