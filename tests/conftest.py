@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +35,12 @@ os.environ.pop("BENTOML_HOME", None)
 def pytest_collection_finish() -> None:
     """What the tests import is there to stay: looking through it for garbage would take half a second each time."""
     gc.freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Weights that a test draws at random, or its fixtures do, are the same whatever tests ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -40,9 +40,15 @@ def test_a_training_saves_at_the_end_of_its_step(tmp_path: Path) -> None:
     lengths = {"context_tokens": 16, "output_tokens": 8, "curriculum": None}
     endless = recipe.cpt.model_copy(update={"steps": 10**6, "save_every": 10**6, **lengths})
     model = RefragModel.create(recipe, ROOT / "models" / "tiny")
-    with pytest.raises(TrainingInterrupted, match="saved, run it again"), stopped_after(2):
-        train(cpt_task(model, corpus, endless, 0), endless, tmp_path / "work", "endless")
-    assert len(checkpoint.complete(tmp_path / "work" / "checkpoints")) == 1
+
+    def time_is_over(step: int) -> None:
+        if step == 3:
+            signal.raise_signal(signal.SIGALRM)
+
+    with pytest.raises(TrainingInterrupted, match="saved, run it again"), stopped_after(1000):
+        train(cpt_task(model, corpus, endless, 0), endless, tmp_path / "work", "endless", on_step=time_is_over)
+    (saved,) = checkpoint.complete(tmp_path / "work" / "checkpoints")
+    assert saved.name == "step-00000003"
 
 
 def test_the_status_tells_paused_from_done_and_from_refused(

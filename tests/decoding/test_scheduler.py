@@ -21,6 +21,7 @@ from refrag_platform.model.generate import generate
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, Text, chunk_tokens
 from tests.decoding.conftest import create, random_embeds
+from tests.processes import wait_for
 
 Make = Callable[..., DecoderRunner]
 
@@ -40,6 +41,22 @@ def read(stream: Stream, choice: int = 0) -> list[int]:
 def scheduler(make_runner: Make) -> Iterator[Scheduler]:
     with Scheduler(make_runner(), prefill_positions=16) as made:
         yield made
+
+
+def hold(runner: DecoderRunner) -> tuple[threading.Event, list[int]]:
+    """Let each step wait for this event, so that no answer is over before a test is ready, and list the steps' batches.
+
+    A prefill, which draws the first token, doesn't wait.
+    """
+    goes_on, batches, decode = threading.Event(), list[int](), runner.decode
+
+    def held(token_ids: list[int], *where: Any) -> torch.Tensor:
+        batches.append(len(token_ids))
+        assert goes_on.wait(60)
+        return decode(token_ids, *where)
+
+    runner.decode = held  # type: ignore[method-assign]
+    return goes_on, batches
 
 
 def is_idle(scheduler: Scheduler) -> bool:
@@ -109,12 +126,15 @@ def test_a_long_prefill_does_not_stall_a_running_stream(model: RefragModel, make
     prefill, decode = runner.prefill, runner.decode
     runner.prefill = lambda *a: order.append("prefill") or prefill(*a)  # type: ignore[method-assign,func-returns-value]
     runner.decode = lambda *a: order.append("decode") or decode(*a)  # type: ignore[method-assign,func-returns-value]
+    goes_on, _ = hold(runner)
     with Scheduler(runner, prefill_positions=32) as scheduler:
         running = scheduler.submit(PromptInput(random_embeds(model, 4), np.empty((4, 5))), Sampling(200))
         events = iter(running)
         next(events)
         long = PromptInput(random_embeds(model, 512), np.empty((512, 5)))
-        assert len(read(scheduler.submit(long, Sampling(1)))) == 1
+        prefilled = scheduler.submit(long, Sampling(1))
+        goes_on.set()
+        assert len(read(prefilled)) == 1
         running.cancel()
     begin = order.index("prefill", 1)
     pieces = [call for call in order[begin:] if call == "prefill"]
@@ -123,12 +143,14 @@ def test_a_long_prefill_does_not_stall_a_running_stream(model: RefragModel, make
 
 
 def test_a_cancelled_request_frees_its_slot(model: RefragModel, scheduler: Scheduler) -> None:
+    goes_on, batches = hold(scheduler.runner)
     stream = scheduler.submit(prompt_input(model, a_prompt(model, 0)), Sampling(100))
     next(iter(stream))
     assert scheduler.load().running == 1
     stream.cancel()
+    goes_on.set()
     assert read(stream) == []
-    assert is_idle(scheduler)
+    assert is_idle(scheduler) and batches == [1]
     waiting = [scheduler.submit(prompt_input(model, a_prompt(model, 0)), Sampling(100)) for _ in range(8)]
     for stream in waiting:
         stream.cancel()
@@ -160,13 +182,12 @@ def test_one_choice_is_stopped_and_the_others_go_on(model: RefragModel, schedule
 def test_the_cap_on_tokens_in_flight_holds(model: RefragModel, make_runner: Make) -> None:
     prompts = [prompt_input(model, a_prompt(model, seed, 2)) for seed in range(4)]
     cost = len(prompts[0].embeds) + 30
-    with Scheduler(make_runner(), max_tokens_in_flight=2 * cost + 5) as scheduler:
+    goes_on, batches = hold(runner := make_runner())
+    with Scheduler(runner, max_tokens_in_flight=2 * cost + 5) as scheduler:
         streams = [scheduler.submit(prompt, Sampling(20)) for prompt in prompts]
-        most = 0
-        for stream in streams:
-            for _ in stream:
-                most = max(most, scheduler.load().running)
-        assert most == 2
+        goes_on.set()
+        assert [len(read(stream)) for stream in streams] == [20] * 4
+    assert max(batches) == 2
 
 
 def test_what_can_never_run_is_refused_at_once(model: RefragModel, scheduler: Scheduler) -> None:
@@ -189,7 +210,15 @@ def test_an_error_reaches_its_caller_and_nobody_else(model: RefragModel, schedul
 
 
 def test_a_closed_scheduler_fails_its_streams(model: RefragModel, make_runner: Make) -> None:
-    scheduler = Scheduler(make_runner())
+    runner = make_runner()
+    decode = runner.decode
+
+    def decode_once_closed(*given: Any) -> torch.Tensor:
+        wait_for(lambda: not scheduler.alive, 60)
+        return decode(*given)
+
+    runner.decode = decode_once_closed  # type: ignore[method-assign]
+    scheduler = Scheduler(runner)
     stream = scheduler.submit(prompt_input(model, a_prompt(model, 0)), Sampling(150))
     scheduler.close()
     with pytest.raises(RefragError, match="shut down"):

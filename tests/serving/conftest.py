@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -40,6 +42,9 @@ COUNTRIES = {
     "Nepal": "Nepal lies in the Himalayas between China and India. Its capital is Kathmandu.",
 }
 SHARE_KEPT = 0.25
+# By itself httpx waits for 5 s; on a busy machine the first /openapi.json took 3 of them.
+for part in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, 60.0)
 ASKED = [{"role": "user", "content": "What is the capital of Peru?"}]
 
 
@@ -104,6 +109,22 @@ def failing_decoder(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
         return decode(tokens, slots, positions)
 
     monkeypatch.setattr(engine._scheduler.runner, "decode", fails)
+
+
+@pytest.fixture
+def held_decoder(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The decoder's steps wait for this event: an answer has its first token, which the prefill draws, and no other."""
+    goes_on, decode = threading.Event(), engine._scheduler.runner.decode
+    monkeypatch.setattr(engine._scheduler.runner, "decode", lambda *given: goes_on.wait(60) and decode(*given))
+    yield goes_on
+    goes_on.set()
+
+
+@pytest.fixture
+def slow_decoder(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder takes more than a minute for a long answer, on any machine."""
+    decode = engine._scheduler.runner.decode
+    monkeypatch.setattr(engine._scheduler.runner, "decode", lambda *given: time.sleep(0.05) or decode(*given))
 
 
 @pytest.fixture(scope="session")

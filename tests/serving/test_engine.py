@@ -140,13 +140,13 @@ def test_a_full_length_answer_says_so(engine: Engine) -> None:
     assert (generation.finish_reason, generation.usage.completion_tokens) == ("length", 3)
 
 
-def test_an_abandoned_answer_frees_its_slot(engine: Engine) -> None:
+def test_an_abandoned_answer_frees_its_slot(engine: Engine, slow_decoder: None) -> None:
     abandoned = engine.start(QUESTION, sampling=Sampling(1500, temperature=1.0, seed=1))
     next(iter(abandoned))
     assert engine.decoder_load().running == 1
     abandoned.close()
     assert list(abandoned) == []
-    wait_for(lambda: engine.decoder_load().running == 0, 10)
+    wait_for(lambda: engine.decoder_load().running == 0, 20)
 
 
 def test_an_answer_that_is_closed_before_it_begins_says_nothing(engine: Engine) -> None:

@@ -14,7 +14,6 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from refrag_platform.errors import RefragError
-from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.logs import JsonLines
 from refrag_platform.serving.tracing import resource, tracer_of
 from tests.conftest import ROOT
@@ -71,18 +70,13 @@ def test_a_stream_counts_as_a_whole_answer_does_and_a_wrong_request_for_none(ser
     assert seen["refrag_requests_total /v1/chat/completions POST 400"] == 1
 
 
-def test_the_decoder_s_state_is_told_while_it_writes(
-    server: Server, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner, goes_on = engine._scheduler.runner, threading.Event()
-    decode = runner.decode
-    monkeypatch.setattr(runner, "decode", lambda *given: goes_on.wait(60) and decode(*given))
+def test_the_decoder_s_state_is_told_while_it_writes(server: Server, held_decoder: threading.Event) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "logprobs": True, "stream": True}
     with server() as url:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as answer:
             next(answer.iter_text())
             during = figures(url)
-            goes_on.set()
+            held_decoder.set()
         wait_for(lambda: figures(url)["refrag_num_requests_running"] == 0, 20)
         after = figures(url)
     assert (during["refrag_ready"], during["refrag_num_requests_running"]) == (1, 1)

@@ -16,6 +16,7 @@ from tests.serving.conftest import Server
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium; Debian has it: apt-get install chromium")
+PATIENCE = 60_000  # milliseconds, on a busy machine; what is there at once isn't waited for
 KEPT, COMPRESSED = "#passages .chunk.kept", "#passages .chunk:not(.kept)"
 
 
@@ -24,6 +25,7 @@ def browser() -> Iterator[playwright.Browser]:
     with playwright.sync_playwright() as tools:
         # Containers run as root, whom Chromium's sandbox refuses; the only page is ours.
         started = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        playwright.expect.set_options(timeout=PATIENCE)
         yield started
         started.close()
 
@@ -33,6 +35,7 @@ def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
     """A page that says nothing on its console: no error of a script, nothing that its policy refused."""
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
+    page.set_default_timeout(PATIENCE)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     # Answers other than 200 are written there by the browser itself.
@@ -45,7 +48,7 @@ def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
 def ask(page: playwright.Page, question: str) -> None:
     page.get_by_label("Question").fill(question)
     page.get_by_role("button", name="Ask").click()
-    playwright.expect(page.get_by_role("button", name="Ask")).to_be_enabled(timeout=60_000)
+    playwright.expect(page.get_by_role("button", name="Ask")).to_be_enabled()
 
 
 def figures(page: playwright.Page, name: str) -> list[str]:

@@ -81,7 +81,7 @@ def test_a_stream_of_a_response_has_its_typed_events(client: openai.OpenAI) -> N
     assert events[0].response.usage is None and last.usage.total_tokens == whole.usage.total_tokens
 
 
-def test_a_streaming_response_is_cancelled_by_its_id(client: openai.OpenAI, engine: Engine) -> None:
+def test_a_streaming_response_is_cancelled_by_its_id(client: openai.OpenAI, engine: Engine, slow_decoder: None) -> None:
     stream = client.responses.create(
         model="tiny", input=QUESTION, max_output_tokens=1500, stream=True, extra_body={"retrieve": 0}
     )

@@ -41,9 +41,9 @@ class Made:
     model: RefragModel
     content: Path
 
-    def command(self, module: str, function: str, folder: Path) -> list[str]:
-        """A process that builds the store under `folder` by a function of the package `store`."""
-        return [sys.executable, "-c", BUILD.format(module, function), str(self.project.root), str(folder)]
+    def command(self, module: str, function: str, folder: Path, before: str = "") -> list[str]:
+        """A process that runs `before`, and builds the store under `folder` by a function of the package `store`."""
+        return [sys.executable, "-c", before + BUILD.format(module, function), str(self.project.root), str(folder)]
 
     def context(self, folder: Path) -> StageContext:
         """A context of the chunks stage that writes under `folder`; one folder is one resumable run."""
