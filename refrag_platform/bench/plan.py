@@ -213,8 +213,8 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
         where = f"{reached.share:.1%} of the peak: {reached.file.name}, loop `{reached.loop}`, {reached.device}"
         told.append(where + (", one GPU." if reached.same_kind else f"; no {kind.name} was measured."))
     told += [
-        "No time is counted for what crosses the network, compilation, checkpoints, a teacher, or batches made too "
-        "slowly. Short steps and low-rank updates of a small decoder reach less of the peak; docs/distributed.md says "
+        "No time is counted for what crosses the network, compilation, checkpoints, or batches made too slowly. "
+        "Short steps and low-rank updates of a small decoder reach less of the peak; docs/distributed.md says "
         "how much.",
         "Memory is of the largest micro-batch, all parts at once; eager layers keep what autograd saves, compiled ones "
         "the inputs and outputs of their matrix products.",
