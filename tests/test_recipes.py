@@ -171,11 +171,11 @@ def test_null_takes_away_what_may_be_absent(project: Project) -> None:
 
 def test_files_that_an_extended_recipe_names_stay_its_own(project: Project) -> None:
     named = "policy: {accelerate_config: /etc/all.yaml}\nevaluation: {question_file: asked.jsonl}\n"
-    write_recipe(project, "middle", f"extends: tiny\ncpt: {{teacher: full}}\n{named}")
+    write_recipe(project, "middle", f"extends: tiny\n{named}")
     write_recipe(project, "top", "extends: middle\n")
     top = project.recipe("top")
     assert top.decoder.tokenizer == "path:../tiny/tokenizer.json"
-    assert (top.cpt.teacher, top.evaluation.question_file) == ("../middle/full", "../middle/asked.jsonl")
+    assert top.evaluation.question_file == "../middle/asked.jsonl"
     assert top.policy.accelerate_config == "/etc/all.yaml"
     assert load_tokenizer(top.decoder, project.recipe_path("top").parent)
     assert project.shipped("top").parent.name == "top"

@@ -169,8 +169,8 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
         where = f"{reached.share:.1%} of the peak: {reached.file.name}, loop `{reached.loop}`, {reached.device}"
         told.append(where + (", one GPU." if reached.same_kind else f"; no {kind.name} was measured."))
     told += [
-        "No time is counted for what crosses the network, compilation, checkpoints, a teacher, or batches made too "
-        "slowly. Short steps and low-rank updates of a small decoder reach less of the peak; docs/distributed.md says "
+        "No time is counted for what crosses the network, compilation, checkpoints, or batches made too slowly. "
+        "Short steps and low-rank updates of a small decoder reach less of the peak; docs/distributed.md says "
         "how much.",
         "Memory is of the tensors of the micro-batch that takes most, all parts at once; the allocator reserves more. "
         "Eager layers keep what autograd saves, compiled ones what the compiler's partitioner leaves of it.",

@@ -165,7 +165,7 @@ def _stages_to_run(project: Project, model: str, until: str) -> list[str]:
 
 
 def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path | bytes]:
-    """What a stage reads beside its inputs: question files, a teacher, the release, the tokenizer."""
+    """What a stage reads beside its inputs: question files, the release, the tokenizer."""
     start = getattr(getattr(recipe, stage), "continue_from", None)
     if start not in (None, SHIPPED):
         raise RefragError(

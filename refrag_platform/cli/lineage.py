@@ -34,8 +34,8 @@ def show_lineage(
     what: Annotated[
         str,
         typer.Argument(
-            help="An artifact's folder (models/tiny/finetuned), a Bento or model (tag or folder), a source file "
-            "or a document's id."
+            help="An artifact's folder (models/tiny/finetuned), a release's, a Bento or model (tag or folder), a "
+            "source file or a document's id."
         ),
     ],
     down: Annotated[
@@ -183,7 +183,9 @@ def _tree(root: Node) -> Tree:
             settings.add(f"[dim]{escape(section)}[/] {escape(_line(values))}")
         for source in node.sources:
             note = "  [yellow]changed since[/]" if source.changed else ""
-            tree.add(whole(f"[cyan]{escape(source.record.path)}[/] {source.record.hash}{note}"))
+            branch = tree.add(whole(f"[cyan]{escape(source.record.path)}[/] {source.record.hash}{note}"))
+            for version in source.behind:
+                branch.add(whole(f"[dim]{version.kind}[/] {escape(str(version))}"))
         for below in node.inputs.values():
             add(below, tree.add(title(below)))
 

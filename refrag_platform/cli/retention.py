@@ -11,6 +11,10 @@ import typer
 AnyModel = Annotated[str | None, typer.Option("--model", help="One model only.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 UNITS = ("B", "KB", "MB", "GB", "TB")
+WITHOUT_RELEASE = (
+    "replace it by weights that never saw it (refrag weights pack --replace), or train from scratch: take "
+    "`continue_from: release` out of the recipes and params.yaml"
+)
 THING = "An artifact's folder (models/tiny/finetuned), or a commit, tag, branch or model for a whole run."
 
 
@@ -73,14 +77,18 @@ def forget(
             typer.echo(f"rebuild  {version.name:<36} {version.hash}")
     for version, places in found.elsewhere:
         typer.echo(f"holds it {version.name:<36} {version.hash:<36} {', '.join(places)}".rstrip())
-    for version, why in found.reasons():
-        typer.echo(f"unclear  {version.name:<36} {version.hash}  {why}")
+    for version, missing in found.unclear:
+        typer.echo(f"unclear  {version.name:<36} {version.hash:<36} no record says what {missing} was made from")
     typer.echo("\nTo forget it:")
-    steps = [found.remove, *(f"refrag run all --model {name}" for name in found.rebuild)]
+    steps = [
+        found.remove,
+        *(f"{release}: {WITHOUT_RELEASE}" for release in found.releases),
+        *(f"refrag run all --model {name}" for name in found.rebuild),
+    ]
     if found.unclear:
         steps.append("refrag status   # what is unclear and stale is made again by the same runs")
-    if found.elsewhere:
-        if any(place.startswith("commit ") for _, places in found.elsewhere for place in places):
+    if stored := [places for version, places in found.elsewhere if version.kind != "release"]:
+        if any(place.startswith("commit ") for places in stored for place in places):
             steps += [f"refrag commit --model {name}" for name in found.rebuild]
         steps.append("refrag gc --keep 1   # old versions; a release stays until its tags are deleted (git tag -d TAG)")
         steps.append("where it was pushed, clear the remote too: dvc gc --cloud, which keeps only what you tell it to")
@@ -91,8 +99,6 @@ def forget(
             f"{found.duplicates} documents were dropped because their text had come before. If the same text is in "
             "another file, it comes in from there: look for it."
         )
-    for weights in found.weights:
-        typer.echo(f"\n{weights.training}\n{weights.remedy}")
 
 
 @commands.command()

@@ -68,8 +68,7 @@ def pack_weights(
         list[str] | None,
         typer.Option(
             "--data",
-            help="A line on what was trained on, for the model card and `refrag forget`; again for more. Default: "
-            "the recipe's sources.",
+            help="A line on what was trained on, for the model card; again for more. Default: the recipe's sources.",
         ),
     ] = None,
     terms: Annotated[

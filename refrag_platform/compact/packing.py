@@ -137,7 +137,6 @@ def pack(
             "rates": read_settings(model)["rates"],
             "training": figures_of(stages) | dict(training or {}),
             "stages": {stage.stage: stage.model_dump(mode="json", include=RECORDED) for stage in stages},
-            # Nobody can look its documents up: these words are all that `refrag forget` has to say of them.
             "data": list(data) or named_sources(recipe),
             "files": {path.relative_to(partial).as_posix(): file_facts(path) for path in files},
             "bytes": size,

@@ -1,5 +1,5 @@
-"""What a stage reads that no earlier stage made: sources, tokenizer and question files, controls, a teacher, a release,
-and how it is launched.
+"""What a stage reads that no earlier stage made: sources, tokenizer and question files, controls, a release, and
+how it is launched.
 
 DVC watches data/sources/NAME alone; a `path:` may lie anywhere, so the runner looks at the files themselves.
 Folders of pretrained weights (`decoder.source`, `encoder.source`) and hub ids count by name.
@@ -11,14 +11,12 @@ import hashlib
 import os
 from pathlib import Path
 
-from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.controls import trained_controls
 from refrag_platform.corpus.held_out import question_file
 from refrag_platform.corpus.question_files import named_files
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.history.versions import release_named
-from refrag_platform.names import name_text
 from refrag_platform.project import Project
 from refrag_platform.recipes import CONTROL_STAGES, Recipe
 from refrag_platform.stages import SHIPPED
@@ -38,8 +36,8 @@ def _read(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
         return _tokenizer(project, recipe)
     if stage in {"reconstruction", "cpt"}:
         tokenizer = _tokenizer(project, recipe) if stage == "reconstruction" or recipe.as_control else []
-        beside = [*_teacher(project, recipe), *_asked(project, recipe)] if stage == "cpt" else []
-        return [*tokenizer, *_released(project, stage, recipe), *beside]
+        questions = _asked(project, recipe) if stage == "cpt" else []
+        return [*tokenizer, *_released(project, stage, recipe), *questions]
     if stage in {"policy", "finetuned"}:
         named = recipe.policy.questions
         if stage == "finetuned":
@@ -104,14 +102,6 @@ def _named(project: Project, names: list[str]) -> list[InputRecord]:
 def _asked(project: Project, recipe: Recipe) -> list[InputRecord]:
     """The question files of CPT's reading tasks."""
     return _named(project, recipe.cpt.reading.questions) if recipe.cpt.reading else []
-
-
-def _teacher(project: Project, recipe: Recipe) -> list[InputRecord]:
-    """The tuned control that CPT learns from."""
-    if recipe.cpt.teacher is None:
-        return []
-    folder = project.recipe_path(recipe.name).parent / recipe.cpt.teacher
-    return [InputRecord(path=name_text(folder), hash=folder_digest(folder))] if folder.is_dir() else []
 
 
 def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:

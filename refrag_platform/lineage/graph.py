@@ -1,4 +1,4 @@
-"""All versions of all artifacts and what each was made from: in place, in Git, in BentoML's store.
+"""All versions of all artifacts and what each was made from: in place, in Git, in BentoML's store, in releases.
 
 `trace` (lineage.py) follows one artifact's chain as it lies in place. This is the whole: every node is one version,
 named by its hash, so that what was replaced long ago is found too, and both ways.
@@ -6,19 +6,22 @@ named by its hash, so that what was replaced long ago is found too, and both way
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.history import commits
 from refrag_platform.project import Project
 from refrag_platform.serving import bento
+from refrag_platform.stages import SHIPPED
 
-Kind = Literal["source", "artifact", "model", "bento"]
+Kind = Literal["source", "artifact", "release", "model", "bento"]
 IN_PLACE, STORE = "in place", "BentoML's store"
 # MODEL@VERSION:STAGE, as history.versions names a released checkpoint.
 BASE = re.compile(r"([a-z0-9-]+)@v\d+\.\d+\.\d+:(\w+)")
@@ -26,7 +29,10 @@ BASE = re.compile(r"([a-z0-9-]+)@v\d+\.\d+\.\d+:(\w+)")
 
 @dataclass(frozen=True, order=True)
 class Version:
-    """A file, an artifact (`name`: its folder), or a model or Bento of BentoML's store (`name`: its tag)."""
+    """A file, an artifact or packed weights (`name`: the folder), or a model or Bento of BentoML's store (its tag).
+
+    The hash of packed weights, models/NAME/release, is that of their manifest.json, which states all others.
+    """
 
     kind: Kind
     name: str
@@ -67,9 +73,9 @@ class Graph:
 
     def add_manifest(self, folder: str, manifest: Manifest, place: str) -> None:
         """Enter an artifact."""
-        origins = [Version("artifact", _folder(record.path), record.hash) for record in manifest.inputs.values()]
-        origins += [_source(record.path, record.hash) for record in manifest.sources]
-        self.add(Version("artifact", folder, manifest.hash), origins, place, manifest.model)
+        inputs = {record.path: record.hash for record in manifest.inputs.values()}
+        sources = {record.path: record.hash for record in manifest.sources}
+        self.add(Version("artifact", folder, manifest.hash), _origins(inputs, sources), place, manifest.model)
 
     def named(self, name: str) -> list[Version]:
         """All versions of a file, an artifact's folder or a tag."""
@@ -102,6 +108,8 @@ class Graph:
 
         def place(version: Version) -> int:
             if version not in depth:
+                # Weights that were taken over unchanged, and packed again, may stand behind themselves.
+                depth[version] = 0
                 origins = [origin for origin in self.versions[version].made_from or () if origin in self.versions]
                 depth[version] = 1 + max(map(place, origins), default=-1)
             return depth[version]
@@ -141,6 +149,7 @@ def read_graph(project: Project) -> Graph:
                 graph.add_manifest(place.as_posix(), Manifest.read(path.parent), IN_PLACE)
             except ArtifactError:
                 continue
+    add_releases(graph, project)
     tags = commits.tags(project)
     for commit, names in tags.items():
         for folder, manifest in commits.manifests_at(project, commit).items():
@@ -150,6 +159,23 @@ def read_graph(project: Project) -> Graph:
         graph.add_manifest(folder, manifest, f"commit {commit[:10]}")
     add_store(graph, bento.home(project))
     return graph
+
+
+def add_releases(graph: Graph, project: Project) -> None:
+    """Enter packed weights in place and the stages that made them, as far as their manifest.json records these."""
+    for file in sorted(project.root.glob(f"models/*/{SHIPPED}/{FILE_NAME}")):
+        release, made_by = recorded_source(file.relative_to(project.root).as_posix(), file_digest(file)), []
+        try:
+            record = json.loads(file.read_bytes())
+            for stage, facts in record.get("stages", {}).items():
+                folder = project.stage_dir(stage, record["model"]).relative_to(project.root).as_posix()
+                inputs = {entry["path"]: entry["hash"] for entry in facts["inputs"].values()}
+                sources = {entry["path"]: entry["hash"] for entry in facts["sources"]}
+                made_by.append(Version("artifact", folder, facts["hash"]))
+                graph.add(made_by[-1], _origins(inputs, sources), model=record["model"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            made_by = []
+        graph.add(release, made_by or None, IN_PLACE)
 
 
 def add_store(graph: Graph, home: Path) -> None:
@@ -186,8 +212,7 @@ def add_model(graph: Graph, description: dict[str, Any]) -> Version:
     lineage: dict[str, Any] = metadata.get("lineage") or {}
     recipe = str((description.get("labels") or {}).get("recipe", ""))
     for content, facts in lineage.items():
-        origins = [Version("artifact", _folder(path), hash) for path, hash in facts["inputs"].items()]
-        origins += [_source(path, hash) for path, hash in (facts.get("sources") or {}).items()]
+        origins = _origins(facts["inputs"], facts.get("sources") or {})
         graph.add(Version("artifact", _folder(content), facts["hash"]), origins, model=recipe)
     folders = {_folder(content).rsplit("/", 1)[-1]: _folder(content) for content in lineage}
     held = metadata.get("hashes") or {}
@@ -206,10 +231,19 @@ def add_bento(graph: Graph, description: dict[str, Any]) -> Version:
     return version
 
 
-def _source(path: str, hash: str) -> Version:
-    """A source as its artifact's manifest names it: a file, or the released checkpoint that a training went on from."""
-    base = BASE.fullmatch(path)
-    return Version("artifact", f"models/{base[1]}/{base[2]}", hash) if base else Version("source", path, hash)
+def recorded_source(path: str, hash: str) -> Version:
+    """A source as its artifact's manifest names it: a file, or the released or packed weights that it started from."""
+    if base := BASE.fullmatch(path):
+        return Version("artifact", f"models/{base[1]}/{base[2]}", hash)
+    if path.endswith(f"/{SHIPPED}/{FILE_NAME}"):
+        return Version("release", path.removesuffix(f"/{FILE_NAME}"), hash)
+    return Version("source", path, hash)
+
+
+def _origins(inputs: Mapping[str, str], sources: Mapping[str, str]) -> list[Version]:
+    """What a record says went in, each by its path with its hash."""
+    artifacts = [Version("artifact", _folder(path), hash) for path, hash in inputs.items()]
+    return [*artifacts, *(recorded_source(path, hash) for path, hash in sources.items())]
 
 
 def _folder(content: str) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refrag_platform.errors import RefragError
 from refrag_platform.lineage.graph import IN_PLACE, Graph, Version, read_graph
-from refrag_platform.lineage.unrecorded import Weights, unrecorded_weights
 from refrag_platform.names import name_of, name_text
 from refrag_platform.project import Project
 
 DOCUMENTS_FILE, DESCRIPTION_FILE = "documents.parquet", "corpus.json"
-LOST = "made from a version of which no record is left"
+# How sources begin that are no files.
+OF_NO_FILE = ("package:", "hub:")
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,23 @@ class Forgetting:
     """What it takes to forget a document.
 
     `rebuild`: artifacts in place that saw it, by model. `elsewhere`: the other versions that did, and where each
-    is: committed ones, BentoML's models and Bentos. `unclear`: artifacts in place behind which a version is missing
-    that may have seen it. `weights`: those from outside, whose documents can't be looked up, with the artifacts that
-    have them in them: unclear as well, those to rebuild among them. `remove`: what to take away, in words.
-    `duplicates`: documents that the corpora dropped because their text had come before; one of them may be this one.
+    is: releases, committed versions, BentoML's models and Bentos. `unclear`: artifacts and releases in place that may
+    have seen it, as no record says what a version behind them was made from; with that version. `remove`: what to take
+    away, in words. `duplicates`: documents that the corpora dropped because their text had come before; one of them may
+    be this one.
     """
 
     remove: str
     rebuild: dict[str, list[Version]]
     elsewhere: list[tuple[Version, list[str]]]
-    unclear: list[Version]
-    weights: list[Weights]
+    unclear: list[tuple[Version, Version]]
     duplicates: int
 
-    def reasons(self) -> Iterator[tuple[Version, str]]:
-        """Every artifact that may have seen it, and why nobody can tell."""
-        yield from ((version, LOST) for version in self.unclear)
-        yield from ((version, weights.why) for weights in self.weights for version in weights.made)
+    @property
+    def releases(self) -> list[str]:
+        """Releases that saw it or may have: what starts from them has it again, however often it is made."""
+        versions = [version for version, _ in [*self.elsewhere, *self.unclear]]
+        return sorted({version.name for version in versions if version.kind == "release"})
 
     def plain(self) -> dict[str, object]:
         """The same as JSON values."""
@@ -53,11 +53,11 @@ class Forgetting:
                 {"kind": version.kind, "name": version.name, "hash": version.hash, "places": places}
                 for version, places in self.elsewhere
             ],
-            "unclear": [{"path": version.name, "hash": version.hash, "why": why} for version, why in self.reasons()],
-            "weights": [
-                {"path": weights.path, "data": weights.data, "models": weights.models, "remedy": weights.remedy}
-                for weights in self.weights
+            "unclear": [
+                {"path": version.name, "hash": version.hash, "unrecorded": str(missing)}
+                for version, missing in self.unclear
             ],
+            "releases": self.releases,
             "duplicates": self.duplicates,
         }
 
@@ -87,27 +87,30 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
         version
         for layer in after.layers()
         for version in layer
-        if version.kind != "source" and (model is None or graph.versions[version].model == model)
+        if version.kind != "source" and _concerns(graph, version, model)
     ]
-    here = [version for version in saw if IN_PLACE in graph.versions[version].places]
+    here = [version for version in saw if version.kind != "release" and IN_PLACE in graph.versions[version].places]
     rebuild: dict[str, list[Version]] = {}
     for version in here:
         rebuild.setdefault(graph.versions[version].model, []).append(version)
     elsewhere = [(version, graph.versions[version].places) for version in saw if version not in here]
-    unclear = [
-        version
-        for version, facts in sorted(graph.versions.items())
-        if IN_PLACE in facts.places and version not in saw and model in {None, facts.model}
-        if any(facts.made_from is None for facts in graph.behind([version]).versions.values())
-    ]
+    missing = {
+        version: sorted(origin for origin, facts in graph.behind([version]).versions.items() if facts.made_from is None)
+        for version, facts in graph.versions.items()
+        if IN_PLACE in facts.places and _concerns(graph, version, model)
+    }
     return Forgetting(
         remove=found.remove,
         rebuild=rebuild,
         elsewhere=[entry for entry in elsewhere if entry[1]],
-        unclear=unclear,
-        weights=unrecorded_weights(project, graph, model),
+        unclear=[(version, origins[0]) for version, origins in sorted(missing.items()) if origins],
         duplicates=sum(_duplicates(project, version) for version in here),
     )
+
+
+def _concerns(graph: Graph, version: Version, model: str | None) -> bool:
+    """Whether a version is the model's, or a release, from which any model may start."""
+    return version.kind == "release" or model in {None, graph.versions[version].model}
 
 
 def find_source(project: Project, graph: Graph, what: str) -> _Found:
@@ -133,16 +136,16 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
     if not rows:
         names = sorted({version.name for version in sources})
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        hidden = [f" {weights.training}" for weights in unrecorded_weights(project, graph)]
         raise RefragError(
             f"no artifact was made from {what!r}: it is neither a recorded source nor a document of a corpus in "
-            f"place. Sources: {shown or 'none'}.{''.join(hidden)}"
+            f"place. Sources: {shown or 'none'}.{''.join(_not_here(graph))}"
         )
     model, _, name = rows[0]
     file = _document_file(project, model, name)
     if file is None:
+        corpora = [corpus for _, corpus, _ in rows]
         return _Found(
-            tuple(corpus for _, corpus, _ in rows),
+            (*corpora, *_of_the_same_packages(graph, corpora)),
             f"{what} comes from {name.split('/')[0]}, not from a file of yours: leave it out with corpus.sources "
             f"(kind, documents) in {project.recipe_path(model).relative_to(project.root)} or params.yaml",
         )
@@ -155,7 +158,7 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
 
 def source_file(project: Project, recorded: str) -> Path | None:
     """Where a recorded source lies; None for packages and hubs."""
-    if recorded.startswith(("package:", "hub:")):
+    if recorded.startswith(OF_NO_FILE):
         return None
     return (project.root / Path(os.path.expandvars(name_of(recorded))).expanduser()).resolve()
 
@@ -179,6 +182,34 @@ def _with_document(project: Project, graph: Graph, document: str) -> Iterator[tu
                 if document in ids:
                     yield facts.model, version, batch["source"][ids.index(document)].as_py()
                     break
+
+
+def _of_the_same_packages(graph: Graph, corpora: Iterable[Version]) -> Iterator[Version]:
+    """Artifacts made of a package or dataset that `corpora` are of, and not in place to be looked into."""
+
+    def packages(version: Version) -> set[str]:
+        origins = graph.versions[version].made_from or ()
+        return {origin.name.partition("==")[0] for origin in origins if origin.name.startswith(OF_NO_FILE)}
+
+    wanted = set().union(*map(packages, corpora))
+    yield from (
+        version
+        for version, facts in graph.versions.items()
+        if IN_PLACE not in facts.places and wanted & packages(version)
+    )
+
+
+def _not_here(graph: Graph) -> Iterator[str]:
+    """A sentence on each corpus of which only the record is here, and on each release of which there is none."""
+    for version, facts in sorted(graph.versions.items()):
+        if version.kind == "release" and facts.made_from is None:
+            yield f" No record says what {version} was made from."
+        if version.name.endswith("/corpus") and facts.made_from and not facts.places:
+            sources = ", ".join(map(str, sorted(facts.made_from)))
+            yield (
+                f" The documents of {version} can't be looked up: only its record is here. With its sources in place, "
+                f"`refrag run corpus --model {facts.model}` makes it again: {sources}."
+            )
 
 
 def _document_file(project: Project, model: str, name: str) -> Path | None:

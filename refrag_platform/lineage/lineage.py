@@ -14,7 +14,16 @@ from typing import Any
 from refrag_platform.artifacts.digest import path_digest
 from refrag_platform.artifacts.manifest import FILE_NAME, InputRecord, Manifest
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.lineage.graph import Graph, Kind, Version, add_folder, read_graph
+from refrag_platform.lineage.graph import (
+    IN_PLACE,
+    Graph,
+    Kind,
+    Version,
+    add_folder,
+    add_releases,
+    read_graph,
+    recorded_source,
+)
 from refrag_platform.lineage.impact import find_source, source_file
 from refrag_platform.project import Project
 from refrag_platform.serving.bento import BENTO_FILE, MODEL_FILE
@@ -23,10 +32,14 @@ from refrag_platform.stages import STAGES
 
 @dataclass(frozen=True)
 class Source:
-    """A file from outside the pipeline. `changed`: it is no longer the one that was read."""
+    """A file from outside the pipeline. `changed`: it is no longer the one that was read.
+
+    `behind`: of a release's manifest.json all that it says the release was made from, down to the source files.
+    """
 
     record: InputRecord
     changed: bool
+    behind: list[Version]
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,12 @@ class Node:
             "metrics": self.manifest.metrics,
             "inputs": {name: node.plain() for name, node in self.inputs.items()},
             "sources": [
-                {"path": source.record.path, "hash": source.record.hash, "changed_since": source.changed}
+                {
+                    "path": source.record.path,
+                    "hash": source.record.hash,
+                    "changed_since": source.changed,
+                    "behind": [str(version) for version in source.behind],
+                }
                 for source in self.sources
             ],
         }
@@ -89,7 +107,7 @@ class Found:
 
 
 def find(project: Project | None, what: str) -> Found:
-    """Look up an artifact, a Bento or model (its tag or folder), a source file or a document.
+    """Look up an artifact, a release, a Bento or model (its tag or folder), a source file or a document.
 
     Without a project, only a Bento's or a model's folder can be looked up: it has its lineage in it.
 
@@ -108,9 +126,10 @@ def find(project: Project | None, what: str) -> Found:
         if (version := Version(kind, what)) in graph.versions:
             return Found(graph, [version], kind)
     folder = artifact_folder(path)
-    if (folder / FILE_NAME).is_file() and folder.is_relative_to(project.root):
-        version = Version("artifact", folder.relative_to(project.root).as_posix(), Manifest.read(folder).hash)
-        return Found(graph, [version], "artifact")
+    if folder.is_relative_to(project.root):
+        for version in graph.named(folder.relative_to(project.root).as_posix()):
+            if IN_PLACE in graph.versions[version].places:
+                return Found(graph, [version], version.kind)
     if folder.name in STAGES and folder == project.stage_dir(folder.name, folder.parent.name).resolve():
         raise ArtifactError(
             f"{what} has not been made, or lost its {FILE_NAME}; make it: `refrag run {folder.name} --model "
@@ -159,8 +178,17 @@ def _trace(
         manifest=manifest,
         recorded=recorded or manifest.hash,
         inputs=inputs,
-        sources=[Source(record, _changed(project, record)) for record in manifest.sources],
+        sources=[Source(record, _changed(project, record), _behind(project, record)) for record in manifest.sources],
     )
+
+
+def _behind(project: Project, record: InputRecord) -> list[Version]:
+    """What the release whose manifest.json a source is was made from, last made first; empty of any other source."""
+    release, graph = recorded_source(record.path, record.hash), Graph()
+    if release.kind == "release":
+        add_releases(graph, project)
+    found = graph.behind([release] if release in graph.versions else [])
+    return [version for layer in reversed(found.layers()) for version in layer if version != release]
 
 
 def _changed(project: Project, record: InputRecord) -> bool:

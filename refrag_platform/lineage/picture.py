@@ -8,7 +8,7 @@ from pathlib import Path
 from refrag_platform.errors import RefragError
 from refrag_platform.lineage.graph import IN_PLACE, Graph, Version
 
-COLOURS = {"source": "#e8e4d8", "artifact": "#d5e3f3", "model": "#dcefdc", "bento": "#b9dfb9"}
+COLOURS = {"source": "#e8e4d8", "artifact": "#d5e3f3", "release": "#e6dcf0", "model": "#dcefdc", "bento": "#b9dfb9"}
 SUFFIXES = (".png", ".svg", ".pdf")
 HASH_SHOWN, DPI = 10, 150
 BOX_INCHES, ROW_INCHES, BEND = 3.0, 0.75, 0.35

@@ -49,11 +49,11 @@ def split_name(name: str) -> ControlName | None:
 
 
 def control_settings(name: str, kind: str) -> dict[str, Any]:
-    """What a control's recipe says otherwise than its model's: its weights are nobody else's, and taught by nobody."""
+    """What a control's recipe says otherwise than its model's: its weights are nobody else's."""
     return {
         "name": name,
         "system": kind,
         "reconstruction": {"continue_from": None},
-        "cpt": {"continue_from": None, "teacher": None, "teacher_share": None},
+        "cpt": {"continue_from": None},
         "policy": {"continue_from": None},
     }

@@ -15,7 +15,7 @@ from refrag_platform.errors import RecipeError
 Keys = tuple[str | int, ...]
 FILE_NAME = "recipe.yaml"
 # Settings beside `path:` sources that name a file or folder relative to the recipe's own folder.
-BESIDE = frozenset({"accelerate_config", "question_file", "teacher"})
+BESIDE = frozenset({"accelerate_config", "question_file"})
 
 
 @dataclass(frozen=True)

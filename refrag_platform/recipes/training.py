@@ -203,17 +203,6 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
         "reading on a GPU; they hand batches over in shared memory, some 75 MB for 96 contexts of 1,024 tokens and 12 "
         "processes",
     )
-    teacher: str | None = Field(
-        None,
-        description="folder, beside the recipe, of the model tuned on full contexts (the control `full`): what it "
-        "predicts is learned too",
-    )
-    teacher_share: Share = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of the target that the teacher's distribution takes; the true token the rest",
-    )
 
     @model_validator(mode="after")
     def _curriculum_runs(self) -> CptRecipe:
@@ -230,10 +219,6 @@ class CptRecipe(TrainsEncoder, TrainsDecoder):
                 f"packed is true: context_tokens ({self.context_tokens}) must be at least twice output_tokens "
                 f"({self.output_tokens}), and a multiple of it"
             )
-        if self.teacher is None:
-            self.refuse_idle("teacher is null", "teacher_share")
-        if self.continue_from == "release":
-            self.refuse_idle("continue_from is 'release', which is not trained on", "teacher")
         return self
 
 

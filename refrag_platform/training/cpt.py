@@ -12,18 +12,15 @@ Run: `refrag run cpt --model tiny`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.families import require_positions
-from refrag_platform.model.loading import load_control
 from refrag_platform.model.packed import known_positions, packed_layout, predicting_states
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
@@ -36,7 +33,7 @@ from refrag_platform.training.core.curriculum import Curriculum
 from refrag_platform.training.core.groups import decoder_group, encoder_groups, vector_std
 from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
-from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
+from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.reading.batches import ReadingBatches, Seen
@@ -64,7 +61,6 @@ class CptTask(Task):
         seed: int,
         system: System = "refrag",
         repeats: dict[int, Windows] | None = None,
-        teacher: RefragModel | None = None,
         reading: ReadingBatches | None = None,
     ) -> None:
         """
@@ -72,13 +68,10 @@ class CptTask(Task):
             reading: where steps ask about passages.
             windows: for each number of context chunks L, windows of L k + o tokens.
             repeats: for each number of chunks n that steps repeat, windows of n k tokens; needed for those steps alone.
-            teacher: the control tuned on full contexts; `settings.teacher_share` of the target is what it predicts.
         """
         super().__init__()
         self.model, self.settings, self.windows, self.seed, self.system = model, settings, windows, seed, system
         self.repeats, self.reading = repeats or {}, reading
-        # Not a submodule: it is neither optimized nor saved with the checkpoints.
-        self._teacher = [] if teacher is None else [teacher.decoder.eval().requires_grad_(False)]
         self.chunks = settings.context_tokens // model.chunk_size
         self.curriculum_steps = round(settings.curriculum_share * settings.steps) if settings.curriculum else 0
         if settings.curriculum:
@@ -97,9 +90,6 @@ class CptTask(Task):
         else:
             model.encoder.requires_grad_(False)
             model.projection.requires_grad_(False)
-
-    def frozen(self) -> Sequence[nn.Module]:
-        return self._teacher
 
     def batch(self, step: int, micro: int, size: int, rank: int, world: int) -> Batch:
         if self.reading and is_among(step, self.reading.settings.steps_share):
@@ -163,8 +153,7 @@ class CptTask(Task):
             return self.loss(*self.control_inputs(batch)), {}
         embeds = self.chunk_embeds(batch)
         context = self.model.gather(batch["token_ids"], batch["chunk_index"], embeds)
-        teacher = self.teacher(batch) if self._teacher and "repeats" not in batch else None
-        loss = self.loss(context, batch["output"], batch.get("known"), teacher)
+        loss = self.loss(context, batch["output"], batch.get("known"))
         figures = {"vector_std": vector_std(self.model, embeds)}
         return loss, figures | ({"repeat_loss": loss.detach()} if "repeats" in batch else {})
 
@@ -196,33 +185,23 @@ class CptTask(Task):
             context = context[:, :0]
         elif self.system == "truncated":
             context = context[:, -kept:]
-        return self.model.decoder.get_input_embeddings()(self._started(context)), output
+        started = nn.functional.pad(context, (1, 0), value=self.model.start_token_id)
+        return self.model.decoder.get_input_embeddings()(started), output
 
-    def _started(self, context: Tensor) -> Tensor:
-        """Tokens [n, N] behind the one that starts a text: [n, 1 + N]."""
-        return nn.functional.pad(context, (1, 0), value=self.model.start_token_id)
-
-    def loss(
-        self, context: Tensor, output: Tensor, known: Tensor | None = None, teacher: Teacher | None = None
-    ) -> Tensor:
+    def loss(self, context: Tensor, output: Tensor, known: Tensor | None = None) -> Tensor:
         """Mean loss of the tokens after a context [B, N, d]; its last position predicts the first of them.
 
         Args: known: of a packed batch, the context positions before each block.
         """
-        states = _predicting(self.model.decoder, context, output, known)
-        return linear_cross_entropy(states, head_weight(self.model.decoder), output.flatten(), teacher=teacher)
-
-    @torch.no_grad()
-    def teacher(self, batch: Batch) -> Teacher:
-        """What the control that reads every token of the context predicts for the same output."""
-        (decoder,) = self._teacher
-        tokens = batch["context"].flatten(1)
-        if self.settings.packed:
-            tokens = tokens[:, : self.settings.output_tokens]
-        context = decoder.get_input_embeddings()(self._started(tokens))
-        return Teacher(
-            _predicting(decoder, context, batch["output"]), head_weight(decoder), self.settings.teacher_share
-        )
+        decoder = self.model.decoder
+        text = decoder.get_input_embeddings()(output)
+        inputs = torch.cat([context.to(text.dtype), text], 1)
+        if known is None:
+            states = decoder_states(decoder, inputs)[:, context.shape[1] - 1 : -1].flatten(0, 1)
+        else:
+            layout = packed_layout(known, context.shape[1], output.shape[1] // known.shape[1])
+            states = predicting_states(decoder_states(decoder, inputs, layout), layout)
+        return linear_cross_entropy(states, head_weight(decoder), output.flatten())
 
     @torch.no_grad()
     def probe(self, batch: Batch) -> dict[str, float]:
@@ -264,16 +243,6 @@ def is_among(step: int, share: float) -> bool:
     return int((step + 0.5) * share) != int((step - 0.5) * share)
 
 
-def _predicting(decoder: PreTrainedModel, context: Tensor, output: Tensor, known: Tensor | None = None) -> Tensor:
-    """Hidden states [B o, d] that predict the o tokens after a context [B, N, d]; packed, those of every block."""
-    text = decoder.get_input_embeddings()(output)
-    inputs = torch.cat([context.to(text.dtype), text], 1)
-    if known is None:
-        return decoder_states(decoder, inputs)[:, context.shape[1] - 1 : -1].flatten(0, 1)
-    layout = packed_layout(known, context.shape[1], output.shape[1] // known.shape[1])
-    return predicting_states(decoder_states(decoder, inputs, layout), layout)
-
-
 def seen_in_reading(system: System) -> Seen:
     """What a system's decoder finds in the context of a reading task.
 
@@ -288,7 +257,6 @@ def cpt_task(
     settings: CptRecipe,
     seed: int,
     system: System = "refrag",
-    teacher: RefragModel | None = None,
     root: Path = Path(),
 ) -> CptTask:
     """The task over a corpus' training split; `root` is what the recipe's question files are relative to.
@@ -328,7 +296,7 @@ def cpt_task(
             model.decoder, 2 + max(repeated) * (1 + k), "shorten cpt.context_tokens or set cpt.repeat_steps_share: 0"
         )
         repeats = {n: Windows(corpus, "train", n * k, seed) for n in repeated}
-    return CptTask(model, settings, windows, seed, system, repeats, teacher, reading)
+    return CptTask(model, settings, windows, seed, system, repeats, reading)
 
 
 def context_lengths(settings: CptRecipe, k: int) -> set[int]:
@@ -368,21 +336,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
         model = load_model(context, context.released)
         model.encoder.requires_grad_(False)
         settings = continued(settings)
-    teacher = _teacher(context, model)
     corpus, root = context.inputs["corpus"], context.project.root
-    task = cpt_task(model, corpus, settings, recipe.seed, recipe.system, teacher, root)
+    task = cpt_task(model, corpus, settings, recipe.seed, recipe.system, root)
     summary = train(task, settings, context.work, f"cpt of {recipe.name}")
     return finish(context, model, summary)
-
-
-def _teacher(context: StageContext, model: RefragModel) -> RefragModel | None:
-    """The control that the recipe names as teacher; the runner records it (`history.outside`)."""
-    if context.recipe.cpt.teacher is None:
-        return None
-    folder = context.project.recipe_path(context.recipe.name).parent / context.recipe.cpt.teacher
-    if not folder.is_dir():
-        raise RecipeError(
-            f"cpt.teacher of {context.recipe.name} is {context.recipe.cpt.teacher!r}: no folder {folder}; name the "
-            "model folder of a control tuned on full contexts, relative to the recipe's folder, or leave it out"
-        )
-    return load_control(folder, like=model)

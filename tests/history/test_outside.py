@@ -126,17 +126,6 @@ def test_the_questions_of_the_evaluation_are_watched(planted_project: Project) -
     assert stale(planted_project) == {"evaluation"}
 
 
-def test_the_teacher_of_cpt_is_watched(planted_project: Project) -> None:
-    teacher = planted_project.recipe_path(MODEL).parent / "full"
-    override(planted_project, "cpt", {"teacher": "full"})
-    make_all(planted_project)
-    shutil.copytree(planted_project.content("cpt", MODEL), teacher)
-    assert stale(planted_project) == {"cpt"}
-    make_all(planted_project)
-    same_size(teacher / "train.json")
-    assert stale(planted_project) == {"cpt"}
-
-
 def test_the_files_that_a_stage_is_launched_with_are_watched(planted_project: Project) -> None:
     make_all(planted_project)
     override(planted_project, "cpt", {"accelerate_config": "../accelerate/zero3-node.yaml"})

@@ -156,7 +156,8 @@ def test_what_was_made_from_a_lost_version_is_called_unclear(planted_project: Pr
     runner.run_stage(planted_project, "corpus", MODEL)
     found = forget(planted_project, SOURCE)
     assert named(found) == {f"data/{MODEL}/corpus"}
-    assert {version.name.rsplit("/", 1)[1] for version in found.unclear} == set(STAGES) - {"corpus"}
+    assert {version.name.rsplit("/", 1)[1] for version, _ in found.unclear} == set(STAGES) - {"corpus"}
+    assert {missing.name for _, missing in found.unclear} == {f"data/{MODEL}/corpus"}
 
 
 def test_versions_in_git_are_said_to_hold_it_still(recorded: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ def test_the_chain_of_the_fine_tuned_model_ends_at_the_source_files(planted_proj
     assert chain["settings"]["finetuned"]["steps"] == planted_project.recipe(MODEL).finetuned.steps
     assert chain["metrics"]["loss"] == 1.5
     source = planted_project.source_dir(MODEL) / "notes.txt"
-    record = {"path": f"data/sources/{MODEL}/notes.txt", "hash": file_digest(source), "changed_since": False}
+    path = f"data/sources/{MODEL}/notes.txt"
+    record = {"path": path, "hash": file_digest(source), "changed_since": False, "behind": []}
     assert record in corpus["sources"]
     tokenizers = {f"models/{MODEL}/tokenizer.json", f"models/{MODEL}/tokenizer_config.json"}
     assert {entry["path"] for entry in corpus["sources"]} == {record["path"], *tokenizers}

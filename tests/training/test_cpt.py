@@ -1,6 +1,5 @@
 """CPT's batches: which steps repeat their context, and how that is laid out."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from refrag_platform.training.cpt import CptTask, cpt_task
 from tests.training.conftest import repeating_documents, write_corpus
 
 
-def _task(model: RefragModel, folder: Path, taught_by: RefragModel | None = None, **settings: Any) -> CptTask:
+def _task(model: RefragModel, folder: Path, **settings: Any) -> CptTask:
     corpus = write_corpus(folder / "corpus", repeating_documents(64, 4, 8, range(10, 200)))
     usual = {"steps": 8, "batch_size": 2, "precision": "fp32", "context_tokens": 32, "output_tokens": 16}
     recipe = CptRecipe.model_validate(usual | {"curriculum": None, **settings})
-    return cpt_task(model, corpus, recipe, seed=0, teacher=taught_by)
+    return cpt_task(model, corpus, recipe, seed=0)
 
 
 def test_a_share_of_the_steps_repeats_and_lengths_take_turns(model: RefragModel, tmp_path: Path) -> None:
@@ -57,25 +56,3 @@ def test_figures_of_a_repeating_step_are_named_as_its_own(model: RefragModel, tm
     batch = task.batch(step, 0, task.samples(step, 2), 0, 1)
     assert "repeat_loss" in task(batch)[1] and task.probe(batch) == {}
     assert "repeat_loss" not in task(task.batch(step + 1, 0, 2, 0, 1))[1]
-
-
-def test_a_teacher_that_predicts_alike_asks_for_no_change(model: RefragModel, tmp_path: Path) -> None:
-    """Every chunk kept as tokens, the student reads what its own copy reads: the target is what it predicts."""
-    alike = {"mixed_steps_share": 1.0, "mixed_share_kept": 1.0, "teacher": "full", "taught_by": copy.deepcopy(model)}
-    gradients = []
-    for share in (1.0, 0.0):
-        task = _task(model, tmp_path / str(share), teacher_share=share, **alike)
-        task(task.batch(0, 0, 2, 0, 1))[0].backward()
-        gradients.append(max(float(p.grad.abs().max()) for p in model.decoder.parameters() if p.grad is not None))
-        model.zero_grad(set_to_none=True)
-    assert gradients[0] < 1e-6 < 1e-3 < gradients[1]
-
-
-def test_a_teacher_is_neither_trained_nor_saved(model: RefragModel, tmp_path: Path) -> None:
-    teacher = copy.deepcopy(model)
-    before = {name: tensor.clone() for name, tensor in teacher.decoder.state_dict().items()}
-    task = _task(model, tmp_path, taught_by=teacher, steps=2, teacher="full")
-    names = set(task.state_dict())
-    assert train(task, task.settings, tmp_path / "work", "cpt")["steps"] == 2
-    assert names == {f"model.{name}" for name in model.state_dict()}
-    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.decoder.state_dict().items())

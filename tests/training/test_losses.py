@@ -6,7 +6,7 @@ from torch import nn
 
 from refrag_platform.model.decoder import token_losses
 from refrag_platform.training.core import losses
-from refrag_platform.training.core.losses import Teacher, linear_cross_entropy
+from refrag_platform.training.core.losses import linear_cross_entropy
 
 
 def _inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -29,17 +29,6 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch: pytest
     hidden, weight, labels = _inputs(torch.float64)
     expected = nn.functional.cross_entropy(hidden @ weight.t(), labels)
     _assert_alike(linear_cross_entropy(hidden, weight, labels), expected, hidden, weight)
-
-
-def test_a_teacher_takes_its_share_of_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "ROWS", 16)
-    hidden, weight, labels = _inputs(torch.float64)
-    taught, _, _ = _inputs(torch.float64)
-    teacher = Teacher(taught.detach().flip(0), weight.detach().flip(1), 0.3)
-    probabilities = (teacher.hidden @ teacher.weight.t()).softmax(-1)
-    target = 0.7 * nn.functional.one_hot(labels, len(weight)) + 0.3 * probabilities
-    expected = nn.functional.cross_entropy(hidden @ weight.t(), target)
-    _assert_alike(linear_cross_entropy(hidden, weight, labels, teacher=teacher), expected, hidden, weight)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

@@ -1,6 +1,5 @@
 """Packed windows: the same losses as the windows one by one, for every system and with chunks kept as tokens."""
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ def packed_task(
     model: RefragModel,
     folder: Path,
     system: System = "refrag",
-    taught_by: RefragModel | None = None,
     **settings: object,
 ) -> CptTask:
     corpus = folder / "corpus"
@@ -33,7 +31,7 @@ def packed_task(
         write_corpus(corpus, repeating_documents(64, 4, 8, range(10, 200)))
     given = {"steps": 8, "batch_size": 3, "precision": "fp32", "context_tokens": CONTEXT, "output_tokens": BLOCK,
              "curriculum": None, "packed": True, "mixed_steps_share": 0.0}  # fmt: skip
-    return cpt_task(model, corpus, CptRecipe.model_validate(given | settings), seed=0, system=system, teacher=taught_by)
+    return cpt_task(model, corpus, CptRecipe.model_validate(given | settings), seed=0, system=system)
 
 
 def _window_loss(task: CptTask, batch: Batch, block: int) -> Tensor:
@@ -79,15 +77,6 @@ def test_rows_that_keep_different_chunks_are_laid_out_each_by_itself(model: Refr
     assert len({tuple(row) for row in batch["known"].tolist()}) > 1
     single = torch.stack([task(_row(batch, row))[0] for row in range(3)])
     assert torch.allclose(task(batch)[0], single.mean(), atol=1e-5)
-
-
-def test_a_teacher_speaks_of_the_same_tokens(model: RefragModel, tmp_path: Path) -> None:
-    """Every chunk kept, the student reads what its own copy reads: the teacher's states are the student's."""
-    settings = {"mixed_steps_share": 1.0, "mixed_share_kept": 1.0, "teacher": "full", "teacher_share": 1.0}
-    task = packed_task(model, tmp_path, taught_by=copy.deepcopy(model), **settings)
-    batch = task.batch(0, 0, 3, 0, 1)
-    task(batch)[0].backward()
-    assert max(float(p.grad.abs().max()) for p in model.decoder.parameters() if p.grad is not None) < 1e-6
 
 
 def test_low_rank_updates_train_on_packed_windows_in_lower_precision(model: RefragModel, tmp_path: Path) -> None:

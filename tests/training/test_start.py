@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 
 import pytest
 import torch
@@ -32,7 +31,7 @@ def start_from_release(project: Project, stages: tuple[str, ...] = STARTED) -> N
     (project.root / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def write_release(project: Project, seed: int, with_policy: bool = True, data: Sequence[str] = ()) -> None:
+def write_release(project: Project, seed: int, with_policy: bool = True) -> None:
     """A release of weights that have moved, as if trained elsewhere."""
     torch.manual_seed(seed)
     recipe, base = project.recipe(MODEL), project.recipe_path(MODEL).parent
@@ -47,7 +46,7 @@ def write_release(project: Project, seed: int, with_policy: bool = True, data: S
         PolicyNetwork(model.vector_dim, 32, 2, 2, recipe.policy.share_kept).save(folder)
     codings = Codings(Coding(8), Coding(8), Coding(0))
     figures = dict.fromkeys(STARTED, FIGURES)
-    pack(folder, recipe, base, base / "release", codings, training=figures, data=data, replace=True)
+    pack(folder, recipe, base, base / "release", codings, training=figures, replace=True)
 
 
 def test_the_artifacts_are_the_releases_and_follow_it(project: Project) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,31 +11,14 @@ from torch import Tensor
 from refrag_platform.model.decoder import ROWS
 
 
-class Teacher(NamedTuple):
-    """A model whose distribution over the next token is part of the target (distillation)."""
-
-    hidden: Tensor  # [n, d], its last hidden states
-    weight: Tensor  # [vocabulary, d], its output head
-    share: float  # of the target; the rest is the true token
-
-
-def _block(
-    hidden: Tensor, weight: Tensor, labels: Tensor, train_weight: bool, teacher: Teacher | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _block(hidden: Tensor, weight: Tensor, labels: Tensor, train_weight: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Summed loss of some rows with its gradients by hidden and weight."""
     logits = hidden @ weight.t()
     lse = logits.float().logsumexp(-1)
     right = torch.arange(weight.shape[0], device=labels.device)[None, :] == labels[:, None]
     # A comparison, not a scatter: it fuses with the exponential into one pass over the logits.
-    target = right.float()
-    if teacher is None:
-        loss = (lse - logits.gather(1, labels[:, None])[:, 0].float()).sum()
-    else:
-        target = (1 - teacher.share) * target + teacher.share * (teacher.hidden @ teacher.weight.t()).float().softmax(
-            -1
-        )
-        loss = (lse - (target * logits.float()).sum(-1)).sum()
-    slope = ((logits.float() - lse[:, None]).exp() - target).to(hidden.dtype)
+    loss = (lse - logits.gather(1, labels[:, None])[:, 0].float()).sum()
+    slope = ((logits.float() - lse[:, None]).exp() - right.float()).to(hidden.dtype)
     return loss, slope @ weight, slope.t() @ hidden if train_weight else None
 
 
@@ -48,21 +31,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass, block by block: memory is rows x vocabulary, not tokens x vocabulary."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool, teacher: Teacher | None
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
         block = _compiled_block() if compiled else _block
         train_weight = ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if train_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         low = weight.to(hidden.dtype)
-        if teacher is not None:
-            teacher = Teacher(teacher.hidden.to(hidden.dtype), teacher.weight.to(hidden.dtype), teacher.share)
         for start in range(0, len(hidden), ROWS):
             rows = slice(start, start + ROWS)
-            taught = None if teacher is None else teacher._replace(hidden=teacher.hidden[rows])
-            loss, by_hidden, by_weight = block(hidden[rows], low, labels[rows], train_weight, taught)
+            loss, by_hidden, by_weight = block(hidden[rows], low, labels[rows], train_weight)
             total += loss
             grad_hidden[rows] = by_hidden
             if grad_weight is not None and by_weight is not None:
@@ -72,7 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / len(hidden)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         scale = grads[0] / ctx.rows
         return (
@@ -80,22 +58,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if grad_weight is None else grad_weight * scale,
             None,
             None,
-            None,
         )
 
 
-def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool | None = None, teacher: Teacher | None = None
-) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool | None = None) -> Tensor:
     """Mean cross-entropy of `hidden @ weight.T` against labels, in nats.
 
     Args:
         hidden: [n, d]. weight: [vocabulary, d]. labels: [n], all of them counted.
         compiled: default on CUDA.
-        teacher: its distribution stands for the true token in a share of the target; it gets no gradient.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
     with torch.autocast(hidden.device.type, enabled=False):
         compiled = hidden.is_cuda if compiled is None else compiled
-        return _LinearCrossEntropy.apply(hidden, weight, labels, compiled, teacher)
+        return _LinearCrossEntropy.apply(hidden, weight, labels, compiled)
