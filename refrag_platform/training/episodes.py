@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, Question, arranged, keeps_order, mention
+from refrag_platform.corpus.question import Passage, Question, arranged, keeps_order, mention
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.policy import PolicyNetwork, budget

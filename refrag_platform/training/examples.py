@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refrag_platform.corpus.passage_rows import TABLE, passage_rows
-from refrag_platform.corpus.question_files import (
-    Passage,
-    Question,
-    arranged,
-    keeps_order,
-    mention,
-    named_files,
-    read_passages,
-    read_summaries,
-)
+from refrag_platform.corpus.question import Passage, Question, arranged, keeps_order, mention
+from refrag_platform.corpus.question_files import named_files, read_passages, read_summaries
 from refrag_platform.corpus.splits import Split
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError

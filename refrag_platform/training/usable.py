@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, Question, named_files, question_files_of, read_questions
+from refrag_platform.corpus.question import Passage, Question
+from refrag_platform.corpus.question_files import named_files, question_files_of, read_questions
 from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main

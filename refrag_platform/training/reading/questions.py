@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.model.prompts import contents_ids, passage_text
 from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.reading.contexts import Context, TokenizedPassage

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.families import attention_window, require_positions
 from refrag_platform.model.refrag import RefragModel

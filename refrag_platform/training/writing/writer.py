@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from refrag_platform.corpus.passages import sentences
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.files import whole
 from refrag_platform.model.decoder import decoder_states, head_weight, in_dtype
