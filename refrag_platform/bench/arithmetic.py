@@ -11,7 +11,8 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from refrag_platform.model.encoder import BertEncoder, embedding_weight
+from refrag_platform.model.backbone import embedding_weight
+from refrag_platform.model.encoder import BertEncoder
 from refrag_platform.model.refrag import RefragModel
 
 
