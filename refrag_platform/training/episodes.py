@@ -147,10 +147,7 @@ class QuestionEpisodes:
         self._chunks = {passage: Chunks(chunk_tokens(tokens, chunk_size)) for passage, tokens in ids}
         if positions is not None:
             fitting = [one for one in self.questions if self._room(one) >= 0]
-            if len(fitting) < len(self.questions):
-                left_out.reasons[f"longer than the decoder's {positions:,} positions"] = len(self.questions) - len(
-                    fitting
-                )
+            left_out.add(f"longer than the decoder's {positions:,} positions", len(self.questions) - len(fitting))
             self.questions = fitting
         if not self.questions:
             why = f" ({left_out})" if left_out.reasons else ""

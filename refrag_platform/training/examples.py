@@ -152,8 +152,7 @@ class Examples:
         documents = [
             row for row, text in zip(summarized, longest, strict=True) if text + 2 * frame + costs[row[0]] <= positions
         ]
-        if over := len(asked) - len(kept) + len(summarized) - len(documents):
-            self.left_out.reasons[reason] += over
+        self.left_out.add(reason, len(asked) - len(kept) + len(summarized) - len(documents))
         conversations = [turns for turns in _conversations(kept) if self._room(turns) >= 0]
         self._set_sources(kept, conversations, documents)
         self.left_out.say("questions and summaries", self._total)
