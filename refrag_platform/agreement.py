@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.backbone import embedding_weight
 from refrag_platform.model.decoder import decoder_states, head_weight
-from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.families import most_positions, refuse_unknown_layers, short_window
 from refrag_platform.model.packed import packed_layout, predicting_states
 

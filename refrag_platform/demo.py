@@ -22,8 +22,7 @@ from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER, read_results
 from refrag_platform.runner import run_stage
 from refrag_platform.serving import bento
-from refrag_platform.serving.client import answer_once
-from refrag_platform.serving.words import cost
+from refrag_platform.serving.client import answer_once, cost
 from refrag_platform.stages import STAGES
 
 # What a question shows of itself when the corpus has no questions.

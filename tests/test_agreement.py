@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from refrag_platform.agreement import refuse_other_serving, refuse_other_training
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
+from refrag_platform.model.backbone import embedding_size
 from refrag_platform.model.decoder import decoder_states, head_weight
-from refrag_platform.model.encoder import embedding_size
 from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.recipes import DecoderRecipe
 from refrag_platform.training.core.losses import linear_cross_entropy

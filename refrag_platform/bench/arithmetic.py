@@ -11,7 +11,8 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from refrag_platform.model.encoder import ChunkEncoder, embedding_weight
+from refrag_platform.model.backbone import embedding_weight
+from refrag_platform.model.encoder import ChunkEncoder
 from refrag_platform.model.refrag import RefragModel
 
 

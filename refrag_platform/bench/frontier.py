@@ -25,7 +25,7 @@ from refrag_platform.bench.judged import Judged, read_result
 from refrag_platform.bench.machine import measured_on
 from refrag_platform.bench.report import PARTS
 from refrag_platform.bench.stores import Store, open_store, passage_id
-from refrag_platform.corpus.question_files import Question, spread
+from refrag_platform.corpus.question import Question, spread
 from refrag_platform.decoding.prompts import prompt_input
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError

@@ -15,14 +15,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.model.backbone import embedding_weight, strip_backbone
 from refrag_platform.model.decoder import in_dtype
-from refrag_platform.model.encoder import (
-    BertEncoder,
-    ChunkEncoder,
-    LayersEncoder,
-    embedding_weight,
-    strip_backbone,
-)
+from refrag_platform.model.encoder import BertEncoder, ChunkEncoder, LayersEncoder
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.refrag import RefragModel

@@ -22,7 +22,7 @@ from refrag_platform.store.retriever import Retriever
 from refrag_platform.store.table import ChunkStore, Hit
 
 if TYPE_CHECKING:
-    from refrag_platform.corpus.question_files import Passage
+    from refrag_platform.corpus.question import Passage
 
 CHUNK_STORE = "chunk store: question embedded on the CPU, vector and full-text search, chunk vectors fetched"
 EXACT = "exact search in memory: question embedded on {device}, one product with all passages' vectors; no full text"

@@ -18,7 +18,7 @@ from refrag_platform.bench.arithmetic import Passes, StepWork, training_flops
 from refrag_platform.bench.clock import synchronize
 from refrag_platform.bench.gpus import stated_peak
 from refrag_platform.bench.machine import free
-from refrag_platform.model.encoder import embedding_weight
+from refrag_platform.model.backbone import embedding_weight
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe

@@ -14,14 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from refrag_platform.bench.shapes import LLAMA_2_7B, MINILM, ROBERTA_LARGE, SMOLLM2_135M
-from refrag_platform.model.encoder import (
-    BertEncoder,
-    ChunkEncoder,
-    LayersEncoder,
-    embedding_weight,
-    first_layers,
-    strip_backbone,
-)
+from refrag_platform.model.backbone import embedding_weight, first_layers, strip_backbone
+from refrag_platform.model.encoder import BertEncoder, ChunkEncoder, LayersEncoder
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe

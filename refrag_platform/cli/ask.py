@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from refrag_platform.progress import waiting
-from refrag_platform.serving.words import cost
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
 DEFAULT_MODEL = "smollm2-135m"
@@ -90,6 +89,8 @@ def _stream(pieces: Iterable[str], until_the_first: str) -> None:
 
 def _report(refrag: dict[str, Any]) -> None:
     """Citations and cost, on stderr: stdout holds the answer alone."""
+    from refrag_platform.serving.client import cost
+
     if not {"citations", "answered", "retrieved"} <= refrag.keys():
         typer.echo(
             "this server does not say which passages it read: it is another program, or an older release", err=True

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from refrag_platform.corpus.overlap import Overlap
-    from refrag_platform.corpus.question_files import Question
+    from refrag_platform.corpus.question import Question
     from refrag_platform.evaluation.systems import System
     from refrag_platform.model.loading import Bundle
     from refrag_platform.store.relevance import PassageRelevance
@@ -122,7 +122,8 @@ def rag(
     `controls`, or a folder of that name under --controls), else the model's own. Where a question names
     its `gold` passages, these are read.
     """
-    from refrag_platform.corpus.question_files import read_passages, retrieved, with_distractors
+    from refrag_platform.corpus.question import retrieved, with_distractors
+    from refrag_platform.corpus.question_files import read_passages
     from refrag_platform.evaluation.digests import judged_digests
     from refrag_platform.evaluation.rag import evaluate_rag
     from refrag_platform.evaluation.report import rag_report

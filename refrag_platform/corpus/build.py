@@ -14,7 +14,7 @@ from refrag_platform.corpus.bad_input import BadInput
 from refrag_platform.corpus.dedup import Seen
 from refrag_platform.corpus.documents import Document
 from refrag_platform.corpus.passages import cut_passages
-from refrag_platform.corpus.questions import QuestionMaker
+from refrag_platform.corpus.question_maker import QuestionMaker
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.corpus.sources import read_sources, source_records
 from refrag_platform.corpus.splits import SPLITS, Split, split_of

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from refrag_platform.corpus.question_files import Question, question_files_of, read_questions, retrieved
+from refrag_platform.corpus.question import Question, retrieved
+from refrag_platform.corpus.question_files import question_files_of, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.recipes import EvaluationRecipe
 

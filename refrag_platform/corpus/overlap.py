@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from refrag_platform.corpus.question_fields import passage_texts
-from refrag_platform.corpus.question_files import Question, mention, parquet_rows, question_of, read_rows
+from refrag_platform.corpus.question import Question, mention
+from refrag_platform.corpus.question_files import read_passage_rows
+from refrag_platform.corpus.question_rows import passage_texts, question_of
 from refrag_platform.progress import Progress
 
 # Words in a row that two texts must share; a shorter text must be the same.
@@ -160,8 +161,7 @@ def _vocabulary(texts: Iterable[str]) -> dict[str, None]:
 
 def _training_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     """What each row shows: its question, if it has one, and the texts of its passages."""
-    rows = parquet_rows(path) if path.suffix.lower() == ".parquet" else read_rows(path)
-    for number, (where, row) in enumerate(rows, 1):
+    for number, (where, row) in enumerate(read_passage_rows(path), 1):
         if row.get("split") not in (None, "", "train"):
             continue
         if row.keys() & {"question", "targets", "summaries"}:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import Answer, answers, warm_up
 from refrag_platform.evaluation.items import ItemSet, questions_digest

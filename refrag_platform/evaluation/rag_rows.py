@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.evaluation.answering import Answer
 from refrag_platform.evaluation.metrics import (
     bootstrap_interval,

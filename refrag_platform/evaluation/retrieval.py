@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refrag_platform.corpus.facts import FIELDS, with_article
-from refrag_platform.corpus.question_files import Passage, Question, question_files_of, read_questions
+from refrag_platform.corpus.question import Passage, Question
+from refrag_platform.corpus.question_files import question_files_of, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.metrics import rounded
 from refrag_platform.progress import Progress

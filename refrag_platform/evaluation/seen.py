@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.corpus.overlap import Overlap, overlap_row, overlaps
-from refrag_platform.corpus.question_files import Question, named_files, question_files_of
+from refrag_platform.corpus.question import Question
+from refrag_platform.corpus.question_files import named_files, question_files_of
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
 from refrag_platform.recipes import Recipe

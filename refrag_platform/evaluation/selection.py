@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refrag_platform.corpus.question_files import Passage, Question, with_distractors
+from refrag_platform.corpus.question import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
 from refrag_platform.evaluation.metrics import PREFIXES, exact_match, f1, judgeable, mean_gain, prefix_name, rounded

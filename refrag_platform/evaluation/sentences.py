@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.passages import SENTENCE_END
-from refrag_platform.corpus.question_files import Passage
+from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.store.relevance import PassageRelevance
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.evaluation.items import HELD, ItemSet, lookups_digest
 from refrag_platform.evaluation.metrics import judgeable
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag

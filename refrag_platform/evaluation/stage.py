@@ -13,7 +13,7 @@ from typing import Any
 
 from refrag_platform.artifacts.manifest import InputRecord
 from refrag_platform.corpus.held_out import held_out_questions, looked_up_questions, question_file
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.evaluation.decoders import declared_controls, untuned_decoder
 from refrag_platform.evaluation.figures import perplexity_figure, rag_figure
 from refrag_platform.evaluation.items import FILE_NAME, Items, ItemSet

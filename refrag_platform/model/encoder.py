@@ -6,18 +6,18 @@ passage (ours). It never depends on another passage or on the place in a prompt,
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from refrag_platform.errors import RecipeError
+from refrag_platform.model.backbone import first_position, most_tokens, strip_backbone
 from refrag_platform.model.digests import weights_digest
 from refrag_platform.model.segments import PAD, cut_windows
 
@@ -74,7 +74,7 @@ class ChunkEncoder(nn.Module, ABC):
         self.backbone = backbone
         self.chunk_size, self.pooling, self.token_skip = chunk_size, pooling, token_skip
         self.window_chunks = window_chunks
-        most = _positions(backbone)
+        most = most_tokens(backbone)
         if most is not None and window_chunks * chunk_size > most:
             raise RecipeError(
                 f"the encoder would read {window_chunks * chunk_size} tokens at once, but its "
@@ -259,7 +259,7 @@ class BertEncoder(ChunkEncoder):
         if layers is not None and real is None:
             return layers(inputs)
         if positions is not None:
-            positions = positions + _first_position(self.backbone)
+            positions = positions + first_position(self.backbone)
         elif real is not None:  # Without a mask attention takes its fast path.
             mask = real.long()
             # Attention over nothing at all is not a number.
@@ -308,59 +308,3 @@ class LayersEncoder(ChunkEncoder):
 
     def settings(self) -> dict[str, Any]:
         return super().settings() | {"embedding_size": self.embedding_size}
-
-
-def first_layers(decoder: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """A copy of the decoder's first layers and its final norm, to be trained by itself.
-
-    Raises:
-        RecipeError: the decoder has fewer layers.
-    """
-    body = decoder.get_decoder()
-    config: PretrainedConfig = copy.deepcopy(body.config)
-    if layers > config.num_hidden_layers:
-        raise RecipeError(
-            f"encoder.layers is {layers}, but the decoder has {config.num_hidden_layers} layers; give at most as many"
-        )
-    config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-    with torch.random.fork_rng(devices=[]):
-        backbone = AutoModel.from_config(
-            config, dtype=torch.float32, attn_implementation=config._attn_implementation
-        ).eval()
-    tensors = body.state_dict()
-    backbone.load_state_dict({name: tensors[name] for name in backbone.state_dict()})
-    return backbone
-
-
-def _positions(backbone: PreTrainedModel) -> int | None:
-    """Tokens that a backbone reads at once; None where its config names no limit."""
-    most = getattr(backbone.config, "max_position_embeddings", None)
-    return None if most is None else most - _first_position(backbone)
-
-
-def _first_position(backbone: PreTrainedModel) -> int:
-    """RoBERTa's positions begin behind that of padding."""
-    return int(getattr(getattr(backbone, "embeddings", None), "padding_idx", -1)) + 1
-
-
-def embedding_weight(model: PreTrainedModel) -> Tensor:
-    """The weight [vocabulary, width] of a model's input embeddings."""
-    return cast(nn.Embedding, model.get_input_embeddings()).weight
-
-
-def embedding_size(decoder: PreTrainedModel) -> Tensor:
-    """Root mean square of what the decoder reads for its tokens; Gemma-3 multiplies its weight on the way."""
-    scale = getattr(decoder.get_input_embeddings(), "embed_scale", 1.0)
-    return embedding_weight(decoder).detach().float().pow(2).mean().sqrt() * scale
-
-
-def strip_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
-    """Take the word table and the pooler out: the encoder has a table of its own and pools itself."""
-    backbone.set_input_embeddings(nn.Embedding(1, backbone.config.hidden_size))
-    for parameter in backbone.get_input_embeddings().parameters():
-        parameter.requires_grad_(False)
-    if getattr(backbone, "pooler", None) is not None:
-        setattr(backbone, "pooler", None)  # noqa: B010 (a module may not be None to the type checker)
-    return backbone

@@ -21,20 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import write_json
+from refrag_platform.model.backbone import embedding_size, embedding_weight, first_layers, strip_backbone, token_table
 from refrag_platform.model.decoder import in_dtype
-from refrag_platform.model.encoder import (
-    BertEncoder,
-    ChunkEncoder,
-    LayersEncoder,
-    embedding_size,
-    embedding_weight,
-    first_layers,
-    strip_backbone,
-)
+from refrag_platform.model.encoder import BertEncoder, ChunkEncoder, LayersEncoder
 from refrag_platform.model.projection import Projection
 from refrag_platform.model.prompts import token_id
 from refrag_platform.model.segments import PAD, Chunks, Prompt, lay_out, pool_vectors
-from refrag_platform.model.token_table import token_table
 from refrag_platform.quiet import quietly
 from refrag_platform.recipes import Recipe
 from refrag_platform.weights import load_decoder, load_encoder, load_tokenizer

@@ -1,4 +1,4 @@
-"""A client of the service: one question by streaming HTTP, and `answer_once` for the demo.
+"""A client of the service: one question by streaming HTTP, what its answer cost, and `answer_once` for the demo.
 
     answer_once(project, "tiny", "What is the capital of Peru?")
 
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,15 @@ def answer_once(project: Project, model: str, question: str, **extra: Any) -> di
         "model_tag": package.model_tag,
         "bento_tag": package.bento_tag,
     }
+
+
+def cost(refrag: Mapping[str, Any]) -> str:
+    """An answer's `refrag` field in words: what was read, and how much it would have been without compression."""
+    return (
+        f"{refrag['chunks_expanded']} of {refrag['chunks']} chunks expanded, compression "
+        f"{refrag['compression_rate']:.2f}x: {refrag['prompt_positions']} positions instead of "
+        f"{refrag['plain_prompt_tokens']} tokens"
+    )
 
 
 def api_key() -> str | None:

@@ -41,7 +41,7 @@ from refrag_platform.weights import tokenizer_digest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from refrag_platform.corpus.question_files import Passage
+    from refrag_platform.corpus.question import Passage
 
 PASSAGES_PER_PART = 256
 CHUNKS_PER_FILE = 262_144

@@ -18,7 +18,7 @@ from refrag_platform.recipes import ChunksRecipe
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from refrag_platform.corpus.question_files import Passage
+    from refrag_platform.corpus.question import Passage
 
 FORMAT = 1
 PASSAGES_FILE, DESCRIPTION_FILE = "passages.parquet", "store.json"

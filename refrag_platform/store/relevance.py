@@ -22,7 +22,7 @@ from refrag_platform.store.content import PASSAGES_FILE, StoreDescription
 from refrag_platform.store.retriever import Retriever, load_retriever
 
 if TYPE_CHECKING:
-    from refrag_platform.corpus.question_files import Passage
+    from refrag_platform.corpus.question import Passage
 
 DECIMALS = 3
 

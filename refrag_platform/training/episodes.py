@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, Question, arranged, keeps_order, mention
+from refrag_platform.corpus.question import Passage, Question, arranged, keeps_order, mention
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.decoder import decoder_states, head_weight, token_losses
 from refrag_platform.model.policy import PolicyNetwork, budget
@@ -147,10 +147,7 @@ class QuestionEpisodes:
         self._chunks = {passage: Chunks(chunk_tokens(tokens, chunk_size)) for passage, tokens in ids}
         if positions is not None:
             fitting = [one for one in self.questions if self._room(one) >= 0]
-            if len(fitting) < len(self.questions):
-                left_out.reasons[f"longer than the decoder's {positions:,} positions"] = len(self.questions) - len(
-                    fitting
-                )
+            left_out.add(f"longer than the decoder's {positions:,} positions", len(self.questions) - len(fitting))
             self.questions = fitting
         if not self.questions:
             why = f" ({left_out})" if left_out.reasons else ""

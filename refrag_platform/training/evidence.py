@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, mention
+from refrag_platform.corpus.question import Passage, mention
 from refrag_platform.model.segments import Chunks, unchunk
 
 # What a chunk is to a question: a part of a passage that has the answer, and the place of the answer itself.

@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refrag_platform.corpus.passage_rows import TABLE, passage_rows
-from refrag_platform.corpus.question_files import (
-    Passage,
-    Question,
-    arranged,
-    keeps_order,
-    mention,
-    named_files,
-    read_passages,
-    read_summaries,
-)
+from refrag_platform.corpus.question import Passage, Question, arranged, keeps_order, mention
+from refrag_platform.corpus.question_files import named_files, read_passages, read_summaries
 from refrag_platform.corpus.splits import Split
 from refrag_platform.corpus.swapping import MARK
 from refrag_platform.errors import RefragError
@@ -160,8 +152,7 @@ class Examples:
         documents = [
             row for row, text in zip(summarized, longest, strict=True) if text + 2 * frame + costs[row[0]] <= positions
         ]
-        if over := len(asked) - len(kept) + len(summarized) - len(documents):
-            self.left_out.reasons[reason] += over
+        self.left_out.add(reason, len(asked) - len(kept) + len(summarized) - len(documents))
         conversations = [turns for turns in _conversations(kept) if self._room(turns) >= 0]
         self._set_sources(kept, conversations, documents)
         self.left_out.say("questions and summaries", self._total)

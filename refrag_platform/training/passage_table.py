@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage
+from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import contents_ids, passage_text
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD

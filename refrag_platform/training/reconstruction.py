@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from refrag_platform.model.backbone import embedding_weight
 from refrag_platform.model.decoder import decoder_states, head_weight
-from refrag_platform.model.encoder import embedding_weight
 from refrag_platform.model.families import require_positions
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import ReconstructionRecipe

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, Question, named_files, question_files_of, read_questions
+from refrag_platform.corpus.question import Passage, Question
+from refrag_platform.corpus.question_files import named_files, question_files_of, read_questions
 from refrag_platform.corpus.splits import Split
 from refrag_platform.errors import RefragError
 from refrag_platform.training.core.ranks import is_main
@@ -21,6 +22,11 @@ class LeftOut:
         """Args: section: the recipe's section of the stage."""
         self.section = section
         self.reasons: Counter[str] = Counter()
+
+    def add(self, reason: str, count: int) -> None:
+        """Count so many more; a reason that leaves nothing out isn't told."""
+        if count:
+            self.reasons[reason] += count
 
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
@@ -56,11 +62,9 @@ def usable(questions: Sequence[Question], passages: int, left_out: LeftOut) -> l
     Args: passages: that are shown at most.
     """
     kept = [question for question in questions if question.passages or not question.answers]
-    if kept_out := len(questions) - len(kept):
-        left_out.reasons["without passages"] += kept_out
+    left_out.add("without passages", len(questions) - len(kept))
     whole = [question for question in kept if not question.closed or len(question.passages) <= passages]
-    if kept_out := len(kept) - len(whole):
-        left_out.reasons[f"about more than {passages} passages at once"] += kept_out
+    left_out.add(f"about more than {passages} passages at once", len(kept) - len(whole))
     return whole
 
 

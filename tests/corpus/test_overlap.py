@@ -11,7 +11,7 @@ import pytest
 
 from refrag_platform.corpus import overlap
 from refrag_platform.corpus.overlap import overlaps
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from tests.command import refrag
 
 WORDS = [f"word{number}" for number in range(400)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform.corpus.question_files import Question, read_questions, retrieved, with_distractors
+from refrag_platform.corpus.question import Question, retrieved, with_distractors
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
 
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.corpus.question import Question
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
 from refrag_platform.evaluation.windows import Windows

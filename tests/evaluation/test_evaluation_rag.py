@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import generate_batch
 from refrag_platform.evaluation.pruning import pruned, self_information

@@ -12,7 +12,8 @@ from refrag_platform.bench.clock import Ceilings
 from refrag_platform.bench.frontier import joined
 from refrag_platform.bench.judged import TIMED, read_judged
 from refrag_platform.bench.report import UNRECORDED, frontier_report
-from refrag_platform.corpus.question_files import Passage, read_questions
+from refrag_platform.corpus.question import Passage
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.project import Project
 from refrag_platform.store.retriever import HashedWords

@@ -1,6 +1,6 @@
 """Items: what names a held-out set."""
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.evaluation.items import questions_digest, windows_digest
 from refrag_platform.evaluation.windows import Windows
 

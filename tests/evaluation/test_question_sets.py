@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from refrag_platform.corpus.question_files import Question, read_passages, read_questions
+from refrag_platform.corpus.question import Question
+from refrag_platform.corpus.question_files import read_passages, read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation import question_sets
 from refrag_platform.evaluation.question_sets import ranked, whole_documents, write_questions

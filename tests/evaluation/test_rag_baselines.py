@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from refrag_platform.cli import app
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.decoders import control_folders
 from refrag_platform.evaluation.figures import COLORS

@@ -7,7 +7,7 @@ import pytest
 
 from refrag_platform.corpus.factbook import read_factbook_facts
 from refrag_platform.corpus.facts import FIELDS
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.retrieval import (
     Case,

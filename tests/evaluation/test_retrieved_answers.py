@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from refrag_platform.corpus.held_out import looked_up_questions
-from refrag_platform.corpus.question_files import Question, read_questions
+from refrag_platform.corpus.question import Question
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.served import ServedEvaluation, evaluate_served
 from refrag_platform.model.loading import load_bundle

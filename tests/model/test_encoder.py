@@ -10,15 +10,8 @@ from transformers import RobertaConfig, RobertaModel
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.model import encoder as encoder_module
-from refrag_platform.model.encoder import (
-    BertEncoder,
-    LayersEncoder,
-    Layout,
-    embedding_size,
-    embedding_weight,
-    first_layers,
-    strip_backbone,
-)
+from refrag_platform.model.backbone import embedding_size, embedding_weight, first_layers, strip_backbone
+from refrag_platform.model.encoder import BertEncoder, LayersEncoder, Layout
 from refrag_platform.model.fused import FusedLayers
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens, window_numbers

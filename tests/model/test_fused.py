@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from refrag_platform.errors import RefragError
-from refrag_platform.model.encoder import BertEncoder, strip_backbone
+from refrag_platform.model.backbone import strip_backbone
+from refrag_platform.model.encoder import BertEncoder
 from refrag_platform.model.fused import FusedLayers, linear_gelu
 
 Pooling = Literal["cls", "concat", "mean"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from refrag_platform.corpus.question_files import Passage
+from refrag_platform.corpus.question import Passage
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.recipes import read_recipe
 from refrag_platform.store.relevance import DECIMALS, PassageRelevance, relevance, relevance_for

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.windows import Windows

@@ -22,8 +22,8 @@ from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import FinetunedTask
 from refrag_platform.training.policy import policy_task
 from tests.training.conftest import repeating_documents, write_corpus
+from tests.training.reading import reading_task
 from tests.training.test_examples import write_questions
-from tests.training.test_reading import _task as reading_task
 
 STEPS = 6
 

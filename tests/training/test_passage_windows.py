@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Text, lay_out
 from refrag_platform.recipes import Recipe

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import unchunk

@@ -17,9 +17,9 @@ from refrag_platform.training.examples import Examples
 from refrag_platform.training.finetuned import FinetunedTask
 from refrag_platform.training.kept import step_rate
 from tests.encoders import ENCODERS, model_with
+from tests.training.reading import batch_of, reading_task
 from tests.training.test_examples import write_questions
 from tests.training.test_finetuned import ROWS, ready, wanted
-from tests.training.test_reading import _batch, _task
 
 RATES = (1, 2, 4)
 close = torch.testing.assert_close
@@ -51,11 +51,11 @@ def finetuned_task(model: RefragModel, recipe: Recipe, corpus: Path, **settings:
 @torch.no_grad()
 def test_reading_encodes_each_passage_by_itself_and_pools_it(any_model: RefragModel, tmp_path: Path) -> None:
     model = any_model
-    task, k = _task(model, tmp_path, kept_steps_share=0.5), model.chunk_size
+    task, k = reading_task(model, tmp_path, kept_steps_share=0.5), model.chunk_size
     assert task.reading is not None
     ragged = False
     for rate, step in zip(RATES, steps_of(RATES), strict=True):
-        batch = _batch(task, step)
+        batch = batch_of(task, step)
         assert batch["chunks"].shape[1:] == (256 // k // rate, k * rate)
         vectors = model.encode_rows(batch["chunks"], batch["windows"])
         for row in range(2):
@@ -101,7 +101,7 @@ def test_a_resumed_training_draws_the_same_rates(
 
     def task() -> CptTask | FinetunedTask:
         fresh = copy.deepcopy(model)
-        return _task(fresh, tmp_path) if stage == "cpt" else finetuned_task(fresh, recipe, corpus)
+        return reading_task(fresh, tmp_path) if stage == "cpt" else finetuned_task(fresh, recipe, corpus)
 
     assert all(len({step_rate(RATES, 0, step) for step in part}) > 1 for part in (range(3), range(3, 6)))
     short = {"steps": 6, "batch_size": 2, "save_every": 3, "log_every": 1, "precision": "fp32"}

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, Question, read_questions
+from refrag_platform.corpus.question import Passage, Question
+from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, passage_text, question_frame
 from refrag_platform.model.refrag import RefragModel

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from refrag_platform.model.encoder import embedding_size
+from refrag_platform.model.backbone import embedding_size
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import TrainsDecoder, TrainsEncoder
 

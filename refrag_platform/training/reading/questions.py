@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.model.prompts import contents_ids, passage_text
 from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.reading.contexts import Context, TokenizedPassage
@@ -28,8 +28,7 @@ def fitting(
     ids = contents_ids(tokenizer, [passage_text(*passage) for passage in passages])
     sizes = {passage: -(-len(tokens) // chunk_size) for passage, tokens in zip(passages, ids, strict=True)}
     over = {id(one) for one in several if sum(sizes[one.passages[number]] for number in one.needed) > chunks}
-    if over:
-        left_out.reasons[f"whose passages take more than {chunks * chunk_size:,} tokens"] = len(over)
+    left_out.add(f"whose passages take more than {chunks * chunk_size:,} tokens", len(over))
     return [one for one in questions if id(one) not in over]
 
 

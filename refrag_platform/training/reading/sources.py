@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.corpus.question_files import Question
+from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.families import attention_window, require_positions
 from refrag_platform.model.refrag import RefragModel
@@ -71,13 +71,12 @@ def _answered(
     questions = [one for one in training_questions(corpus, files, root) if one.kind == "answer"]
     left_out = LeftOut("cpt.reading")
     kept = [one for one in questions if one.answers and one.gold and not one.history]
-    if len(kept) < len(questions):
-        left_out.reasons["without an answer or its passage, or in a conversation"] = len(questions) - len(kept)
+    left_out.add("without an answer or its passage, or in a conversation", len(questions) - len(kept))
     kept = fitting(kept, tokenizer, chunks, chunk_size, left_out)
     if not kept:
         raise RefragError(
-            f"cpt.reading.questions_share is set, and there is nothing to ask ({left_out or 'no questions'}); name "
-            "question files in cpt.reading.questions, or set it to 0"
+            f"cpt.reading.questions_share is set, and there is nothing to ask ({str(left_out) or 'no questions'}); "
+            "name question files in cpt.reading.questions, or set it to 0"
         )
     left_out.say("questions", len(questions))
     return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
-from refrag_platform.corpus.question_files import Passage, mention
+from refrag_platform.corpus.question import Passage, mention
 from refrag_platform.model.prompts import passage_text
 from refrag_platform.training.reading.blanks import Asked
 

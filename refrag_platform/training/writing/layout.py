@@ -16,7 +16,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.passages import sentences
-from refrag_platform.corpus.question_files import Passage
+from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, passage_text
 from refrag_platform.training.reading.blanks import Asked
 

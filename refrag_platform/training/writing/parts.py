@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from refrag_platform.corpus.question_files import Passage
+from refrag_platform.corpus.question import Passage
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 from refrag_platform.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from refrag_platform.corpus.question_files import Passage
+from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import contents_ids, end_of_turn, passage_text, question_frame
 from refrag_platform.training.reading.blanks import Asked
 from refrag_platform.training.writing.continuations import continuations

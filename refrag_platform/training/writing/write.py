@@ -22,7 +22,8 @@ from refrag_platform import __version__
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest, hardware, libraries, now
 from refrag_platform.corpus.passage_rows import passage_rows
-from refrag_platform.corpus.question_files import Passage, read_passages
+from refrag_platform.corpus.question import Passage
+from refrag_platform.corpus.question_files import read_passages
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file
 from refrag_platform.progress import Progress, say

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from refrag_platform.corpus.passages import sentences
-from refrag_platform.corpus.question_files import Passage, Question
+from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.errors import RefragError
 from refrag_platform.files import whole
 from refrag_platform.model.decoder import decoder_states, head_weight, in_dtype
@@ -57,14 +57,12 @@ def examples(questions: Sequence[Question], layout: WriterLayout) -> list[Exampl
     """
     left_out = LeftOut("the writer")
     plain = [one for one in questions if _is_plain(one)]
-    if len(plain) < len(questions):
-        left_out.reasons["without an answer of one passage, or in a conversation"] = len(questions) - len(plain)
+    left_out.add("without an answer of one passage, or in a conversation", len(questions) - len(plain))
     passages = list(dict.fromkeys(_gold(one) for one in plain))
     shown = dict(zip(passages, layout.shown(passages), strict=True))
     about = [_sentence(one, shown[_gold(one)]) for one in plain]
     learned = [(one, sentence) for one, sentence in zip(plain, about, strict=True) if sentence]
-    if len(learned) < len(plain):
-        left_out.reasons["whose answer is long, or in no sentence of what is shown"] = len(plain) - len(learned)
+    left_out.add("whose answer is long, or in no sentence of what is shown", len(plain) - len(learned))
     left_out.say("questions", len(questions))
     if not learned:
         raise RefragError(
