@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from refrag_platform.bench.shapes import Subject
 
 ShapeName = Annotated[
-    str | None, typer.Option("--shape", help="A named shape with random weights: llama-2-7b, smollm2-135m, tiny.")
+    str | None, typer.Option(help="A named shape with random weights: llama-2-7b, smollm2-135m, tiny.")
 ]
 ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, with its encoder.")
 ]
-ChunkSizes = Annotated[str, typer.Option("--k", help="Chunk sizes, e.g. 8,16,32.")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png).")]
-Question = Annotated[int, typer.Option("--question", min=1, help="Question tokens after the context.")]
+ChunkSizes = Annotated[str, typer.Option(help="Chunk sizes, e.g. 8,16,32.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw it here (.png).")]
+Question = Annotated[int, typer.Option(min=1, help="Question tokens after the context.")]
 Seed = Annotated[int, typer.Option("--seed")]
-
 
 commands = typer.Typer(
     name="bench", no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same."
@@ -36,15 +35,13 @@ def latency(
     json: Json,
     shape: ShapeName = None,
     model: ModelName = None,
-    context: Annotated[str, typer.Option("--context", help="Context tokens, e.g. 2048,4096,8192.")] = "4096",
+    context: Annotated[str, typer.Option(help="Context tokens, e.g. 2048,4096,8192.")] = "4096",
     k: ChunkSizes = "8,16,32",
     plot: Plot = None,
     question: Question = 32,
-    systems: Annotated[
-        str, typer.Option("--systems", help="Of full, refrag, cepe, prefix.")
-    ] = "full,refrag,cepe,prefix",
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured runs of everything, in turns.")] = 10,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Runs before them, compilation included.")] = 2,
+    systems: Annotated[str, typer.Option(help="Of full, refrag, cepe, prefix.")] = "full,refrag,cepe,prefix",
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of everything, in turns.")] = 10,
+    warmup: Annotated[int, typer.Option(min=1, help="Runs before them, compilation included.")] = 2,
     seed: Seed = 0,
 ) -> None:
     """Time to first token (vectors from the store, cached, encoded now), per further token, key-value bytes.
@@ -82,13 +79,13 @@ def throughput(
     json: Json,
     shape: ShapeName = None,
     model: ModelName = None,
-    context: Annotated[int, typer.Option("--context", min=1, help="Context tokens of each request.")] = 16384,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Tokens that each request generates.")] = 128,
+    context: Annotated[int, typer.Option(min=1, help="Context tokens of each request.")] = 16384,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each request generates.")] = 128,
     k: ChunkSizes = "8,16,32",
     plot: Plot = None,
     question: Question = 32,
     largest: Annotated[int, typer.Option("--largest-batch", min=1, help="Try no larger batch.")] = 512,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured runs of the whole batch.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of the whole batch.")] = 3,
     seed: Seed = 0,
 ) -> None:
     """New tokens per second at the largest batch that fits: reading every context and generating, full and REFRAG."""
@@ -111,9 +108,9 @@ def throughput(
 def train(
     model: RecipeOrFile,
     json: Json,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: the recipe's.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.")] = 20,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before them, compilation included.")] = 5,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps.")] = 20,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before them, compilation included.")] = 5,
 ) -> None:
     """Decoder positions per second, MFU and peak memory of continual pre-training, optimizer included.
 
@@ -141,9 +138,9 @@ def train(
 def encode(
     model: Annotated[str, typer.Option("--model", "-m", help="A model whose corpus and fine-tuned model are made.")],
     json: Json,
-    passages: Annotated[int, typer.Option("--passages", min=1, help="Encode the corpus' first so many.")] = 8192,
+    passages: Annotated[int, typer.Option(min=1, help="Encode the corpus' first so many.")] = 8192,
     address: Annotated[
-        str | None, typer.Option("--address", help="The Ray cluster: HOST:PORT, or auto. Default: this machine.")
+        str | None, typer.Option(help="The Ray cluster: HOST:PORT, or auto. Default: this machine.")
     ] = None,
 ) -> None:
     """Passages per second into a chunk store: one process, and the workers of a Ray cluster, on the same passages.
@@ -170,31 +167,28 @@ def frontier(
         str, typer.Option("--model", "-m", help="A model of `refrag recipes ls` (fine-tuned), or a model folder.")
     ],
     questions: Annotated[
-        list[Path],
-        typer.Option("--questions", help="Files of questions with passages that the rows were judged on. Repeatable."),
+        list[Path], typer.Option(help="Files of questions with passages that the rows were judged on. Repeatable.")
     ],
     rows: Annotated[
         list[Path],
         typer.Option(
-            "--rows",
             help="Results of `refrag evaluate rag` on these questions, on whatever machine: what they judged of full, "
-            "first, plain, sentences and refrag is timed. Repeatable, e.g. a file for each p.",
+            "first, plain, sentences and refrag is timed. Repeatable, e.g. a file for each p."
         ),
     ],
     json: Json,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Time this many questions of each file, spread evenly over it.")
+        int | None, typer.Option(min=1, help="Time this many questions of each file, spread evenly over it.")
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each question in each configuration.")] = 1,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Questions in each before them.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Of each question in each configuration.")] = 1,
+    warmup: Annotated[int, typer.Option(min=1, help="Questions in each before them.")] = 3,
     recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="Recipe that names the retriever. Default: the model's, where known."),
+        Path | None, typer.Option(help="Recipe that names the retriever. Default: the model's, where known.")
     ] = None,
     stores: Annotated[
-        Path, typer.Option("--stores", help="Folder for the chunk store of all passages; kept, and taken next time.")
+        Path, typer.Option(help="Folder for the chunk store of all passages; kept, and taken next time.")
     ] = Path("work/frontier"),
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png or .svg).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it here (.png or .svg).")] = None,
 ) -> None:
     """Quality and speed of the same configurations: F1 over time to first token from the question's arrival.
 
@@ -235,9 +229,7 @@ def frontier(
 def frontier_join(
     files: Annotated[list[Path], typer.Argument(help="Results of `refrag bench frontier`.")],
     json: Json,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw them here (.png or .svg), a panel a machine.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them here (.png or .svg), a panel a machine.")] = None,
 ) -> None:
     """Put results of `refrag bench frontier` together: machines side by side, models of other k among the curves."""
     from refrag_platform.bench.frontier import joined
@@ -250,14 +242,11 @@ def frontier_join(
 def search(
     model: Annotated[str, typer.Option("--model", "-m", help="A model with a corpus that has questions, and a store.")],
     json: Json,
-    passages: Annotated[str, typer.Option("--passages", help="Sizes of the store, e.g. 100000,1000000.")] = "100000",
-    indexes: Annotated[
-        str, typer.Option("--indexes", help="Of IVF_RQ (the one that is served), IVF_PQ, IVF_HNSW_SQ.")
-    ] = "IVF_RQ",
-    questions: Annotated[int, typer.Option("--questions", min=1, help="Asked, drawn from the corpus' own.")] = 200,
+    passages: Annotated[str, typer.Option(help="Sizes of the store, e.g. 100000,1000000.")] = "100000",
+    indexes: Annotated[str, typer.Option(help="Of IVF_RQ (the one that is served), IVF_PQ, IVF_HNSW_SQ.")] = "IVF_RQ",
+    questions: Annotated[int, typer.Option(min=1, help="Asked, drawn from the corpus' own.")] = 200,
     folder: Annotated[
-        Path | None,
-        typer.Option("--folder", help="Where stores lie while they are measured (6 KB a passage); default: /tmp."),
+        Path | None, typer.Option(help="Where stores lie while they are measured (6 KB a passage); default: /tmp.")
     ] = None,
     seed: Seed = 0,
 ) -> None:

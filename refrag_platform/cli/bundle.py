@@ -15,9 +15,7 @@ from refrag_platform.progress import say
 if TYPE_CHECKING:
     from refrag_platform.project import Project
 
-Wheels = Annotated[
-    Path | None, typer.Option("--wheels", help="Folder of wheels for the other machine's Python, to take along.")
-]
+Wheels = Annotated[Path | None, typer.Option(help="Folder of wheels for the other machine's Python, to take along.")]
 commands = typer.Typer(
     name="bundle",
     no_args_is_help=True,
@@ -28,26 +26,24 @@ commands = typer.Typer(
 
 @commands.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", help="Folder to make: bundle.json and the pieces.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: bundle.json and the pieces.")],
     models: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a control, NAME--full; again for more."),
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option("--until", help="The last stage to run there; default: all that train.", show_default=False),
+        str | None, typer.Option(help="The last stage to run there; default: all that train.", show_default=False)
     ] = None,
     wheels: Wheels = None,
     results: Annotated[
         bool, typer.Option("--results", help="On the other machine, in the unpacked folder: what was made there.")
     ] = False,
-    piece_mib: Annotated[int, typer.Option("--piece-mib", min=1, help="Largest piece, in MiB.")] = 30,
+    piece_mib: Annotated[int, typer.Option(min=1, help="Largest piece, in MiB.")] = 30,
     files: Annotated[
-        int | None, typer.Option("--files", min=2, help="At most so many files; default: as many as it takes.")
+        int | None, typer.Option(min=2, help="At most so many files; default: as many as it takes.")
     ] = None,
     part: Annotated[
-        int | None,
-        typer.Option("--part", min=1, help="With --files: this set of the pieces alone, to carry it in several goes."),
+        int | None, typer.Option(min=1, help="With --files: this set of the pieces alone, to carry it in several goes.")
     ] = None,
 ) -> None:
     """Write what another machine needs to run stages, or, there, what it made: an archive in pieces with their hashes.
@@ -95,9 +91,7 @@ def import_bundle(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="The bundle's folder; several, if it came in parts.")
     ],
-    into: Annotated[
-        Path | None, typer.Option("--into", help="Unpack a bundle of work here, as unbundle.py does.")
-    ] = None,
+    into: Annotated[Path | None, typer.Option(help="Unpack a bundle of work here, as unbundle.py does.")] = None,
     record: Annotated[
         bool,
         typer.Option("--record/--no-record", help="Record what landed in DVC, and in Dagster as materializations."),
@@ -151,9 +145,8 @@ def run(
     command: Annotated[
         str,
         typer.Option(
-            "--command",
             help="For a shell: takes the folder {bundle} to the other machine, runs `python unbundle.py FOLDER --run "
-            "SECONDS` there, and copies FOLDER.results to {results}. Also {stage}, {model}, {python}.",
+            "SECONDS` there, and copies FOLDER.results to {results}. Also {stage}, {model}, {python}."
         ),
     ],
     wheels: Wheels = None,

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from refrag_platform.lineage.lineage import Node
     from refrag_platform.project import Project
 
-Model = Annotated[str, typer.Option("--model", help="A model, e.g. tiny.")]
-AnyModel = Annotated[str | None, typer.Option("--model", help="One model's artifacts only; default: all of them.")]
+Model = Annotated[str, typer.Option(help="A model, e.g. tiny.")]
+AnyModel = Annotated[str | None, typer.Option(help="One model's artifacts only; default: all of them.")]
 STATE_COLOURS = {"current": "green", "stale": "yellow", "damaged": "red", "missing": "bright_black"}
 WIDTH = 120  # of a line in a pipe; paths and hashes are never broken
-
 
 commands = typer.Typer()
 remote = typer.Typer(name="remote", no_args_is_help=True, help="Where `refrag push` keeps artifacts.")
@@ -109,8 +108,7 @@ def show_status(model: AnyModel = None) -> None:
 
 @commands.command()
 def commit(
-    model: Model,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="The commit's message.")] = None,
+    model: Model, message: Annotated[str | None, typer.Option("--message", "-m", help="The commit's message.")] = None
 ) -> None:
     """Record dvc.lock and a model's manifests in Git, on the branch runs/MODEL.
 

@@ -30,30 +30,26 @@ RecipeOrFile = Annotated[
         "--model", "-m", help="A model of `refrag recipes ls`, with params.yaml's overrides, or a recipe file, without."
     ),
 ]
-Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
-Report = Annotated[
-    Path | None, typer.Option("--report", help="Also write report.md, report.json and a picture into this folder.")
-]
+Json = Annotated[Path, typer.Option(help="Write the result here: {rows: [...], ...}.")]
+Report = Annotated[Path | None, typer.Option(help="Also write report.md, report.json and a picture into this folder.")]
 Controls = Annotated[
     Path | None,
     typer.Option(
-        "--controls",
         help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain. "
-        "Default: those of the recipe's `controls` that are trained.",
+        "Default: those of the recipe's `controls` that are trained."
     ),
 ]
 RecipeFile = Annotated[
     Path | None,
     typer.Option(
-        "--recipe",
         help="Recipe that names the system `untuned`'s decoder, and the retriever whose view of the passages a policy "
-        "may be told. Default: the model's, where known.",
+        "may be told. Default: the model's, where known."
     ),
 ]
 Relevance = Annotated[
     bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
+Seed = Annotated[int, typer.Option(help="Of the documents drawn, chance and intervals.")]
 
 
 def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:

@@ -14,30 +14,28 @@ if TYPE_CHECKING:
     from refrag_platform.bench.gpus import Gpu
     from refrag_platform.bench.plan import StagePlan
 
-
 commands = typer.Typer()
 
 
 @commands.command()
 def plan(
     model: RecipeOrFile,
-    gpu: Annotated[str, typer.Option("--gpu", help="Kind of GPU: h100, h200, a100, l40s, b200.")] = "h100",
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: h100, h200, a100, l40s, b200.")] = "h100",
     gpus: Annotated[
         int | None,
-        typer.Option("--gpus", min=1, help="GPUs of each stage that names an accelerate_config; default: that file's."),
+        typer.Option(min=1, help="GPUs of each stage that names an accelerate_config; default: that file's."),
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="Of one GPU, in whatever currency; adds the cost.")
+        float | None, typer.Option(min=0, help="Of one GPU, in whatever currency; adds the cost.")
     ] = None,
     measured: Annotated[
         list[Path] | None,
         typer.Option(
-            "--measured",
             help="Results of `refrag bench train`, by which hours are reckoned. Repeatable; default: "
-            "docs/results/bench-train-*.json.",
+            "docs/results/bench-train-*.json."
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the plan here, in bytes and seconds.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the plan here, in bytes and seconds.")] = None,
 ) -> None:
     """Say what each training stage takes: memory of a GPU, hours, and what they cost.
 

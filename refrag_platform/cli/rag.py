@@ -46,68 +46,57 @@ def rag(
     questions: Annotated[
         list[Path],
         typer.Option(
-            "--questions",
             help=".jsonl rows id, question, answers, passages [{title, text}]; or conversations (input, targets, "
             "contexts), or summaries (document, summaries). May be repeated: all questions are judged together, "
-            "then each file's.",
+            "then each file's."
         ),
     ],
     json: Json,
-    passages: Annotated[str, typer.Option("--passages", help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
+    passages: Annotated[str, typer.Option(help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="This many questions of each file, spread evenly over it.")
+        int | None, typer.Option(min=1, help="This many questions of each file, spread evenly over it.")
     ] = None,
     share_kept: Annotated[
         float | None,
-        typer.Option(
-            "--share-kept", min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."
-        ),
+        typer.Option(min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."),
     ] = None,
-    shares: Annotated[
-        str, typer.Option("--shares", help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")
-    ] = "",
+    shares: Annotated[str, typer.Option(help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")] = "",
     rate: Annotated[
         int,
         typer.Option(
-            "--rate",
-            min=1,
-            help="Chunks that are read as one, by the mean of their vectors: one of the recipe's encoder.rates.",
+            min=1, help="Chunks that are read as one, by the mean of their vectors: one of the recipe's encoder.rates."
         ),
     ] = 1,
     systems: Annotated[
         str,
         typer.Option(
-            "--systems",
             help=f"Some of those below with commas between; `{TABLE}`: {', '.join(TABLE_SYSTEMS)}, without those that "
-            f"can't be had (no recipe known); or `all`. {'; '.join(f'{name}: {EXPLAINED[name]}' for name in SYSTEMS)}.",
+            f"can't be had (no recipe known); or `all`. {'; '.join(f'{name}: {EXPLAINED[name]}' for name in SYSTEMS)}."
         ),
     ] = TABLE,
     order: Annotated[
         Order,
         typer.Option(
-            "--order",
             help="In which all systems read the passages. nearest: by the retriever of the recipe, as the policy is "
-            "told (as listed where no recipe is known); listed: as the file lists them; shuffled: at random.",
+            "told (as listed where no recipe is known); listed: as the file lists them; shuffled: at random."
         ),
     ] = "nearest",
     retriever: Annotated[
         Literal["listed", "strong", "weak"],
         typer.Option(
-            "--retriever",
             help="Which passages are taken. listed: the first, gold ones among them; strong: the first, whether gold "
-            "or not; weak: random ones of the first 200, listed at random, the gold ones among them.",
+            "or not; weak: random ones of the first 200, listed at random, the gold ones among them."
         ),
     ] = "listed",
     distractors: Annotated[
         Path | None,
         typer.Option(
-            "--distractors",
-            help="File of passages (title, text); questions with fewer than --passages get random ones of it.",
+            help="File of passages (title, text); questions with fewer than --passages get random ones of it."
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 24,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Questions at once; above 1 no time to first token is measured.")
+        int, typer.Option(min=1, help="Questions at once; above 1 no time to first token is measured.")
     ] = 1,
     controls: Controls = None,
     recipe: RecipeFile = None,

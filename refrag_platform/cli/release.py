@@ -18,7 +18,6 @@ Model = Annotated[str, typer.Argument(help="A model, e.g. tiny.")]
 Json = Annotated[bool, typer.Option("--json", help="Everything, the gate's figures too, as JSON.")]
 KEY_METRICS = ("P32_refrag", "P128_refrag", "refrag_exact_match", "refrag_f1")
 
-
 commands = typer.Typer(
     name="release", no_args_is_help=True, help="Versions of a model, and which one is released (prod)."
 )
@@ -59,7 +58,7 @@ def list_releases(
 @commands.command()
 def show(
     model: Model,
-    version: Annotated[str | None, typer.Option("--version", help="e.g. v1.0.0; default: the released one.")] = None,
+    version: Annotated[str | None, typer.Option(help="e.g. v1.0.0; default: the released one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a version: commit, hashes of all its artifacts, figures, and what the gate found."""
@@ -92,9 +91,9 @@ def promote(
         ),
     ] = False,
     force_reason: Annotated[
-        str | None, typer.Option("--force-reason", help="Release it whatever the gate says; the reason is kept.")
+        str | None, typer.Option(help="Release it whatever the gate says; the reason is kept.")
     ] = None,
-    bump: Annotated[Literal["major", "minor", "patch"], typer.Option("--bump", help="Part to count up.")] = "minor",
+    bump: Annotated[Literal["major", "minor", "patch"], typer.Option(help="Part to count up.")] = "minor",
     as_json: Json = False,
 ) -> None:
     """Release the artifacts in place, if they hold against the released version on the held-out sets.
@@ -122,10 +121,7 @@ def promote(
 
 
 @commands.command()
-def rollback(
-    model: Model,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why; kept in the tag.")] = None,
-) -> None:
+def rollback(model: Model, reason: Annotated[str | None, typer.Option(help="Why; kept in the tag.")] = None) -> None:
     """Make the version before the released one the released one again; nothing is deleted.
 
     `refrag release restore` then puts its artifacts into place.
@@ -139,8 +135,7 @@ def rollback(
 
 @commands.command()
 def restore(
-    model: Model,
-    version: Annotated[str | None, typer.Option("--version", help="e.g. v1.0.0; default: the released one.")] = None,
+    model: Model, version: Annotated[str | None, typer.Option(help="e.g. v1.0.0; default: the released one.")] = None
 ) -> None:
     """Put a version's chunks, fine-tuned model and package into their places, from DVC's cache or remote.
 

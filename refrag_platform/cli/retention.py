@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-AnyModel = Annotated[str | None, typer.Option("--model", help="One model only.")]
+AnyModel = Annotated[str | None, typer.Option(help="One model only.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 UNITS = ("B", "KB", "MB", "GB", "TB")
 THING = "An artifact's folder (models/tiny/finetuned), or a commit, tag, branch or model for a whole run."
-
 
 commands = typer.Typer()
 

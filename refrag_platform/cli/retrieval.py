@@ -15,14 +15,13 @@ def retrieval(
     questions: Annotated[
         list[Path] | None,
         typer.Option(
-            "--questions",
             help="A question file instead of the corpus' own questions; again for more. `gold` names passages with "
-            "the store's own title and text, `history` earlier turns, `answerable: false` what it holds nothing about.",
+            "the store's own title and text, `history` earlier turns, `answerable: false` what it holds nothing about."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each kind, at most.")] = 200,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the questions drawn.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each kind, at most.")] = 200,
+    json: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the questions drawn.")] = 0,
 ) -> None:
     """How often search finds the right passage, alone and in conversations, and what is refused.
 

@@ -25,16 +25,14 @@ def run(
     ],
     force: Annotated[bool, typer.Option("--force", help="Run even if the artifact is up to date.")] = False,
     seconds: Annotated[
-        float | None,
-        typer.Option("--seconds", min=1, help="Stop, saved, after this long; the same command goes on from there."),
+        float | None, typer.Option(min=1, help="Stop, saved, after this long; the same command goes on from there.")
     ] = None,
     engine: Annotated[
         Literal["process", "ray"],
-        typer.Option("--engine", help="What encodes the stage chunks: this process, or the workers of a Ray cluster."),
+        typer.Option(help="What encodes the stage chunks: this process, or the workers of a Ray cluster."),
     ] = "process",
     address: Annotated[
-        str | None,
-        typer.Option("--address", help="The Ray cluster: HOST:PORT, or auto. Default: this machine, for the run."),
+        str | None, typer.Option(help="The Ray cluster: HOST:PORT, or auto. Default: this machine, for the run.")
     ] = None,
 ) -> None:
     """Make the artifact STAGE of a model, or several, from the artifacts before it.

@@ -16,10 +16,9 @@ commands = typer.Typer()
 @commands.command()
 def serve(
     model: Model = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 3000,
     host: Annotated[
-        str,
-        typer.Option("--host", help="Address to bind; other machines need a key: REFRAG_API_KEY, or `refrag keys`."),
+        str, typer.Option(help="Address to bind; other machines need a key: REFRAG_API_KEY, or `refrag keys`.")
     ] = "127.0.0.1",
     in_place: Annotated[
         bool,
@@ -29,15 +28,13 @@ def serve(
         ),
     ] = False,
     server: Annotated[
-        Literal["bentoml", "uvicorn"],
-        typer.Option("--server", help="uvicorn: in this process, by this code, without BentoML."),
+        Literal["bentoml", "uvicorn"], typer.Option(help="uvicorn: in this process, by this code, without BentoML.")
     ] = "bentoml",
     packaged: Annotated[
         Path | None,
         typer.Option(
-            "--packaged",
             help="A packaged model's folder, .bentoml/models/refrag-NAME/VERSION or a copy, served under uvicorn: "
-            "needs no project. --model is not looked at.",
+            "needs no project. --model is not looked at."
         ),
     ] = None,
 ) -> None:

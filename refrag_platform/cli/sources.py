@@ -10,7 +10,6 @@ from refrag_platform.errors import RefragError
 
 SHOWN = 10  # names of a kind
 
-
 commands = typer.Typer(name="sources", no_args_is_help=True, help="Source files (data/sources/NAME) from a bucket.")
 
 

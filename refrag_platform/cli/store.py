@@ -15,13 +15,11 @@ from refrag_platform.files import write_text
 if TYPE_CHECKING:
     from refrag_platform.store.edits import Edits
 
-
 commands = typer.Typer(
     name="store",
     no_args_is_help=True,
     help="Stores that are served: documents added (REFRAG_STORE), tables published (REFRAG_TABLES).",
 )
-
 
 Folder = Annotated[Path, typer.Argument(help="The folder that REFRAG_STORE names; the server may run.")]
 
@@ -31,7 +29,7 @@ def export(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, e.g. data/sources/NAME/live.jsonl.")],
     deleted: Annotated[
-        Path | None, typer.Option("--deleted", help="Also write the ids of deleted documents here, one a line.")
+        Path | None, typer.Option(help="Also write the ids of deleted documents here, one a line.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
