@@ -238,5 +238,5 @@ def _items(scores: Scores | None, questions: Sequence[Question], max_new_tokens:
     if scores is None:
         return ItemSet()
     digest = questions_digest(questions, scores.reading.passages, max_new_tokens, scores.order)
-    values = {"exact_match": scores.exact_match, "f1": scores.f1}
+    values = {name: scores.values(name) for name in ("exact_match", "f1")}
     return ItemSet.of(digest, [question.document for question in questions], values)

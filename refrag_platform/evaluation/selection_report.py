@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.evaluation.figures import blank_figure
-from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.metrics import PREFIXES
 from refrag_platform.evaluation.report import figure, gain
 from refrag_platform.files import write_json
 from refrag_platform.markdown import table
 
 METRICS = {
-    **{prefix_name(tokens): prefix_name(tokens) for tokens in PREFIXES},
+    **{name: name for name in PREFIXES},
     "answer_log_perplexity": "answer, nats",
     "answer_kept": "answer kept",
     "exact_match": "exact match",
