@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from refrag_platform.progress import waiting
-from refrag_platform.serving.words import cost
+from refrag_platform.serving.answers import cost
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
 DEFAULT_MODEL = "smollm2-135m"

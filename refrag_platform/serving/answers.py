@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -116,7 +116,16 @@ class Choices(Answer):
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _usage_field(self) -> dict[str, Any]:
-        return {"usage": usage_body(self._generation.usage)}
+        """OpenAI's usage: prompt tokens are the positions that the decoder read."""
+        usage = self._generation.usage
+        return {
+            "usage": {
+                "prompt_tokens": usage.prompt_positions,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_positions + usage.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.positions_reused},
+            }
+        }
 
 
 def event(body: dict[str, Any], kind: str | None = None) -> str:
@@ -146,16 +155,15 @@ def _token_body(text: str, logprob: float, no_bytes: list[int] | None) -> dict[s
     return {"token": text, "logprob": finite(logprob), "bytes": spelled}
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
-    """OpenAI's usage: prompt tokens are the positions that the decoder read."""
-    return {
-        "prompt_tokens": usage.prompt_positions,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_positions + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.positions_reused},
-    }
-
-
 def refrag_body(usage: Usage, sources: Sources) -> dict[str, Any]:
     """The `refrag` field: what was read and why, how far it was compressed, what took how long."""
     return {**asdict(sources), **asdict(usage)}
+
+
+def cost(refrag: Mapping[str, Any]) -> str:
+    """A `refrag` field in words: what was read, and how much without compression; the two figures give the rate."""
+    return (
+        f"{refrag['chunks_expanded']} of {refrag['chunks']} chunks expanded, compression "
+        f"{refrag['compression_rate']:.2f}x: {refrag['prompt_positions']} positions instead of "
+        f"{refrag['plain_prompt_tokens']} tokens"
+    )
