@@ -72,7 +72,8 @@ def selection(
     """
     from refrag_platform.corpus.question_files import read_passages, read_questions
     from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
-    from refrag_platform.evaluation.selection_report import selection_report, write_selection_report
+    from refrag_platform.evaluation.selection_report import selection_report
+    from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import document_windows
     from refrag_platform.model.loading import load_bundle
 
@@ -115,7 +116,7 @@ def selection(
     }
     write_json(json, result)
     if report:
-        write_selection_report(report, f"Choice of chunks by {model}", result)
+        write_reports(report, f"Choice of chunks by {model}", selection=result)
     typer.echo(selection_report(result))
 
 

@@ -17,24 +17,11 @@ if TYPE_CHECKING:
 # By p: lines of one system have one color.
 MARKERS = ("o", "s", "^", "D")
 COLORS = {
-    "full": "#2f6f4e",
-    "none": "#9a3b3b",
-    "truncated": "#b98a2f",
-    "plain": "#6d5ba5",
-    "pruned": "#b0588d",
-    "untuned": "#1c1c1c",
-    "first": "#8a5a2b",
-    "sentences": "#c0392b",
-    "kept": "#3b8a8a",
-    "kept+zero": "#a3b86c",
-    "kept+other": "#d08c60",
-    "rule": "#6fa8dc",
-    "refrag": "#2b5a9c",
-    "refrag_shuffled": "#7f8c9b",
-    "refrag_zero": "#b5b5b5",
-    "refrag_none": "#c98f8f",
-    "refrag_wrong": "#7f8c9b",
-}
+    "full": "#2f6f4e", "none": "#9a3b3b", "truncated": "#b98a2f", "plain": "#6d5ba5", "pruned": "#b0588d",
+    "untuned": "#1c1c1c", "first": "#8a5a2b", "sentences": "#c0392b", "kept": "#3b8a8a", "kept+zero": "#a3b86c",
+    "kept+other": "#d08c60", "rule": "#6fa8dc", "refrag": "#2b5a9c", "refrag_shuffled": "#7f8c9b",
+    "refrag_zero": "#b5b5b5", "refrag_none": "#c98f8f", "refrag_wrong": "#7f8c9b",
+}  # fmt: skip
 
 
 def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:

@@ -167,31 +167,6 @@ def _refuse_parts(questions: Sequence[Question], passages: int) -> None:
         )
 
 
-def answer_items(
-    model: RefragModel,
-    policy: PolicyNetwork | None,
-    questions: Sequence[Question],
-    *,
-    passages: int,
-    share_kept: float,
-    max_new_tokens: int,
-    relevance: PassageRelevance | None = None,
-    seed: int = 0,
-) -> ItemSet:
-    """Exact match and F1 of every question for refrag alone, as `evaluate_rag` finds them."""
-    return evaluate_rag(
-        model,
-        policy,
-        questions,
-        passages=[passages],
-        share_kept=share_kept,
-        systems=["refrag"],
-        relevance=relevance,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    ).items
-
-
 def _answered(
     readers: Readers,
     questions: Sequence[Question],
