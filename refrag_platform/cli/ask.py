@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.progress import waiting
-from refrag_platform.serving.answers import cost
+from refrag_platform.serving.answers import cost, refrag_body
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
 DEFAULT_MODEL = "smollm2-135m"
@@ -61,12 +62,10 @@ def ask(
 
     # Libraries and weights take their seconds.
     with waiting(f"loading {model}"):
-        from refrag_platform.project import Project
-        from refrag_platform.serving.answers import refrag_body
         from refrag_platform.serving.contract import Message, Sampling
         from refrag_platform.serving.engine import Engine
 
-        engine = Engine.load(Project.find(), model)
+        engine = Engine.load(find_project(), model)
     count = engine.settings.passages if passages is None else passages
     sampling = Sampling(max_tokens or engine.settings.max_new_tokens, temperature)
     generation = engine.ask([Message("user", question)], count, (), sampling, share_kept, rate=rate or 1)

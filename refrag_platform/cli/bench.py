@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.options import Json, RecipeOrFile, known_recipe, parse_numbers
+from refrag_platform.cli.options import Json, RecipeOrFile, find_project, known_recipe, parse_numbers
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 
@@ -120,9 +120,8 @@ def train(
     """
     from refrag_platform.bench.train import bench_train
     from refrag_platform.model.refrag import RefragModel
-    from refrag_platform.project import Project
 
-    recipe, base = Project.find().recipe_or_file(model)
+    recipe, base = find_project().recipe_or_file(model)
     settings = recipe.cpt.model_copy(update={"batch_size": batch_size or recipe.cpt.batch_size})
     result = {"model": recipe.name, **bench_train(RefragModel.create(recipe, base), settings, steps, warmup)}
     write_json(json, result)
@@ -149,9 +148,8 @@ def encode(
     together, which is one process' work in both. Both stores must have the same bytes, or the result says so.
     """
     from refrag_platform.bench.encoding import bench_encoding
-    from refrag_platform.project import Project
 
-    result = bench_encoding(Project.find(), model, passages, address)
+    result = bench_encoding(find_project(), model, passages, address)
     write_json(json, result)
     for row in result["rows"]:
         typer.echo(
@@ -262,7 +260,6 @@ def search(
     from refrag_platform.bench.report import search_row
     from refrag_platform.bench.search import bench_search
     from refrag_platform.corpus.question_files import question_files_of, read_questions
-    from refrag_platform.project import Project
     from refrag_platform.store.content import StoreDescription
     from refrag_platform.store.nearest import KINDS
     from refrag_platform.store.retriever import load_retriever
@@ -270,7 +267,7 @@ def search(
     kinds = [name.strip() for name in indexes.split(",")]
     if unknown := [name for name in kinds if name not in KINDS]:
         raise RefragError(f"--indexes has {unknown[0]!r}; known are {', '.join(KINDS)}")
-    project = Project.find()
+    project = find_project()
     content, corpus = project.content("chunks", model), project.content("corpus", model)
     texts = {one.question for file in question_files_of(corpus, "validation", "test") for one in read_questions(file)}
     if not texts:
@@ -309,10 +306,9 @@ def _subject(shape: str | None, model: str | None) -> Subject:
     """What --shape or --model names, on the device that is here."""
     from refrag_platform.bench.shapes import named_shape, project_model
     from refrag_platform.model.loading import default_device, default_dtype
-    from refrag_platform.project import Project
 
     if (shape is None) == (model is None):
         raise RefragError("give either --shape or --model")
     device = default_device()
     dtype = default_dtype(device)
-    return named_shape(shape, device, dtype) if shape else project_model(str(model), device, dtype, Project.find())
+    return named_shape(shape, device, dtype) if shape else project_model(str(model), device, dtype, find_project())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refrag_platform.cli.materialize import materialize
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 from refrag_platform.progress import say
 
@@ -51,8 +52,6 @@ def export(
     Taken along are the code, the recipe, current artifacts and files that the stages read, and what an interrupted
     stage goes on from. The other machine unpacks it by `python unbundle.py FOLDER`, which lies beside the pieces.
     """
-    from refrag_platform.project import Project
-
     given = {"--model": models or None, "--until": until, "--wheels": wheels}
     if results and (idle := [name for name, value in given.items() if value is not None]):
         raise RefragError(f"{', '.join(idle)}: --results takes what was made here, and none of these; leave it out")
@@ -60,7 +59,7 @@ def export(
         raise RefragError(f"--part is {part}: a part has as many files as --files allows; give both")
     from refrag_platform.bundle.unbundle import in_words
 
-    project = Project.find()
+    project = find_project()
     if results:
         from refrag_platform.bundle.results import export_results
 
@@ -104,7 +103,6 @@ def import_bundle(
     """
     from refrag_platform.bundle.landing import import_results
     from refrag_platform.bundle.unbundle import BundleError, in_words, unpack
-    from refrag_platform.project import Project
 
     if into is not None:
         try:
@@ -113,7 +111,7 @@ def import_bundle(
             raise RefragError(str(error)) from None
         typer.echo(f"{into} is ready, to run {in_words(index['models'])}")
         return
-    project = Project.find()
+    project = find_project()
     recorded = 0
     for landed in import_results(
         project, folders, (lambda *made: _require_recordable(project, *made)) if record else None, say
@@ -157,9 +155,8 @@ def run(
     artifact is here. Status 0 and 3 (stopped by a signal, saved) as of `refrag run`. Nothing is recorded.
     """
     from refrag_platform.bundle.elsewhere import run_elsewhere
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     run_elsewhere(project, stage, model, command, wheels)
     typer.echo(f"{stage} of {model}: current at {project.stage_dir(stage, model).relative_to(project.root)}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refrag_platform.cli.options import RecipeOrFile
+from refrag_platform.cli.options import RecipeOrFile, find_project
 from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ def plan(
     from refrag_platform.bench.gpus import gpu as known
     from refrag_platform.bench.plan import STAGES, assumptions
     from refrag_platform.bench.plan import plan as planned
-    from refrag_platform.project import Project
 
-    project, kind = Project.find(), known(gpu)
+    project, kind = find_project(), known(gpu)
     results = measured or sorted((project.root / "docs/results").glob("bench-train-*.json"))
     recipe, base = project.recipe_or_file(model)
     plans = planned(recipe, base, kind, gpus, results)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refrag_platform.cli.options import Seed, parse_range
+from refrag_platform.cli.options import Seed, find_project, parse_range
 from refrag_platform.corpus.wordings import EXPLAINED
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
@@ -90,10 +90,9 @@ def whole(
     """
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.question_sets import whole_documents, write_questions
-    from refrag_platform.project import Project
 
     _refuse_existing(out)
-    content = Project.find().content("corpus", model)
+    content = find_project().content("corpus", model)
     asked = read_questions(content / "questions" / f"{split}.jsonl", limit)
     count = write_questions(out, whole_documents(asked, content, most))
     typer.echo(f"{out}: {count} of {len(asked)} questions; of the others the answer lies beyond passage {most}")
@@ -131,11 +130,10 @@ def many(
     from refrag_platform.corpus.splits import split_of
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.prompts import content_ids, passage_text
-    from refrag_platform.project import Project
     from refrag_platform.weights import load_tokenizer
 
     _refuse_existing(out)
-    project = Project.find()
+    project = find_project()
     recipe = project.recipe(model)
     tokenizer = load_tokenizer(recipe.decoder, project.recipe_path(model).parent)
     k = recipe.encoder.chunk_size
@@ -234,7 +232,6 @@ def write(
     """
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.loading import default_device
-    from refrag_platform.project import Project
     from refrag_platform.training.writing.parts import Settings
     from refrag_platform.training.writing.write import Inputs, begin
 
@@ -242,7 +239,7 @@ def write(
     device = default_device()
     settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
     inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
-    with begin(Project.find(), model, inputs, settings, steps, device) as writing:
+    with begin(find_project(), model, inputs, settings, steps, device) as writing:
         rows = writing.rows(count)
         manifest = writing.manifest(len(rows))
         # The questions last: where they are, what made them is known.
@@ -287,7 +284,6 @@ def overlap(
     from refrag_platform.corpus.question_files import read_questions, read_rows
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.evaluation.seen import training_files
-    from refrag_platform.project import Project
 
     if out:
         _refuse_existing(out)
@@ -295,7 +291,7 @@ def overlap(
             raise RefragError(f"--out is the rest of one file, and --judged names {len(judged)}; give one at a time")
     files = list(train or [])
     if model:
-        project = Project.find()
+        project = find_project()
         files += training_files(project, project.recipe(model))
     if not files:
         raise RefragError("nothing to compare with; name training text by --train, or a model by --model")

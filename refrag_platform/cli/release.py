@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
@@ -29,9 +30,8 @@ def list_releases(
 ) -> None:
     """List versions with date, commit, key figures and the fine-tuned model's hash; * marks the released one."""
     from refrag_platform.history.versions import released, releases
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     known = {name: releases(project, name) for name in ([model] if model else project.recipes())}
     if not any(known.values()):
         if model:
@@ -62,9 +62,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a version: commit, hashes of all its artifacts, figures, and what the gate found."""
-    from refrag_platform.project import Project
-
-    release = _find(Project.find(), model, version)
+    release = _find(find_project(), model, version)
     if as_json:
         typer.echo(json.dumps(release.plain(), indent=2))
         return
@@ -102,10 +100,9 @@ def promote(
     refused candidate changes nothing: status 1. What is released is committed on runs/MODEL and tagged
     MODEL@vX.Y.Z and MODEL#prod#N; `git push --tags` and `refrag push` take it elsewhere.
     """
-    from refrag_platform.project import Project
     from refrag_platform.releases import promotion
 
-    outcome = promotion.promote(Project.find(), model, evaluate_again=again, force_reason=force_reason, bump=bump)
+    outcome = promotion.promote(find_project(), model, evaluate_again=again, force_reason=force_reason, bump=bump)
     if as_json:
         decision = None if outcome.decision is None else outcome.decision.plain()
         release = None if outcome.release is None else outcome.release.plain()
@@ -126,10 +123,9 @@ def rollback(model: Model, reason: Annotated[str | None, typer.Option(help="Why;
 
     `refrag release restore` then puts its artifacts into place.
     """
-    from refrag_platform.project import Project
     from refrag_platform.releases import promotion
 
-    release = promotion.rollback(Project.find(), model, reason)
+    release = promotion.rollback(find_project(), model, reason)
     typer.echo(f"{model}@{release.version} is released again, commit {release.commit[:12]}")
 
 
@@ -141,11 +137,10 @@ def restore(
 
     Git's files and dvc.lock stay as they are: `dvc checkout` brings back what was there before.
     """
-    from refrag_platform.project import Project
     from refrag_platform.releases.restore import SERVED
     from refrag_platform.releases.restore import restore as put_back
 
-    project = Project.find()
+    project = find_project()
     release = _find(project, model, version)
     changed = put_back(project, release)
     for stage in SERVED:
@@ -154,17 +149,12 @@ def restore(
 
 
 def _find(project: Project, model: str, version: str | None) -> Release:
-    from refrag_platform.history.versions import released, releases
+    from refrag_platform.history.versions import release_named, released
 
-    if version is None:
-        release = released(project, model)
-        if release is None:
-            raise RefragError(f"no version of {model} is released; `refrag release promote {model}` releases one")
-        return release
-    known = {release.version: release for release in releases(project, model)}
-    if version not in known:
-        raise RefragError(f"{model} has no version {version!r}; there are: {', '.join(known) or 'none'}")
-    return known[version]
+    release = released(project, model) if version is None else release_named(project, model, version, "--version")
+    if release is None:
+        raise RefragError(f"no version of {model} is released; `refrag release promote {model}` releases one")
+    return release
 
 
 def _figures(release: Release) -> str:

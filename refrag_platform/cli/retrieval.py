@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.files import write_json
 
 
@@ -31,10 +32,9 @@ def retrieval(
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.report import lookup_table
     from refrag_platform.evaluation.retrieval import cuts_of, factbook_cases, file_cases, look_up, retrieval_report
-    from refrag_platform.project import Project
     from refrag_platform.store.table import ChunkStore
 
-    project = Project.find()
+    project = find_project()
     recipe = project.recipe(model)
     base = project.recipe_path(model).parent
     content = project.content("chunks", model)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 commands = typer.Typer()
@@ -47,11 +48,10 @@ def run(
     from functools import partial
 
     from refrag_platform.processes import stopped_after
-    from refrag_platform.project import Project
     from refrag_platform.runner import run_stage
     from refrag_platform.stages import stages_of
 
-    project = Project.find()
+    project = find_project()
     names = [stage.name for stage in stages_of(project, model)] if stages == ["all"] else stages
     functions = {}
     if engine == "ray":
@@ -76,6 +76,5 @@ def write_stages() -> None:
     Run it after you changed refrag_platform/stages.py or what a stage imports; a test holds the file against both.
     """
     from refrag_platform.history.pipeline import write_pipeline
-    from refrag_platform.project import Project
 
-    typer.echo(f"dvc.yaml: {'written' if write_pipeline(Project.find()) else 'is up to date'}")
+    typer.echo(f"dvc.yaml: {'written' if write_pipeline(find_project()) else 'is up to date'}")

@@ -14,6 +14,7 @@ from refrag_platform.cli.options import (
     Relevance,
     Report,
     Seed,
+    known_recipe,
     parse_shares,
     relevance_or_refuse,
 )
@@ -89,7 +90,7 @@ def selection(
     if questions:
         # All policies of one model are told the same.
         told = next((policy for policy in networks.values() if policy.reads_relevance), None) if relevance else None
-        near = relevance_or_refuse(model, bundle, told, recipe)
+        near = relevance_or_refuse(model, bundle, told, known_recipe(model, bundle, recipe))
         pool = read_passages(distractors) if distractors else None
         judged = judged_questions(bundle.model, read_questions(questions, windows), passages, pool, near)
     elif documents:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from refrag_platform.cli.ask import DEFAULT_MODEL, Model
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 commands = typer.Typer()
@@ -55,7 +56,6 @@ def serve(
     import os
 
     from refrag_platform.processes import require_free
-    from refrag_platform.project import Project
     from refrag_platform.serving import bento
 
     if packaged is not None and in_place:
@@ -65,7 +65,7 @@ def serve(
         from refrag_platform.serving.plain import serve_packaged
 
         return serve_packaged(packaged, host, port)
-    project = Project.find()
+    project = find_project()
     if server == "uvicorn":
         from refrag_platform.releases.served import package_to_serve
         from refrag_platform.serving.plain import serve_in_place, serve_packaged

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_text
 
@@ -78,11 +79,10 @@ def publish(
     They lie in a folder named by the store's content: other versions stay beside them, and publishing again changes
     nothing. Credentials, region and endpoint are AWS' own (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, ...).
     """
-    from refrag_platform.project import Project
     from refrag_platform.store.objects import object_url
     from refrag_platform.store.table import ChunkStore
 
-    project = Project.find()
+    project = find_project()
     base = project.recipe_path(model).parent
     store = ChunkStore.open(project.content("chunks", model), tables=object_url(url, "the URL"), base=base)
     typer.echo(f"{store.place}: {store.description.passages:,} passages, {store.description.chunks:,} chunks", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.files import write_text
 
 if TYPE_CHECKING:
@@ -151,12 +152,11 @@ def write_card(
     from refrag_platform.compact.card import model_card
     from refrag_platform.compact.packing import CARD
     from refrag_platform.compact.record import read_manifest
-    from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
 
     manifest = read_manifest(folder)
     # Without params.yaml's overrides, which are this project's own.
-    recipe = read_recipe(Project.find().recipe_path(manifest["model"]))
+    recipe = read_recipe(find_project().recipe_path(manifest["model"]))
     card = model_card(recipe, manifest, [_report(path) for path in results])
     write_text(folder / CARD, card)
 
@@ -173,15 +173,13 @@ def _report(path: Path) -> str:
 def _stage_manifests(name: str) -> list[Manifest]:
     """Manifests of the stages up to the model that were run here, or landed."""
     from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
-    from refrag_platform.project import Project
 
     stages = ("corpus", "reconstruction", "cpt", "finetuned", "policy")
-    folders = [Project.find().stage_dir(stage, name) for stage in stages]
+    folders = [find_project().stage_dir(stage, name) for stage in stages]
     return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
 
 
 def _recipe(name: str) -> tuple[Recipe, Path]:
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     return project.recipe(name), project.recipe_path(name).parent
