@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec, MetadataValue
+import dagster as dg
 
 from assets.metadata import docs_links
 from refrag_platform.artifacts.manifest import Manifest
@@ -16,7 +16,7 @@ from refrag_platform.stages import STAGES
 QUALITY = "else the run goes on with a warning, or ends if the recipe's maturity is released"
 
 
-def check_specs(stage: str) -> list[AssetCheckSpec]:
+def check_specs(stage: str) -> list[dg.AssetCheckSpec]:
     """Declarations for the UI.
 
     One declaration serves all models, and whether a quality threshold blocks is a model's own affair: only what blocks
@@ -24,7 +24,7 @@ def check_specs(stage: str) -> list[AssetCheckSpec]:
     (`blocking_failures`) where one fails that blocks.
     """
     return [
-        AssetCheckSpec(
+        dg.AssetCheckSpec(
             check.name,
             asset=stage,
             description=check.says if check.integrity else f"{check.says}; {QUALITY}",
@@ -34,7 +34,7 @@ def check_specs(stage: str) -> list[AssetCheckSpec]:
     ]
 
 
-def run_checks(project: Project, manifest: Manifest) -> list[AssetCheckResult]:
+def run_checks(project: Project, manifest: Manifest) -> list[dg.AssetCheckResult]:
     """The checks of the artifact in place, made now or, where nothing changed since, before; its bytes are its own."""
     from refrag_platform.quality.checks import check_once
 
@@ -44,29 +44,29 @@ def run_checks(project: Project, manifest: Manifest) -> list[AssetCheckResult]:
     return _as_dagster(project, manifest.stage, results, folder)
 
 
-def kept_checks(project: Project, stage: str, folder: Path) -> list[AssetCheckResult]:
+def kept_checks(project: Project, stage: str, folder: Path) -> list[dg.AssetCheckResult]:
     """What the runner found in an artifact that it set aside in `folder`."""
     return _as_dagster(project, stage, read_results(folder / DOCS_FOLDER), folder)
 
 
-def _as_dagster(project: Project, stage: str, results: list[CheckResult], folder: Path) -> list[AssetCheckResult]:
+def _as_dagster(project: Project, stage: str, results: list[CheckResult], folder: Path) -> list[dg.AssetCheckResult]:
     return [
-        AssetCheckResult(
+        dg.AssetCheckResult(
             check_name=result.name,
             asset_key=stage,
             passed=result.passed,
-            severity=AssetCheckSeverity.ERROR if result.blocking else AssetCheckSeverity.WARN,
+            severity=dg.AssetCheckSeverity.ERROR if result.blocking else dg.AssetCheckSeverity.WARN,
             description=result.message,
-            metadata={"observed": MetadataValue.json(result.observed), **docs_links(project, folder)},
+            metadata={"observed": dg.MetadataValue.json(result.observed), **docs_links(project, folder)},
         )
         for result in results
     ]
 
 
-def blocking_failures(results: Iterable[AssetCheckResult]) -> list[str]:
+def blocking_failures(results: Iterable[dg.AssetCheckResult]) -> list[str]:
     """Name and message of every failed check that stops what is downstream."""
     return [
         f"{result.check_name}: {result.description}"
         for result in results
-        if not result.passed and result.severity is AssetCheckSeverity.ERROR
+        if not result.passed and result.severity is dg.AssetCheckSeverity.ERROR
     ]

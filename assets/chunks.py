@@ -1,6 +1,6 @@
 """Chunk-embedding store: passages to search, and chunk vectors by the encoder that is served."""
 
-from dagster import MetadataValue
+import dagster as dg
 
 from assets.metadata import Metadata, Published
 from assets.stage_asset import GPU_POOL, stage_asset
@@ -10,10 +10,10 @@ def describe(published: Published) -> Metadata:
     """How much is stored, and by which encoder."""
     facts = published.read_json("store.json")
     return {
-        "dagster/row_count": MetadataValue.int(facts["passages"]),
-        "chunks": MetadataValue.int(facts["chunks"]),
-        "encoder_digest": MetadataValue.text(facts["encoder_digest"]),
-        "facts": MetadataValue.json(facts),
+        "dagster/row_count": dg.MetadataValue.int(facts["passages"]),
+        "chunks": dg.MetadataValue.int(facts["chunks"]),
+        "encoder_digest": dg.MetadataValue.text(facts["encoder_digest"]),
+        "facts": dg.MetadataValue.json(facts),
     }
 
 

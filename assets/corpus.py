@@ -1,6 +1,6 @@
 """Tokenized corpus: documents split by a stable hash, token shards, passages, questions with answers."""
 
-from dagster import MetadataValue
+import dagster as dg
 
 from assets.metadata import Metadata, Published, table
 from assets.stage_asset import stage_asset
@@ -17,8 +17,8 @@ def describe(published: Published) -> Metadata:
     ]
     return {
         "splits": table(splits),
-        "vocabulary": MetadataValue.int(facts["vocabulary"]),
-        "facts": MetadataValue.json(facts),
+        "vocabulary": dg.MetadataValue.int(facts["vocabulary"]),
+        "facts": dg.MetadataValue.json(facts),
     }
 
 

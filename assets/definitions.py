@@ -3,7 +3,7 @@
 corpus -> reconstruction -> cpt -> finetuned -> {chunks, policy} -> evaluation -> package -> released
 """
 
-from dagster import Definitions, multiprocess_executor
+import dagster as dg
 
 from assets.chunks import chunks
 from assets.corpus import corpus
@@ -19,16 +19,16 @@ from assets.released import released
 from assets.webhook import failure_webhook
 
 
-def definitions(stage_process: StageProcess) -> Definitions:
+def definitions(stage_process: StageProcess) -> dg.Definitions:
     """The code location, with the given way to run a stage."""
-    return Definitions(
+    return dg.Definitions(
         assets=[corpus, reconstruction, cpt, finetuned, chunks, policy, evaluation, package, released],
         jobs=[refrag_pipeline, retraining],
         schedules=[retraining_schedule],
         sensors=[source_documents, failure_webhook],
         resources={"stage_process": stage_process},
         # Stages run in processes of their own; two steps at once keep a device and a core busy.
-        executor=multiprocess_executor.configured({"max_concurrent": 2}),
+        executor=dg.multiprocess_executor.configured({"max_concurrent": 2}),
     )
 
 

@@ -3,7 +3,7 @@ store's search finds, and answers over that."""
 
 from typing import Any
 
-from dagster import MetadataValue
+import dagster as dg
 
 from assets.metadata import Metadata, Published, answers, numbers, side_by_side, table
 from assets.stage_asset import GPU_POOL, stage_asset
@@ -23,13 +23,13 @@ def describe(published: Published) -> Metadata:
     asked = len(Items.read(published.content).questions.groups)
     line = beside_full([row for row in timed if row["passages"] == most], asked)
     return {
-        **({"beside_full_context": MetadataValue.text(line)} if line else {}),
+        **({"beside_full_context": dg.MetadataValue.text(line)} if line else {}),
         "perplexity": table(perplexity["rows"]),
         "rag": table(rag["rows"]),
         **{f"retrieval_{name}": table(rag["retrieval"][name]) for name in ("lookups", "rows") if "retrieval" in rag},
         **answers(published),
         **side_by_side(published),
-        "gap_recovered": MetadataValue.json(perplexity.get("gap_recovered") or {}),
+        "gap_recovered": dg.MetadataValue.json(perplexity.get("gap_recovered") or {}),
         **numbers({key: value for key, value in refrag.items() if key.startswith("P")}, "refrag."),
     }
 

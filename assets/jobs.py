@@ -7,19 +7,7 @@ the gate decide about a release.
 import json
 from collections.abc import Iterator
 
-from dagster import (
-    AssetSelection,
-    DefaultScheduleStatus,
-    DefaultSensorStatus,
-    RunConfig,
-    RunRequest,
-    ScheduleEvaluationContext,
-    SensorEvaluationContext,
-    SensorResult,
-    define_asset_job,
-    schedule,
-    sensor,
-)
+import dagster as dg
 
 from assets.mode import Start
 from assets.partitions import MODELS, find_project
@@ -35,48 +23,50 @@ SETTINGS = retraining_settings(find_project())
 SECONDS_BETWEEN_LOOKS = 120
 
 
-def run_config(settings: RetrainingSettings) -> RunConfig:
+def run_config(settings: RetrainingSettings) -> dg.RunConfig:
     """The run config of the retraining job, as the Launchpad shows it."""
-    return RunConfig(ops={"reconstruction": Start(mode=settings.mode), RELEASED: Promotion(promote=settings.promote)})
+    return dg.RunConfig(
+        ops={"reconstruction": Start(mode=settings.mode), RELEASED: Promotion(promote=settings.promote)}
+    )
 
 
-refrag_pipeline = define_asset_job(
+refrag_pipeline = dg.define_asset_job(
     "refrag_pipeline",
-    AssetSelection.assets(*STAGES),
+    dg.AssetSelection.assets(*STAGES),
     description="Every stage of one model, from its sources to its Bento; what is up to date is only checked.",
 )
 
-retraining = define_asset_job(
+retraining = dg.define_asset_job(
     "retraining",
-    AssetSelection.all(),
+    dg.AssetSelection.all(),
     config=run_config(SETTINGS),
     description="A new model from the sources as they are now, in full or from the released checkpoint on; it is "
     "released if the gate lets it.",
 )
 
 
-@schedule(
+@dg.schedule(
     job=retraining,
     cron_schedule=SETTINGS.cron,
     execution_timezone=SETTINGS.timezone,
-    default_status=DefaultScheduleStatus.STOPPED,
+    default_status=dg.DefaultScheduleStatus.STOPPED,
     description=f"{SETTINGS.cron} ({SETTINGS.timezone}), every model: new documents and changed recipes are taken in.",
 )
-def retraining_schedule(context: ScheduleEvaluationContext) -> Iterator[RunRequest]:
+def retraining_schedule(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
     settings = retraining_settings(find_project())
     for model in MODELS.get_partition_keys():
         key = f"{model} {context.scheduled_execution_time:%Y-%m-%d %H:%M}"
-        yield RunRequest(key, partition_key=model, run_config=run_config(settings))
+        yield dg.RunRequest(key, partition_key=model, run_config=run_config(settings))
 
 
-@sensor(
+@dg.sensor(
     job=retraining,
     minimum_interval_seconds=SECONDS_BETWEEN_LOOKS,
-    default_status=DefaultSensorStatus.STOPPED,
+    default_status=dg.DefaultSensorStatus.STOPPED,
     description="New, changed or removed source documents: one run per change, however many files it is of. A change "
     "counts once it has stayed the same from one look to the next.",
 )
-def source_documents(context: SensorEvaluationContext) -> SensorResult:
+def source_documents(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """The cursor holds, by model, the sources' digest of the last run and of the last look, and counts the runs."""
     project, requests = find_project(), []
     cursor = json.loads(context.cursor or "{}")
@@ -94,6 +84,8 @@ def source_documents(context: SensorEvaluationContext) -> SensorResult:
             known |= {"run": digest, "runs": known["runs"] + 1}
             # Numbered: sources that go back to what they were are a change like any other.
             key = f"{model} {known['runs']} {digest}"
-            requests.append(RunRequest(key, partition_key=model, run_config=run_config(retraining_settings(project))))
+            requests.append(
+                dg.RunRequest(key, partition_key=model, run_config=run_config(retraining_settings(project)))
+            )
         cursor[model] = {**known, "seen": digest}
-    return SensorResult(run_requests=requests, cursor=json.dumps(cursor, sort_keys=True))
+    return dg.SensorResult(run_requests=requests, cursor=json.dumps(cursor, sort_keys=True))

@@ -8,8 +8,8 @@ import json
 import os
 import socket
 
+import dagster as dg
 import psutil
-from dagster import DagsterEventType, DagsterInstance, DagsterRun, DefaultRunLauncher
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster._core.storage.tags import GRPC_INFO_TAG
@@ -22,20 +22,20 @@ PROCESS_TAG = "refrag/process"
 THIS_MACHINE = frozenset({"localhost", "127.0.0.1"})
 
 
-class WatchedRunLauncher(DefaultRunLauncher):
+class WatchedRunLauncher(dg.DefaultRunLauncher):
     """Starts runs in the code location's processes and says whether they are still there."""
 
     @property
     def supports_check_run_worker_health(self) -> bool:
         return True
 
-    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+    def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         if is_alive(self._instance, run):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return CheckRunHealthResult(WorkerStatus.FAILED, "the process of this run was killed")
 
 
-def is_alive(instance: DagsterInstance, run: DagsterRun) -> bool:
+def is_alive(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether the process of a started run is there; True when this machine can't tell."""
     if PROCESS_TAG in run.tags:
         number, started, *machine = run.tags[PROCESS_TAG].split("@")
@@ -53,9 +53,9 @@ def this_process() -> str:
     return f"{os.getpid()}@{psutil.Process().create_time():.2f}@{socket.gethostname()}"
 
 
-def _started_here(instance: DagsterInstance, run: DagsterRun) -> bool:
+def _started_here(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Its first words in the event log hold its number. A later process may have been given that number again."""
-    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+    for entry in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ENGINE_EVENT):
         number = entry.get_dagster_event().engine_event_data.metadata.get("pid")
         if number is not None:
             return _runs(int(str(number.value)), entry.timestamp)
@@ -71,7 +71,7 @@ def _runs(number: int, latest_start: float) -> bool:
         return False
 
 
-def _known_to(server: DagsterGrpcClient, run: DagsterRun) -> bool:
+def _known_to(server: DagsterGrpcClient, run: dg.DagsterRun) -> bool:
     """Whether a code location on another machine, restarted perhaps, still has the run."""
     try:
         answer = server.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id))

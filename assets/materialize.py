@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from dagster import AssetKey, DagsterExecutionInterruptedError, DagsterInstance, DagsterRunStatus, RunsFilter
+import dagster as dg
 
 from assets.launcher import PROCESS_TAG, is_alive, this_process
 from assets.partitions import find_project
@@ -32,20 +32,20 @@ def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
     project = find_project()
     require_named(project, model)
     os.environ.setdefault("DAGSTER_HOME", str(project.root / ".dagster_home"))
-    with DagsterInstance.get() as instance:
+    with dg.DagsterInstance.get() as instance:
         close_dead_runs(instance)
         defs = definitions(StageProcess(terminal=_terminal()))
         try:
             result = defs.resolve_job_def("refrag_pipeline").execute_in_process(
                 instance=instance,
                 partition_key=model,
-                asset_selection=[AssetKey(stage) for stage in stages],
+                asset_selection=[dg.AssetKey(stage) for stage in stages],
                 raise_on_error=False,
                 # Dagster's own errors are stack traces; what a user needs is printed below.
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
                 tags={PROCESS_TAG: this_process()},
             )
-        except DagsterExecutionInterruptedError:
+        except dg.DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None
     failures = result.filter_events(lambda event: event.is_step_failure)
     for event in failures:
@@ -56,11 +56,13 @@ def materialize_all(model: str, stages: Sequence[str] = tuple(STAGES)) -> bool:
     return result.success
 
 
-def close_dead_runs(instance: DagsterInstance) -> list[str]:
+def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """End the runs whose process was killed: they would hold their pool's slot, and look alive, for ever."""
     dead = [
         run
-        for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]))
+        for run in instance.get_runs(
+            dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+        )
         if not is_alive(instance, run)
     ]
     for run in dead:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from dagster import AssetKey, MetadataValue, TableColumn, TableRecord, TableSchema
+import dagster as dg
 
 from assets.docs_server import HOST, PORT
 from refrag_platform.artifacts.manifest import Manifest
@@ -22,7 +22,7 @@ from refrag_platform.project import Project
 from refrag_platform.quality.results import DOCS_FOLDER
 from refrag_platform.stages import STAGES
 
-Metadata = dict[str, MetadataValue]
+Metadata = dict[str, dg.MetadataValue]
 # Where assets.docs_server is reached by browsers; by default where `make ui` starts it.
 DOCS_URL = "REFRAG_DOCS_URL"
 DEFAULT_DOCS_URL = f"http://{HOST}:{PORT}"
@@ -59,7 +59,7 @@ def shown(published: Published, cached: bool, own: Metadata) -> Metadata:
     manifest = published.manifest
     made = origin(manifest)
     return {
-        **({"trained": MetadataValue.text(made)} if made else {}),
+        **({"trained": dg.MetadataValue.text(made)} if made else {}),
         **own,
         **numbers(manifest.metrics),
         **_facts(published, cached),
@@ -74,18 +74,18 @@ def _facts(published: Published, cached: bool) -> Metadata:
         for name, record in [*manifest.inputs.items(), *(("source", record) for record in manifest.sources)]
     ]
     return {
-        "cached": MetadataValue.bool(cached),
-        "made": MetadataValue.text(manifest.finished),
-        "seconds": MetadataValue.float(float(manifest.seconds)),
-        "hardware": MetadataValue.json(manifest.hardware),
+        "cached": dg.MetadataValue.bool(cached),
+        "made": dg.MetadataValue.text(manifest.finished),
+        "seconds": dg.MetadataValue.float(float(manifest.seconds)),
+        "hardware": dg.MetadataValue.json(manifest.hardware),
         **docs_links(published.project, published.folder),
-        "path": MetadataValue.path(published.content),
-        "hash": MetadataValue.text(manifest.hash),
+        "path": dg.MetadataValue.path(published.content),
+        "hash": dg.MetadataValue.text(manifest.hash),
         "lineage": table(lineage),
         **neighbours(manifest.stage),
-        "commit": MetadataValue.text(manifest.commit or "outside Git"),
-        "manifest": MetadataValue.path(published.folder / "manifest.json"),
-        "settings": MetadataValue.json(manifest.settings),
+        "commit": dg.MetadataValue.text(manifest.commit or "outside Git"),
+        "manifest": dg.MetadataValue.path(published.folder / "manifest.json"),
+        "settings": dg.MetadataValue.json(manifest.settings),
     }
 
 
@@ -93,7 +93,9 @@ def neighbours(stage: str) -> Metadata:
     """Links to the assets that a stage's artifact is made from, and to those that are made from it."""
     links = {"made_from": STAGES[stage].inputs}
     links["goes_into"] = tuple(name for name, other in STAGES.items() if stage in other.inputs)
-    return {f"{way}.{name}": MetadataValue.asset(AssetKey(name)) for way, names in links.items() for name in names}
+    return {
+        f"{way}.{name}": dg.MetadataValue.asset(dg.AssetKey(name)) for way, names in links.items() for name in names
+    }
 
 
 def docs_links(project: Project, folder: Path) -> Metadata:
@@ -105,8 +107,8 @@ def docs_links(project: Project, folder: Path) -> Metadata:
     page = folder / DOCS_FOLDER / "index.html"
     address = os.environ.get(DOCS_URL) or DEFAULT_DOCS_URL
     return {
-        "data_docs": MetadataValue.url(f"{address.rstrip('/')}/{quote(page.relative_to(project.root).as_posix())}"),
-        "data_docs_file": MetadataValue.path(page),
+        "data_docs": dg.MetadataValue.url(f"{address.rstrip('/')}/{quote(page.relative_to(project.root).as_posix())}"),
+        "data_docs_file": dg.MetadataValue.path(page),
     }
 
 
@@ -157,17 +159,17 @@ def numbers(values: Mapping[str, Any], prefix: str = "") -> Metadata:
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = MetadataValue.float(float(value))
+            found[f"{prefix}{name}"] = dg.MetadataValue.float(float(value))
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> MetadataValue:
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:
     """Rows as the UI's table; other values than text and numbers are shown as JSON."""
     shown = [{name: _cell(value) for name, value in row.items()} for row in rows[:ROWS_SHOWN]]
     columns = list(dict.fromkeys(name for row in shown for name in row))
-    schema = TableSchema([TableColumn(name, _column_type(shown, name)) for name in columns])
-    records = [TableRecord({name: row.get(name) for name in columns}) for row in shown]
-    return MetadataValue.table(records, schema)
+    schema = dg.TableSchema([dg.TableColumn(name, _column_type(shown, name)) for name in columns])
+    records = [dg.TableRecord({name: row.get(name) for name in columns}) for row in shown]
+    return dg.MetadataValue.table(records, schema)
 
 
 def curve(published: Published, column: str = "loss") -> Metadata:
@@ -184,8 +186,8 @@ def curve(published: Published, column: str = "loss") -> Metadata:
         return {}
     picture = base64.b64encode(_plot(points, column)).decode()
     return {
-        f"{column}_curve": MetadataValue.md(f"![{column}](data:image/png;base64,{picture})"),
-        "metrics": MetadataValue.path(path),
+        f"{column}_curve": dg.MetadataValue.md(f"![{column}](data:image/png;base64,{picture})"),
+        "metrics": dg.MetadataValue.path(path),
     }
 
 

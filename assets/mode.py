@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dagster import AssetExecutionContext, Config, Failure
+import dagster as dg
 from pydantic import Field
 
 from assets.settings import MODE_HELP
@@ -11,7 +11,7 @@ from refrag_platform.project import Project
 from refrag_platform.releases.continuation import set_start
 
 
-class Start(Config):
+class Start(dg.Config):
     """What the Launchpad asks of `reconstruction`, the first training."""
 
     mode: Literal["as set", "full", "continue"] = Field(
@@ -19,11 +19,11 @@ class Start(Config):
     )
 
 
-def prepare_start(context: AssetExecutionContext, project: Project, start: Start) -> None:
+def prepare_start(context: dg.AssetExecutionContext, project: Project, start: Start) -> None:
     """Put the mode into the run's overrides, which DVC and every stage read, and say in the log what it means."""
     if start.mode == "as set":
         return
     try:
         context.log.info(set_start(project, context.partition_key, start.mode))
     except RefragError as error:
-        raise Failure(f"mode {start.mode}: {error}", allow_retries=False) from None
+        raise dg.Failure(f"mode {start.mode}: {error}", allow_retries=False) from None

@@ -1,6 +1,6 @@
 """Bento: model, store and policy under one exact tag, built to be served; DVC keeps only the lock."""
 
-from dagster import MetadataValue
+import dagster as dg
 
 from assets.metadata import Metadata, Published
 from assets.stage_asset import stage_asset
@@ -8,7 +8,7 @@ from assets.stage_asset import stage_asset
 
 def describe(published: Published) -> Metadata:
     """The lock: tag and digests."""
-    return {"lock": MetadataValue.json(published.read_json("package.json"))}
+    return {"lock": dg.MetadataValue.json(published.read_json("package.json"))}
 
 
 package = stage_asset("package", description=__doc__, kinds=("bentoml",), describe=describe)

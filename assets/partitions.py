@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dagster import StaticPartitionsDefinition
+import dagster as dg
 
 from refrag_platform.project import Project
 
@@ -13,4 +13,4 @@ def find_project() -> Project:
     return Project.find(Path(os.environ.get("REFRAG_ROOT") or Path(__file__).parent))
 
 
-MODELS = StaticPartitionsDefinition(find_project().models())
+MODELS = dg.StaticPartitionsDefinition(find_project().models())

@@ -14,19 +14,11 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import dagster as dg
 import psutil
-from dagster import (
-    AssetExecutionContext,
-    ConfigurableResource,
-    PipesSession,
-    PipesTempFileContextInjector,
-    PipesTempFileMessageReader,
-    PreviewWarning,
-    open_pipes_session,
-)
 from pydantic import Field
 
 from refrag_platform.processes import ends_with_parent
@@ -39,7 +31,7 @@ class StageFailed(Exception):
     """The stage's process ended with another status than 0."""
 
 
-class StageProcess(ConfigurableResource):
+class StageProcess(dg.ConfigurableResource):
     """Starts `refrag run STAGE --model MODEL` for an asset and waits for it."""
 
     grace_seconds: float = Field(
@@ -49,7 +41,7 @@ class StageProcess(ConfigurableResource):
         default=None, description="File descriptor of a terminal for progress bars. Default: the step's stderr."
     )
 
-    def run(self, context: AssetExecutionContext, root: Path, stage: str, model: str) -> None:
+    def run(self, context: dg.AssetExecutionContext, root: Path, stage: str, model: str) -> None:
         """Run one stage of the project at `root`; its output is forwarded as it comes.
 
         Raises:
@@ -83,7 +75,7 @@ class StageProcess(ConfigurableResource):
             raise StageFailed(f"{stage} of {model} ended with status {status}{_why(session)}{_full_disk(root)}")
 
 
-def _why(session: PipesSession) -> str:
+def _why(session: dg.PipesSession) -> str:
     """What the stage said last; one that was killed has said nothing."""
     said = [message["reason"] for message in session.get_custom_messages() if message.get("reason")]
     return f": {said[-1]}" if said else "; the step's logs say why"
@@ -105,14 +97,14 @@ def _end_with_run() -> None:
 
 
 @contextmanager
-def _session(context: AssetExecutionContext) -> Iterator[PipesSession]:
+def _session(context: dg.AssetExecutionContext) -> Iterator[dg.PipesSession]:
     """A Pipes session over temporary files."""
     with ExitStack() as stack:
         with warnings.catch_warnings():
             # Dagster warns of a preview function that its own session calls.
-            warnings.simplefilter("ignore", PreviewWarning)
+            warnings.simplefilter("ignore", dg.PreviewWarning)
             session = stack.enter_context(
-                open_pipes_session(context, PipesTempFileContextInjector(), PipesTempFileMessageReader())
+                dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader())
             )
         yield session
 
@@ -141,7 +133,5 @@ def group_alive(group: int) -> bool:
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(group, number)
-    except ProcessLookupError:
-        return

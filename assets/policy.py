@@ -1,6 +1,6 @@
 """RL policy: chooses the share of the chunks that the fine-tuned model reads as tokens; GRPO with PPO clipping."""
 
-from dagster import MetadataValue
+import dagster as dg
 
 from assets.metadata import Metadata, Published, curve
 from assets.stage_asset import GPU_POOL, stage_asset
@@ -10,7 +10,7 @@ def describe(published: Published) -> Metadata:
     """The budget, and reward and loss over the steps."""
     facts = published.read_json("policy.json")
     return {
-        "share_kept": MetadataValue.float(float(facts["share_kept"])),
+        "share_kept": dg.MetadataValue.float(float(facts["share_kept"])),
         **curve(published, "reward"),
         **curve(published),
     }

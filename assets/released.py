@@ -9,21 +9,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from dagster import (
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetCheckSpec,
-    AssetExecutionContext,
-    AssetObservation,
-    AssetSpec,
-    Config,
-    DataVersion,
-    Failure,
-    FreshnessPolicy,
-    MaterializeResult,
-    MetadataValue,
-    multi_asset,
-)
+import dagster as dg
 from pydantic import Field
 
 from assets.metadata import Metadata, Published, answers, numbers, table
@@ -38,17 +24,17 @@ from refrag_platform.releases.promotion import Outcome, promote
 NAME, GATE = "released", "gate"
 
 
-class Promotion(Config):
+class Promotion(dg.Config):
     """What the Launchpad asks of `released`."""
 
     promote: bool = Field(default=True, description=PROMOTE_HELP)
 
 
-@multi_asset(
+@dg.multi_asset(
     name=NAME,
     partitions_def=MODELS,
     specs=[
-        AssetSpec(
+        dg.AssetSpec(
             NAME,
             deps=["package"],
             description=__doc__,
@@ -58,13 +44,13 @@ class Promotion(Config):
             metadata={"command": "refrag release promote MODEL --again"},
             # A refused candidate leaves the released one: nothing is materialized then.
             skippable=True,
-            freshness_policy=FreshnessPolicy.time_window(
+            freshness_policy=dg.FreshnessPolicy.time_window(
                 fail_window=timedelta(days=retraining_settings(find_project()).fresh_days)
             ),
         )
     ],
     check_specs=[
-        AssetCheckSpec(
+        dg.AssetCheckSpec(
             GATE,
             asset=NAME,
             description="The candidate holds against the released model on every figure of release.tolerances.",
@@ -74,33 +60,33 @@ class Promotion(Config):
     pool=GPU_POOL,
 )
 def released(
-    context: AssetExecutionContext, config: Promotion
-) -> Iterator[AssetCheckResult | AssetObservation | MaterializeResult[Any]]:
+    context: dg.AssetExecutionContext, config: Promotion
+) -> Iterator[dg.AssetCheckResult | dg.AssetObservation | dg.MaterializeResult[Any]]:
     project, model = find_project(), context.partition_key
     try:
         outcome = promote(project, model, evaluate_again=True, judge_only=not config.promote)
     except RefragError as error:
-        raise Failure(f"the gate can't judge {model}: {error}", allow_retries=False) from None
+        raise dg.Failure(f"the gate can't judge {model}: {error}", allow_retries=False) from None
     said, refused = _said(outcome, model), _refused(outcome)
     context.log.warning(said) if refused else context.log.info(said)
     figures = _figures(outcome)
-    yield AssetCheckResult(
+    yield dg.AssetCheckResult(
         asset_key=NAME,
         check_name=GATE,
         passed=not refused,
-        severity=AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.WARN,
         description=said,
         metadata=figures,
     )
     if outcome.release is not None and not refused and (config.promote or outcome.decision is None):
-        yield MaterializeResult(
+        yield dg.MaterializeResult(
             asset_key=NAME,
-            metadata={"outcome": MetadataValue.text(said), **_facts(project, outcome.release), **figures},
-            data_version=DataVersion(f"{outcome.release.version} {outcome.release.commit[:12]}"),
+            metadata={"outcome": dg.MetadataValue.text(said), **_facts(project, outcome.release), **figures},
+            data_version=dg.DataVersion(f"{outcome.release.version} {outcome.release.commit[:12]}"),
         )
     else:
-        yield AssetObservation(
-            NAME, partition=model, metadata={"outcome": MetadataValue.text(said), **figures}, description=said
+        yield dg.AssetObservation(
+            NAME, partition=model, metadata={"outcome": dg.MetadataValue.text(said), **figures}, description=said
         )
 
 
@@ -129,10 +115,10 @@ def _figures(outcome: Outcome) -> Metadata:
     rows = [asdict(verdict) for verdict in decision.verdicts]
     gains = {row["metric"]: row["gain"] for row in rows if row["gain"] is not None}
     return {
-        "decision": MetadataValue.text("promoted" if decision.promoted else "refused"),
-        "reason": MetadataValue.text(decision.reason),
+        "decision": dg.MetadataValue.text("promoted" if decision.promoted else "refused"),
+        "reason": dg.MetadataValue.text(decision.reason),
         "verdicts": table(rows),
-        "figures": MetadataValue.json(decision.plain()),
+        "figures": dg.MetadataValue.json(decision.plain()),
         **numbers(gains, "gain."),
     }
 
@@ -140,9 +126,9 @@ def _figures(outcome: Outcome) -> Metadata:
 def _facts(project: Project, release: Release) -> Metadata:
     """The released version: its tags and commit, its artifacts, its figures beside those of the other models."""
     return {
-        "version": MetadataValue.text(f"{release.model}@{release.version}"),
-        "commit": MetadataValue.text(release.commit),
-        "released": MetadataValue.text(release.date),
+        "version": dg.MetadataValue.text(f"{release.model}@{release.version}"),
+        "commit": dg.MetadataValue.text(release.commit),
+        "released": dg.MetadataValue.text(release.date),
         "artifacts": table([{"artifact": stage, "hash": found} for stage, found in release.hashes.items()]),
         **answers(Published.read(project, "evaluation", release.model)),
         **numbers(release.metrics),

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dagster import MetadataValue
+import dagster as dg
 
 from assets.metadata import Metadata, Published, curve
 from refrag_platform.files import write_json
@@ -32,7 +32,7 @@ def samples(published: Published) -> Metadata:
     rows: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
     lines = ["| " + " | ".join(map(_cell, row.values())) + " |" for row in rows]
     header = f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}\n"
-    return {"samples": MetadataValue.md(header + "\n".join(lines))}
+    return {"samples": dg.MetadataValue.md(header + "\n".join(lines))}
 
 
 def training(published: Published) -> Metadata:

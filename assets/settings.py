@@ -7,7 +7,7 @@ elsewhere: {command: "scripts/on_gpu.sh {bundle} {results}", stages: [reconstruc
 from typing import Literal, TypeVar
 from zoneinfo import ZoneInfo
 
-from dagster import DagsterInvalidDefinitionError, ScheduleDefinition
+import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from refrag_platform.errors import RefragError
@@ -39,8 +39,8 @@ class RetrainingSettings(BaseModel):
     @classmethod
     def _is_cron(cls, value: str) -> str:
         try:
-            ScheduleDefinition(job_name="any", cron_schedule=value)
-        except DagsterInvalidDefinitionError:
+            dg.ScheduleDefinition(job_name="any", cron_schedule=value)
+        except dg.DagsterInvalidDefinitionError:
             raise ValueError('not a cron string of five fields, such as "0 3 * * 0"') from None
         return value
 

@@ -8,15 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dagster import (
-    AssetCheckResult,
-    AssetExecutionContext,
-    AssetsDefinition,
-    DataVersion,
-    Failure,
-    MaterializeResult,
-    asset,
-)
+import dagster as dg
 
 from assets.checks import blocking_failures, check_specs, kept_checks, run_checks
 from assets.metadata import Metadata, Published, shown
@@ -44,14 +36,14 @@ def stage_asset(
     describe: Callable[[Published], Metadata],
     pool: str | None = None,
     starts_training: bool = False,
-) -> AssetsDefinition:
+) -> dg.AssetsDefinition:
     """The asset of the stage `name`; special about it are its words and `describe`, its own metadata.
 
     `starts_training`: its run config says from where a retraining run trains.
     """
     stage = STAGES[name]
     root = find_project().root
-    decorate = asset(
+    decorate = dg.asset(
         name=name,
         deps=list(stage.inputs),
         partitions_def=MODELS,
@@ -65,10 +57,12 @@ def stage_asset(
         code_version=code_digest(root, stage.code(root)),
     )
 
-    def materialize(context: AssetExecutionContext, stage_process: StageProcess) -> Iterator[Any]:
+    def materialize(context: dg.AssetExecutionContext, stage_process: StageProcess) -> Iterator[Any]:
         yield from _materialize(context, stage_process, name, describe)
 
-    def materialize_from(context: AssetExecutionContext, stage_process: StageProcess, config: Start) -> Iterator[Any]:
+    def materialize_from(
+        context: dg.AssetExecutionContext, stage_process: StageProcess, config: Start
+    ) -> Iterator[Any]:
         prepare_start(context, find_project(), config)
         yield from _materialize(context, stage_process, name, describe)
 
@@ -76,8 +70,8 @@ def stage_asset(
 
 
 def _materialize(
-    context: AssetExecutionContext, stage_process: StageProcess, name: str, describe: Callable[[Published], Metadata]
-) -> Iterator[AssetCheckResult | MaterializeResult[Any]]:
+    context: dg.AssetExecutionContext, stage_process: StageProcess, name: str, describe: Callable[[Published], Metadata]
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     project, model = find_project(), context.partition_key
     dvc.require_recordable(project, name, model)
     cached = is_current(project, name, model)
@@ -92,19 +86,19 @@ def _materialize(
     if failures := blocking_failures(results):
         yield from results
         reason = f"{name} of {model} fails blocking checks:\n" + "\n".join(failures)
-        raise Failure(reason, allow_retries=False)
+        raise dg.Failure(reason, allow_retries=False)
     if not recorded:
         dvc.record(project, name, model)
-    yield MaterializeResult(
+    yield dg.MaterializeResult(
         metadata=shown(published, cached, describe(published)),
-        data_version=DataVersion(published.manifest.hash),
+        data_version=dg.DataVersion(published.manifest.hash),
         check_results=results,
     )
 
 
 def _run(
-    context: AssetExecutionContext, stage_process: StageProcess, project: Project, name: str, model: str
-) -> Iterator[AssetCheckResult]:
+    context: dg.AssetExecutionContext, stage_process: StageProcess, project: Project, name: str, model: str
+) -> Iterator[dg.AssetCheckResult]:
     """Run the stage; when its artifact failed its checks, report them first: the UI then shows which."""
     failed = project.work_dir(name, model) / "failed"
     shutil.rmtree(failed, ignore_errors=True)
@@ -113,4 +107,4 @@ def _run(
     except StageFailed as error:
         if failed.is_dir():
             yield from kept_checks(project, name, failed)
-        raise Failure(str(error), allow_retries=False) from None
+        raise dg.Failure(str(error), allow_retries=False) from None

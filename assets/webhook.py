@@ -5,7 +5,7 @@ import os
 import urllib.error
 import urllib.request
 
-from dagster import DagsterEvent, DefaultSensorStatus, RunFailureSensorContext, run_failure_sensor
+import dagster as dg
 
 from refrag_platform.errors import RefragError
 
@@ -15,12 +15,12 @@ UI = "REFRAG_UI_URL"
 LONGEST_REASON = 1500
 
 
-@run_failure_sensor(
+@dg.run_failure_sensor(
     name="failure_webhook",
-    default_status=DefaultSensorStatus.RUNNING,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description=f"Posts a failed run, and why it failed, to the webhook of ${WEBHOOK}; without it, nothing.",
 )
-def failure_webhook(context: RunFailureSensorContext) -> None:
+def failure_webhook(context: dg.RunFailureSensorContext) -> None:
     if not os.environ.get(WEBHOOK):
         return
     run = context.dagster_run
@@ -50,7 +50,7 @@ def post(text: str) -> None:
         raise RefragError(f"the webhook of ${WEBHOOK} is no URL that can be posted to, or does not answer") from None
 
 
-def failure_reason(event: DagsterEvent) -> str:
+def failure_reason(event: dg.DagsterEvent) -> str:
     """What a failed step said: the reason of a Failure, else the message of its exception."""
     data = event.step_failure_data
     if data.user_failure_data and data.user_failure_data.description:

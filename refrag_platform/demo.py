@@ -13,7 +13,7 @@ from rich.table import Table
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
-from refrag_platform.evaluation.report import CONTROLS, beside_full
+from refrag_platform.evaluation.report import CONTROLS, beside_full, figure
 from refrag_platform.evaluation.served import beside_found
 from refrag_platform.files import write_json
 from refrag_platform.lineage.origin import origin
@@ -131,8 +131,8 @@ def print_report(model: str, report: dict[str, Any], served: dict[str, Any]) -> 
             (
                 row["system"],
                 "yes" if row["tuned"] else "no",
-                _figure(row["share_kept"], 2),
-                *(_figure(row[key], 3) for key in ("P16", "P32", "P128")),
+                figure(row["share_kept"], 2),
+                *(figure(row[key], 3) for key in ("P16", "P32", "P128")),
                 str(row["windows"]),
             )
             for row in report["perplexity"]
@@ -147,10 +147,10 @@ def print_report(model: str, report: dict[str, Any], served: dict[str, Any]) -> 
             (
                 row["system"],
                 str(row["passages"]),
-                _figure(row["exact_match"], 3),
-                _figure(row["f1"], 3),
-                _figure(row["decoder_tokens"], 0),
-                _figure(row["ttft_ms"], 1),
+                figure(row["exact_match"], 3),
+                figure(row["f1"], 3),
+                figure(row["decoder_tokens"], 0),
+                figure(row["ttft_ms"], 1),
             )
             for row in report["rag"]
         ],
@@ -177,7 +177,7 @@ def _print_answer(console: Console, served: dict[str, Any]) -> None:
         console.print(f"  [{number}] {citation['title'] or 'untitled'} ({citation['id']})", markup=False)
     if not facts.get("answered", True):
         console.print(
-            f"Not answered: the nearest passage has similarity {_figure(facts['similarity'], 3)}, and "
+            f"Not answered: the nearest passage has similarity {figure(facts['similarity'], 3)}, and "
             f"serving.least_similarity is {facts['least_similarity']:g}"
         )
         return
@@ -191,7 +191,3 @@ def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tu
     for row in rows:
         table.add_row(*row)
     console.print(table)
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"

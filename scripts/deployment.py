@@ -113,21 +113,18 @@ class Deployment:
 
     def find(self, word: str) -> list[psutil.Process]:
         """Those of its processes whose command line has `word`."""
-        found = []
+        processes = []
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if word in process.cmdline():
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def kill(self, role: Role) -> list[psutil.Process]:
         """SIGKILL to a part of it, in one blow; returns the killed. It is down afterwards, unless a trainer died."""
         everything = self.processes()
-        chosen = {
-            "trainer": lambda: self.find("assets.child"),
-            "daemon": lambda: self.find("dagster._daemon"),
-            "tree": lambda: everything,
-        }[role]()
+        words = {"trainer": "assets.child", "daemon": "dagster._daemon"}
+        chosen = self.find(words[role]) if role in words else everything
         for process in chosen:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGSTOP)  # nobody sees the others die

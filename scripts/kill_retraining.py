@@ -153,11 +153,10 @@ def not_continued(project: Project, model: str, kept: dict[str, Lines]) -> list[
 
 def compare(project: Project, model: str, expected: dict[str, str], curves: dict[str, Curve]) -> list[str]:
     """What differs from the undisturbed run: hashes of artifacts, losses step by step."""
-    found, course = hashes(project, model), losses(project, model)
-    faults = [f"{stage}: {found.get(stage)}, undisturbed {hash}" for stage, hash in expected.items()]
-    faults = [fault for fault, stage in zip(faults, expected, strict=True) if found.get(stage) != expected[stage]]
-    return faults + [
-        f"{stage}: other losses than undisturbed" for stage in curves if course.get(stage) != curves[stage]
+    now, course = hashes(project, model), losses(project, model)
+    return [
+        *(f"{stage}: {now.get(stage)}, undisturbed {was}" for stage, was in expected.items() if now.get(stage) != was),
+        *(f"{stage}: other losses than undisturbed" for stage, was in curves.items() if course.get(stage) != was),
     ]
 
 

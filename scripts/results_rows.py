@@ -2,7 +2,7 @@
 
 `--write PAGE` writes a page's tables: what stands between <!-- rows FILE --> and <!-- end -->, or, in few rows,
 <!-- headline FILE -->; and draws the pictures that lie beside the files. `make tables` does so for all pages.
-A file of choices, scores, selections, log-perplexities or answers is drawn too: --plot FILE.png.
+A file of selections, log-perplexities, answers or a benchmark is drawn too: --plot FILE.png.
 """
 
 import json
@@ -84,27 +84,6 @@ def run_rows(result: dict[str, Any]) -> str:
     return table(["run", "context", "windows", *SCORES], rows)
 
 
-def plot_runs(result: dict[str, Any], target: Path) -> None:
-    """Bars: the log-perplexity P128 of each run, a panel for each system on the same windows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels: dict[tuple[str, int, int], dict[str, float]] = {}
-    for row in result["rows"]:
-        if row["P128"] is not None:
-            panels.setdefault((row["system"], row["context"], row["windows"]), {})[row["run"]] = row["P128"]
-    size = (5 * len(panels), 2.8)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for axis, ((system, context, windows), own) in zip(axes[0], panels.items(), strict=True):
-        axis.barh(list(own), list(own.values()))
-        # The differences are small: the bars start near the best.
-        title = f"{system}, {windows} windows of {context:,}: P128 (lower is better)"
-        axis.set(title=title, xlim=(min(own.values()) - 0.05, max(own.values()) + 0.02))
-    figure.savefig(target, dpi=110)
-
-
 def answer_rows(result: dict[str, Any]) -> str:
     """A row a run and policy that `refrag evaluate rag` judged on the same questions."""
     rows = [
@@ -124,38 +103,6 @@ def choice_rows(result: dict[str, Any]) -> str:
         scores = [number((row["cpt"] or {}).get("refrag", {}).get(score), ".3f") for score in SCORES]
         rows.append([row["name"], row["decoder"], str(row["steps"]), *accuracy, *scores])
     return table(["variant", "decoder", "steps", "1 chunk", "8 chunks", "32 chunks", *SCORES], rows)
-
-
-def plot_choices(result: dict[str, Any], target: Path) -> None:
-    """Bars: the share of tokens recovered from 1 and 8 chunks, the log-perplexity P32 after equal CPT."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    labelled = [(f"{row['name']}\n{row['decoder']}, {row['steps']} steps", row) for row in result["rows"]]
-    recovered = [(label, row["reconstruction"]) for label, row in labelled if row["reconstruction"]]
-    continued = [(label, row["cpt"]) for label, row in labelled if row["cpt"]]
-    parts = [part for part in (recovered, continued) if part]
-    size = (5.5 * len(parts), 1.2 + 0.4 * max(map(len, parts)))
-    figure, axes = pyplot.subplots(1, len(parts), figsize=size, squeeze=False, layout="constrained")
-    if recovered:
-        for chunks, shift in ((1, 0.2), (8, -0.2)):
-            places = [place + shift for place in range(len(recovered))]
-            found = [next(one["teacher_forced"] for one in rows if one["chunks"] == chunks) for _, rows in recovered]
-            axes[0, 0].barh(places, found, 0.4, label=f"{chunks} chunk{'s' if chunks > 1 else ''}")
-        axes[0, 0].set_yticks(range(len(recovered)), [label for label, _ in recovered])
-        axes[0, 0].set(title="Tokens recovered, teacher-forced", xlim=(0, 1))
-        axes[0, 0].legend()
-    if continued:
-        scores = [cpt["refrag"]["P32"] for _, cpt in continued]
-        axes[0, -1].barh([label for label, _ in continued], scores)
-        steps = " or ".join(f"{steps:,}" for steps in sorted({cpt["steps"] for _, cpt in continued}))
-        # The differences are small: the bars start near the best.
-        axes[0, -1].set(
-            title=f"P32 after {steps} steps of CPT (lower is better)", xlim=(min(scores) - 0.1, max(scores) + 0.05)
-        )
-    figure.savefig(target, dpi=110)
 
 
 def paired_rows(result: dict[str, Any], over: str) -> str:
@@ -270,9 +217,9 @@ def rows_of(result: dict[str, Any]) -> tuple[str, Callable[[Path], None] | None]
     if "policy" in first:
         return answer_rows(result), None
     if "run" in first:
-        return run_rows(result), partial(plot_runs, result)
+        return run_rows(result), None
     if "name" in first:
-        return choice_rows(result), partial(plot_choices, result)
+        return choice_rows(result), None
     if "exact_match" in first:
         return rag_report(result), partial(rag_figure, result)
     return perplexity_report(result), partial(perplexity_figure, result)

@@ -23,17 +23,7 @@ def test_every_kept_result_gives_rows(path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(lines) >= 3 and NUMBER.search(lines[-1])
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "start-token-h100.json",
-        "start-token-scores-h100.json",
-        "rag-nq-h100.json",
-        "rag-pool-both-cpu.json",
-        "choices-h200.json",
-        "choices-h100.json",
-    ],
-)
+@pytest.mark.parametrize("kind", ["start-token-h100.json", "rag-nq-h100.json", "rag-pool-both-cpu.json"])
 def test_a_result_is_drawn(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows(monkeypatch, str(ROOT / "docs" / "results" / kind), "--plot", str(tmp_path / "plot.png"))
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -103,17 +103,8 @@ def _latency(result: Mapping[str, Any]) -> list[str]:
 
 def _measured(rows: list[Mapping[str, Any]]) -> str:
     head = [
-        "system",
-        "from store",
-        "cached",
-        "uncached",
-        "speed-up",
-        "cached",
-        "uncached",
-        "per token",
-        "KV MiB",
-        "MFU",
-    ]
+        "system", "from store", "cached", "uncached", "speed-up", "cached", "uncached", "per token", "KV MiB", "MFU"
+    ]  # fmt: skip
     body = []
     for row in rows:
         random = " (random projection)" if row["system"] == "refrag" and row.get("projection") == "random" else ""
@@ -126,16 +117,8 @@ def _measured(rows: list[Mapping[str, Any]]) -> str:
 
 def _expected(rows: list[Mapping[str, Any]]) -> str:
     head = [
-        "system",
-        "formula TTFT",
-        "speed-up",
-        "per token",
-        "KV MiB",
-        "limit TTFT",
-        "uncached",
-        "per token",
-        "of limit",
-    ]
+        "system", "formula TTFT", "speed-up", "per token", "KV MiB", "limit TTFT", "uncached", "per token", "of limit"
+    ]  # fmt: skip
     body = []
     for row in rows:
         formula, limit = row["formula"] or {}, row["limit"]
@@ -188,17 +171,9 @@ def search_report(result: Mapping[str, Any]) -> str:
         f"seed {result['seed']}."
     )
     head = [
-        "passages",
-        "index",
-        f"recall@{result['wanted']}",
-        "nearest, ms: p50 / p95",
-        "whole search, ms: p50 / p95",
-        "built in, s",
-        "index, MB",
-        "all tables, MB",
-        "opened in, s",
-        "RSS, MB: libraries / open / searched",
-    ]
+        "passages", "index", f"recall@{result['wanted']}", "nearest, ms: p50 / p95", "whole search, ms: p50 / p95",
+        "built in, s", "index, MB", "all tables, MB", "opened in, s", "RSS, MB: libraries / open / searched",
+    ]  # fmt: skip
     return "\n\n".join([facts, table(head, [search_row(row) for row in result["rows"]])])
 
 

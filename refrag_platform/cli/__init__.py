@@ -19,24 +19,9 @@ from refrag_platform.errors import Paused, RefragError
 from refrag_platform.names import printable
 
 FAMILIES = (
-    "recipes",
-    "run",
-    "bundle",
-    "evaluate",
-    "questions",
-    "weights",
-    "lineage",
-    "ask",
-    "serve",
-    "demo",
-    "plan",
-    "bench",
-    "release",
-    "retention",
-    "store",
-    "sources",
-    "keys",
-)
+    "recipes", "run", "bundle", "evaluate", "questions", "weights", "lineage", "ask", "serve", "demo", "plan", "bench",
+    "release", "retention", "store", "sources", "keys",
+)  # fmt: skip
 NO_TELEMETRY = {
     "DAGSTER_DISABLE_TELEMETRY": "1",
     "DVC_NO_ANALYTICS": "1",

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.progress import waiting
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A model of `refrag recipes ls`.")]
 DEFAULT_MODEL = "smollm2-135m"
-
 
 commands = typer.Typer()
 
@@ -29,16 +29,12 @@ def ask(
         typer.Option("--share-kept", "-p", min=0, max=1, help="Share of chunks kept as tokens; default the recipe's."),
     ] = None,
     rate: Annotated[
-        int | None,
-        typer.Option("--rate", min=1, help="Chunks read as one: one of the recipe's encoder.rates; default 1."),
+        int | None, typer.Option(min=1, help="Chunks read as one: one of the recipe's encoder.rates; default 1.")
     ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Longest answer; default the recipe's.")
-    ] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, max=2, help="0: the likeliest answer.")] = 0.0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; default the recipe's.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: the likeliest answer.")] = 0.0,
     url: Annotated[
-        str | None,
-        typer.Option("--url", help="Ask a running server, e.g. http://127.0.0.1:3000; its key: $REFRAG_API_KEY."),
+        str | None, typer.Option(help="Ask a running server, e.g. http://127.0.0.1:3000; its key: $REFRAG_API_KEY.")
     ] = None,
 ) -> None:
     """Answer QUESTION from the model's chunk store, with citations.
@@ -65,12 +61,11 @@ def ask(
 
     # Libraries and weights take their seconds.
     with waiting(f"loading {model}"):
-        from refrag_platform.project import Project
         from refrag_platform.serving.answers import refrag_body
         from refrag_platform.serving.contract import Message, Sampling
         from refrag_platform.serving.engine import Engine
 
-        engine = Engine.load(Project.find(), model)
+        engine = Engine.load(find_project(), model)
     count = engine.settings.passages if passages is None else passages
     sampling = Sampling(max_tokens or engine.settings.max_new_tokens, temperature)
     generation = engine.ask([Message("user", question)], count, (), sampling, share_kept, rate=rate or 1)

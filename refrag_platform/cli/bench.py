@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refrag_platform.cli.options import Json, RecipeOrFile, known_recipe, parse_numbers
+from refrag_platform.cli.options import Json, RecipeOrFile, find_project, known_recipe, parse_numbers
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 
@@ -15,16 +15,15 @@ if TYPE_CHECKING:
     from refrag_platform.bench.shapes import Subject
 
 ShapeName = Annotated[
-    str | None, typer.Option("--shape", help="A named shape with random weights: llama-2-7b, smollm2-135m, tiny.")
+    str | None, typer.Option(help="A named shape with random weights: llama-2-7b, smollm2-135m, tiny.")
 ]
 ModelName = Annotated[
     str | None, typer.Option("--model", "-m", help="A model of `refrag recipes ls`, with its encoder.")
 ]
-ChunkSizes = Annotated[str, typer.Option("--k", help="Chunk sizes, e.g. 8,16,32.")]
-Plot = Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png).")]
-Question = Annotated[int, typer.Option("--question", min=1, help="Question tokens after the context.")]
+ChunkSizes = Annotated[str, typer.Option(help="Chunk sizes, e.g. 8,16,32.")]
+Plot = Annotated[Path | None, typer.Option(help="Draw it here (.png).")]
+Question = Annotated[int, typer.Option(min=1, help="Question tokens after the context.")]
 Seed = Annotated[int, typer.Option("--seed")]
-
 
 commands = typer.Typer(
     name="bench", no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same."
@@ -36,15 +35,13 @@ def latency(
     json: Json,
     shape: ShapeName = None,
     model: ModelName = None,
-    context: Annotated[str, typer.Option("--context", help="Context tokens, e.g. 2048,4096,8192.")] = "4096",
+    context: Annotated[str, typer.Option(help="Context tokens, e.g. 2048,4096,8192.")] = "4096",
     k: ChunkSizes = "8,16,32",
     plot: Plot = None,
     question: Question = 32,
-    systems: Annotated[
-        str, typer.Option("--systems", help="Of full, refrag, cepe, prefix.")
-    ] = "full,refrag,cepe,prefix",
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured runs of everything, in turns.")] = 10,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Runs before them, compilation included.")] = 2,
+    systems: Annotated[str, typer.Option(help="Of full, refrag, cepe, prefix.")] = "full,refrag,cepe,prefix",
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of everything, in turns.")] = 10,
+    warmup: Annotated[int, typer.Option(min=1, help="Runs before them, compilation included.")] = 2,
     seed: Seed = 0,
 ) -> None:
     """Time to first token (vectors from the store, cached, encoded now), per further token, key-value bytes.
@@ -82,13 +79,13 @@ def throughput(
     json: Json,
     shape: ShapeName = None,
     model: ModelName = None,
-    context: Annotated[int, typer.Option("--context", min=1, help="Context tokens of each request.")] = 16384,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", min=2, help="Tokens that each request generates.")] = 128,
+    context: Annotated[int, typer.Option(min=1, help="Context tokens of each request.")] = 16384,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens that each request generates.")] = 128,
     k: ChunkSizes = "8,16,32",
     plot: Plot = None,
     question: Question = 32,
     largest: Annotated[int, typer.Option("--largest-batch", min=1, help="Try no larger batch.")] = 512,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Measured runs of the whole batch.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Measured runs of the whole batch.")] = 3,
     seed: Seed = 0,
 ) -> None:
     """New tokens per second at the largest batch that fits: reading every context and generating, full and REFRAG."""
@@ -111,9 +108,9 @@ def throughput(
 def train(
     model: RecipeOrFile,
     json: Json,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Default: the recipe's.")] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Measured steps.")] = 20,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before them, compilation included.")] = 5,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps.")] = 20,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps before them, compilation included.")] = 5,
 ) -> None:
     """Decoder positions per second, MFU and peak memory of continual pre-training, optimizer included.
 
@@ -123,9 +120,8 @@ def train(
     """
     from refrag_platform.bench.train import bench_train
     from refrag_platform.model.refrag import RefragModel
-    from refrag_platform.project import Project
 
-    recipe, base = Project.find().recipe_or_file(model)
+    recipe, base = find_project().recipe_or_file(model)
     settings = recipe.cpt.model_copy(update={"batch_size": batch_size or recipe.cpt.batch_size})
     result = {"model": recipe.name, **bench_train(RefragModel.create(recipe, base), settings, steps, warmup)}
     write_json(json, result)
@@ -141,9 +137,9 @@ def train(
 def encode(
     model: Annotated[str, typer.Option("--model", "-m", help="A model whose corpus and fine-tuned model are made.")],
     json: Json,
-    passages: Annotated[int, typer.Option("--passages", min=1, help="Encode the corpus' first so many.")] = 8192,
+    passages: Annotated[int, typer.Option(min=1, help="Encode the corpus' first so many.")] = 8192,
     address: Annotated[
-        str | None, typer.Option("--address", help="The Ray cluster: HOST:PORT, or auto. Default: this machine.")
+        str | None, typer.Option(help="The Ray cluster: HOST:PORT, or auto. Default: this machine.")
     ] = None,
 ) -> None:
     """Passages per second into a chunk store: one process, and the workers of a Ray cluster, on the same passages.
@@ -152,9 +148,8 @@ def encode(
     together, which is one process' work in both. Both stores must have the same bytes, or the result says so.
     """
     from refrag_platform.bench.encoding import bench_encoding
-    from refrag_platform.project import Project
 
-    result = bench_encoding(Project.find(), model, passages, address)
+    result = bench_encoding(find_project(), model, passages, address)
     write_json(json, result)
     for row in result["rows"]:
         typer.echo(
@@ -170,31 +165,28 @@ def frontier(
         str, typer.Option("--model", "-m", help="A model of `refrag recipes ls` (fine-tuned), or a model folder.")
     ],
     questions: Annotated[
-        list[Path],
-        typer.Option("--questions", help="Files of questions with passages that the rows were judged on. Repeatable."),
+        list[Path], typer.Option(help="Files of questions with passages that the rows were judged on. Repeatable.")
     ],
     rows: Annotated[
         list[Path],
         typer.Option(
-            "--rows",
             help="Results of `refrag evaluate rag` on these questions, on whatever machine: what they judged of full, "
-            "first, plain, sentences and refrag is timed. Repeatable, e.g. a file for each p.",
+            "first, plain, sentences and refrag is timed. Repeatable, e.g. a file for each p."
         ),
     ],
     json: Json,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Time this many questions of each file, spread evenly over it.")
+        int | None, typer.Option(min=1, help="Time this many questions of each file, spread evenly over it.")
     ] = None,
-    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each question in each configuration.")] = 1,
-    warmup: Annotated[int, typer.Option("--warmup", min=1, help="Questions in each before them.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Of each question in each configuration.")] = 1,
+    warmup: Annotated[int, typer.Option(min=1, help="Questions in each before them.")] = 3,
     recipe: Annotated[
-        Path | None,
-        typer.Option("--recipe", help="Recipe that names the retriever. Default: the model's, where known."),
+        Path | None, typer.Option(help="Recipe that names the retriever. Default: the model's, where known.")
     ] = None,
     stores: Annotated[
-        Path, typer.Option("--stores", help="Folder for the chunk store of all passages; kept, and taken next time.")
+        Path, typer.Option(help="Folder for the chunk store of all passages; kept, and taken next time.")
     ] = Path("work/frontier"),
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it here (.png or .svg).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it here (.png or .svg).")] = None,
 ) -> None:
     """Quality and speed of the same configurations: F1 over time to first token from the question's arrival.
 
@@ -235,9 +227,7 @@ def frontier(
 def frontier_join(
     files: Annotated[list[Path], typer.Argument(help="Results of `refrag bench frontier`.")],
     json: Json,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw them here (.png or .svg), a panel a machine.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them here (.png or .svg), a panel a machine.")] = None,
 ) -> None:
     """Put results of `refrag bench frontier` together: machines side by side, models of other k among the curves."""
     from refrag_platform.bench.frontier import joined
@@ -250,14 +240,11 @@ def frontier_join(
 def search(
     model: Annotated[str, typer.Option("--model", "-m", help="A model with a corpus that has questions, and a store.")],
     json: Json,
-    passages: Annotated[str, typer.Option("--passages", help="Sizes of the store, e.g. 100000,1000000.")] = "100000",
-    indexes: Annotated[
-        str, typer.Option("--indexes", help="Of IVF_RQ (the one that is served), IVF_PQ, IVF_HNSW_SQ.")
-    ] = "IVF_RQ",
-    questions: Annotated[int, typer.Option("--questions", min=1, help="Asked, drawn from the corpus' own.")] = 200,
+    passages: Annotated[str, typer.Option(help="Sizes of the store, e.g. 100000,1000000.")] = "100000",
+    indexes: Annotated[str, typer.Option(help="Of IVF_RQ (the one that is served), IVF_PQ, IVF_HNSW_SQ.")] = "IVF_RQ",
+    questions: Annotated[int, typer.Option(min=1, help="Asked, drawn from the corpus' own.")] = 200,
     folder: Annotated[
-        Path | None,
-        typer.Option("--folder", help="Where stores lie while they are measured (6 KB a passage); default: /tmp."),
+        Path | None, typer.Option(help="Where stores lie while they are measured (6 KB a passage); default: /tmp.")
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -273,7 +260,6 @@ def search(
     from refrag_platform.bench.report import search_row
     from refrag_platform.bench.search import bench_search
     from refrag_platform.corpus.question_files import question_files_of, read_questions
-    from refrag_platform.project import Project
     from refrag_platform.store.content import StoreDescription
     from refrag_platform.store.nearest import KINDS
     from refrag_platform.store.retriever import load_retriever
@@ -281,7 +267,7 @@ def search(
     kinds = [name.strip() for name in indexes.split(",")]
     if unknown := [name for name in kinds if name not in KINDS]:
         raise RefragError(f"--indexes has {unknown[0]!r}; known are {', '.join(KINDS)}")
-    project = Project.find()
+    project = find_project()
     content, corpus = project.content("chunks", model), project.content("corpus", model)
     texts = {one.question for file in question_files_of(corpus, "validation", "test") for one in read_questions(file)}
     if not texts:
@@ -320,10 +306,9 @@ def _subject(shape: str | None, model: str | None) -> Subject:
     """What --shape or --model names, on the device that is here."""
     from refrag_platform.bench.shapes import named_shape, project_model
     from refrag_platform.model.loading import default_device, default_dtype
-    from refrag_platform.project import Project
 
     if (shape is None) == (model is None):
         raise RefragError("give either --shape or --model")
     device = default_device()
     dtype = default_dtype(device)
-    return named_shape(shape, device, dtype) if shape else project_model(str(model), device, dtype, Project.find())
+    return named_shape(shape, device, dtype) if shape else project_model(str(model), device, dtype, find_project())

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refrag_platform.cli.materialize import materialize
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 from refrag_platform.progress import say
 
 if TYPE_CHECKING:
     from refrag_platform.project import Project
 
-Wheels = Annotated[
-    Path | None, typer.Option("--wheels", help="Folder of wheels for the other machine's Python, to take along.")
-]
+Wheels = Annotated[Path | None, typer.Option(help="Folder of wheels for the other machine's Python, to take along.")]
 commands = typer.Typer(
     name="bundle",
     no_args_is_help=True,
@@ -28,26 +27,24 @@ commands = typer.Typer(
 
 @commands.command()
 def export(
-    out: Annotated[Path, typer.Option("--out", help="Folder to make: bundle.json and the pieces.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: bundle.json and the pieces.")],
     models: Annotated[
         list[str] | None,
         typer.Option("--model", "-m", help="A model of `refrag recipes ls`, or a control, NAME--full; again for more."),
     ] = None,
     until: Annotated[
-        str | None,
-        typer.Option("--until", help="The last stage to run there; default: all that train.", show_default=False),
+        str | None, typer.Option(help="The last stage to run there; default: all that train.", show_default=False)
     ] = None,
     wheels: Wheels = None,
     results: Annotated[
         bool, typer.Option("--results", help="On the other machine, in the unpacked folder: what was made there.")
     ] = False,
-    piece_mib: Annotated[int, typer.Option("--piece-mib", min=1, help="Largest piece, in MiB.")] = 30,
+    piece_mib: Annotated[int, typer.Option(min=1, help="Largest piece, in MiB.")] = 30,
     files: Annotated[
-        int | None, typer.Option("--files", min=2, help="At most so many files; default: as many as it takes.")
+        int | None, typer.Option(min=2, help="At most so many files; default: as many as it takes.")
     ] = None,
     part: Annotated[
-        int | None,
-        typer.Option("--part", min=1, help="With --files: this set of the pieces alone, to carry it in several goes."),
+        int | None, typer.Option(min=1, help="With --files: this set of the pieces alone, to carry it in several goes.")
     ] = None,
 ) -> None:
     """Write what another machine needs to run stages, or, there, what it made: an archive in pieces with their hashes.
@@ -55,8 +52,6 @@ def export(
     Taken along are the code, the recipe, current artifacts and files that the stages read, and what an interrupted
     stage goes on from. The other machine unpacks it by `python unbundle.py FOLDER`, which lies beside the pieces.
     """
-    from refrag_platform.project import Project
-
     given = {"--model": models or None, "--until": until, "--wheels": wheels}
     if results and (idle := [name for name, value in given.items() if value is not None]):
         raise RefragError(f"{', '.join(idle)}: --results takes what was made here, and none of these; leave it out")
@@ -64,7 +59,7 @@ def export(
         raise RefragError(f"--part is {part}: a part has as many files as --files allows; give both")
     from refrag_platform.bundle.unbundle import in_words
 
-    project = Project.find()
+    project = find_project()
     if results:
         from refrag_platform.bundle.results import export_results
 
@@ -95,9 +90,7 @@ def import_bundle(
     folders: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="The bundle's folder; several, if it came in parts.")
     ],
-    into: Annotated[
-        Path | None, typer.Option("--into", help="Unpack a bundle of work here, as unbundle.py does.")
-    ] = None,
+    into: Annotated[Path | None, typer.Option(help="Unpack a bundle of work here, as unbundle.py does.")] = None,
     record: Annotated[
         bool,
         typer.Option("--record/--no-record", help="Record what landed in DVC, and in Dagster as materializations."),
@@ -110,7 +103,6 @@ def import_bundle(
     """
     from refrag_platform.bundle.landing import import_results
     from refrag_platform.bundle.unbundle import BundleError, in_words, unpack
-    from refrag_platform.project import Project
 
     if into is not None:
         try:
@@ -119,7 +111,7 @@ def import_bundle(
             raise RefragError(str(error)) from None
         typer.echo(f"{into} is ready, to run {in_words(index['models'])}")
         return
-    project = Project.find()
+    project = find_project()
     recorded = 0
     for landed in import_results(
         project, folders, (lambda *made: _require_recordable(project, *made)) if record else None, say
@@ -151,9 +143,8 @@ def run(
     command: Annotated[
         str,
         typer.Option(
-            "--command",
             help="For a shell: takes the folder {bundle} to the other machine, runs `python unbundle.py FOLDER --run "
-            "SECONDS` there, and copies FOLDER.results to {results}. Also {stage}, {model}, {python}.",
+            "SECONDS` there, and copies FOLDER.results to {results}. Also {stage}, {model}, {python}."
         ),
     ],
     wheels: Wheels = None,
@@ -164,9 +155,8 @@ def run(
     artifact is here. Status 0 and 3 (stopped by a signal, saved) as of `refrag run`. Nothing is recorded.
     """
     from refrag_platform.bundle.elsewhere import run_elsewhere
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     run_elsewhere(project, stage, model, command, wheels)
     typer.echo(f"{stage} of {model}: current at {project.stage_dir(stage, model).relative_to(project.root)}")
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from refrag_platform.cli.materialize import materialize
+from refrag_platform.cli.options import find_project
 
 commands = typer.Typer()
 
@@ -27,10 +28,9 @@ def demo(
     from refrag_platform.demo import ask_served, demo_report, held_out_question, print_report
     from refrag_platform.dials import require_named
     from refrag_platform.history.dvc import ensure_repo
-    from refrag_platform.project import Project
 
     begun = time.monotonic()
-    project = Project.find()
+    project = find_project()
     recipe = project.recipe(model)
     ensure_repo(project)
     require_named(project, model)

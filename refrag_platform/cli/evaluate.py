@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from refrag_platform.model.loading import Bundle
 
-
 commands = typer.Typer(
     name="evaluate", no_args_is_help=True, help="Log-perplexity and question answering against controls."
 )
@@ -28,17 +27,14 @@ commands = typer.Typer(
 @commands.command()
 def perplexity(
     model: Model,
-    documents: Annotated[
-        Path, typer.Option("--documents", help=".txt, .md, .jsonl or .parquet file, .zst of these, or a folder.")
-    ],
-    context: Annotated[int, typer.Option("--context", min=1, help="s: context tokens, a multiple of the model's k.")],
-    output: Annotated[int, typer.Option("--output", min=16, help="o: tokens predicted after the context.")],
+    documents: Annotated[Path, typer.Option(help=".txt, .md, .jsonl or .parquet file, .zst of these, or a folder.")],
+    context: Annotated[int, typer.Option(min=1, help="s: context tokens, a multiple of the model's k.")],
+    output: Annotated[int, typer.Option(min=16, help="o: tokens predicted after the context.")],
     json: Json,
-    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows over all documents, at most.")] = 64,
+    windows: Annotated[int, typer.Option(min=1, help="Windows over all documents, at most.")] = 64,
     share_kept: Annotated[
         list[float] | None,
         typer.Option(
-            "--share-kept",
             min=0,
             max=1,
             help="p: share of chunks that the policy keeps as tokens; give it again for more rows. Default 0.",
@@ -46,7 +42,7 @@ def perplexity(
     ] = None,
     controls: Controls = None,
     recipe: RecipeFile = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows at once.")] = 8,
     seed: Seed = 0,
     report: Report = None,
 ) -> None:

@@ -12,7 +12,6 @@ File = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="Whose key it is: letters, digits, `.`, `_` and `-`.")]
 
-
 commands = typer.Typer(
     name="keys", no_args_is_help=True, help="Keys of the service: added, revoked and listed while it runs."
 )
@@ -22,12 +21,9 @@ commands = typer.Typer(
 def add(
     name: Name,
     file: File,
-    per_minute: Annotated[
-        int | None, typer.Option("--per-minute", min=1, help="Requests a minute; default REFRAG_RATE_LIMIT.")
-    ] = None,
+    per_minute: Annotated[int | None, typer.Option(min=1, help="Requests a minute; default REFRAG_RATE_LIMIT.")] = None,
     collection: Annotated[
-        str,
-        typer.Option("--collection", help="Documents that it adds are read with keys of this collection alone."),
+        str, typer.Option(help="Documents that it adds are read with keys of this collection alone.")
     ] = "",
 ) -> None:
     """Make a key, print it once, and keep its hash.

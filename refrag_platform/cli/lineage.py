@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from refrag_platform.lineage.lineage import Node
     from refrag_platform.project import Project
 
-Model = Annotated[str, typer.Option("--model", help="A model, e.g. tiny.")]
-AnyModel = Annotated[str | None, typer.Option("--model", help="One model's artifacts only; default: all of them.")]
+Model = Annotated[str, typer.Option(help="A model, e.g. tiny.")]
+AnyModel = Annotated[str | None, typer.Option(help="One model's artifacts only; default: all of them.")]
 STATE_COLOURS = {"current": "green", "stale": "yellow", "damaged": "red", "missing": "bright_black"}
 WIDTH = 120  # of a line in a pipe; paths and hashes are never broken
-
 
 commands = typer.Typer()
 remote = typer.Typer(name="remote", no_args_is_help=True, help="Where `refrag push` keeps artifacts.")
@@ -93,9 +93,8 @@ def show_status(model: AnyModel = None) -> None:
     Files are hashed again, so that a damaged one is found. `dvc status` says why one is stale.
     """
     from refrag_platform.history.status import status
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     if model:
         project.recipe(model)  # an unknown one is refused
     line = "{:<16} {:<16} {:<10} {:<38} {:<9} {}"
@@ -109,8 +108,7 @@ def show_status(model: AnyModel = None) -> None:
 
 @commands.command()
 def commit(
-    model: Model,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="The commit's message.")] = None,
+    model: Model, message: Annotated[str | None, typer.Option("--message", "-m", help="The commit's message.")] = None
 ) -> None:
     """Record dvc.lock and a model's manifests in Git, on the branch runs/MODEL.
 
@@ -118,27 +116,24 @@ def commit(
     the remote; `git clone -b runs/MODEL` and `refrag pull` (or `dvc pull`) bring all of it back elsewhere.
     """
     from refrag_platform.history.runs import branch, commit_run
-    from refrag_platform.project import Project
 
-    typer.echo(f"{branch(model)}: {commit_run(Project.find(), model, message)}")
+    typer.echo(f"{branch(model)}: {commit_run(find_project(), model, message)}")
 
 
 @commands.command()
 def push(model: AnyModel = None) -> None:
     """Copy recorded artifacts to the remote (default ~/.local/share/refrag-platform/dvc)."""
     from refrag_platform.history import dvc
-    from refrag_platform.project import Project
 
-    dvc.push(Project.find(), model)
+    dvc.push(find_project(), model)
 
 
 @commands.command()
 def pull(model: AnyModel = None) -> None:
     """Fetch recorded artifacts from the remote into their places; changed files there are replaced."""
     from refrag_platform.history import dvc
-    from refrag_platform.project import Project
 
-    dvc.pull(Project.find(), model)
+    dvc.pull(find_project(), model)
 
 
 @remote.command("set")
@@ -147,9 +142,8 @@ def set_remote(
 ) -> None:
     """Choose the remote of this clone; it is kept in .dvc/config.local, not in Git."""
     from refrag_platform.history import dvc
-    from refrag_platform.project import Project
 
-    dvc.set_remote(Project.find(), url)
+    dvc.set_remote(find_project(), url)
 
 
 def _tree(root: Node) -> Tree:

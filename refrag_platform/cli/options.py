@@ -13,6 +13,7 @@ from refrag_platform.errors import RefragError
 if TYPE_CHECKING:
     from refrag_platform.model.loading import Bundle
     from refrag_platform.model.policy import PolicyNetwork
+    from refrag_platform.project import Project
     from refrag_platform.recipes import Recipe
     from refrag_platform.store.relevance import PassageRelevance
 
@@ -30,30 +31,37 @@ RecipeOrFile = Annotated[
         "--model", "-m", help="A model of `refrag recipes ls`, with params.yaml's overrides, or a recipe file, without."
     ),
 ]
-Json = Annotated[Path, typer.Option("--json", help="Write the result here: {rows: [...], ...}.")]
-Report = Annotated[
-    Path | None, typer.Option("--report", help="Also write report.md, report.json and a picture into this folder.")
-]
+Json = Annotated[Path, typer.Option(help="Write the result here: {rows: [...], ...}.")]
+Report = Annotated[Path | None, typer.Option(help="Also write report.md, report.json and a picture into this folder.")]
 Controls = Annotated[
     Path | None,
     typer.Option(
-        "--controls",
         help="Folder of tuned controls: model folders named by what they were trained to read, e.g. full, none, plain. "
-        "Default: those of the recipe's `controls` that are trained.",
+        "Default: those of the recipe's `controls` that are trained."
     ),
 ]
 RecipeFile = Annotated[
     Path | None,
     typer.Option(
-        "--recipe",
         help="Recipe that names the system `untuned`'s decoder, and the retriever whose view of the passages a policy "
-        "may be told. Default: the model's, where known.",
+        "may be told. Default: the model's, where known."
     ),
 ]
 Relevance = Annotated[
     bool, typer.Option("--relevance/--no-relevance", help="Tell a policy that reads it how near each passage is.")
 ]
-Seed = Annotated[int, typer.Option("--seed", help="Of the documents drawn, chance and intervals.")]
+Seed = Annotated[int, typer.Option(help="Of the documents drawn, chance and intervals.")]
+
+
+def find_project() -> Project:
+    """The project around the working directory; recipes and their libraries are imported with it, so late.
+
+    Raises:
+        RefragError: there is none.
+    """
+    from refrag_platform.project import Project
+
+    return Project.find()
 
 
 def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
@@ -69,23 +77,21 @@ def known_controls(
 ) -> dict[K, Path]:
     """The tuned controls in a folder, else those that the model's own recipe declares and `stage` has trained."""
     from refrag_platform.evaluation.decoders import control_folders, declared_controls, recipe_of
-    from refrag_platform.project import Project
 
     if given:
         return control_folders(given, kinds)
     known = recipe_of(model, bundle.folder)
-    return declared_controls(Project.find(), known[0], stage, kinds) if known else {}
+    return declared_controls(find_project(), known[0], stage, kinds) if known else {}
 
 
 def relevance_or_refuse(
-    model: str, bundle: Bundle, policy: PolicyNetwork | None, given: Path | None
+    model: str, bundle: Bundle, policy: PolicyNetwork | None, known: tuple[Recipe, Path] | None
 ) -> PassageRelevance | None:
-    """What the policy is to be told of passages, if it reads that, by the retriever of the model's recipe."""
+    """What the policy is to be told of passages, if it reads that, by the retriever of the recipe (`known_recipe`)."""
     from refrag_platform.store.relevance import relevance_for
 
     if policy is None or not policy.reads_relevance:
         return None
-    known = known_recipe(model, bundle, given)
     if known is None:
         raise RefragError(
             f"the policy of {model} is told how near a retriever finds each passage, and the recipe that names the "

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refrag_platform.cli.options import RecipeOrFile
+from refrag_platform.cli.options import RecipeOrFile, find_project
 from refrag_platform.files import write_json
 
 if TYPE_CHECKING:
     from refrag_platform.bench.gpus import Gpu
     from refrag_platform.bench.plan import StagePlan
-
 
 commands = typer.Typer()
 
@@ -21,23 +20,22 @@ commands = typer.Typer()
 @commands.command()
 def plan(
     model: RecipeOrFile,
-    gpu: Annotated[str, typer.Option("--gpu", help="Kind of GPU: h100, h200, a100, l40s, b200.")] = "h100",
+    gpu: Annotated[str, typer.Option(help="Kind of GPU: h100, h200, a100, l40s, b200.")] = "h100",
     gpus: Annotated[
         int | None,
-        typer.Option("--gpus", min=1, help="GPUs of each stage that names an accelerate_config; default: that file's."),
+        typer.Option(min=1, help="GPUs of each stage that names an accelerate_config; default: that file's."),
     ] = None,
     price_per_hour: Annotated[
-        float | None, typer.Option("--price-per-hour", min=0, help="Of one GPU, in whatever currency; adds the cost.")
+        float | None, typer.Option(min=0, help="Of one GPU, in whatever currency; adds the cost.")
     ] = None,
     measured: Annotated[
         list[Path] | None,
         typer.Option(
-            "--measured",
             help="Results of `refrag bench train`, by which hours are reckoned. Repeatable; default: "
-            "docs/results/bench-train-*.json.",
+            "docs/results/bench-train-*.json."
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the plan here, in bytes and seconds.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the plan here, in bytes and seconds.")] = None,
 ) -> None:
     """Say what each training stage takes: memory of a GPU, hours, and what they cost.
 
@@ -55,9 +53,8 @@ def plan(
     from refrag_platform.bench.plan import STAGES, assumptions
     from refrag_platform.bench.plan import plan as planned
     from refrag_platform.progress import waiting
-    from refrag_platform.project import Project
 
-    project, kind = Project.find(), known(gpu)
+    project, kind = find_project(), known(gpu)
     results = measured or sorted((project.root / "docs/results").glob("bench-train-*.json"))
     recipe, base = project.recipe_or_file(model)
     with waiting(f"plan the stages of {recipe.name}"):

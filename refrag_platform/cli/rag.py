@@ -17,6 +17,7 @@ from refrag_platform.cli.options import (
     Relevance,
     Report,
     Seed,
+    find_project,
     known_controls,
     known_recipe,
     parse_numbers,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from refrag_platform.corpus.question import Question
     from refrag_platform.evaluation.systems import System
     from refrag_platform.model.loading import Bundle
-    from refrag_platform.store.relevance import PassageRelevance
+    from refrag_platform.recipes import Recipe
 
 # REFRAG beside its baselines: what `--systems` is by default.
 TABLE = "table"
@@ -46,68 +47,57 @@ def rag(
     questions: Annotated[
         list[Path],
         typer.Option(
-            "--questions",
             help=".jsonl rows id, question, answers, passages [{title, text}]; or conversations (input, targets, "
             "contexts), or summaries (document, summaries). May be repeated: all questions are judged together, "
-            "then each file's.",
+            "then each file's."
         ),
     ],
     json: Json,
-    passages: Annotated[str, typer.Option("--passages", help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
+    passages: Annotated[str, typer.Option(help="Numbers of passages, e.g. 1,5,10.")] = "1,5,10",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="This many questions of each file, spread evenly over it.")
+        int | None, typer.Option(min=1, help="This many questions of each file, spread evenly over it.")
     ] = None,
     share_kept: Annotated[
         float | None,
-        typer.Option(
-            "--share-kept", min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."
-        ),
+        typer.Option(min=0, max=1, help="p: share of chunks kept as tokens. Default: the policy's budget."),
     ] = None,
-    shares: Annotated[
-        str, typer.Option("--shares", help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")
-    ] = "",
+    shares: Annotated[str, typer.Option(help="Further p, each with rows of its own, e.g. 0,0.1,0.15,0.25.")] = "",
     rate: Annotated[
         int,
         typer.Option(
-            "--rate",
-            min=1,
-            help="Chunks that are read as one, by the mean of their vectors: one of the recipe's encoder.rates.",
+            min=1, help="Chunks that are read as one, by the mean of their vectors: one of the recipe's encoder.rates."
         ),
     ] = 1,
     systems: Annotated[
         str,
         typer.Option(
-            "--systems",
             help=f"Some of those below with commas between; `{TABLE}`: {', '.join(TABLE_SYSTEMS)}, without those that "
-            f"can't be had (no recipe known); or `all`. {'; '.join(f'{name}: {EXPLAINED[name]}' for name in SYSTEMS)}.",
+            f"can't be had (no recipe known); or `all`. {'; '.join(f'{name}: {EXPLAINED[name]}' for name in SYSTEMS)}."
         ),
     ] = TABLE,
     order: Annotated[
         Order,
         typer.Option(
-            "--order",
             help="In which all systems read the passages. nearest: by the retriever of the recipe, as the policy is "
-            "told (as listed where no recipe is known); listed: as the file lists them; shuffled: at random.",
+            "told (as listed where no recipe is known); listed: as the file lists them; shuffled: at random."
         ),
     ] = "nearest",
     retriever: Annotated[
         Literal["listed", "strong", "weak"],
         typer.Option(
-            "--retriever",
             help="Which passages are taken. listed: the first, gold ones among them; strong: the first, whether gold "
-            "or not; weak: random ones of the first 200, listed at random, the gold ones among them.",
+            "or not; weak: random ones of the first 200, listed at random, the gold ones among them."
         ),
     ] = "listed",
     distractors: Annotated[
         Path | None,
         typer.Option(
-            "--distractors",
-            help="File of passages (title, text); questions with fewer than --passages get random ones of it.",
+            help="File of passages (title, text); questions with fewer than --passages get random ones of it."
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 24,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 24,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Questions at once; above 1 no time to first token is measured.")
+        int, typer.Option(min=1, help="Questions at once; above 1 no time to first token is measured.")
     ] = 1,
     controls: Controls = None,
     recipe: RecipeFile = None,
@@ -129,6 +119,7 @@ def rag(
     from refrag_platform.evaluation.report import rag_report
     from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.model.loading import load_bundle
+    from refrag_platform.store.relevance import recipe_relevance
 
     counts, further = sorted(set(parse_numbers("--passages", passages))), parse_shares(shares)
     chosen = _systems(systems)
@@ -140,23 +131,24 @@ def rag(
     bundle = load_bundle(model)
     bundle = replace(bundle, model=bundle.model.at_rate(rate))
     share = bundle.share_kept if share_kept is None else share_kept
-    needed = order == "nearest" or "sentences" in chosen
-    near = _nearness(model, bundle, recipe, told=relevance, needed=needed)
+    known = known_recipe(model, bundle, recipe)
+    near = relevance_or_refuse(model, bundle, bundle.policy, known) if relevance else None
+    if near is None and known and (order == "nearest" or "sentences" in chosen):
+        near = recipe_relevance(*known, bundle.model.device)
     untuned, left_out = None, dict[str, str]()
-    if systems == TABLE:
-        if near is None:
-            left_out["sentences"] = (
-                f"it needs the retriever of {model}'s recipe, which isn't known; name it by --recipe"
-            )
-        untuned, why = _untuned_or_why(model, bundle, recipe)
-        if untuned is None:
-            left_out["untuned"] = why
-        chosen = [system for system in chosen if system not in left_out]
-    elif "untuned" in chosen:
-        untuned = _untuned_or_refuse(model, bundle, recipe)
+    if systems == TABLE and near is None:
+        left_out["sentences"] = f"it needs the retriever of {model}'s recipe, which isn't known; name it by --recipe"
+    if "untuned" in chosen:
+        try:
+            untuned = _untuned(model, bundle, known)
+        except RefragError as error:
+            if systems != TABLE:
+                raise
+            left_out["untuned"] = str(error)
+    chosen = [system for system in chosen if system not in left_out]
     tuned = known_controls(controls, model, bundle, "finetuned", CONTROL_KINDS)
     shown, seen = _seen(model, bundle, [question for _, question in asked])
-    found = evaluate_rag(
+    evaluation = evaluate_rag(
         bundle.model,
         bundle.policy,
         rows,
@@ -176,20 +168,20 @@ def rag(
         seed=seed,
     )
     result: dict[str, Any] = {
-        "rows": found.rows,
-        "intervals": found.intervals,
-        "differences": found.differences,
-        "parts": found.parts,
-        "answers": found.answers,
+        "rows": evaluation.rows,
+        "intervals": evaluation.intervals,
+        "differences": evaluation.differences,
+        "parts": evaluation.parts,
+        "answers": evaluation.answers,
         "model": model,
         "k": bundle.model.chunk_size,
         "rate": rate,
         "questions": ", ".join(map(name_text, questions)),
-        **found.skipped,
+        **evaluation.skipped,
         "seen": seen,
         "retriever": retriever,
         "distractors": name_text(distractors) if distractors else None,
-        "order": found.order,
+        "order": evaluation.order,
         "left_out": left_out,
         "relevance": relevance and bundle.policy is not None and bundle.policy.reads_relevance,
         "plain_decoder": "controls" if tuned else "the model's own",
@@ -211,13 +203,13 @@ def _questions_of(files: Sequence[Path], limit: int | None) -> list[tuple[str, Q
     for file in files:
         if (other := known.setdefault(file.resolve(), file)) is not file:
             raise RefragError(f"--questions names {other} twice (again as {file}); name each file once")
-    found = [(name_text(file), question) for file in files for question in read_questions(file, limit)]
+    asked = [(name_text(file), question) for file in files for question in read_questions(file, limit)]
     if len(files) == 1:
-        return found
+        return asked
     # A question that names no document is one of its own, whatever it is called in another file.
     return [
         (file, replace(question, document=f"{file}: {question.id}") if question.document == question.id else question)
-        for file, question in found
+        for file, question in asked
     ]
 
 
@@ -225,44 +217,20 @@ def _seen(model: str, bundle: Bundle, asked: Sequence[Question]) -> tuple[list[O
     """What the training of a project's own model has shown of these questions; of another's nothing is known."""
     from refrag_platform.evaluation.decoders import recipe_of
     from refrag_platform.evaluation.seen import seen_in_training
-    from refrag_platform.project import Project
 
     known = recipe_of(model, bundle.folder)
-    return seen_in_training(Project.find(), known[0], asked)[0] if known else ([], None)
+    return seen_in_training(find_project(), known[0], asked)[0] if known else ([], None)
 
 
-def _untuned_or_refuse(model: str, bundle: Bundle, given: Path | None) -> PreTrainedModel:
+def _untuned(model: str, bundle: Bundle, known: tuple[Recipe, Path] | None) -> PreTrainedModel:
     """The recipe's decoder before training; never another one, under whose name the figures would stand."""
     from refrag_platform.evaluation.decoders import untuned_decoder
 
-    known = known_recipe(model, bundle, given)
     if known is None:
         raise RefragError(f"the system `untuned` needs the recipe of {model}, which isn't known; name it by --recipe")
-    return untuned_decoder(*known, like=bundle.model)
-
-
-def _untuned_or_why(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel | None, str]:
-    """The recipe's decoder before training, or why it can't be asked."""
-
     if not bundle.model.tokenizer.chat_template:
-        return None, "the decoder's tokenizer has no chat template"
-    try:
-        return _untuned_or_refuse(model, bundle, given), ""
-    except RefragError as error:
-        return None, str(error)
-
-
-def _nearness(model: str, bundle: Bundle, given: Path | None, told: bool, needed: bool) -> PassageRelevance | None:
-    """How near the recipe's retriever finds passages, for a policy that is told or whatever else needs it.
-
-    None where nothing does, or where the recipe isn't known and the policy reads no such thing.
-    """
-    from refrag_platform.store.relevance import recipe_relevance
-
-    if told and (near := relevance_or_refuse(model, bundle, bundle.policy, given)):
-        return near
-    known = known_recipe(model, bundle, given) if needed else None
-    return recipe_relevance(*known, bundle.model.device) if known else None
+        raise RefragError("the system `untuned` needs a chat template, and the decoder's tokenizer has none")
+    return untuned_decoder(*known, like=bundle.model)
 
 
 def _systems(systems: str) -> list[System]:

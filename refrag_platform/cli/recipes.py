@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import find_project
+
 commands = typer.Typer(name="recipes", no_args_is_help=True, help="List, show, check and add recipes.")
 
 
 @commands.command("ls")
 def list_recipes() -> None:
     """List the models with a recipe; * marks those that params.yaml runs."""
-    from refrag_platform.project import Project
-
-    project = Project.find()
+    project = find_project()
     running, names = project.models(), project.recipes()
     width = max(map(len, names), default=0)
     for name in names:
@@ -29,10 +29,9 @@ def show_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.")]
 
     Behind each section stands which files say something of it; where they differ, the last one counts.
     """
-    from refrag_platform.project import Project
     from refrag_platform.recipes import origins
 
-    project = Project.find()
+    project = find_project()
     recipe = project.recipe(name)
     typer.echo("\n".join(_explained(recipe, 0, origins(project.recipe_layers(name)))))
 
@@ -51,9 +50,8 @@ def add_recipe(name: Annotated[str, typer.Argument(help="A model with a recipe, 
     """Add a model to params.yaml, so that DVC and Dagster run it too; nothing else in the file changes."""
     from refrag_platform.dials import add_model
     from refrag_platform.history.pipeline import write_pipeline
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     added = add_model(project, name)
     write_pipeline(project)
     typer.echo(f"params.yaml: {f'added {name}' if added else f'{name} is there'}; DVC and Dagster run it")
@@ -66,9 +64,8 @@ def resolve_recipe(name: Annotated[str, typer.Argument(help="A model, e.g. tiny.
     The first stage of dvc.yaml runs it; `refrag recipes show` explains the same settings.
     """
     from refrag_platform.history.pipeline import write_resolved
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     path = project.resolved_recipe(name).relative_to(project.root)
     typer.echo(f"{path}: {'written' if write_resolved(project, name) else 'is up to date'}")
 

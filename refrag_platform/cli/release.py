@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(help="A model, e.g. tiny.")]
 Json = Annotated[bool, typer.Option("--json", help="Everything, the gate's figures too, as JSON.")]
 KEY_METRICS = ("P32_refrag", "P128_refrag", "refrag_exact_match", "refrag_f1")
-
 
 commands = typer.Typer(
     name="release", no_args_is_help=True, help="Versions of a model, and which one is released (prod)."
@@ -30,9 +30,8 @@ def list_releases(
 ) -> None:
     """List versions with date, commit, key figures and the fine-tuned model's hash; * marks the released one."""
     from refrag_platform.history.versions import released, releases
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     known = {name: releases(project, name) for name in ([model] if model else project.recipes())}
     if not any(known.values()):
         if model:
@@ -59,13 +58,11 @@ def list_releases(
 @commands.command()
 def show(
     model: Model,
-    version: Annotated[str | None, typer.Option("--version", help="e.g. v1.0.0; default: the released one.")] = None,
+    version: Annotated[str | None, typer.Option(help="e.g. v1.0.0; default: the released one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show a version: commit, hashes of all its artifacts, figures, and what the gate found."""
-    from refrag_platform.project import Project
-
-    release = _find(Project.find(), model, version)
+    release = _find(find_project(), model, version)
     if as_json:
         typer.echo(json.dumps(release.plain(), indent=2))
         return
@@ -92,9 +89,9 @@ def promote(
         ),
     ] = False,
     force_reason: Annotated[
-        str | None, typer.Option("--force-reason", help="Release it whatever the gate says; the reason is kept.")
+        str | None, typer.Option(help="Release it whatever the gate says; the reason is kept.")
     ] = None,
-    bump: Annotated[Literal["major", "minor", "patch"], typer.Option("--bump", help="Part to count up.")] = "minor",
+    bump: Annotated[Literal["major", "minor", "patch"], typer.Option(help="Part to count up.")] = "minor",
     as_json: Json = False,
 ) -> None:
     """Release the artifacts in place, if they hold against the released version on the held-out sets.
@@ -103,10 +100,9 @@ def promote(
     refused candidate changes nothing: status 1. What is released is committed on runs/MODEL and tagged
     MODEL@vX.Y.Z and MODEL#prod#N; `git push --tags` and `refrag push` take it elsewhere.
     """
-    from refrag_platform.project import Project
     from refrag_platform.releases import promotion
 
-    outcome = promotion.promote(Project.find(), model, evaluate_again=again, force_reason=force_reason, bump=bump)
+    outcome = promotion.promote(find_project(), model, evaluate_again=again, force_reason=force_reason, bump=bump)
     if as_json:
         decision = None if outcome.decision is None else outcome.decision.plain()
         release = None if outcome.release is None else outcome.release.plain()
@@ -122,35 +118,29 @@ def promote(
 
 
 @commands.command()
-def rollback(
-    model: Model,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why; kept in the tag.")] = None,
-) -> None:
+def rollback(model: Model, reason: Annotated[str | None, typer.Option(help="Why; kept in the tag.")] = None) -> None:
     """Make the version before the released one the released one again; nothing is deleted.
 
     `refrag release restore` then puts its artifacts into place.
     """
-    from refrag_platform.project import Project
     from refrag_platform.releases import promotion
 
-    release = promotion.rollback(Project.find(), model, reason)
+    release = promotion.rollback(find_project(), model, reason)
     typer.echo(f"{model}@{release.version} is released again, commit {release.commit[:12]}")
 
 
 @commands.command()
 def restore(
-    model: Model,
-    version: Annotated[str | None, typer.Option("--version", help="e.g. v1.0.0; default: the released one.")] = None,
+    model: Model, version: Annotated[str | None, typer.Option(help="e.g. v1.0.0; default: the released one.")] = None
 ) -> None:
     """Put a version's chunks, fine-tuned model and package into their places, from DVC's cache or remote.
 
     Git's files and dvc.lock stay as they are: `dvc checkout` brings back what was there before.
     """
-    from refrag_platform.project import Project
     from refrag_platform.releases.restore import SERVED
     from refrag_platform.releases.restore import restore as put_back
 
-    project = Project.find()
+    project = find_project()
     release = _find(project, model, version)
     changed = put_back(project, release)
     for stage in SERVED:
@@ -159,17 +149,12 @@ def restore(
 
 
 def _find(project: Project, model: str, version: str | None) -> Release:
-    from refrag_platform.history.versions import released, releases
+    from refrag_platform.history.versions import release_named, released
 
-    if version is None:
-        release = released(project, model)
-        if release is None:
-            raise RefragError(f"no version of {model} is released; `refrag release promote {model}` releases one")
-        return release
-    known = {release.version: release for release in releases(project, model)}
-    if version not in known:
-        raise RefragError(f"{model} has no version {version!r}; there are: {', '.join(known) or 'none'}")
-    return known[version]
+    release = released(project, model) if version is None else release_named(project, model, version, "--version")
+    if release is None:
+        raise RefragError(f"no version of {model} is released; `refrag release promote {model}` releases one")
+    return release
 
 
 def _figures(release: Release) -> str:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-AnyModel = Annotated[str | None, typer.Option("--model", help="One model only.")]
+from refrag_platform.cli.options import find_project
+
+AnyModel = Annotated[str | None, typer.Option(help="One model only.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
-UNITS = ("B", "KB", "MB", "GB", "TB")
 WITHOUT_RELEASE = (
     "replace it by weights that never saw it (refrag weights pack --replace), or train from scratch: take "
     "`continue_from: release` out of the recipes and params.yaml"
 )
 THING = "An artifact's folder (models/tiny/finetuned), or a commit, tag, branch or model for a whole run."
-
 
 commands = typer.Typer()
 
@@ -35,9 +35,8 @@ def diff(
     refrag diff tiny@v1.0.0 models/tiny/finetuned.
     """
     from refrag_platform.lineage.difference import compare, side
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     left, right = side(project, a, model), side(project, b, model)
     rows = [row for row in compare(project, left, right) if everything or row.differs]
     if as_json:
@@ -66,9 +65,8 @@ def forget(
 ) -> None:
     """Say what a document went into: what must be rebuilt once it goes, and what holds it still. Deletes nothing."""
     from refrag_platform.lineage import impact
-    from refrag_platform.project import Project
 
-    found = impact.forget(Project.find(), document, model)
+    found = impact.forget(find_project(), document, model)
     if as_json:
         typer.echo(json.dumps(found.plain(), indent=2))
         return
@@ -112,20 +110,21 @@ def gc(
     What is in place stays, every tagged release, the last runs, all that these were made from, and every Bento
     that a kept package names or that is being served. Remotes are left alone.
     """
-    from refrag_platform.history import retention
-    from refrag_platform.project import Project
+    from rich.filesize import decimal
 
-    project = Project.find()
+    from refrag_platform.history import retention
+
+    project = find_project()
     plan = retention.plan(project, keep) if dry_run else retention.collect(project, keep)
     if as_json:
         garbage = [{"kind": item.kind, "name": item.name, "bytes": item.bytes} for item in plan.garbage]
         typer.echo(json.dumps({"removed": not dry_run, "garbage": garbage, "notes": plan.notes}, indent=2))
         return
     for item in plan.garbage:
-        typer.echo(f"{item.kind:<9} {_size(item.bytes):>10}  {item.name}")
+        typer.echo(f"{item.kind:<9} {decimal(item.bytes):>10}  {item.name}")
     for note in plan.notes:
         typer.echo(note, err=True)
-    total = _size(sum(item.bytes for item in plan.garbage))
+    total = decimal(sum(item.bytes for item in plan.garbage))
     typer.echo(f"{total} would be freed" if dry_run else f"{total} freed")
 
 
@@ -141,11 +140,3 @@ def _change(a: Any, b: Any) -> str:
     if isinstance(a, bool) or isinstance(b, bool) or not isinstance(a, int | float) or not isinstance(b, int | float):
         return ""
     return f"{b - a:+.4g}" if b != a else ""
-
-
-def _size(count: float) -> str:
-    for unit in UNITS:
-        if count < 1000 or unit == UNITS[-1]:
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.files import write_json
 
 
@@ -15,14 +16,13 @@ def retrieval(
     questions: Annotated[
         list[Path] | None,
         typer.Option(
-            "--questions",
             help="A question file instead of the corpus' own questions; again for more. `gold` names passages with "
-            "the store's own title and text, `history` earlier turns, `answerable: false` what it holds nothing about.",
+            "the store's own title and text, `history` earlier turns, `answerable: false` what it holds nothing about."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each kind, at most.")] = 200,
-    json: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the questions drawn.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each kind, at most.")] = 200,
+    json: Annotated[Path | None, typer.Option(help="Also write the result here.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the questions drawn.")] = 0,
 ) -> None:
     """How often search finds the right passage, alone and in conversations, and what is refused.
 
@@ -32,10 +32,9 @@ def retrieval(
     from refrag_platform.corpus.question_files import read_questions
     from refrag_platform.evaluation.report import lookup_table
     from refrag_platform.evaluation.retrieval import cuts_of, factbook_cases, file_cases, look_up, retrieval_report
-    from refrag_platform.project import Project
     from refrag_platform.store.table import ChunkStore
 
-    project = Project.find()
+    project = find_project()
     recipe = project.recipe(model)
     base = project.recipe_path(model).parent
     content = project.content("chunks", model)

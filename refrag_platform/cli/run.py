@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 commands = typer.Typer()
@@ -25,16 +26,14 @@ def run(
     ],
     force: Annotated[bool, typer.Option("--force", help="Run even if the artifact is up to date.")] = False,
     seconds: Annotated[
-        float | None,
-        typer.Option("--seconds", min=1, help="Stop, saved, after this long; the same command goes on from there."),
+        float | None, typer.Option(min=1, help="Stop, saved, after this long; the same command goes on from there.")
     ] = None,
     engine: Annotated[
         Literal["process", "ray"],
-        typer.Option("--engine", help="What encodes the stage chunks: this process, or the workers of a Ray cluster."),
+        typer.Option(help="What encodes the stage chunks: this process, or the workers of a Ray cluster."),
     ] = "process",
     address: Annotated[
-        str | None,
-        typer.Option("--address", help="The Ray cluster: HOST:PORT, or auto. Default: this machine, for the run."),
+        str | None, typer.Option(help="The Ray cluster: HOST:PORT, or auto. Default: this machine, for the run.")
     ] = None,
 ) -> None:
     """Make the artifact STAGE of a model, or several, from the artifacts before it.
@@ -49,11 +48,10 @@ def run(
     from functools import partial
 
     from refrag_platform.processes import stopped_after
-    from refrag_platform.project import Project
     from refrag_platform.runner import run_stage
     from refrag_platform.stages import stages_of
 
-    project = Project.find()
+    project = find_project()
     names = [stage.name for stage in stages_of(project, model)] if stages == ["all"] else stages
     functions = {}
     if engine == "ray":
@@ -78,6 +76,5 @@ def write_stages() -> None:
     Run it after you changed refrag_platform/stages.py or what a stage imports; a test holds the file against both.
     """
     from refrag_platform.history.pipeline import write_pipeline
-    from refrag_platform.project import Project
 
-    typer.echo(f"dvc.yaml: {'written' if write_pipeline(Project.find()) else 'is up to date'}")
+    typer.echo(f"dvc.yaml: {'written' if write_pipeline(find_project()) else 'is up to date'}")

@@ -14,6 +14,7 @@ from refrag_platform.cli.options import (
     Relevance,
     Report,
     Seed,
+    known_recipe,
     parse_shares,
     relevance_or_refuse,
 )
@@ -29,17 +30,13 @@ def selection(
     model: Model,
     json: Json,
     documents: Annotated[
-        Path | None,
-        typer.Option("--documents", help="Windows of text are judged: a file or folder, as for perplexity."),
+        Path | None, typer.Option(help="Windows of text are judged: a file or folder, as for perplexity.")
     ] = None,
     questions: Annotated[
-        Path | None,
-        typer.Option("--questions", help="Answers are judged: .jsonl rows id, question, answers, passages."),
+        Path | None, typer.Option(help="Answers are judged: .jsonl rows id, question, answers, passages.")
     ] = None,
-    shares: Annotated[str, typer.Option("--shares", help="p: shares of chunks kept as tokens.")] = "0.1,0.15,0.25",
-    windows: Annotated[
-        int, typer.Option("--windows", min=1, help="Windows or questions, at most; spread evenly.")
-    ] = 500,
+    shares: Annotated[str, typer.Option(help="p: shares of chunks kept as tokens.")] = "0.1,0.15,0.25",
+    windows: Annotated[int, typer.Option(min=1, help="Windows or questions, at most; spread evenly.")] = 500,
     policies: Annotated[
         list[Path] | None,
         typer.Option(
@@ -47,29 +44,24 @@ def selection(
             help="Folder with policy.json of a policy for this model; again for more. Default: the model's own.",
         ),
     ] = None,
-    context: Annotated[
-        int, typer.Option("--context", min=1, help="s of a window, a multiple of the model's k.")
-    ] = 1024,
-    output: Annotated[int, typer.Option("--output", min=16, help="o: tokens of a window that are judged.")] = 128,
-    passages: Annotated[int, typer.Option("--passages", min=1, help="Passages of a question.")] = 8,
+    context: Annotated[int, typer.Option(min=1, help="s of a window, a multiple of the model's k.")] = 1024,
+    output: Annotated[int, typer.Option(min=16, help="o: tokens of a window that are judged.")] = 128,
+    passages: Annotated[int, typer.Option(min=1, help="Passages of a question.")] = 8,
     distractors: Annotated[
         Path | None,
         typer.Option(
-            "--distractors",
-            help="File of passages (rows title, text) for questions with fewer; default: other questions' passages.",
+            help="File of passages (rows title, text) for questions with fewer; default: other questions' passages."
         ),
     ] = None,
     answers: Annotated[bool, typer.Option("--answers", help="Also answer the questions: exact match and F1.")] = False,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Random choices of each item, averaged.")] = 4,
+    draws: Annotated[int, typer.Option(min=1, help="Random choices of each item, averaged.")] = 4,
     oracle: Annotated[
         int,
         typer.Option(
-            "--oracle",
-            min=0,
-            help="Items on which the greedy oracle is tried; each takes p L x L readings of the L chunks.",
+            min=0, help="Items on which the greedy oracle is tried; each takes p L x L readings of the L chunks."
         ),
     ] = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Items at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Items at once.")] = 16,
     recipe: RecipeFile = None,
     relevance: Relevance = True,
     seed: Seed = 0,
@@ -81,7 +73,8 @@ def selection(
     """
     from refrag_platform.corpus.question_files import read_passages, read_questions
     from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
-    from refrag_platform.evaluation.selection_report import selection_report, write_selection_report
+    from refrag_platform.evaluation.selection_report import selection_report
+    from refrag_platform.evaluation.stage import write_reports
     from refrag_platform.evaluation.windows import document_windows
     from refrag_platform.model.loading import load_bundle
 
@@ -97,7 +90,7 @@ def selection(
     if questions:
         # All policies of one model are told the same.
         told = next((policy for policy in networks.values() if policy.reads_relevance), None) if relevance else None
-        near = relevance_or_refuse(model, bundle, told, recipe)
+        near = relevance_or_refuse(model, bundle, told, known_recipe(model, bundle, recipe))
         pool = read_passages(distractors) if distractors else None
         judged = judged_questions(bundle.model, read_questions(questions, windows), passages, pool, near)
     elif documents:
@@ -124,7 +117,7 @@ def selection(
     }
     write_json(json, result)
     if report:
-        write_selection_report(report, f"Choice of chunks by {model}", result)
+        write_reports(report, f"Choice of chunks by {model}", selection=result)
     typer.echo(selection_report(result))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from refrag_platform.cli.ask import DEFAULT_MODEL, Model
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 commands = typer.Typer()
@@ -16,10 +17,9 @@ commands = typer.Typer()
 @commands.command()
 def serve(
     model: Model = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 3000,
     host: Annotated[
-        str,
-        typer.Option("--host", help="Address to bind; other machines need a key: REFRAG_API_KEY, or `refrag keys`."),
+        str, typer.Option(help="Address to bind; other machines need a key: REFRAG_API_KEY, or `refrag keys`.")
     ] = "127.0.0.1",
     in_place: Annotated[
         bool,
@@ -29,15 +29,13 @@ def serve(
         ),
     ] = False,
     server: Annotated[
-        Literal["bentoml", "uvicorn"],
-        typer.Option("--server", help="uvicorn: in this process, by this code, without BentoML."),
+        Literal["bentoml", "uvicorn"], typer.Option(help="uvicorn: in this process, by this code, without BentoML.")
     ] = "bentoml",
     packaged: Annotated[
         Path | None,
         typer.Option(
-            "--packaged",
             help="A packaged model's folder, .bentoml/models/refrag-NAME/VERSION or a copy, served under uvicorn: "
-            "needs no project. --model is not looked at.",
+            "needs no project. --model is not looked at."
         ),
     ] = None,
 ) -> None:
@@ -58,7 +56,6 @@ def serve(
     import os
 
     from refrag_platform.processes import require_free
-    from refrag_platform.project import Project
     from refrag_platform.serving import bento
 
     if packaged is not None and in_place:
@@ -68,7 +65,7 @@ def serve(
         from refrag_platform.serving.plain import serve_packaged
 
         return serve_packaged(packaged, host, port)
-    project = Project.find()
+    project = find_project()
     if server == "uvicorn":
         from refrag_platform.releases.served import package_to_serve
         from refrag_platform.serving.plain import serve_in_place, serve_packaged

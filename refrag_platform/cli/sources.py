@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 
 SHOWN = 10  # names of a kind
-
 
 commands = typer.Typer(name="sources", no_args_is_help=True, help="Source files (data/sources/NAME) from a bucket.")
 
@@ -31,9 +31,8 @@ def pull(
     refrag sources pull s3://documents/manuals --model NAME && refrag run all --model NAME
     """
     from refrag_platform.corpus.pull import pull
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     project.recipe(model)
     pulled = pull(project.source_dir(model), url, delete)
     typer.echo(f"{pulled.folder}: {len(pulled.fetched)} pulled, {len(pulled.unchanged)} unchanged", err=True)

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_text
 
 if TYPE_CHECKING:
     from refrag_platform.store.edits import Edits
 
-
 commands = typer.Typer(
     name="store",
     no_args_is_help=True,
     help="Stores that are served: documents added (REFRAG_STORE), tables published (REFRAG_TABLES).",
 )
-
 
 Folder = Annotated[Path, typer.Argument(help="The folder that REFRAG_STORE names; the server may run.")]
 
@@ -31,7 +30,7 @@ def export(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .jsonl file, e.g. data/sources/NAME/live.jsonl.")],
     deleted: Annotated[
-        Path | None, typer.Option("--deleted", help="Also write the ids of deleted documents here, one a line.")
+        Path | None, typer.Option(help="Also write the ids of deleted documents here, one a line.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
@@ -80,11 +79,10 @@ def publish(
     They lie in a folder named by the store's content: other versions stay beside them, and publishing again changes
     nothing. Credentials, region and endpoint are AWS' own (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ~/.aws, ...).
     """
-    from refrag_platform.project import Project
     from refrag_platform.store.objects import object_url
     from refrag_platform.store.table import ChunkStore
 
-    project = Project.find()
+    project = find_project()
     base = project.recipe_path(model).parent
     store = ChunkStore.open(project.content("chunks", model), tables=object_url(url, "the URL"), base=base)
     typer.echo(f"{store.place}: {store.description.passages:,} passages, {store.description.chunks:,} chunks", err=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.cli.options import find_project
 from refrag_platform.files import write_text
 
 if TYPE_CHECKING:
@@ -17,28 +18,23 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option("--model", "-m", help="The model, e.g. smollm2-135m: its recipe names the base.")]
 Mib = float
 
-
 commands = typer.Typer(name="weights", no_args_is_help=True, help="Trained weights in few bytes, and back.")
 
 
 @commands.command("pack")
 def pack_weights(
     model: Model,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: models/NAME/release.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: models/NAME/release.")] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder",
-            help="The trained model folder. Default: the fine-tuned one; give CPT's for pipelines to start from.",
+            help="The trained model folder. Default: the fine-tuned one; give CPT's for pipelines to start from."
         ),
     ] = None,
     policy: Annotated[
-        Path | None,
-        typer.Option("--policy", help="Folder of its policy. Default: the pipeline's, or what --folder holds."),
+        Path | None, typer.Option(help="Folder of its policy. Default: the pipeline's, or what --folder holds.")
     ] = None,
-    controls: Annotated[
-        Path | None, typer.Option("--controls", help="Folder of tuned controls to take along, as adapters.")
-    ] = None,
+    controls: Annotated[Path | None, typer.Option(help="Folder of tuned controls to take along, as adapters.")] = None,
     encoder_bits: Annotated[int, typer.Option(min=1, max=8, help="Of each weight of encoder and projection.")] = 4,
     encoder_mib: Annotated[
         Mib,
@@ -53,26 +49,23 @@ def pack_weights(
     control_mib: Annotated[Mib, typer.Option(min=0, help="MiB of low-rank factors of each control's.")] = 0.5,
     factor_bits: Annotated[int, typer.Option(min=1, max=8, help="Of each number of low-rank factors.")] = 6,
     results: Annotated[
-        list[Path] | None,
-        typer.Option("--results", help="JSON of `refrag evaluate` for the model card; again for more."),
+        list[Path] | None, typer.Option(help="JSON of `refrag evaluate` for the model card; again for more.")
     ] = None,
     training: Annotated[
         list[str] | None,
         typer.Option(
-            "--training",
             help="STAGE=FILE: training.json, or a run's summary.json, of a stage that was trained elsewhere; again for "
-            "more. Default: those trained here.",
+            "more. Default: those trained here."
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data",
-            help="A line on what was trained on, for the model card; again for more. Default: the recipe's sources.",
+            help="A line on what was trained on, for the model card; again for more. Default: the recipe's sources."
         ),
     ] = None,
     terms: Annotated[
-        Path | None, typer.Option("--terms", help="Text file on the training data's sources and licences, for NOTICE.")
+        Path | None, typer.Option(help="Text file on the training data's sources and licences, for NOTICE.")
     ] = None,
     limit_mib: Annotated[Mib, typer.Option(min=0, help="All files together.")] = 24,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the folder --out if it is there.")] = False,
@@ -120,13 +113,11 @@ def pack_weights(
 @commands.command("unpack")
 def unpack_weights(
     folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
-    out: Annotated[Path, typer.Option("--out", help="Model folder to make.")],
+    out: Annotated[Path, typer.Option(help="Model folder to make.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Whose recipe names the base. Default: theirs.")
     ] = None,
-    control: Annotated[
-        str | None, typer.Option("--control", help="Make this control instead: full, none or truncated.")
-    ] = None,
+    control: Annotated[str | None, typer.Option(help="Make this control instead: full, none or truncated.")] = None,
 ) -> None:
     """Make a model folder of packed weights and the packaged ones that they change."""
     from refrag_platform.compact.packing import unpack
@@ -153,20 +144,18 @@ def _figures(named: list[str]) -> dict[str, dict[str, Any]]:
 def write_card(
     folder: Annotated[Path, typer.Argument(help="Packed weights, e.g. models/smollm2-135m/release.")],
     results: Annotated[
-        list[Path],
-        typer.Option("--results", help="JSON of `refrag evaluate` or `refrag bench frontier`; again for more."),
+        list[Path], typer.Option(help="JSON of `refrag evaluate` or `refrag bench frontier`; again for more.")
     ],
 ) -> None:
     """Write the README.md of packed weights again, with these results; the weights stay as they are."""
     from refrag_platform.compact.card import model_card
     from refrag_platform.compact.packing import CARD
     from refrag_platform.compact.record import read_manifest
-    from refrag_platform.project import Project
     from refrag_platform.recipes import read_recipe
 
     manifest = read_manifest(folder)
     # Without params.yaml's overrides, which are this project's own.
-    recipe = read_recipe(Project.find().recipe_path(manifest["model"]))
+    recipe = read_recipe(find_project().recipe_path(manifest["model"]))
     card = model_card(recipe, manifest, [_report(path) for path in results])
     write_text(folder / CARD, card)
 
@@ -183,15 +172,13 @@ def _report(path: Path) -> str:
 def _stage_manifests(name: str) -> list[Manifest]:
     """Manifests of the stages up to the model that were run here, or landed."""
     from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
-    from refrag_platform.project import Project
 
     stages = ("corpus", "reconstruction", "cpt", "finetuned", "policy")
-    folders = [Project.find().stage_dir(stage, name) for stage in stages]
+    folders = [find_project().stage_dir(stage, name) for stage in stages]
     return [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
 
 
 def _recipe(name: str) -> tuple[Recipe, Path]:
-    from refrag_platform.project import Project
 
-    project = Project.find()
+    project = find_project()
     return project.recipe(name), project.recipe_path(name).parent

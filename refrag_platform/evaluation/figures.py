@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.metrics import PREFIXES
 from refrag_platform.evaluation.report import system_name
 
 if TYPE_CHECKING:
@@ -17,24 +17,11 @@ if TYPE_CHECKING:
 # By p: lines of one system have one color.
 MARKERS = ("o", "s", "^", "D")
 COLORS = {
-    "full": "#2f6f4e",
-    "none": "#9a3b3b",
-    "truncated": "#b98a2f",
-    "plain": "#6d5ba5",
-    "pruned": "#b0588d",
-    "untuned": "#1c1c1c",
-    "first": "#8a5a2b",
-    "sentences": "#c0392b",
-    "kept": "#3b8a8a",
-    "kept+zero": "#a3b86c",
-    "kept+other": "#d08c60",
-    "rule": "#6fa8dc",
-    "refrag": "#2b5a9c",
-    "refrag_shuffled": "#7f8c9b",
-    "refrag_zero": "#b5b5b5",
-    "refrag_none": "#c98f8f",
-    "refrag_wrong": "#7f8c9b",
-}
+    "full": "#2f6f4e", "none": "#9a3b3b", "truncated": "#b98a2f", "plain": "#6d5ba5", "pruned": "#b0588d",
+    "untuned": "#1c1c1c", "first": "#8a5a2b", "sentences": "#c0392b", "kept": "#3b8a8a", "kept+zero": "#a3b86c",
+    "kept+other": "#d08c60", "rule": "#6fa8dc", "refrag": "#2b5a9c", "refrag_shuffled": "#7f8c9b",
+    "refrag_zero": "#b5b5b5", "refrag_none": "#c98f8f", "refrag_wrong": "#7f8c9b",
+}  # fmt: skip
 
 
 def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
@@ -42,14 +29,14 @@ def perplexity_figure(result: Mapping[str, Any], path: Path) -> None:
     figure, (axes,) = blank_figure(1)
     drawn: list[float] = []
     for row in result["rows"]:
-        points = [(tokens, row[prefix_name(tokens)]) for tokens in PREFIXES if row[prefix_name(tokens)] is not None]
+        points = [(tokens, row[name]) for name, tokens in PREFIXES.items() if row[name] is not None]
         if points:
             drawn += [value for _, value in points]
             line = "-" if row["tuned"] and not row["share_kept"] else "--"
             name = system_name(row)
             axes.plot(*zip(*points, strict=True), line, marker="o", color=COLORS[row["system"]], label=name)
     axes.set_xscale("log", base=2)
-    ticks = [tokens for tokens in PREFIXES if any(row[prefix_name(tokens)] is not None for row in result["rows"])]
+    ticks = [tokens for name, tokens in PREFIXES.items() if any(row[name] is not None for row in result["rows"])]
     axes.set_xticks(ticks, [str(tokens) for tokens in ticks])
     axes.set_xlabel("tokens after the context")
     axes.set_ylabel("log-perplexity, nats")

@@ -12,29 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 # P_N: mean negative log-likelihood, in nats, of the first N tokens after the context.
-PREFIXES = (16, 32, 128, 512)
+PREFIXES = {"P16": 16, "P32": 32, "P128": 128, "P512": 512}
 DECIMALS = 5
 BOOTSTRAP_SAMPLES = 2000
 
 Prefixes = dict[str, float | None]
 
 
-def prefix_name(tokens: int) -> str:
-    return f"P{tokens}"
-
-
-def window_means(nll: NDArray[np.float64], tokens: int) -> NDArray[np.float64] | None:
-    """Mean over the first `tokens` of each window, [windows]; None where there are fewer tokens or no windows.
+def window_means(nll: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """P16, ... of each window, [windows]; those that reach beyond the output tokens are left out, without windows all.
 
     Args: nll [windows, output tokens], negative log-likelihoods in nats.
     """
-    return nll[:, :tokens].mean(1) if nll.size and nll.shape[1] >= tokens else None
+    return {name: nll[:, :tokens].mean(1) for name, tokens in PREFIXES.items() if nll.size and tokens <= nll.shape[1]}
 
 
 def log_perplexity(nll: NDArray[np.float64]) -> Prefixes:
     """P16 to P512 over all windows [windows, output tokens]; null beyond the output tokens."""
-    means = {prefix_name(tokens): window_means(nll, tokens) for tokens in PREFIXES}
-    return {name: None if values is None else rounded(values.mean()) for name, values in means.items()}
+    means = window_means(nll)
+    return {name: rounded(means[name].mean()) if name in means else None for name in PREFIXES}
 
 
 def gap_recovered(
@@ -45,7 +41,7 @@ def gap_recovered(
     Null where a figure is missing, or where the full context is no better than none.
     """
     recovered: Prefixes = {}
-    for name in map(prefix_name, PREFIXES):
+    for name in PREFIXES:
         without, whole, measured = none.get(name), full.get(name), system.get(name)
         if without is None or whole is None or measured is None or without <= whole:
             recovered[name] = None

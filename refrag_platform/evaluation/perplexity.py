@@ -23,7 +23,6 @@ from refrag_platform.evaluation.metrics import (
     gap_recovered,
     log_perplexity,
     mean_gain,
-    prefix_name,
     window_means,
 )
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS, ChunkSource, PlainSystem, score_plain, score_refrag
@@ -36,15 +35,15 @@ from refrag_platform.progress import Progress
 
 @dataclass(frozen=True)
 class Scores:
-    """One system's negative log-likelihoods, [W, o] nats; None where the system can't be had."""
+    """One system's negative log-likelihoods, [W, o] nats; [0, 0] where the system can't be had."""
 
     system: str
     tuned: bool
     share_kept: float | None
-    nll: NDArray[np.float64] | None
+    nll: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        if self.nll is not None and not np.isfinite(self.nll).all():
+        if not np.isfinite(self.nll).all():
             raise RefragError(
                 f"system {self.system} gives log-likelihoods that are not finite: its training has diverged; "
                 "train it again with lower learning rates"
@@ -93,7 +92,7 @@ def evaluate_perplexity(
 
         def refrag(system: str, share: float, chunks: ChunkSource = "own") -> None:
             progress.update(0, system)
-            nll = None
+            nll = np.empty((0, 0))
             if chunks != "another" or windows.of_another_document() is not None:
                 nll = score_refrag(model, policy, windows, share, batch_size, chunks, seed, progress)
             scores.append(Scores(system, True, share, nll))
@@ -110,11 +109,9 @@ def evaluate_perplexity(
     return _report(scores, windows, size, seed)
 
 
-def window_items(nll: NDArray[np.float64] | None, windows: Windows) -> ItemSet:
+def window_items(nll: NDArray[np.float64], windows: Windows) -> ItemSet:
     """P16, ... of every window, from [W, o] nats; without those that reach beyond the output tokens."""
-    means = {prefix_name(tokens): None if nll is None else window_means(nll, tokens) for tokens in PREFIXES}
-    measured = {name: values for name, values in means.items() if values is not None}
-    return ItemSet.of(windows_digest(windows), windows.documents, measured)
+    return ItemSet.of(windows_digest(windows), windows.documents, window_means(nll))
 
 
 def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: int) -> dict[str, Any]:
@@ -141,47 +138,44 @@ def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: i
 
 
 def _row(score: Scores, chunk_size: int) -> dict[str, Any]:
-    nll = np.empty((0, 0)) if score.nll is None else score.nll
     return {
         "system": score.system,
         "tuned": score.tuned,
         "k": chunk_size,
         "share_kept": score.share_kept,
-        **log_perplexity(nll),
-        "windows": len(nll),
+        **log_perplexity(score.nll),
+        "windows": len(score.nll),
     }
 
 
 def _intervals(score: Scores, windows: Windows, seed: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"system": score.system, "tuned": score.tuned, "share_kept": score.share_kept}
-    for tokens in PREFIXES:
-        means = None if score.nll is None else window_means(score.nll, tokens)
-        row[prefix_name(tokens)] = None if means is None else bootstrap_interval(means, windows.documents, seed)
-    return row
+    means = window_means(score.nll)
+    return {
+        "system": score.system,
+        "tuned": score.tuned,
+        "share_kept": score.share_kept,
+        **{
+            name: bootstrap_interval(means[name], windows.documents, seed) if name in means else None
+            for name in PREFIXES
+        },
+    }
 
 
 def _gap_intervals(
     recovered: Mapping[str, float | None], scores: Sequence[Scores], refrag: Scores, windows: Windows, seed: int
 ) -> dict[str, list[float] | None]:
     """The documents' share in the gap and in what is recovered of it is resampled together."""
-    compared = {score.system: score.nll for score in (*scores, refrag) if score.tuned and score.nll is not None}
-    intervals: dict[str, list[float] | None] = {}
-    for tokens in PREFIXES:
-        means = {system: window_means(nll, tokens) for system, nll in compared.items()}
-        none, full, ours = (means.get(system) for system in ("none", "full", "refrag"))
-        interval = None
-        if recovered[prefix_name(tokens)] is not None and none is not None and full is not None and ours is not None:
-            interval = bootstrap_interval(none - ours, windows.documents, seed, over=none - full)
-        intervals[prefix_name(tokens)] = interval
-    return intervals
+    means = {score.system: window_means(score.nll) for score in (*scores, refrag) if score.tuned}
+
+    def interval(name: str) -> list[float] | None:
+        none, full, ours = (means[system][name] for system in ("none", "full", "refrag"))
+        return bootstrap_interval(none - ours, windows.documents, seed, over=none - full)
+
+    return {name: None if share is None else interval(name) for name, share in recovered.items()}
 
 
 def _difference(worse: Scores, refrag: Scores, windows: Windows, seed: int) -> dict[str, Any]:
     """How much lower refrag is, window by window: above zero means better."""
-    row: dict[str, Any] = {"over": worse.system, "tuned": worse.tuned}
-    for tokens in PREFIXES:
-        one = None if worse.nll is None else window_means(worse.nll, tokens)
-        other = None if refrag.nll is None else window_means(refrag.nll, tokens)
-        gains = None if one is None or other is None else one - other
-        row[prefix_name(tokens)] = None if gains is None else mean_gain(gains, windows.documents, seed)
-    return row
+    one, other = window_means(worse.nll), window_means(refrag.nll)
+    gains = {name: mean_gain(one[name] - other[name], windows.documents, seed) for name in one if name in other}
+    return {"over": worse.system, "tuned": worse.tuned, **{name: gains.get(name) for name in PREFIXES}}

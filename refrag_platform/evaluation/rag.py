@@ -167,31 +167,6 @@ def _refuse_parts(questions: Sequence[Question], passages: int) -> None:
         )
 
 
-def answer_items(
-    model: RefragModel,
-    policy: PolicyNetwork | None,
-    questions: Sequence[Question],
-    *,
-    passages: int,
-    share_kept: float,
-    max_new_tokens: int,
-    relevance: PassageRelevance | None = None,
-    seed: int = 0,
-) -> ItemSet:
-    """Exact match and F1 of every question for refrag alone, as `evaluate_rag` finds them."""
-    return evaluate_rag(
-        model,
-        policy,
-        questions,
-        passages=[passages],
-        share_kept=share_kept,
-        systems=["refrag"],
-        relevance=relevance,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    ).items
-
-
 def _answered(
     readers: Readers,
     questions: Sequence[Question],
@@ -238,5 +213,5 @@ def _items(scores: Scores | None, questions: Sequence[Question], max_new_tokens:
     if scores is None:
         return ItemSet()
     digest = questions_digest(questions, scores.reading.passages, max_new_tokens, scores.order)
-    values = {"exact_match": scores.exact_match, "f1": scores.f1}
+    values = {name: scores.values(name) for name in ("exact_match", "f1")}
     return ItemSet.of(digest, [question.document for question in questions], values)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refrag_platform.corpus.question import Question
 from refrag_platform.evaluation.answering import Answer
@@ -27,50 +28,43 @@ from refrag_platform.model.segments import compression_rate
 
 # Parts by whether training has shown a question.
 SEEN, NOT_SEEN = "seen in training", "not seen in training"
-SCORES = ("exact_match", "f1", "rouge_l", "set_match")
+SCORERS = {"exact_match": exact_match, "f1": f1, "rouge_l": rouge_l, "set_match": set_match}
 
 
-@dataclass
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """A figure of each kind for one answered question; number: the question's. scores: by SCORERS."""
+
+    number: int
+    scores: dict[str, float]
+    refused: bool
+    decoder_tokens: int
+    full_tokens: int
+    ttft_ms: float | None
+
+
+@dataclass(frozen=True)
 class Scores:
-    """How one reading answered: a figure for each question that it answered, whose number is in `numbers`.
-
-    decoder: which one read. order: that of the passages.
-    """
+    """How one reading answered the questions that it did. decoder: which one read. order: that of the passages."""
 
     reading: Reading
     decoder: Decoder
     order: Order
-    numbers: list[int] = field(default_factory=list)
-    exact_match: list[float] = field(default_factory=list)
-    f1: list[float] = field(default_factory=list)
-    rouge_l: list[float] = field(default_factory=list)
-    set_match: list[float] = field(default_factory=list)
-    refused: list[bool] = field(default_factory=list)
-    decoder_tokens: list[int] = field(default_factory=list)
-    full_tokens: list[int] = field(default_factory=list)
-    ttft_ms: list[float] = field(default_factory=list)
+    answers: list[JudgedAnswer] = field(default_factory=list)
 
     def of(self, numbers: Sequence[int]) -> Scores:
         """The figures of these questions alone."""
         wanted = set(numbers)
-        chosen = [place for place, number in enumerate(self.numbers) if number in wanted]
-        lists = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(getattr(self, one.name), list)}
-        # Times are of all questions or, in batches, of none.
-        figures = {n: [column[place] for place in chosen] if column else [] for n, column in lists.items()}
-        return Scores(self.reading, self.decoder, self.order, **figures)
+        return replace(self, answers=[one for one in self.answers if one.number in wanted])
 
     def add(self, number: int, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
-        self.numbers.append(number)
         references = question.answers or (NO_ANSWER,)
-        self.exact_match.append(exact_match(text, references))
-        self.f1.append(f1(text, references))
-        self.rouge_l.append(rouge_l(text, references))
-        self.set_match.append(set_match(text, references))
-        self.refused.append(is_refusal(text))
-        self.decoder_tokens.append(tokens)
-        self.full_tokens.append(full_tokens)
-        if answer.ttft_ms is not None:
-            self.ttft_ms.append(answer.ttft_ms)
+        scores = {name: score(text, references) for name, score in SCORERS.items()}
+        self.answers.append(JudgedAnswer(number, scores, is_refusal(text), tokens, full_tokens, answer.ttft_ms))
+
+    def values(self, name: str) -> NDArray[np.float64]:
+        """One of SCORERS of each question."""
+        return np.array([one.scores[name] for one in self.answers])
 
 
 def parts(
@@ -116,33 +110,30 @@ def names(scores: Scores) -> dict[str, Any]:
 
 
 def _row(scores: Scores, questions: Sequence[Question]) -> dict[str, Any]:
-    def mean(values: Sequence[float]) -> float | None:
-        return rounded(statistics.fmean(values)) if values else None
-
-    named = names(scores)
-    tokens, full = sum(scores.decoder_tokens), sum(scores.full_tokens)
+    named, answers = names(scores), scores.answers
+    means = {name: rounded(statistics.fmean(scores.values(name))) if answers else None for name in SCORERS}
+    tokens, full = sum(one.decoder_tokens for one in answers), sum(one.full_tokens for one in answers)
+    times = [one.ttft_ms for one in answers if one.ttft_ms is not None]
     return {
         **{name: named.pop(name) for name in ("system", "passages", "share_kept")},
-        "exact_match": mean(scores.exact_match),
-        "f1": mean(scores.f1),
-        "decoder_tokens": mean(scores.decoder_tokens),
+        **{name: means.pop(name) for name in ("exact_match", "f1")},
+        "decoder_tokens": rounded(tokens / len(answers)) if answers else None,
         # The median: one pause of the machine would decide the mean.
-        "ttft_ms": round(statistics.median(scores.ttft_ms), 3) if scores.ttft_ms else None,
+        "ttft_ms": round(statistics.median(times), 3) if times else None,
         **named,
         "compression": compression_rate(full, tokens) if tokens and scores.reading.passages else None,
-        "rouge_l": mean(scores.rouge_l),
-        "set_match": mean(scores.set_match),
+        **means,
         "refusal_accuracy": _refusal_accuracy(scores, questions),
     }
 
 
 def _refusal_accuracy(scores: Scores, questions: Sequence[Question]) -> float | None:
     """Share of questions that were refused just when they have no answer; null where all have one."""
-    if all(question.answerable is not False for question in questions) or len(scores.refused) < len(questions):
+    if all(question.answerable is not False for question in questions) or len(scores.answers) < len(questions):
         return None
     known = [
-        refused != question.answerable
-        for refused, question in zip(scores.refused, questions, strict=True)
+        one.refused != question.answerable
+        for one, question in zip(scores.answers, questions, strict=True)
         if question.answerable is not None
     ]
     return rounded(statistics.fmean(known))
@@ -151,11 +142,10 @@ def _refusal_accuracy(scores: Scores, questions: Sequence[Question]) -> float | 
 def _interval(scores: Scores, questions: Sequence[Question], seed: int) -> dict[str, Any]:
     """95% intervals of the scores, documents resampled."""
     documents = [question.document for question in questions]
-    values = {name: np.array(getattr(scores, name)) for name in SCORES}
     # A system that could not answer every question has no interval to compare.
+    whole = len(scores.answers) == len(questions)
     return names(scores) | {
-        name: bootstrap_interval(column, documents, seed) if len(column) == len(documents) else None
-        for name, column in values.items()
+        name: bootstrap_interval(scores.values(name), documents, seed) if whole else None for name in SCORERS
     }
 
 
@@ -174,9 +164,9 @@ def _differences(scores: Sequence[Scores], questions: Sequence[Question], seed: 
             named = names(other)
             row = {"over": named["system"], "tuned": named["tuned"], "decoder": named["decoder"]}
             row |= {"passages": refrag.reading.passages, "share_kept": refrag.reading.at}
-            for name in SCORES:
-                ours, theirs = np.array(getattr(refrag, name)), np.array(getattr(other, name))
-                both = len(ours) == len(theirs) == len(questions)
-                row[name] = mean_gain(ours - theirs, documents, seed) if both else None
+            both = len(refrag.answers) == len(other.answers) == len(questions)
+            for name in SCORERS:
+                gain = refrag.values(name) - other.values(name) if both else None
+                row[name] = None if gain is None else mean_gain(gain, documents, seed)
             rows.append(row)
     return rows

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from refrag_platform.evaluation.metrics import PREFIXES, gap_recovered, prefix_name
+from refrag_platform.evaluation.metrics import PREFIXES, gap_recovered
 from refrag_platform.evaluation.systems import EXPLAINED, SYSTEMS, VECTOR_SYSTEMS
 from refrag_platform.markdown import table
 
@@ -20,7 +19,6 @@ ORDERS_SAID = {
     "listed": "All systems read the passages in the same order: as the question's file lists them.",
     "shuffled": "All systems read the passages in the same order: at random.",
 }
-COLUMNS = [prefix_name(tokens) for tokens in PREFIXES]
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -40,10 +38,10 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
     """Log-perplexity, gap recovered and paired gains of `evaluate_perplexity`'s result."""
     intervals = result.get("intervals") or [{}] * len(result["rows"])
     rows = [
-        [system_name(row), *(_with_interval(row[name], interval.get(name)) for name in COLUMNS), str(row["windows"])]
+        [system_name(row), *(_with_interval(row[name], interval.get(name)) for name in PREFIXES), str(row["windows"])]
         for row, interval in zip(result["rows"], intervals, strict=True)
     ]
-    resampled = not result.get("intervals") or any(interval.get(name) for interval in intervals for name in COLUMNS)
+    resampled = not result.get("intervals") or any(interval.get(name) for interval in intervals for name in PREFIXES)
     parts = [
         "## Log-perplexity",
         f"Mean negative log-likelihood in nats of the first N tokens after the context; lower is better. {CONTROLS} "
@@ -52,17 +50,17 @@ def perplexity_report(result: Mapping[str, Any]) -> str:
             if resampled
             else "Of one document there are no intervals, and refrag_shuffled has no other one's chunks to read."
         ),
-        table(["system", *COLUMNS, "windows"], rows),
+        table(["system", *PREFIXES, "windows"], rows),
         _gap(result["gap_recovered"], result.get("gap_intervals") or {}) + _gap_of_text(result["rows"]),
     ]
     if result.get("differences"):
         gains = [
-            [system_name({"system": row["over"], "tuned": row["tuned"]}), *(gain(row[name]) for name in COLUMNS)]
+            [system_name({"system": row["over"], "tuned": row["tuned"]}), *(gain(row[name]) for name in PREFIXES)]
             for row in result["differences"]
         ]
         parts += [
             "Paired gain of refrag in nats, window by window; above zero, refrag is better:",
-            table(["over", *COLUMNS], gains),
+            table(["over", *PREFIXES], gains),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -196,13 +194,7 @@ def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | 
 
 def _rag_tables(result: Mapping[str, Any]) -> list[str]:
     rows = result["rows"]
-    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        ("system", system_name),
-        ("passages", lambda row: str(row["passages"])),
-        ("exact match", lambda row: figure(row["exact_match"])),
-        ("F1", lambda row: figure(row["f1"])),
-        ("decoder tokens", lambda row: figure(row["decoder_tokens"], 0)),
-    ]
+    columns = [("exact match", "exact_match", 3), ("F1", "f1", 3), ("decoder tokens", "decoder_tokens", 0)]
     further = [
         ("compression", "compression", 1),
         ("ROUGE-L", "rouge_l", 3),
@@ -214,8 +206,12 @@ def _rag_tables(result: Mapping[str, Any]) -> list[str]:
     lists = any(row.get("set_match", row["exact_match"]) != row["exact_match"] for row in rows)
     for title, key, digits in further:
         if any(row.get(key) is not None for row in rows) and (lists or key != "set_match"):
-            columns.append((title, partial(_cell, key, digits)))
-    tables = [table([name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows])]
+            columns.append((title, key, digits))
+    body = [
+        [system_name(row), str(row["passages"]), *(figure(row.get(key), digits) for _, key, digits in columns)]
+        for row in rows
+    ]
+    tables = [table(["system", "passages", *(title for title, _, _ in columns)], body)]
     if result.get("differences"):
         scores = {"exact_match": "exact match", "f1": "F1", "rouge_l": "ROUGE-L"}
         scores |= {"set_match": "set match"} if lists else {}
@@ -233,10 +229,6 @@ def _rag_tables(result: Mapping[str, Any]) -> list[str]:
             table(["over", "passages", "p", *scores.values()], gains),
         ]
     return tables
-
-
-def _cell(key: str, digits: int, row: Mapping[str, Any]) -> str:
-    return figure(row.get(key), digits)
 
 
 def system_name(row: Mapping[str, Any]) -> str:

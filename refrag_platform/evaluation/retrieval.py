@@ -235,12 +235,7 @@ def _half(one: Looked) -> int:
 
 
 def _hit_rates(ranks: Sequence[int], cuts: Sequence[int]) -> dict[str, float]:
-    return {str(cut): rounded(np.mean([hit(rank, cut) for rank in ranks])) for cut in cuts}
-
-
-def hit(rank: int, cut: int) -> bool:
-    """Whether a gold passage of this rank (0 = not found) is among the first `cut`."""
-    return 0 < rank <= cut
+    return {str(cut): rounded(np.mean([0 < rank <= cut for rank in ranks])) for cut in cuts}
 
 
 def _answered(looked: Sequence[Looked], least: float) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from refrag_platform.corpus.question import Passage, Question, with_distractors
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.answering import answers
-from refrag_platform.evaluation.metrics import PREFIXES, exact_match, f1, judgeable, mean_gain, prefix_name, rounded
+from refrag_platform.evaluation.metrics import PREFIXES, exact_match, f1, judgeable, mean_gain, rounded
 from refrag_platform.evaluation.pruning import self_information
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork, select
@@ -270,7 +270,7 @@ def _figures(losses: Tensor, episode: Episode, judged: JudgedSet) -> dict[str, f
     nats = losses[:, : len(episode.output)].double().mean(0)
     if judged.references:
         return {"answer_log_perplexity": float(nats.mean())}
-    return {prefix_name(n): float(nats[:n].mean()) for n in PREFIXES if n <= len(nats)}
+    return {name: float(nats[:tokens].mean()) for name, tokens in PREFIXES.items() if tokens <= len(nats)}
 
 
 def _kept_answer(flags: Tensor, judged: JudgedSet, number: int) -> dict[str, float]:

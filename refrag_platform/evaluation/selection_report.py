@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from refrag_platform.evaluation.figures import blank_figure
-from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.metrics import PREFIXES
 from refrag_platform.evaluation.report import figure, gain
-from refrag_platform.files import write_json
 from refrag_platform.markdown import table
 
 METRICS = {
-    **{prefix_name(tokens): prefix_name(tokens) for tokens in PREFIXES},
+    **{name: name for name in PREFIXES},
     "answer_log_perplexity": "answer, nats",
     "answer_kept": "answer kept",
     "exact_match": "exact match",
@@ -49,15 +48,6 @@ def selection_report(result: Mapping[str, Any]) -> str:
             "leaves nothing."
         )
     return "\n\n".join(parts) + "\n"
-
-
-def write_selection_report(folder: Path, title: str, result: Mapping[str, Any]) -> None:
-    """report.md, report.json and a picture into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    selection_figure(result, folder / "selection.png")
-    parts = [f"# {title}\n", selection_report(result), "![Choice of chunks](selection.png)\n"]
-    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
-    write_json(folder / "report.json", {"selection": result})
 
 
 def selection_figure(result: Mapping[str, Any], path: Path) -> None:

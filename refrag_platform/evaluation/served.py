@@ -22,7 +22,6 @@ from refrag_platform.evaluation.retrieval import (
     Looked,
     cuts_of,
     file_cases,
-    hit,
     look_up,
     retrieval_report,
 )
@@ -78,18 +77,27 @@ def evaluate_served(
     ):
         looked.append(one)
         if one.case.gold:
-            sent = {(found.title, found.text): _chunks(found) for found in hits}
+            sent = {(hit.title, hit.text): _chunks(hit) for hit in hits}
             stored[_as_asked(question, one.case, hits)] = sent
     cuts, least = cuts_of(store), serving.least_similarity
     report: dict[str, Any] = {
         "passages": serving.passages,
         "least_similarity": least,
         "retriever": store.description.retriever,
-        "lookups": _lookups(looked, least, cuts),
+        # Flat, of searches with what was said before.
+        "lookups": [
+            {
+                "kind": row["kind"],
+                "questions": row["questions"],
+                **{f"hit_{cut}": (row["together"] or {}).get(str(cut)) for cut in cuts},
+                "answered": row["answered"],
+            }
+            for row in retrieval_report(looked, least, cuts)["rows"]
+        ],
     }
     if not stored:
         return ServedEvaluation(report | {"rows": [], "intervals": []}, [], ItemSet())
-    found = evaluate_rag(
+    answered = evaluate_rag(
         bundle.model,
         bundle.policy,
         list(stored),
@@ -105,9 +113,9 @@ def evaluate_served(
         seed=recipe.seed,
     )
     # No time to first token is measured in batches.
-    rows = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in found.rows]
-    items = _items(questions, looked, found, least, cuts, settings.max_new_tokens)
-    return ServedEvaluation(report | {"rows": rows, "intervals": found.intervals}, found.answers, items)
+    rows = [{name: value for name, value in row.items() if name != "ttft_ms"} for row in answered.rows]
+    items = _items(questions, looked, answered, least, cuts, settings.max_new_tokens)
+    return ServedEvaluation(report | {"rows": rows, "intervals": answered.intervals}, answered.answers, items)
 
 
 def beside_found(report: Mapping[str, Any]) -> str | None:
@@ -135,34 +143,21 @@ def beside_found(report: Mapping[str, Any]) -> str | None:
 
 def _as_asked(question: Question, case: Case, hits: Sequence[Hit]) -> Question:
     """The question with the passages that were found, put as the engine puts it to policy and decoder."""
-    nearest = max(hits, key=lambda found: found.score or 0.0, default=None)
+    nearest = max(hits, key=lambda hit: hit.score or 0.0, default=None)
     text = texts_to_ask(case.question, case.before)[-1] if nearest and nearest.follows else question.question
-    passages = tuple(dict.fromkeys((found.title, found.text) for found in hits))
+    passages = tuple(dict.fromkeys((hit.title, hit.text) for hit in hits))
     return replace(question, question=text, passages=passages, gold=(), ranked=True)
 
 
-def _chunks(found: Hit) -> Chunks:
-    token_ids = torch.from_numpy(found.token_ids.astype("int64"))
-    return Chunks(token_ids, vectors=torch.from_numpy(found.vectors), relevance=found.score)
-
-
-def _lookups(looked: Sequence[Looked], least: float | None, cuts: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of `retrieval_report`, flat, of searches with what was said before."""
-    return [
-        {
-            "kind": row["kind"],
-            "questions": row["questions"],
-            **{f"hit_{cut}": (row["together"] or {}).get(str(cut)) for cut in cuts},
-            "answered": row["answered"],
-        }
-        for row in retrieval_report(looked, least, cuts)["rows"]
-    ]
+def _chunks(hit: Hit) -> Chunks:
+    token_ids = torch.from_numpy(hit.token_ids.astype("int64"))
+    return Chunks(token_ids, vectors=torch.from_numpy(hit.vectors), relevance=hit.score)
 
 
 def _items(
     questions: Sequence[Question],
     looked: Sequence[Looked],
-    found: RagEvaluation,
+    answered: RagEvaluation,
     least: float | None,
     cuts: Sequence[int],
     max_new_tokens: int,
@@ -173,11 +168,11 @@ def _items(
     held = [bool(one.case.gold) for one in own]
     values: dict[str, list[float]] = {HELD: [float(one) for one in held]}
     for cut in cuts:
-        values[f"retrieval_hit_{cut}"] = [float(hit(one.together, cut)) for one in own]
+        values[f"retrieval_hit_{cut}"] = [float(0 < one.together <= cut) for one in own]
     values["retrieval_answered"] = [
         float(there and (least is None or one.similarity >= least)) for there, one in zip(held, own, strict=True)
     ]
-    for name, scores in found.items.values.items():
+    for name, scores in answered.items.values.items():
         score = iter(scores)
         values[f"retrieval_{name}"] = [next(score) if there else 0.0 for there in held]
     asked = [questions[place] for place in known]

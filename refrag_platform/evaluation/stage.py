@@ -23,6 +23,7 @@ from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.retrieval import IN_STORE
 from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
 from refrag_platform.evaluation.seen import seen_in_training
+from refrag_platform.evaluation.selection_report import selection_figure, selection_report
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.systems import CONTROL_KINDS, DEFAULT_SYSTEMS
 from refrag_platform.evaluation.windows import split_windows
@@ -31,6 +32,12 @@ from refrag_platform.model.loading import load_bundle
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.relevance import recipe_relevance
+
+REPORTS = {
+    "perplexity": ("Log-perplexity", perplexity_report, perplexity_figure),
+    "rag": ("Answers", rag_report, rag_figure),
+    "selection": ("Choice of chunks", selection_report, selection_figure),
+}
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
@@ -91,26 +98,25 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     write_json(context.out / FILE_NAME, items.model_dump())
     write_json(context.beside / "answers.json", rag.answers)
     write_json(context.beside / "retrieval_answers.json", served.answers)
-    write_reports(context.beside, f"Evaluation of {recipe.name}", perplexity, {"rows": rag.rows, **about})
+    write_reports(
+        context.beside, f"Evaluation of {recipe.name}", perplexity=perplexity, rag={"rows": rag.rows, **about}
+    )
     return _metrics(perplexity, rag.rows, served.report)
 
 
-def write_reports(
-    folder: Path, title: str, perplexity: Mapping[str, Any] | None = None, rag: Mapping[str, Any] | None = None
-) -> None:
-    """report.md, report.json and a picture of each result into `folder`."""
+def write_reports(folder: Path, title: str, **results: Mapping[str, Any]) -> None:
+    """report.md, report.json and a picture of each result into `folder`.
+
+    Args: results: by their kind, one of REPORTS.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    parts, values = [f"# {title}\n"], {}
-    if perplexity is not None:
-        parts += [perplexity_report(perplexity), "![Log-perplexity](perplexity.png)\n"]
-        values["perplexity"] = perplexity
-        perplexity_figure(perplexity, folder / "perplexity.png")
-    if rag is not None:
-        parts += [rag_report(rag), "![Answers](rag.png)\n"]
-        values["rag"] = rag
-        rag_figure(rag, folder / "rag.png")
+    parts = [f"# {title}\n"]
+    for kind, result in results.items():
+        name, report, draw = REPORTS[kind]
+        draw(result, folder / f"{kind}.png")
+        parts += [report(result), f"![{name}]({kind}.png)\n"]
     (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
-    write_json(folder / "report.json", values)
+    write_json(folder / "report.json", results)
 
 
 def _questions(context: StageContext, base: Path) -> list[Question]:

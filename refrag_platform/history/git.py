@@ -39,19 +39,12 @@ class Git:
         Raises:
             RefragError: it failed and `check` is set.
         """
+        return self.bytes_of(*arguments, text=text, check=check).decode("utf-8", "replace").strip()
+
+    def bytes_of(self, *arguments: str, text: str | None = None, check: bool = True) -> bytes:
+        """The output as it is; text, check, Raises: as of `run`."""
         result = call(self.root, *arguments, env=self.environment, input=None if text is None else text.encode())
         if result.returncode and check:
-            raise RefragError(f"`git {' '.join(arguments[:2])}` failed:\n{_words(result)}")
-        return result.stdout.decode("utf-8", "replace").strip()
-
-    def bytes_of(self, *arguments: str) -> bytes:
-        """The output of a Git command as it is.
-
-        Raises:
-            RefragError: it failed.
-        """
-        result = call(self.root, *arguments, env=self.environment)
-        if result.returncode:
             raise RefragError(f"`git {' '.join(arguments[:2])}` failed:\n{_words(result)}")
         return result.stdout
 

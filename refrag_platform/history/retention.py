@@ -73,25 +73,25 @@ def plan(project: Project, last: int) -> Plan:
     commits = [(commit, _manifests(project, commit)) for commit in kept_commits(project, last)]
     kept = _kept_hashes(project, commits, cache)
     tags = _kept_tags(project, commits, kept, cache)
-    made = Plan([], kept, tags, cache)
+    result = Plan([], kept, tags, cache)
     root = project.root.resolve()
     if cache.folder.is_relative_to(root):
-        made.garbage += _unused_objects(project, kept, cache)
+        result.garbage += _unused_objects(project, kept, cache)
     else:
-        made.notes.append(
+        result.notes.append(
             f"DVC's cache {cache.folder} lies outside the project, where others may use it too, and is left alone; "
             "`dvc gc --projects` clears a shared one"
         )
     if bento.home(project).resolve().is_relative_to(root):
-        made.garbage += _unused_tags(project, tags)
+        result.garbage += _unused_tags(project, tags)
     else:
-        made.notes.append(f"BentoML's store {bento.home(project)} lies outside the project and is left alone")
+        result.notes.append(f"BentoML's store {bento.home(project)} lies outside the project and is left alone")
     for folder in sorted(project.root.glob(TABLES)):
         unused = len(folder.name) == HASH_LENGTH and f"{folder.name}{FOLDER_MARK}" not in kept
         if folder.is_dir() and (unused or folder.name.startswith(REMOVED)):
             name = folder.relative_to(project.root).as_posix()
-            made.garbage.append(Garbage("tables", name, _size(folder), folder))
-    return made
+            result.garbage.append(Garbage("tables", name, _size(folder), folder))
+    return result
 
 
 def collect(project: Project, last: int) -> Plan:
@@ -104,23 +104,23 @@ def collect(project: Project, last: int) -> Plan:
         # What the package stage has put into the store is named by its package.json only once that is in place.
         for model in sorted({tag.split(":")[0].removeprefix(PREFIX) for tag in _store(project, "models")}):
             locks.enter_context(only_runner(project.work_dir("package", model)))
-        found = plan(project, last)
+        removed = plan(project, last)
         for kind, verb in (("bento", []), ("model", ["models"])):  # never a Bento without its model
-            if names := [item.name for item in found.garbage if item.kind == kind]:
+            if names := [item.name for item in removed.garbage if item.kind == kind]:
                 _bentoml(project, [*verb, "delete", "--yes", *names])
-    for item in found.garbage:
+    for item in removed.garbage:
         if item.kind == "tables" and item.path is not None:
             _delete_tables(item.path)
-    if any(item.kind in {"artifact", "files"} for item in found.garbage):
+    if any(item.kind in {"artifact", "files"} for item in removed.garbage):
         with tempfile.TemporaryDirectory(prefix="refrag-kept-") as folder:
-            _write_kept(Path(folder), found)
+            _write_kept(Path(folder), removed)
             dvc.drop_unused(project, Path(folder))
-    return found
+    return removed
 
 
 def _manifests(project: Project, kept: Kept) -> list[Manifest]:
-    found = manifests_at(project, kept.commit).values()
-    return [manifest for manifest in found if kept.model in {None, manifest.model}]
+    manifests = manifests_at(project, kept.commit).values()
+    return [manifest for manifest in manifests if kept.model in {None, manifest.model}]
 
 
 def _kept_hashes(project: Project, commits: Commits, cache: Cache) -> dict[str, str]:
@@ -155,7 +155,8 @@ def _unused_objects(project: Project, kept: dict[str, str], cache: Cache) -> Ite
     there = set(cache.hashes())
     needed = {hash for folder in kept for hash in (folder, *cache.listing(folder).values())}
     unused = there - needed
-    names = {hash: path for hash, path in _names(project).items() if hash in unused}
+    # The folder of every artifact ever committed.
+    names = {manifest.hash: folder for _, folder, manifest in recorded_manifests(project) if manifest.hash in unused}
     folders = sorted((hash for hash in unused if hash.endswith(FOLDER_MARK)), key=lambda hash: names.get(hash, "~"))
     for folder in folders:
         own = {folder, *cache.listing(folder).values()} & unused
@@ -164,11 +165,6 @@ def _unused_objects(project: Project, kept: dict[str, str], cache: Cache) -> Ite
         yield Garbage("artifact", name, sum(map(cache.size, own)))
     if unused:
         yield Garbage("files", f"{len(unused)} files of no artifact", sum(map(cache.size, unused)))
-
-
-def _names(project: Project) -> dict[str, str]:
-    """The folder of every artifact ever committed, by hash."""
-    return {manifest.hash: folder for _, folder, manifest in recorded_manifests(project)}
 
 
 def _kept_tags(project: Project, commits: Commits, kept: dict[str, str], cache: Cache) -> dict[str, str]:

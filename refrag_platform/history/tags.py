@@ -98,9 +98,7 @@ def assign(git: Git, model: str, commit: str, message: str) -> str:
 
 def _next(number: tuple[int, int, int], bump: Bump) -> tuple[int, int, int]:
     major, minor, patch = number
-    if bump == "major":
-        return major + 1, 0, 0
-    return (major, minor + 1, 0) if bump == "minor" else (major, minor, patch + 1)
+    return {"major": (major + 1, 0, 0), "minor": (major, minor + 1, 0), "patch": (major, minor, patch + 1)}[bump]
 
 
 def _tag(git: Git, name: str, commit: str, message: str) -> None:

@@ -68,8 +68,8 @@ def releases(project: Project, model: str) -> list[Release]:
     return [read_release(project, git, model, version) for version in tags.versions(git, model)]
 
 
-def release_named(project: Project, model: str, version: str) -> Release:
-    """The registered version that a recipe's `continue_from` names.
+def release_named(project: Project, model: str, version: str, named_by: str = "continue_from") -> Release:
+    """The registered version that the setting or option `named_by` names.
 
     Raises:
         RefragError: there is none of that name.
@@ -77,8 +77,7 @@ def release_named(project: Project, model: str, version: str) -> Release:
     known = {release.version: release for release in releases(project, model)}
     if version not in known:
         raise RefragError(
-            f"continue_from of {model} is {version!r}, which is no version of it; there are: "
-            f"{', '.join(known) or 'none'}"
+            f"{named_by} of {model} is {version!r}, which is no version of it; there are: {', '.join(known) or 'none'}"
         )
     return known[version]
 
@@ -89,13 +88,13 @@ def version_at(git: Git, model: str, commit: str) -> Version:
     Raises:
         RefragError: it was not.
     """
-    found = [version for version in tags.versions(git, model) if version.commit == commit]
-    if not found:
+    registered = [version for version in tags.versions(git, model) if version.commit == commit]
+    if not registered:
         raise RefragError(
             f"{model}#{tags.STAGE} is assigned to commit {commit[:12]}, which no tag {model}@v... registers; "
             "fetch all tags with `git fetch --tags`"
         )
-    return found[-1]
+    return registered[-1]
 
 
 def read_release(project: Project, git: Git, model: str, version: Version) -> Release:
@@ -118,16 +117,16 @@ def read_manifests(project: Project, git: Git, model: str, commit: str) -> dict[
     Raises:
         ArtifactError: one of them can't be read.
     """
-    found = {}
+    manifests = {}
     for stage in STAGES:
         path = (project.stage_dir(stage, model) / FILE_NAME).relative_to(project.root).as_posix()
         text = git.run("show", f"{commit}:{path}", check=False)
         if text:
             try:
-                found[stage] = Manifest.model_validate_json(text)
+                manifests[stage] = Manifest.model_validate_json(text)
             except ValidationError as error:
                 raise ArtifactError(
                     f"{path} at {commit[:12]} can't be read ({error.error_count()} faults); it was written by "
                     "another version of this program"
                 ) from None
-    return found
+    return manifests

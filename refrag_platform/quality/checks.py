@@ -14,7 +14,8 @@ from refrag_platform.errors import ArtifactError
 from refrag_platform.quality.docs import build_docs, new_context
 from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results, subject, write_results
 from refrag_platform.quality.suites import SUITES, Check
-from refrag_platform.quality.summaries import TABLES, Artifact
+from refrag_platform.quality.summaries import SUMMARIES
+from refrag_platform.quality.summaries.artifact import Artifact, Row
 from refrag_platform.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -40,12 +41,7 @@ def check_once(recipe: Recipe, manifest: Manifest, folder: Path, inputs: dict[st
 
 
 def check_artifact(
-    stage: str,
-    recipe: Recipe,
-    content: Path,
-    inputs: dict[str, Path],
-    docs: Path | None = None,
-    of: str | None = None,
+    stage: str, recipe: Recipe, content: Path, inputs: dict[str, Path], docs: Path | None = None, of: str | None = None
 ) -> list[CheckResult]:
     """Check the artifact of `stage` in `content`, made from the content folders `inputs`.
 
@@ -76,7 +72,7 @@ def _check_table(
 ) -> list[CheckResult]:
     """The results of all checks over one table."""
     try:
-        rows = TABLES[artifact.stage][table](artifact)
+        rows: list[Row] = getattr(SUMMARIES[artifact.stage], table)(artifact)
     except Exception as error:  # whatever reading a damaged file raises is the finding
         return [_unread(check, artifact.recipe, f"{type(error).__name__}: {error}") for check in checks]
     if not rows:
@@ -84,9 +80,9 @@ def _check_table(
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    outcome = _validate(context, f"{artifact.stage}.{table}", frame, checks, artifact.recipe)
+    outcome: Any = _validate(context, f"{artifact.stage}.{table}", frame, checks, artifact.recipe)
     # Great Expectations gives results in an order of its own.
-    by_name = {_name_of(result): result for result in outcome.results}
+    by_name = {result.expectation_config.meta["check"]: result for result in outcome.results}
     return [_result(check, artifact.recipe, frame, by_name[check.name]) for check in checks]
 
 
@@ -114,11 +110,6 @@ def _validate(
     )
 
 
-def _name_of(result: Any) -> str:
-    """The check that an expectation's result belongs to."""
-    return result.expectation_config.meta["check"]
-
-
 def _result(check: Check, recipe: Recipe, frame: pd.DataFrame, outcome: Any) -> CheckResult:
     """One expectation's outcome as a CheckResult whose message names the rows at fault."""
     # Great Expectations skips empty cells (NaN is one); here a missing figure is a failure.
@@ -137,9 +128,8 @@ def _result(check: Check, recipe: Recipe, frame: pd.DataFrame, outcome: Any) -> 
 
 def _fault(check: Check, recipe: Recipe, observed: dict[str, Any]) -> str:
     """What was found against the rule, and whether the run goes on."""
-    found = "; ".join(f"{row}: {_words(value)}" for row, value in observed.items())
-    wanted = f"{check.columns[0]} must be {check.allowed}"
-    return f"{check.says}. Found {found}, but {wanted}{_consequence(check, recipe)}"
+    values = "; ".join(f"{row}: {_words(value)}" for row, value in observed.items())
+    return f"{check.says}. Found {values}, but {check.columns[0]} must be {check.allowed}{_consequence(check, recipe)}"
 
 
 def _consequence(check: Check, recipe: Recipe) -> str:
@@ -149,11 +139,9 @@ def _consequence(check: Check, recipe: Recipe) -> str:
 
 
 def _words(value: Any) -> str:
-    return (
-        ", ".join(f"{key} {_number(part)}" for key, part in value.items())
-        if isinstance(value, dict)
-        else _number(value)
-    )
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_number(part)}" for key, part in value.items())
+    return _number(value)
 
 
 def _number(value: Any) -> str:

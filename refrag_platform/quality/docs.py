@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from great_expectations.data_context import EphemeralDataContext
@@ -24,9 +24,17 @@ def new_context(docs: Path | None) -> EphemeralDataContext:
         ProgressBarsConfig,
     )
 
+    sites = {}
+    if docs is not None:
+        sites[SITE] = {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        }
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(init_temp_docs_sites=False),
-        data_docs_sites={SITE: _site(docs.resolve())} if docs is not None else {},
+        data_docs_sites=sites,
         progress_bars=ProgressBarsConfig(globally=False),
         analytics_enabled=False,
     )
@@ -40,12 +48,3 @@ def build_docs(context: EphemeralDataContext, docs: Path) -> Path:
     for name in UNUSED_IMAGES:
         (docs / "static" / "images" / name).unlink(missing_ok=True)
     return docs / INDEX
-
-
-def _site(folder: Path) -> Any:
-    return {
-        "class_name": "SiteBuilder",
-        "show_how_to_buttons": False,
-        "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)},
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-    }

@@ -73,16 +73,10 @@ def same(name: str, table: str, column: str, other: str, says: str) -> Check:
     return Check(name, table, says, "ExpectColumnPairValuesToBeEqual", {"column_A": column, "column_B": other})
 
 
-def above(name: str, table: str, column: str, other: str, says: str, integrity: bool = True) -> Check:
-    """One column is greater than another in every row."""
-    arguments = {"column_A": column, "column_B": other}
-    return Check(name, table, says, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, integrity)
-
-
-def at_least(name: str, table: str, column: str, other: str, says: str, integrity: bool = True) -> Check:
-    """One column is no less than another in every row."""
-    arguments = {"column_A": column, "column_B": other, "or_equal": True}
-    return Check(name, table, says, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, integrity)
+def above(name: str, table: str, column: str, other: str, says: str, or_equal: bool = False) -> Check:
+    """One column is greater than another in every row, or no less: a threshold of quality."""
+    arguments = {"column_A": column, "column_B": other, "or_equal": or_equal}
+    return Check(name, table, says, "ExpectColumnPairValuesAToBeGreaterThanB", arguments, integrity=False)
 
 
 FILES = none_of("files_complete", "files", "missing", "Every file of the format must be there and not be empty")
@@ -100,10 +94,7 @@ CORPUS = (
     none_of("passages_placed", "splits", "passages_astray", "A passage must have its document's split"),
     none_of("questions_placed", "splits", "questions_astray", "A question must have its document's split"),
     none_of(
-        "questions_gold",
-        "splits",
-        "gold_wrong",
-        "A question must have answers, and gold that names listed passages",
+        "questions_gold", "splits", "gold_wrong", "A question must have answers, and gold that names listed passages"
     ),
 )
 
@@ -145,7 +136,7 @@ CHECKPOINT = (
     *WEIGHTS,
     same("parameter_counts", "parameters", "found", "stated", "There must be as many parameters as stated"),
     *LOSS,
-    above("loss_falls", "training", "before", "after", "Training must lower the loss", integrity=False),
+    above("loss_falls", "training", "before", "after", "Training must lower the loss"),
     none_of("vectors_finite", "vectors", "nonfinite", "Chunk vectors of the corpus must be finite"),
     within("vectors_not_collapsed", "vectors", "spread", "Chunk vectors must differ from one another", low=0.01),
     same("encoder_digest", "vectors", "encoder_digest", "encoder_digest_stated", "The encoder must be the one named"),
@@ -176,29 +167,23 @@ EVALUATION = (
     within("rag_scores", "rag", "exact_match", "Exact match must be a share, 0 to 1", 0, 1),
     within("rag_f1", "rag", "f1", "F1 must be a share, 0 to 1", 0, 1),
     within("decoder_tokens", "rag", "decoder_tokens", "Every system must have read tokens", low=1),
-    above(
-        "refrag_beats_none", "gain", "none", "refrag", "A context's vectors must lower the decoder's log-perplexity",
-        integrity=False,
-    ),
+    above("refrag_beats_none", "gain", "none", "refrag", "A context's vectors must lower the decoder's log-perplexity"),
     above(
         "refrag_beats_shuffled", "gain", "shuffled", "refrag", "A context's own vectors must lower it further than "
-        "another document's", integrity=False,
+        "another document's",
     ),
-    above(
-        "answers_beat_none", "rag_gain", "refrag", "none", "F1 must be higher with passages than without",
-        integrity=False,
-    ),
+    above("answers_beat_none", "rag_gain", "refrag", "none", "F1 must be higher with passages than without"),
     within(
         "retrieval_complete", "retrieval", "missing", "Held-out questions must be looked up in the chunk store, and "
         "answered by every system over what was found", 0, 0, integrity=False,
     ),
-    at_least(
+    above(
         "hit_rates_rise", "hit_rates", "hit_rate", "at_fewer", "The hit rate among more passages must not be lower",
-        integrity=False,
+        or_equal=True,
     ),
-    at_least(
+    above(
         "hit_rate_floor", "hit_rate_floor", "hit_rate", "least_hit_rate", "The chunk store's search must find the gold "
-        "passage of as many questions as evaluation.least_hit_rate asks for", integrity=False,
+        "passage of as many questions as evaluation.least_hit_rate asks for", or_equal=True,
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from refrag_platform.corpus.held_out import held_out_questions, looked_up_questi
 from refrag_platform.errors import ArtifactError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.perplexity import window_items
-from refrag_platform.evaluation.rag import answer_items
+from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.windows import split_windows
@@ -54,16 +54,17 @@ def measure(released: Mapping[str, Path], candidate: Path, corpus: Path, recipe:
     nll = score_refrag(bundle.model, bundle.policy, windows, 0.0, settings.batch_size, seed=recipe.seed)
     relevance = recipe_relevance(recipe, base, bundle.model.device)
     asked = held_out_questions(settings, corpus, base)
-    answers = answer_items(
+    answers = evaluate_rag(
         bundle.model,
         bundle.policy,
         asked,
-        passages=max(settings.passages),
+        passages=[max(settings.passages)],
         share_kept=bundle.share_kept,
+        systems=["refrag"],
         max_new_tokens=settings.max_new_tokens,
         relevance=relevance,
         seed=recipe.seed,
     )
     questions = looked_up_questions(asked, settings, corpus)
     served = evaluate_served(bundle, questions, released["chunks"], recipe, base, relevance)
-    return Items(windows=window_items(nll, windows), questions=answers, retrieval=served.items)
+    return Items(windows=window_items(nll, windows), questions=answers.items, retrieval=served.items)

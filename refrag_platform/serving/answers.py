@@ -116,7 +116,16 @@ class Choices(Answer):
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def _usage_field(self) -> dict[str, Any]:
-        return {"usage": usage_body(self._generation.usage)}
+        """OpenAI's usage: prompt tokens are the positions that the decoder read."""
+        usage = self._generation.usage
+        return {
+            "usage": {
+                "prompt_tokens": usage.prompt_positions,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.prompt_positions + usage.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.positions_reused},
+            }
+        }
 
 
 def event(body: dict[str, Any], kind: str | None = None) -> str:
@@ -144,16 +153,6 @@ def _token_body(text: str, logprob: float, no_bytes: list[int] | None) -> dict[s
     # Part of a character has no text of its own, and its bytes are not to be had from a tokenizer of any kind.
     spelled = no_bytes if REPLACEMENT in text else list(text.encode())
     return {"token": text, "logprob": finite(logprob), "bytes": spelled}
-
-
-def usage_body(usage: Usage) -> dict[str, Any]:
-    """OpenAI's usage: prompt tokens are the positions that the decoder read."""
-    return {
-        "prompt_tokens": usage.prompt_positions,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_positions + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.positions_reused},
-    }
 
 
 def refrag_body(usage: Usage, sources: Sources) -> dict[str, Any]:

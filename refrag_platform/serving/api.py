@@ -158,7 +158,7 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> Response:
         raise BadRequest(
             f"dimensions is {body.dimensions}; the retriever's vectors have {dim} and can't be cut", param="dimensions"
         )
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+    with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         vectors, tokens = await ticket.run(engine.embed, body.texts())
     return Json(embeddings_body(body, vectors, tokens))
 
@@ -185,7 +185,7 @@ async def show_model(request: Request, model: str) -> Response:
 async def retrieve(request: Request, body: RetrieveRequest) -> Response:
     """The passages that fit a query best, best first."""
     engine = require_engine(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+    with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         try:
             passages = await ticket.run(engine.retrieve, body.query, body.k, collection=collection_of(request.scope))
         except QueryTooLong as error:

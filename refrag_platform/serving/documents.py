@@ -121,14 +121,14 @@ def _put(store: LiveStore, documents: list[tuple[str, str, str]]) -> list[Stored
 async def _look_up(request: Request, look: Callable[[LiveStore], T]) -> T:
     """Look into the documents of the request's collection, on a thread."""
     live = _live(request)
-    async with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
+    with request.app.state.look_ups.enter(request, LOOK_UPS) as ticket:
         return await ticket.run(lambda: look(live.of(collection_of(request.scope))))
 
 
 async def _change(request: Request, change: Callable[[LiveStore], T]) -> T:
     """Change the documents of the request's collection, on a thread, when the changes before it are done."""
     live = _live(request)
-    async with request.app.state.changes.enter(request, CHANGES) as ticket:
+    with request.app.state.changes.enter(request, CHANGES) as ticket:
         try:
             return await ticket.run(lambda: change(live.of(collection_of(request.scope))))
         except sqlite3.OperationalError as error:

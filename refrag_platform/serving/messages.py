@@ -12,15 +12,9 @@ from refrag_platform.limits import MOST_PARTS
 from refrag_platform.serving.contract import Message
 from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown
 
-# Fields that only some roles have.
-ROLES = {
-    "refusal": ("assistant",),
-    "tool_calls": ("assistant",),
-    "function_call": ("assistant",),
-    "audio": ("assistant",),
-    "annotations": ("assistant",),
-    "tool_call_id": ("tool",),
-}
+# Fields that only one role has.
+ROLES = dict.fromkeys(("refusal", "tool_calls", "function_call", "audio", "annotations"), "assistant")
+ROLES["tool_call_id"] = "tool"
 
 
 class Part(Body):
@@ -95,8 +89,8 @@ class ChatMessage(Body):
 
     @model_validator(mode="after")
     def _fields_fit_the_role(self) -> ChatMessage:
-        for name, roles in ROLES.items():
-            if getattr(self, name) and self.role not in roles:
+        for name, role in ROLES.items():
+            if getattr(self, name) and self.role != role:
                 raise fault("invalid_value", f"a message of role {self.role} has no {name}", name)
         said = self.content is not None or self.refusal is not None
         if not (said or self.tool_calls or self.function_call):

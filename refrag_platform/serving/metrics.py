@@ -6,7 +6,7 @@ Labels come from routes, never from what clients make up: each value of a label 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -31,40 +31,35 @@ class Metrics:
     """All figures; `load` tells what the decoder does, None while there is none."""
 
     def __init__(self, load: Callable[[], Load | None]) -> None:
-        self._registry = own = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         labels = ["endpoint", "method", "status"]
-        self._total = Counter("refrag_requests", "Requests that were answered", labels, registry=own)
-        self._seconds = Histogram(
-            "refrag_request_duration_seconds",
-            "Seconds to a response's last byte",
-            labels,
-            buckets=REQUEST_SECONDS,
-            registry=own,
+
+        def counter(name: str, help: str, labels: Sequence[str] = ()) -> Counter:
+            return Counter(name, help, labels, registry=registry)
+
+        def histogram(name: str, help: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+            return Histogram(name, help, labels, buckets=buckets, registry=registry)
+
+        self._total = counter("refrag_requests", "Requests that were answered", labels)
+        self._seconds = histogram(
+            "refrag_request_duration_seconds", "Seconds to a response's last byte", REQUEST_SECONDS, labels
         )
-        self._at_once = Gauge("refrag_requests_in_progress", "Requests being answered", ["endpoint"], registry=own)
-        self._first_token = Histogram(
+        self._at_once = Gauge("refrag_requests_in_progress", "Requests being answered", ["endpoint"], registry=registry)
+        self._first_token = histogram(
             "refrag_time_to_first_token_seconds",
             "From a request's arrival to its first token, search and waiting included",
-            buckets=FIRST_TOKEN_SECONDS,
-            registry=own,
+            FIRST_TOKEN_SECONDS,
         )
-        self._between = Histogram(
-            "refrag_inter_token_latency_seconds",
-            "From one token of a choice to the next",
-            buckets=BETWEEN_TOKENS_SECONDS,
-            registry=own,
+        self._between = histogram(
+            "refrag_inter_token_latency_seconds", "From one token of a choice to the next", BETWEEN_TOKENS_SECONDS
         )
-
-        def counter(name: str, help: str) -> Counter:
-            return Counter(name, help, registry=own)
-
         self._prompt = counter("refrag_prompt_tokens", "Prompt positions after compression, those reused included")
         self._plain = counter("refrag_prompt_tokens_uncompressed", "Tokens of the same prompts in full")
         self._generated = counter("refrag_generation_tokens", "Tokens drawn")
         self._queried = counter("refrag_prefix_cache_queries", "Prompt positions looked up among earlier prompts'")
         self._hits = counter("refrag_prefix_cache_hits", "Those of them that were there")
         self._refused = counter("refrag_refusals", "Questions that the store holds nothing near to")
-        own.register(_Decoder(load))
+        registry.register(_Decoder(load))
 
     def begin(self, endpoint: str) -> None:
         """One request more at once."""

@@ -98,7 +98,7 @@ class ResponseRequest(ConversationRequest):
     def sampling(self, default_tokens: int) -> Sampling:
         schema = self.text.format.followed() if self.text and self.text.format else None
         top_logprobs = (self.top_logprobs or 0) if self.include else None
-        return self.drawn(self.max_output_tokens or default_tokens, top_logprobs, schema=schema)
+        return self.drawn(self.max_output_tokens or default_tokens, top_logprobs, schema)
 
 
 class ModelResponse(Answer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, Tag, WithJsonSchema, model_validator
@@ -154,23 +155,13 @@ class AnswerRequest(Body):
     def sampling(self, default_tokens: int) -> Sampling:
         """How the answer is drawn."""
 
-    def drawn(
-        self,
-        max_tokens: int,
-        top_logprobs: int | None,
-        *,
-        stop: tuple[str, ...] = (),
-        choices: int = 1,
-        schema: Schema | None = None,
-    ) -> Sampling:
+    def drawn(self, max_tokens: int, top_logprobs: int | None, schema: Schema | None = None) -> Sampling:
         """`sampling` by the fields that all shapes have."""
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.temperature or 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed,
-            stop=stop,
-            n=choices,
             top_logprobs=top_logprobs,
             schema=schema,
         )
@@ -230,8 +221,8 @@ class ChoicesRequest(AnswerRequest):
     def drawn_choices(self, max_tokens: int, top_logprobs: int | None, schema: Schema | None = None) -> Sampling:
         """`sampling` of several choices."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        stop = tuple(stop for stop in stops if stop)
-        return self.drawn(max_tokens, top_logprobs, stop=stop, choices=self.n or 1, schema=schema)
+        sampling = self.drawn(max_tokens, top_logprobs, schema)
+        return replace(sampling, stop=tuple(stop for stop in stops if stop), n=self.n or 1)
 
 
 class ConversationRequest(AnswerRequest):

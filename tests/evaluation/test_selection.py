@@ -8,7 +8,7 @@ import torch
 
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.metrics import PREFIXES, prefix_name
+from refrag_platform.evaluation.metrics import PREFIXES
 from refrag_platform.evaluation.scoring import score_refrag
 from refrag_platform.evaluation.selection import evaluate_selection, judged_questions, judged_windows
 from refrag_platform.evaluation.selection_report import selection_report
@@ -47,7 +47,7 @@ def test_windows_are_judged_by_prefixes_and_the_policy_s_row_is_that_of_the_perp
     assert list(rows) == [(system, share) for share in (0.125, 0.25) for system in [*SYSTEMS, "last"]]
     expected = score_refrag(model, policy, windows, 0.25, batch_size=7)
     assert rows["policy", 0.25]["P16"] == pytest.approx(expected[:, :16].mean(), abs=1e-4)
-    assert [name for name in map(prefix_name, PREFIXES) if name in rows["policy", 0.25]] == ["P16", "P32"]
+    assert [name for name in PREFIXES if name in rows["policy", 0.25]] == ["P16", "P32"]
     gains = {(row["over"], row["share_kept"]): row["P32"] for row in found["differences"]}
     gain = gains["last", 0.125]
     assert gain[0] == pytest.approx(rows["last", 0.125]["P32"] - rows["policy", 0.125]["P32"], abs=1e-4)

@@ -1,22 +1,21 @@
-"""Artifact files to summary rows: `TABLES[stage][table](artifact)` reads the files and returns plain rows.
+"""Artifact files to summary rows: a table of a stage is a function of its module, from the artifact to plain rows.
 
-Every row has a `row` column that names it (a shard, a split, a file, a system).
+Suites name tables by these functions. Every row has a `row` column that names it (a shard, a split, a file, a system).
 """
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from refrag_platform.quality.summaries import checkpoints, chunks, corpus, evaluation, package, policy
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table
 
-TABLES: dict[str, dict[str, Table]] = {
-    "corpus": corpus.TABLES,
-    "reconstruction": checkpoints.TABLES,
-    "cpt": checkpoints.TABLES,
-    "chunks": chunks.TABLES,
-    "policy": policy.TABLES,
-    "finetuned": checkpoints.TABLES,
-    "evaluation": evaluation.TABLES,
-    "package": package.TABLES,
+SUMMARIES: dict[str, ModuleType] = {
+    "corpus": corpus,
+    "reconstruction": checkpoints,
+    "cpt": checkpoints,
+    "chunks": chunks,
+    "policy": policy,
+    "finetuned": checkpoints,
+    "evaluation": evaluation,
+    "package": package,
 }
-
-__all__ = ["TABLES", "Artifact", "Row", "Table"]

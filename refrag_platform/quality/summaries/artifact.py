@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from refrag_platform.errors import ArtifactError
 from refrag_platform.recipes import Recipe
 
 Row = dict[str, Any]
-Table = Callable[["Artifact"], list[Row]]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from refrag_platform.errors import ArtifactError
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, is_finite, read_json, wanted
 from refrag_platform.stages import SHIPPED
 
 TRAINING_FILE = "training.json"
@@ -24,17 +22,20 @@ def files(artifact: Artifact) -> list[Row]:
 
 
 def weights(artifact: Artifact) -> list[Row]:
-    """One row per .safetensors file, read tensor by tensor: tensors, parameters, non-finite numbers."""
-    rows: dict[str, Row] = {}
+    """One row per .safetensors file, read tensor by tensor, for it need not fit into memory: non-finite numbers."""
+    from safetensors import safe_open
+
+    rows = []
     for path in _weight_files(artifact.content):
-        name = path.relative_to(artifact.content).as_posix()
-        row = rows[name] = {"row": name, "tensors": 0, "parameters": 0, "nonfinite": 0}
-        for _, tensor in _tensors(path):
-            row["tensors"] += 1
-            row["parameters"] += tensor.numel()
-            if tensor.is_floating_point():
-                row["nonfinite"] += tensor.numel() - int(tensor.isfinite().sum())
-    return list(rows.values())
+        row = {"row": path.relative_to(artifact.content).as_posix(), "parameters": 0, "nonfinite": 0}
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                tensor = file.get_tensor(name)
+                row["parameters"] += tensor.numel()
+                if tensor.is_floating_point():
+                    row["nonfinite"] += tensor.numel() - int(tensor.isfinite().sum())
+        rows.append(row)
+    return rows
 
 
 def parameters(artifact: Artifact) -> list[Row]:
@@ -113,15 +114,6 @@ def _weight_files(content: Path) -> list[Path]:
     return sorted(content.rglob("*.safetensors"))
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Any]]:
-    """Name and tensor, one at a time: the whole file need not fit into memory."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            yield name, file.get_tensor(name)
-
-
 def _part(content: Path, path: Path, tensor: str) -> str:
     """decoder/*.safetensors is the decoder; encoder.safetensors holds two parts, told apart by prefix."""
     if path.parent != content:
@@ -132,12 +124,3 @@ def _part(content: Path, path: Path, tensor: str) -> str:
 def _ties_its_head(content: Path) -> bool:
     config = content / "decoder" / "config.json"
     return config.is_file() and bool(read_json(config).get("tie_word_embeddings", False))
-
-
-TABLES: dict[str, Table] = {
-    "files": files,
-    "weights": weights,
-    "parameters": parameters,
-    "training": training,
-    "vectors": vectors,
-}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, read_json, wanted
 
 VECTORS_AT_ONCE = 1 << 16
 
@@ -15,7 +15,7 @@ def files(artifact: Artifact) -> list[Row]:
 
 
 def shards(artifact: Artifact) -> list[Row]:
-    """One row per vector file: chunks, vectors, norms, spread, token ids out of range.
+    """One row per vector file: chunks, vectors, least norm, spread, token ids out of range.
 
     spread: standard deviation over chunks relative to the vectors' root mean square; 0 = all vectors equal.
     """
@@ -51,8 +51,6 @@ def shards(artifact: Artifact) -> list[Row]:
                 "vectors": count,
                 "nonfinite": nonfinite,
                 "norm_min": float(norm.min()) if len(norm) else 0.0,
-                "norm_mean": float(norm.mean()) if len(norm) else 0.0,
-                "norm_max": float(norm.max()) if len(norm) else 0.0,
                 "spread": float(spread),
                 "outside_vocabulary": int(((token_ids < -1) | (token_ids >= vocabulary)).sum()),
                 "padding_wrong": int(holes.sum()),
@@ -104,6 +102,3 @@ def store(artifact: Artifact) -> list[Row]:
             "retrieval_faults": retrieval_faults,
         }
     ]
-
-
-TABLES: dict[str, Table] = {"files": files, "shards": shards, "store": store}

@@ -8,7 +8,7 @@ from typing import Any
 
 from refrag_platform.corpus.shards import INDEX, shard_name
 from refrag_platform.errors import ArtifactError
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, read_lines, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, read_lines, wanted
 
 SPLITS = ("train", "validation", "test")
 TOKENS_AT_ONCE = 1 << 22
@@ -52,8 +52,6 @@ def shards(artifact: Artifact) -> list[Row]:
                 "row": name,
                 "tokens": len(ids),
                 "tokens_due": due.get(name, 0),
-                "min_id": min((int(block.min()) for block in blocks), default=0),
-                "max_id": max((int(block.max()) for block in blocks), default=0),
                 "outside_vocabulary": sum(int((block >= vocabulary).sum()) for block in blocks),
             }
         )
@@ -104,9 +102,8 @@ def splits(artifact: Artifact) -> list[Row]:
 
 def _questions(path: Path, split: str, split_of: dict[str, str]) -> Row:
     """Questions of one split whose document lies elsewhere, and those without gold passage or answer."""
-    row = {"questions": 0, "questions_astray": 0, "gold_wrong": 0}
+    row = {"questions_astray": 0, "gold_wrong": 0}
     for question in read_lines(path) if path.is_file() else ():
-        row["questions"] += 1
         row["questions_astray"] += int(split_of.get(question["document_id"]) != split)
         gold, listed = question["gold"], range(len(question["passages"]))
         sound = question["answers"] and gold and all(index in listed for index in gold)
@@ -133,6 +130,3 @@ def _columns(path: Path, *names: str) -> list[list[Any]]:
         raise ArtifactError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(found)}")
     table = pq.read_table(path, columns=list(names))
     return [table.column(name).to_pylist() for name in names]
-
-
-TABLES: dict[str, Table] = {"files": files, "shards": shards, "splits": splits}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, is_finite, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, is_finite, wanted
 
 PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero", "refrag_none")
 RAG_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_wrong")
@@ -18,12 +18,11 @@ def files(artifact: Artifact) -> list[Row]:
 
 
 def perplexity(artifact: Artifact) -> list[Row]:
-    """One row per perplexity row: log-perplexities and how many of them are not finite positive numbers."""
+    """One row per perplexity row: how many log-perplexities are not finite positive numbers."""
     columns = prefixes(artifact)
     return [
         {
             "row": f"{row['system']} k={row.get('k')} share={row.get('share_kept')}",
-            **{column: row.get(column) for column in columns},
             "nonfinite": sum(not (is_finite(row.get(column)) and row[column] >= 0) for column in columns),
         }
         for row in _rows(artifact, "perplexity.json")
@@ -49,10 +48,7 @@ def gain(artifact: Artifact) -> list[Row]:
         {
             "row": column,
             "none": min(
-                [
-                    *_figures(reports, column, system="refrag_none"),
-                    *_figures(reports, column, system="none", tuned=True),
-                ],
+                _figures(reports, column, system="refrag_none") + _figures(reports, column, system="none", tuned=True),
                 default=None,
             ),
             "shuffled": min(_figures(reports, column, system="refrag_shuffled"), default=None),
@@ -140,17 +136,3 @@ def _figures(rows: list[dict[str, Any]], column: str, **which: Any) -> list[floa
     """Finite values of a column in the rows whose keys have the given values."""
     chosen = [row for row in rows if all(row.get(key) == value for key, value in which.items())]
     return [row[column] for row in chosen if is_finite(row.get(column))]
-
-
-TABLES: dict[str, Table] = {
-    "files": files,
-    "perplexity": perplexity,
-    "perplexity_systems": perplexity_systems,
-    "gain": gain,
-    "rag": rag,
-    "rag_systems": rag_systems,
-    "rag_gain": rag_gain,
-    "retrieval": retrieval,
-    "hit_rates": hit_rates,
-    "hit_rate_floor": hit_rate_floor,
-}

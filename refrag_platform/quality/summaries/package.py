@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refrag_platform.artifacts.digest import folder_digest
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, wanted
 
 LOCK_FILE = "package.json"
 
@@ -21,6 +21,3 @@ def holds(artifact: Artifact) -> list[Row]:
         {"row": name, "differs": int(folder_digest(folder) != stated.get(name))}
         for name, folder in sorted(artifact.inputs.items())
     ]
-
-
-TABLES: dict[str, Table] = {"files": files, "holds": holds}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from refrag_platform.quality.summaries import checkpoints
-from refrag_platform.quality.summaries.artifact import Artifact, Row, Table, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, Row, read_json, wanted
+from refrag_platform.quality.summaries.checkpoints import TRAINING_FILE
+from refrag_platform.quality.summaries.checkpoints import training as training
+from refrag_platform.quality.summaries.checkpoints import weights as weights
 
 TRIED_LENGTHS = (8, 32, 128)
 CONTEXTS_PER_LENGTH = 4
@@ -11,7 +13,7 @@ CONTEXTS_PER_LENGTH = 4
 
 def files(artifact: Artifact) -> list[Row]:
     """Facts and weights."""
-    return artifact.files(["policy.json", "policy.safetensors", checkpoints.TRAINING_FILE])
+    return artifact.files(["policy.json", "policy.safetensors", TRAINING_FILE])
 
 
 def scores(artifact: Artifact) -> list[Row]:
@@ -58,12 +60,3 @@ def budget(artifact: Artifact) -> list[Row]:
             "encoder_digest_of_model": wanted(model, "encoder_digest", "model.json of finetuned"),
         }
     ]
-
-
-TABLES: dict[str, Table] = {
-    "files": files,
-    "weights": checkpoints.weights,
-    "training": checkpoints.training,
-    "scores": scores,
-    "budget": budget,
-}
