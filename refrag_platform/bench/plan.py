@@ -181,7 +181,6 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
         told.append(
             f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, answers of {ANSWER_TOKENS} tokens; "
             f"the first two {QUESTION_TOKENS} of question, answer and chat format, at the finest of encoder.rates, the "
-            f"last {OPENING_TOKENS} of instructions. Vectors that are made once aren't counted. The policy encodes all "
-            "passages of a batch at once, each padded to the longest: longer ones than these take more memory."
+            f"last {OPENING_TOKENS} of instructions. Vectors that are made once aren't counted."
         )
     return told

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from refrag_platform.bench.arithmetic import StepWork
 from refrag_platform.model.decoder import decoder_states, head_weight
+from refrag_platform.model.encoder import ENCODED_AT_ONCE
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import FinetunedRecipe, PolicyRecipe, ReadingRecipe, Recipe, TrainingRecipe
@@ -255,8 +256,8 @@ def _policy(recipe: Recipe, model: RefragModel, rows: int) -> StageSteps:
         encoded = chunks / group if samples else chunks
         work = StepWork(samples or rows, encoded, encoded, positions if samples else 0, predicted if samples else 0)
         at_once = max(1, min(samples, POSITIONS_AT_ONCE // positions))
-        # All passages of a batch are encoded together.
-        shape = (rows, chunks, k) if name == "windows" else (rows * settings.passages, passage, k)
+        count, length = (rows, chunks) if name == "windows" else (rows * settings.passages, passage)
+        shape = (min(count, max(1, ENCODED_AT_ONCE // length)), length, k)
         batch = {
             "passages": torch.zeros(shape, dtype=torch.long),
             "ids": torch.zeros(at_once, positions, dtype=torch.long),

@@ -6,7 +6,8 @@ import torch
 from refrag_platform.bench.arithmetic import DecoderSize, PaperFormula, Work, encoder_work
 from refrag_platform.bench.shapes import SHAPES, named_shape
 from refrag_platform.errors import RefragError
-from refrag_platform.model.encoder import LayersEncoder, embedding_weight, first_layers, strip_backbone
+from refrag_platform.model.backbone import embedding_weight, first_layers, strip_backbone
+from refrag_platform.model.encoder import LayersEncoder
 
 LLAMA = DecoderSize(
     width=4096,

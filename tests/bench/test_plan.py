@@ -246,7 +246,7 @@ def test_memory_is_near_what_runs_measured_and_time_is_no_more(run: str) -> None
     assert row in (ROOT / "docs/distributed.md").read_text(encoding="utf-8"), row
 
 
-# The release's stages, and the page's records of them; the policy's passages are longer than a plan can know.
+# The release's stages, and the page's records of them; the policy's is of when it encoded a whole batch at once.
 RELEASE = {
     "reconstruction": "2026-11-30-reading-checkpoint",
     "cpt": "2026-11-30-reading-checkpoint",
