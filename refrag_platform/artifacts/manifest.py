@@ -93,6 +93,8 @@ class Manifest(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise ArtifactError(f"no {FILE_NAME} in {folder}: it is not a finished artifact") from None
+        except OSError as error:
+            raise ArtifactError(f"{path} can't be read ({error.strerror}); mend that, or run the stage again") from None
         except ValidationError as error:
             raise ArtifactError(f"{path} is damaged ({error.error_count()} faults); run the stage again") from None
 

@@ -179,8 +179,9 @@ def assumptions(plans: list[StagePlan], kind: Gpu) -> list[str]:
         told.append(f"DeepSpeed's buckets: {BUCKET:,} numbers; under ZeRO-3 {LIVE:,} weights are whole at once.")
     if any(one.stage != "reconstruction" for one in plans):
         told.append(
-            f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, answers of {ANSWER_TOKENS} tokens; "
-            f"the first two {QUESTION_TOKENS} of question, answer and chat format, at the finest of encoder.rates, the "
-            f"last {OPENING_TOKENS} of instructions. Vectors that are made once aren't counted."
+            f"finetuned, policy, cpt.reading: passages of corpus.passage_tokens, answers of {ANSWER_TOKENS} tokens. "
+            f"finetuned, policy: {QUESTION_TOKENS} tokens of question, answer and chat format a prompt; passages are "
+            f"read at the finest of encoder.rates. cpt.reading: {OPENING_TOKENS} tokens of instructions before them. "
+            "The encoding of passages whose vectors are made once and kept isn't counted."
         )
     return told

@@ -57,7 +57,7 @@ def plan(
     project, kind = find_project(), known(gpu)
     results = measured or sorted((project.root / "docs/results").glob("bench-train-*.json"))
     recipe, base = project.recipe_or_file(model)
-    with waiting(f"plan the stages of {recipe.name}"):
+    with waiting(f"planning the stages of {recipe.name}"):
         plans = planned(recipe, base, kind, gpus, results)
     told = assumptions(plans, kind)
     _show(plans, kind, price_per_hour)

@@ -229,7 +229,9 @@ def _untuned(model: str, bundle: Bundle, known: tuple[Recipe, Path] | None) -> P
     if known is None:
         raise RefragError(f"the system `untuned` needs the recipe of {model}, which isn't known; name it by --recipe")
     if not bundle.model.tokenizer.chat_template:
-        raise RefragError("the system `untuned` needs a chat template, and the decoder's tokenizer has none")
+        raise RefragError(
+            f"the tokenizer of {model}'s decoder has no chat template, which `untuned` is asked in: leave it out"
+        )
     return untuned_decoder(*known, like=bundle.model)
 
 

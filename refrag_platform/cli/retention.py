@@ -80,10 +80,15 @@ def forget(
     typer.echo("\nTo forget it:")
     steps = [
         found.remove,
-        *(f"{release}: {WITHOUT_RELEASE}" for release in found.releases),
+        *(f"{release}: {WITHOUT_RELEASE}" for release in found.releases_with_it),
+        *(
+            f"if it may be in {release} (its manifest.json says in words of what `data` it is): {WITHOUT_RELEASE}"
+            for release in found.releases
+            if release not in found.releases_with_it
+        ),
         *(f"refrag run all --model {name}" for name in found.rebuild),
     ]
-    if found.unclear:
+    if any(version.kind != "release" for version, _ in found.unclear):
         steps.append("refrag status   # what is unclear and stale is made again by the same runs")
     if stored := [places for version, places in found.elsewhere if version.kind != "release"]:
         if any(place.startswith("commit ") for places in stored for place in places):

@@ -179,6 +179,5 @@ def _stage_manifests(name: str) -> list[Manifest]:
 
 
 def _recipe(name: str) -> tuple[Recipe, Path]:
-
     project = find_project()
     return project.recipe(name), project.recipe_path(name).parent

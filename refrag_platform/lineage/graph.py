@@ -164,8 +164,9 @@ def read_graph(project: Project) -> Graph:
 def add_releases(graph: Graph, project: Project) -> None:
     """Enter packed weights in place and the stages that made them, as far as their manifest.json records these."""
     for file in sorted(project.root.glob(f"models/*/{SHIPPED}/{FILE_NAME}")):
-        release, made_by = recorded_source(file.relative_to(project.root).as_posix(), file_digest(file)), []
+        made_by: list[Version] = []
         try:
+            release = recorded_source(file.relative_to(project.root).as_posix(), file_digest(file))
             record = json.loads(file.read_bytes())
             for stage, facts in record.get("stages", {}).items():
                 folder = project.stage_dir(stage, record["model"]).relative_to(project.root).as_posix()
@@ -173,9 +174,11 @@ def add_releases(graph: Graph, project: Project) -> None:
                 sources = {entry["path"]: entry["hash"] for entry in facts["sources"]}
                 made_by.append(Version("artifact", folder, facts["hash"]))
                 graph.add(made_by[-1], _origins(inputs, sources), model=record["model"])
+        except OSError:
+            continue
         except (ValueError, KeyError, TypeError, AttributeError):
             made_by = []
-        graph.add(release, made_by or None, IN_PLACE)
+        graph.add(release, made_by or None, IN_PLACE, model=file.parent.parent.name)
 
 
 def add_store(graph: Graph, home: Path) -> None:

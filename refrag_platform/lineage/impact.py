@@ -23,8 +23,9 @@ class Forgetting:
     """What it takes to forget a document.
 
     `rebuild`: artifacts in place that saw it, by model. `elsewhere`: the other versions that did, and where each
-    is: releases, committed versions, BentoML's models and Bentos. `unclear`: artifacts and releases in place that may
-    have seen it, as no record says what a version behind them was made from; with that version. `remove`: what to take
+    is: releases, committed versions, BentoML's models and Bentos; of a package's document all that are made of that
+    package. `unclear`: artifacts and releases in place behind which there is a version of which no record says what it
+    was made from; with that version: they may have seen it, or seen it once more. `remove`: what to take
     away, in words. `duplicates`: documents that the corpora dropped because their text had come before; one of them may
     be this one.
     """
@@ -38,8 +39,12 @@ class Forgetting:
     @property
     def releases(self) -> list[str]:
         """Releases that saw it or may have: what starts from them has it again, however often it is made."""
-        versions = [version for version, _ in [*self.elsewhere, *self.unclear]]
-        return sorted({version.name for version in versions if version.kind == "release"})
+        return sorted({*self.releases_with_it} | {one.name for one, _ in self.unclear if one.kind == "release"})
+
+    @property
+    def releases_with_it(self) -> list[str]:
+        """Those of them of which it is known."""
+        return sorted({version.name for version, _ in self.elsewhere if version.kind == "release"})
 
     def plain(self) -> dict[str, object]:
         """The same as JSON values."""
@@ -87,7 +92,7 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
         version
         for layer in after.layers()
         for version in layer
-        if version.kind != "source" and _concerns(graph, version, model)
+        if version.kind != "source" and model in {None, graph.versions[version].model}
     ]
     here = [version for version in saw if version.kind != "release" and IN_PLACE in graph.versions[version].places]
     rebuild: dict[str, list[Version]] = {}
@@ -97,7 +102,7 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
     missing = {
         version: sorted(origin for origin, facts in graph.behind([version]).versions.items() if facts.made_from is None)
         for version, facts in graph.versions.items()
-        if IN_PLACE in facts.places and _concerns(graph, version, model)
+        if IN_PLACE in facts.places and model in {None, facts.model}
     }
     return Forgetting(
         remove=found.remove,
@@ -106,11 +111,6 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
         unclear=[(version, origins[0]) for version, origins in sorted(missing.items()) if origins],
         duplicates=sum(_duplicates(project, version) for version in here),
     )
-
-
-def _concerns(graph: Graph, version: Version, model: str | None) -> bool:
-    """Whether a version is the model's, or a release, from which any model may start."""
-    return version.kind == "release" or model in {None, graph.versions[version].model}
 
 
 def find_source(project: Project, graph: Graph, what: str) -> _Found:

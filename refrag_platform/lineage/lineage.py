@@ -130,6 +130,8 @@ def find(project: Project | None, what: str) -> Found:
         for version in graph.named(folder.relative_to(project.root).as_posix()):
             if IN_PLACE in graph.versions[version].places:
                 return Found(graph, [version], version.kind)
+    if folder.name in STAGES and (folder / FILE_NAME).is_file():
+        Manifest.read(folder)  # It is not in the graph because it can't be read: this says why.
     if folder.name in STAGES and folder == project.stage_dir(folder.name, folder.parent.name).resolve():
         raise ArtifactError(
             f"{what} has not been made, or lost its {FILE_NAME}; make it: `refrag run {folder.name} --model "

@@ -289,8 +289,10 @@ def context_vectors(model: RefragModel, batch: Batch) -> Tensor:
     """
     lengths = (batch["passages"][..., 0] != PAD).sum(1).tolist()
     passages = [passage[:length] for passage, length in zip(batch["passages"], lengths, strict=True)]
-    vectors = pad_sequence(model.encoder.encode_passages(passages), batch_first=True)
-    return vectors.flatten(0, 1)[batch["places"]]
+    encoded = [
+        one.vectors for one in model.with_vectors([Chunks(part) for part in passages]) if one.vectors is not None
+    ]
+    return pad_sequence(encoded, batch_first=True).flatten(0, 1)[batch["places"]]
 
 
 def policy_inputs(model: RefragModel, policy: PolicyNetwork, batch: Batch, vectors: Tensor) -> dict[str, Tensor | None]:

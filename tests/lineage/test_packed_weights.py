@@ -17,12 +17,13 @@ from refrag_platform.lineage.graph import Graph, Version
 from refrag_platform.lineage.impact import forget
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
-from tests.command import refrag
+from tests.command import refrag, refused
 from tests.conftest import copy_project
 from tests.training.test_start import FIGURES, MODEL, start_from_release
 
 SOURCE, OTHER = (f"data/sources/{MODEL}/{name}.txt" for name in ("notes", "other"))
 RELEASE, CORPUS = f"models/{MODEL}/release", f"data/{MODEL}/corpus"
+WITHOUT = "replace it by weights that never saw it"
 STAGES = ("corpus", "reconstruction", "cpt")
 TRAINED = [f"models/{MODEL}/{stage}" for stage in STAGES[1:]]
 
@@ -149,6 +150,26 @@ def test_a_release_without_a_record_is_unclear_and_so_is_what_started_from_it(
     # A record that names a corpus of which there is none leaves that unclear too.
     write_release(project, stages[1:])
     assert (RELEASE, CORPUS) in {(version.name, missing.name) for version, missing in forget(project, OTHER).unclear}
+
+
+def test_what_cannot_be_read_is_named_where_it_is_asked_for_and_stops_nothing_else(
+    packed: tuple[Project, list[Manifest]],
+) -> None:
+    project, _ = packed
+    (project.root / TRAINED[-1] / "manifest.json").write_text("{")
+    (project.root / RELEASE / "manifest.json").unlink()
+    (project.root / RELEASE / "manifest.json").mkdir()
+    assert f"{TRAINED[-1]}/manifest.json is damaged" in refused("lineage", TRAINED[-1], "--down")
+    assert TRAINED[0] in refrag("lineage", OTHER).stdout
+
+
+def test_other_models_releases_are_no_matter(packed: tuple[Project, list[Manifest]]) -> None:
+    project, _ = packed
+    write_release(project, [])
+    assert forget(project, OTHER, MODEL).releases == [RELEASE]
+    assert not forget(project, OTHER, "other").releases
+    step = next(line for line in refrag("forget", OTHER).stdout.splitlines() if WITHOUT in line)
+    assert step.lstrip(" 1234567890.").startswith(f"if it may be in {RELEASE}")
 
 
 def test_weights_that_were_packed_again_unchanged_may_stand_behind_themselves(tmp_path: Path) -> None:
