@@ -327,8 +327,11 @@ def train_finetuned(context: StageContext) -> dict[str, Any]:
         windows = text_windows(corpus, settings, model, recipe.seed)
         return FinetunedTask(model, settings, examples, recipe.system, windows, relevance)
 
-    if rates := recipe.as_control.learning_rates if recipe.as_control else []:
+    rates, settings = recipe.as_control.learning_rates if recipe.as_control else [], recipe.finetuned
+    if len(rates) > 1:
         return train_at_best_rate(context, rates, task_of)
-    model, settings = load_model(context, context.inputs["cpt"]), recipe.finetuned
+    if rates:
+        settings = settings.model_copy(update={"decoder_learning_rate": rates[0]})
+    model = load_model(context, context.inputs["cpt"])
     summary = train(task_of(model, settings), settings, context.work, f"finetuned of {recipe.name}")
     return finish(context, model, summary)

@@ -41,25 +41,22 @@ def train_at_best_rate(context: StageContext, rates: Sequence[float], task_of: T
     """The stage finetuned of a control with each of these rates; the best one's model, and in its metrics how all did.
 
     Raises:
-        RefragError: there are several rates, and the corpus has no validation questions to choose by.
+        RefragError: the corpus has no validation questions to choose by.
     """
     recipe, settings = context.recipe, context.recipe.finetuned
 
     def work_of(rate: float) -> Path:
-        return context.work / f"rate-{rate:g}" if len(rates) > 1 else context.work
+        return context.work / f"rate-{rate:g}"
 
     def trained(rate: float) -> tuple[RefragModel, dict[str, Any]]:
         model = load_model(context, context.inputs["cpt"])
         chosen = settings.model_copy(update={"decoder_learning_rate": rate})
-        name = f"finetuned of {recipe.name}" + (f" at {rate:g}" if len(rates) > 1 else "")
-        return model, train(task_of(model, chosen), chosen, work_of(rate), name)
+        return model, train(task_of(model, chosen), chosen, work_of(rate), f"finetuned of {recipe.name} at {rate:g}")
 
     def judged(model: RefragModel) -> float:
         asked = settings.model_copy(update=QUESTIONS_ALONE)
         return mean_loss(task_of(model, asked, "validation"), settings, model.device)
 
-    if len(rates) == 1:
-        return finish(context, *trained(rates[0]))
     best, model, summary, losses = best_rate(rates, trained, judged)
     shutil.copy(work_of(best) / "metrics.jsonl", context.work)
     tried = {f"validation_loss_at_{rate}": loss for rate, loss in losses.items()}
