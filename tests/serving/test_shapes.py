@@ -237,7 +237,6 @@ def test_vectors_of_another_length_are_not_even_made(url: str, engine: Engine, m
 
 
 def test_half_a_character_s_bytes_are_as_each_client_s_model_wants_them() -> None:
-
     half = TokenLogprob("\ufffd", -1.0, (("\ufffd", -1.0),))
     (chat,), (response,) = logprobs_body([half]), logprobs_body([half], no_bytes=[])
     assert ChatCompletionTokenLogprob.model_validate(chat).bytes is None
