@@ -187,7 +187,7 @@ def write(
     passages: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A file of passages (title, text) to write about; again for more. Held-out ones are refused."
+            help="A file of passages (title, text) to write about; again for more. Held-out ones are left out."
         ),
     ] = None,
     corpus_passages: Annotated[

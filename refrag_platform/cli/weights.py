@@ -76,11 +76,13 @@ def pack_weights(
     """
     from refrag_platform.compact.coding import MIB, Coding
     from refrag_platform.compact.packing import Codings, pack
+    from refrag_platform.compact.record import went_on_from
     from refrag_platform.evaluation.decoders import control_folders
     from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
     from refrag_platform.model.loading import model_folder
 
     recipe, base = _recipe(model)
+    stages, project = [] if folder else _stage_manifests(model), find_project()
     codings = Codings(
         encoder=Coding(encoder_bits),
         decoder=Coding(decoder_bits, int(decoder_mib * MIB), factor_bits),
@@ -94,7 +96,7 @@ def pack_weights(
         out or base / "release",
         codings,
         {str(kind): path for kind, path in control_folders(controls, PLAIN_SYSTEMS).items()} if controls else {},
-        stages=[] if folder else _stage_manifests(model),
+        stages=stages,
         results=[_report(path) for path in results or []],
         training=_figures(training or []),
         data=data or [],
@@ -102,6 +104,7 @@ def pack_weights(
         limit=int(limit_mib * MIB),
         replace=replace,
         policy=policy,
+        earlier=went_on_from(stages, project.shipped(model), project.root),
     )
     for name, facts in manifest["files"].items():
         error = manifest["relative_errors"].get(name)

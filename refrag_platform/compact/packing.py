@@ -34,6 +34,7 @@ from refrag_platform.compact.record import (
     FORMAT,
     MANIFEST,
     RECORDED,
+    continued,
     figures_of,
     file_facts,
     is_packed,
@@ -55,6 +56,8 @@ BACKBONE = "encoder.backbone."
 POLICY_BITS = 8
 # What half precision and other machines' arithmetic make of a table that isn't trained.
 FROZEN_TOLERANCE = 0.01
+# The same of a part that training left as it was, by the size of its change from the base, which is smaller than it.
+UNCHANGED_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def pack(
     limit: int = 24 * MIB,
     replace: bool = False,
     policy: Path | None = None,
+    earlier: Path | None = None,
 ) -> dict[str, Any]:
     """Pack the model folder `model` into the new folder `out`; returns its manifest.
 
@@ -96,6 +100,8 @@ def pack(
         limit: bytes of all files together.
         replace: `out` may hold packed weights already; they are replaced as a whole.
         policy: the folder of the model's policy; default: as `policy_folder` finds it.
+        earlier: the packed weights that training went on from, those in `out` maybe; recorded with the stages behind
+            them. A part that it left as it was is taken from there as it is: rounded again, it would lose again.
 
     Raises:
         RefragError: `out` is there, or holds something else; the new ones are larger than `limit`.
@@ -107,11 +113,16 @@ def pack(
         raise RefragError(f"{out} is there and holds no packed weights, so it is not replaced; give another --out")
     base = RefragModel.create(recipe, base_dir)
     before, trained = model_state(base), _trained_state(model, base)
+    packed_before = read_manifest(earlier) if earlier else None
     with whole(out) as partial:
         partial.mkdir(parents=True)
         errors = {}
         for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
+            if earlier and packed_before and _is_unchanged(earlier / file, own, changed):
+                shutil.copy(earlier / file, partial)
+                errors[file] = packed_before["relative_errors"][file]
+                continue
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
             errors[file] = _write(partial / file, own, changed, coding, layers)
         if place := policy or policy_folder(model):
@@ -137,6 +148,7 @@ def pack(
             "rates": read_settings(model)["rates"],
             "training": figures_of(stages) | dict(training or {}),
             "stages": {stage.stage: stage.model_dump(mode="json", include=RECORDED) for stage in stages},
+            **({"continues": continued(earlier)} if earlier else {}),
             "data": list(data) or named_sources(recipe),
             "files": {path.relative_to(partial).as_posix(): file_facts(path) for path in files},
             "bytes": size,
@@ -277,6 +289,11 @@ def _frozen(base: RefragModel) -> list[str]:
     """Tensors that no stage trains: tables that are computed from the packaged weights. They need not be kept."""
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     return [name for name in model_state(base) if name not in trained]
+
+
+def _is_unchanged(file: Path, before: State, trained: State) -> bool:
+    """Whether a part is what its packed file says, but for what half precision makes of it."""
+    return relative_error(before, trained, decode(before, load_file(file))) < UNCHANGED_TOLERANCE
 
 
 def _part(state: State, is_decoder: bool) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.artifacts.reports import MACHINE
 from refrag_platform.errors import ArtifactError, RefragError
@@ -38,6 +39,37 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if file_facts(folder / name) != facts:
             raise ArtifactError(f"{folder / name} is not the file that {MANIFEST} names; get it again")
     return manifest
+
+
+def went_on_from(stages: Sequence[Manifest], folder: Path, root: Path) -> Path | None:
+    """`folder` of packed weights, if these stages' training began with it; None if it began with none.
+
+    Args: root: the project's, to which the stages' records are relative.
+
+    Raises:
+        ArtifactError: it began with others than those that lie there now.
+    """
+    file = folder / MANIFEST
+    place = file.relative_to(root).as_posix()
+    begun = {source.hash for stage in stages for source in stage.sources if source.path == place}
+    if not begun:
+        return None
+    if begun != {now := file_digest(file) if file.is_file() else "nothing"}:
+        raise ArtifactError(
+            f"training went on from {place} of hash {', '.join(sorted(begun))}, and there is {now} now; put back what "
+            "was there, by Git, or train again from what is there"
+        )
+    return folder
+
+
+def continued(folder: Path) -> dict[str, Any]:
+    """What a manifest says of the packed weights in `folder`, which its training went on from.
+
+    folder, hash: of their manifest.json, as the stages that read it record it. continues: what they went on from.
+    """
+    manifest = read_manifest(folder)
+    said = {key: manifest[key] for key in ("model", "training", "stages", "data", "continues") if key in manifest}
+    return {"folder": "/".join(folder.resolve().parts[-3:]), "hash": file_digest(folder / MANIFEST)} | said
 
 
 def is_packed(folder: Path) -> bool:

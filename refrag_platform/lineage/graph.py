@@ -165,20 +165,31 @@ def add_releases(graph: Graph, project: Project) -> None:
     """Enter packed weights in place and the stages that made them, as far as their manifest.json records these."""
     for file in sorted(project.root.glob(f"models/*/{SHIPPED}/{FILE_NAME}")):
         made_by: list[Version] = []
+        model = file.parent.parent.name
         try:
             release = recorded_source(file.relative_to(project.root).as_posix(), file_digest(file))
             record = json.loads(file.read_bytes())
-            for stage, facts in record.get("stages", {}).items():
-                folder = project.stage_dir(stage, record["model"]).relative_to(project.root).as_posix()
-                inputs = {entry["path"]: entry["hash"] for entry in facts["inputs"].values()}
-                sources = {entry["path"]: entry["hash"] for entry in facts["sources"]}
-                made_by.append(Version("artifact", folder, facts["hash"]))
-                graph.add(made_by[-1], _origins(inputs, sources), model=record["model"])
+            made_by = _add_stages(graph, project, record)
+            while record := record.get("continues"):
+                earlier = Version("release", record["folder"], record["hash"])
+                graph.add(earlier, _add_stages(graph, project, record) or None, model=model)
         except OSError:
             continue
         except (ValueError, KeyError, TypeError, AttributeError):
             made_by = []
-        graph.add(release, made_by or None, IN_PLACE, model=file.parent.parent.name)
+        graph.add(release, made_by or None, IN_PLACE, model=model)
+
+
+def _add_stages(graph: Graph, project: Project, record: Mapping[str, Any]) -> list[Version]:
+    """Enter the stages that a record of packed weights names."""
+    made_by: list[Version] = []
+    for stage, facts in record.get("stages", {}).items():
+        folder = project.stage_dir(stage, record["model"]).relative_to(project.root).as_posix()
+        inputs = {entry["path"]: entry["hash"] for entry in facts["inputs"].values()}
+        sources = {entry["path"]: entry["hash"] for entry in facts["sources"]}
+        made_by.append(Version("artifact", folder, facts["hash"]))
+        graph.add(made_by[-1], _origins(inputs, sources), model=record["model"])
+    return made_by
 
 
 def add_store(graph: Graph, home: Path) -> None:

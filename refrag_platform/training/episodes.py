@@ -124,6 +124,7 @@ class QuestionEpisodes:
         relevance: PassageRelevance | None = None,
         share_kept: float = 0.0,
         positions: int | None = None,
+        left_out: LeftOut | None = None,
     ) -> None:
         """
         Args:
@@ -132,6 +133,7 @@ class QuestionEpisodes:
             min_passages: if given, the number of passages is drawn for each step, from this up to `passages`.
             relevance: what the policy is told of the passages, in most of the episodes.
             share_kept: of the chunks, those that are kept as tokens. positions: what the decoder reads, at most.
+            left_out: what was left out before.
 
         Raises:
             RefragError: no question has both an answer and passages, or none fits the decoder.
@@ -139,7 +141,8 @@ class QuestionEpisodes:
         self._tokenizer = cast(PreTrainedTokenizerFast, RememberingTokenizer(tokenizer))
         self._chunk_size, self._seed, self._passages = chunk_size, seed, passages
         self._share_kept, self._positions = share_kept, positions
-        left_out = LeftOut("policy")
+        left_out = left_out or LeftOut("policy")
+        total = len(questions) + left_out.reasons.total()
         answered = [one for one in questions if one.kind == "answer" and one.answers]
         self.questions = usable(answered, passages, left_out)
         every = list({passage: None for one in self.questions for passage in one.passages})
@@ -155,7 +158,7 @@ class QuestionEpisodes:
                 f"no question with an answer and passages to learn the choice of chunks from{why}; name a file in "
                 "policy.questions, or set policy.question_share to 0"
             )
-        left_out.say("questions", len(answered))
+        left_out.say("questions", total)
         # What closed questions list says other things of the same matters, each its own.
         self._pool = list({passage: None for one in self.questions if not one.closed for passage in one.passages})
         self._ranked_share, self._min_passages, self._relevance = ranked_share, min_passages or passages, relevance

@@ -80,8 +80,9 @@ class Examples:
         self.passages: list[Passage] = []
         self._numbers: dict[Passage, int] = {}
         self.left_out = LeftOut("finetuned")
-        questions = [one for one in training_questions(corpus, settings.questions, root, split) if one.kind == "answer"]
-        self._total = len(questions)
+        asked_of = training_questions(corpus, settings.questions, root, self.left_out, split)
+        questions = [one for one in asked_of if one.kind == "answer"]
+        self._total = len(questions) + self.left_out.reasons.total()
         learned = usable(questions, settings.max_passages, self.left_out)
         asked = [self._asked(one) for one in learned if not one.closed]
         for file in named_files(root, settings.distractors):

@@ -53,7 +53,7 @@ from refrag_platform.training.episodes import (
 )
 from refrag_platform.training.evidence import HAS_ANSWER, evidence_counts, evidence_losses, kept_answers
 from refrag_platform.training.start import take_over_packed
-from refrag_platform.training.usable import training_questions
+from refrag_platform.training.usable import LeftOut, training_questions
 
 # Episodes whose chunk vectors the policy's metric is taken from.
 FITTED = 128
@@ -241,9 +241,10 @@ def policy_task(
         length = settings.context_tokens + settings.output_tokens
         windows = Windows(corpus, "train", length, seed, settings.batch_size, "policy")
     if settings.question_share:
+        left_out = LeftOut("policy")
         questions = QuestionEpisodes(
             model.tokenizer,
-            training_questions(corpus, settings.questions, root),
+            training_questions(corpus, settings.questions, root, left_out),
             settings.passages,
             model.chunk_size,
             seed,
@@ -252,6 +253,7 @@ def policy_task(
             relevance=relevance,
             share_kept=settings.share_kept,
             positions=most_positions(model.decoder),
+            left_out=left_out,
         )
         questions.refuse_no_choice(settings.batch_size)
     with torch.random.fork_rng(devices=[]):

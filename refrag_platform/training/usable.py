@@ -38,19 +38,31 @@ class LeftOut:
             print(f"{self.section}: {left:,} of {total:,} {things} left out: {self}", file=sys.stderr, flush=True)
 
 
-def training_questions(corpus: Path, files: Sequence[str], root: Path, split: Split = "train") -> list[Question]:
+def training_questions(
+    corpus: Path, files: Sequence[str], root: Path, left_out: LeftOut, split: Split = "train"
+) -> list[Question]:
     """The corpus' own questions of a split, if it has any, and those of the files that a recipe names.
+
+    Of training questions those that show a passage of the corpus' validation or test documents are left out.
 
     Args: corpus: its content folder.
 
     Raises:
-        RefragError: a file is missing or wrong, or as `refuse_held_out`.
+        RefragError: a file is missing or wrong, or says that a question is of another split. Or as `passage_rows`.
     """
     paths = [*question_files_of(corpus, split), *named_files(root, files)]
     questions = [one for path in paths for one in read_questions(path)]
-    if split == "train":
-        refuse_held_out(questions, corpus)
-    return questions
+    if split != "train":
+        return questions
+    if others := [one for one in questions if one.split not in ("", "train")]:
+        raise RefragError(
+            f"{others[0].where}: the question is of the split {others[0].split!r}, as are {len(others):,} in all; "
+            "train on questions of the split 'train'"
+        )
+    held_out = held_out_passages({passage for question in questions for passage in question.passages}, corpus)
+    kept = [question for question in questions if held_out.isdisjoint(question.passages)]
+    left_out.add("that show a passage which the corpus holds out", len(questions) - len(kept))
+    return kept
 
 
 def usable(questions: Sequence[Question], passages: int, left_out: LeftOut) -> list[Question]:
@@ -66,30 +78,6 @@ def usable(questions: Sequence[Question], passages: int, left_out: LeftOut) -> l
     whole = [question for question in kept if not question.closed or len(question.passages) <= passages]
     left_out.add(f"about more than {passages} passages at once", len(kept) - len(whole))
     return whole
-
-
-def refuse_held_out(questions: Sequence[Question], corpus: Path) -> None:
-    """Refuse questions that show a passage of the corpus' validation or test documents, or say that they are of those.
-
-    Args: corpus: its content folder.
-
-    Raises:
-        RefragError: there is one; the message names its row and the number of such questions. Or as `passage_rows`.
-    """
-    if others := [one for one in questions if one.split not in ("", "train")]:
-        raise RefragError(
-            f"{others[0].where}: the question is of the split {others[0].split!r}, as are {len(others):,} in all; "
-            "train on questions of the split 'train'"
-        )
-    held_out = held_out_passages({passage for question in questions for passage in question.passages}, corpus)
-    shown = [question for question in questions if not held_out.isdisjoint(question.passages)]
-    if shown:
-        title = next(title for title, text in shown[0].passages if (title, text) in held_out)
-        more = f", as are passages of {len(shown) - 1:,} more questions" if len(shown) > 1 else ""
-        raise RefragError(
-            f"{shown[0].where}: its passage {title!r} is held out by this corpus{more}; rank the questions over the "
-            "training split (`refrag questions rank --split train`), or leave these rows out"
-        )
 
 
 def held_out_passages(passages: Collection[Passage], corpus: Path) -> set[Passage]:

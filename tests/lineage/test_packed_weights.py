@@ -12,7 +12,8 @@ from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import Coding
 from refrag_platform.compact.packing import Codings, pack
-from refrag_platform.errors import RefragError
+from refrag_platform.compact.record import went_on_from
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.lineage.graph import Graph, Version
 from refrag_platform.lineage.impact import forget
 from refrag_platform.project import Project
@@ -40,13 +41,14 @@ def train_from_scratch(project: Project) -> list[Manifest]:
     return make(project)
 
 
-def write_release(project: Project, stages: list[Manifest], bits: int = 8) -> None:
-    """Pack CPT's model, with a record of these stages."""
+def write_release(project: Project, stages: list[Manifest], bits: int = 8, earlier: Path | None = None) -> None:
+    """Pack CPT's model, with a record of these stages and of the packed weights that they went on from."""
     recipe, base = project.recipe(MODEL), project.recipe_path(MODEL).parent
     codings = Codings(Coding(bits), Coding(bits), Coding(0))
     figures = dict.fromkeys(STAGES[1:], FIGURES)
     model = project.content("cpt", MODEL)
-    pack(model, recipe, base, project.root / RELEASE, codings, stages=stages, training=figures, replace=True)
+    out = project.root / RELEASE
+    pack(model, recipe, base, out, codings, stages=stages, training=figures, replace=True, earlier=earlier)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,25 @@ def test_lineage_goes_through_a_release_both_ways(packed: tuple[Project, list[Ma
     assert release in chain and release in down and SOURCE in chain and SOURCE in up
     nodes = json.loads(refrag("lineage", RELEASE, "--down", "--json").stdout)["nodes"]
     assert [node["name"] for node in nodes] == [RELEASE, *TRAINED]
+
+
+def test_a_release_that_went_on_from_another_leads_to_what_that_was_made_from(
+    packed: tuple[Project, list[Manifest]],
+) -> None:
+    project, _ = packed
+    before = json.loads((project.root / RELEASE / "manifest.json").read_bytes())
+    first = file_digest(project.root / RELEASE / "manifest.json")
+    stages = [Manifest.read(project.root / path) for path in (CORPUS, *TRAINED)]
+    write_release(project, stages, bits=4, earlier=project.root / RELEASE)
+    after = json.loads((project.root / RELEASE / "manifest.json").read_bytes())
+    # What training left as it was is not rounded once more, to fewer bits.
+    assert after["files"] == before["files"] and after["relative_errors"] == before["relative_errors"]
+    assert after["continues"]["hash"] == first and after["continues"]["stages"] == before["stages"]
+    up = refrag("lineage", RELEASE).stdout
+    assert first in up and SOURCE in up and OTHER in up
+    assert forget(project, SOURCE).releases == forget(project, OTHER).releases == [RELEASE]
+    with pytest.raises(ArtifactError, match=f"went on from {RELEASE}/manifest.json of hash {first}.*put back"):
+        went_on_from(stages, project.shipped(MODEL), project.root)
 
 
 def test_a_document_is_looked_up_in_the_recorded_corpus_once_its_source_is_here(

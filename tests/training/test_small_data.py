@@ -175,7 +175,9 @@ def test_documents_over_the_decoders_positions_are_left_out(model: RefragModel, 
     assert examples.left_out.reasons.total() == 1
 
 
-def test_a_held_out_page_is_found_nowhere_in_training(model: RefragModel, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_held_out_page_is_found_nowhere_in_training(
+    model: RefragModel, recipe: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -193,8 +195,10 @@ def test_a_held_out_page_is_found_nowhere_in_training(model: RefragModel, recipe
     ranked = tmp_path / "ranked.jsonl"
     shown = [{"title": "Oman", "text": "A planted page."}, *GOLD]
     ranked.write_text(json.dumps(row(2, answers=["Muscat"], passages=shown, gold=[1])) + "\n")
-    refused = r"ranked\.jsonl, row 1: its passage 'Oman' is held out by this corpus.*--split train"
-    with pytest.raises(RefragError, match=refused):
-        Examples(corpus, rag(recipe, questions=[str(ranked)]), 0)
-    with pytest.raises(RefragError, match=refused):
-        policy_task(model, corpus, asked_policy(recipe, questions=[str(ranked)]), 0, tmp_path)
+    examples = Examples(corpus, rag(recipe, questions=[str(ranked)]), 0)
+    assert not [text for _, text in examples.passages if "planted" in text]
+    assert str(examples.left_out) == "1 that show a passage which the corpus holds out"
+    capfd.readouterr()
+    policy_task(model, corpus, asked_policy(recipe, questions=[str(ranked)]), 0, tmp_path)
+    said = "policy: 1 of 3 questions left out: 1 that show a passage which the corpus holds out"
+    assert said in capfd.readouterr().err

@@ -260,10 +260,14 @@ def test_held_out_passages_are_not_written_about(
     written_about: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "passages.jsonl"
-    file.write_text(json.dumps({"title": HELD_OUT[0], "text": HELD_OUT[1]}) + "\n")
-    said = _write(written_about, monkeypatch, tmp_path / "out.jsonl", "--passages", file, status=2)
-    assert "the passage 'House 99' is held out" in said
-    assert list(tmp_path.iterdir()) == [file]
+    file.write_text(
+        "".join(json.dumps(dict(zip(("title", "text"), one, strict=True))) + "\n" for one in (HELD_OUT, _passage(50)))
+    )
+    arguments = ("--passages", file, "--no-corpus-passages", "--count", 3)
+    said = _write(written_about, monkeypatch, tmp_path / "out.jsonl", *arguments)
+    assert "questions write: 1 of 2 passages left out: 1 held out by the corpus" in said
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert {row["passages"][0]["title"] for row in rows} == {"House 50"}
 
 
 def test_a_writer_is_trained_once_and_without_a_sure_reader_nothing_is_written(

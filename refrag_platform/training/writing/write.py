@@ -28,7 +28,7 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file
 from refrag_platform.progress import Progress, say
 from refrag_platform.project import Project
-from refrag_platform.training.usable import held_out_passages, training_questions
+from refrag_platform.training.usable import LeftOut, held_out_passages, training_questions
 from refrag_platform.training.writing.models import TextModel, is_text_model, load_reader, load_text_model
 from refrag_platform.training.writing.parts import Settings, parts
 from refrag_platform.training.writing.writer import train_writer, writer_settings
@@ -56,8 +56,8 @@ def begin(
 
     Raises:
         TrainingInterrupted: a signal stopped the training; the same call goes on.
-        RefragError: corpus, reader, questions or passages are missing or wrong, a passage is held out, or another
-            process writes questions for this model.
+        RefragError: corpus, reader, questions or passages are missing or wrong, or another process writes questions for
+            this model.
     """
     work = project.work_dir("questions", model)
     try:
@@ -111,7 +111,9 @@ class Writing:
         recipe, seed = project.recipe(model), self._settings.seed
         settings = writer_settings(recipe, steps)
         files = [str(path.resolve()) for path in inputs.questions]
-        questions = training_questions(corpus, files, project.root)
+        left_out = LeftOut("the writer")
+        questions = training_questions(corpus, files, project.root, left_out)
+        left_out.say("questions", len(questions) + left_out.reasons.total())
         self._facts["training"] = {
             "questions": len(questions),
             "files": {str(path): file_digest(path) for path in inputs.questions},
@@ -172,20 +174,20 @@ class Writing:
 
 
 def _passages(corpus: Path, inputs: Inputs) -> list[Passage]:
-    """The passages to write about, each once.
+    """The passages to write about, each once; those of the corpus' validation and test documents are left out.
 
     Raises:
-        RefragError: there are none, or one is of the corpus' validation or test documents.
+        RefragError: there are none.
     """
     found: dict[Passage, None] = {}
+    left_out, total = LeftOut("questions write"), 0
     for path in inputs.passages:
         read = read_passages(path, "train")
-        if held_out := held_out_passages(set(read), corpus):
-            raise RefragError(
-                f"{path}: the passage {min(held_out)[0]!r} is held out by this corpus, as are {len(held_out):,} in "
-                "all; leave them out"
-            )
-        found |= dict.fromkeys(read)
+        held_out = held_out_passages(set(read), corpus)
+        left_out.add("held out by the corpus", sum(passage in held_out for passage in read))
+        total += len(read)
+        found |= dict.fromkeys(passage for passage in read if passage not in held_out)
+    left_out.say("passages", total)
     if inputs.corpus_passages:
         found |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
     if not found:
