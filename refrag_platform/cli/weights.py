@@ -12,7 +12,10 @@ from refrag_platform.cli.options import find_project
 from refrag_platform.files import write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from refrag_platform.artifacts.manifest import Manifest
+    from refrag_platform.compact.record import Earlier
     from refrag_platform.recipes import Recipe
 
 Model = Annotated[str, typer.Option("--model", "-m", help="The model, e.g. smollm2-135m: its recipe names the base.")]
@@ -76,13 +79,12 @@ def pack_weights(
     """
     from refrag_platform.compact.coding import MIB, Coding
     from refrag_platform.compact.packing import Codings, pack
-    from refrag_platform.compact.record import went_on_from
     from refrag_platform.evaluation.decoders import control_folders
     from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
     from refrag_platform.model.loading import model_folder
 
     recipe, base = _recipe(model)
-    stages, project = [] if folder else _stage_manifests(model), find_project()
+    stages = [] if folder else _stage_manifests(model)
     codings = Codings(
         encoder=Coding(encoder_bits),
         decoder=Coding(decoder_bits, int(decoder_mib * MIB), factor_bits),
@@ -104,7 +106,7 @@ def pack_weights(
         limit=int(limit_mib * MIB),
         replace=replace,
         policy=policy,
-        earlier=went_on_from(stages, project.shipped(model), project.root),
+        earlier=_earlier(stages),
     )
     for name, facts in manifest["files"].items():
         error = manifest["relative_errors"].get(name)
@@ -170,6 +172,15 @@ def _report(path: Path) -> str:
 
     result = json.loads(path.read_text(encoding="utf-8"))
     return quality_and_speed(result) if result.get("benchmark") == "frontier" else evaluation_report(result)
+
+
+def _earlier(stages: Sequence[Manifest]) -> Earlier | None:
+    """The packed weights that these stages' training began with, if it did."""
+    from refrag_platform.compact.record import MANIFEST, earlier_weights
+    from refrag_platform.stages import SHIPPED
+
+    read = [source for stage in stages for source in stage.sources if source.path.endswith(f"/{SHIPPED}/{MANIFEST}")]
+    return earlier_weights(find_project().root, read[-1].path, read[-1].hash) if read else None
 
 
 def _stage_manifests(name: str) -> list[Manifest]:

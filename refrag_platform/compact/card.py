@@ -42,7 +42,7 @@ def model_card(recipe: Recipe, packed: Mapping[str, Any], results: Sequence[str]
         "of the model that unpacking makes.",
         *_controls(recipe, packed),
         "## Data",
-        "\n".join(f"- {line}" for line in packed["data"]),
+        "\n".join(f"- {line}" for line in _data(packed)),
         "## Training",
         _training(packed),
         *([EVIDENCE] if "evidence_loss" in packed["training"].get("policy", {}).get("last", {}) else []),
@@ -61,6 +61,15 @@ def notice(recipe: Recipe, given: str = "") -> str:
     for part, source in [("decoder", recipe.decoder.source), *([("encoder", encoder)] if encoder != "decoder" else [])]:
         lines.append(f"- {part}: {source}{_package_terms(source)}")
     return "\n".join([*lines, "", given.strip()]).strip() + "\n"
+
+
+def _data(packed: Mapping[str, Any]) -> list[str]:
+    """What these weights were trained on, and before that those that their training went on from."""
+    lines, before = list(packed["data"]), packed.get("continues")
+    while before:
+        lines += [f"before that, in the packed weights {before['hash'][:8]}: {line}" for line in before["data"]]
+        before = before.get("continues")
+    return lines
 
 
 def _files(packed: Mapping[str, Any]) -> list[list[str]]:
@@ -93,9 +102,13 @@ def _controls(recipe: Recipe, packed: Mapping[str, Any]) -> list[str]:
 
 
 def _training(packed: Mapping[str, Any]) -> str:
-    """A row for each stage; of one that left no manifest here, no hours."""
-    rows = []
-    for stage, figures in packed["training"].items():
+    """A row for each stage, then for those of the weights before; of one that left no manifest here, no hours."""
+    rows, shown, before = [], [*packed["training"].items()], packed.get("continues")
+    while before:
+        newer = [figures for _, figures in shown]
+        shown += [(f"{stage} before", figures) for stage, figures in before["training"].items() if figures not in newer]
+        before = before.get("continues")
+    for stage, figures in shown:
         made = packed.get("stages", {}).get(stage)
         machine = made["hardware"] if made else {}
         rows.append(

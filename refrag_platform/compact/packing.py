@@ -1,6 +1,6 @@
 """Packed weights: all that serving needs beyond the packaged weights, in a folder small enough for Git.
 
-refrag weights pack NAME --out models/NAME/release
+refrag weights pack --model NAME --out models/NAME/release
 refrag weights unpack models/NAME/release --out somewhere
 
 | file | holds |
@@ -9,7 +9,7 @@ refrag weights unpack models/NAME/release --out somewhere
 | decoder.safetensors | what it changed of the decoder |
 | policy.safetensors, policy.json | the policy, if there is one |
 | controls/SYSTEM.safetensors | what tuning changed of a control's decoder, for the gap recovered |
-| manifest.json | written last: base weights, codings, trainings and their data, digests and sizes of the files |
+| manifest.json | written last: base and earlier weights, codings, trainings, their data, digests and sizes of files |
 | README.md, NOTICE | model card and licences |
 """
 
@@ -34,7 +34,7 @@ from refrag_platform.compact.record import (
     FORMAT,
     MANIFEST,
     RECORDED,
-    continued,
+    Earlier,
     figures_of,
     file_facts,
     is_packed,
@@ -56,8 +56,8 @@ BACKBONE = "encoder.backbone."
 POLICY_BITS = 8
 # What half precision and other machines' arithmetic make of a table that isn't trained.
 FROZEN_TOLERANCE = 0.01
-# The same of a part that training left as it was, by the size of its change from the base, which is smaller than it.
-UNCHANGED_TOLERANCE = 0.02
+# The same of a single number: two of the last bits that bfloat16 has.
+UNCHANGED_TOLERANCE = 2**-7
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def pack(
     limit: int = 24 * MIB,
     replace: bool = False,
     policy: Path | None = None,
-    earlier: Path | None = None,
+    earlier: Earlier | None = None,
 ) -> dict[str, Any]:
     """Pack the model folder `model` into the new folder `out`; returns its manifest.
 
@@ -93,15 +93,15 @@ def pack(
         recipe, base_dir: of the untrained model; `base_dir` is the recipe's folder.
         controls: model folders of tuned controls, by system; of these the decoder is kept.
         stages: manifests of the stages that made the model, the corpus' among them, which its own states.
-        results, terms: for README.md and NOTICE (compact/card.py).
+        results, terms: for README.md and NOTICE (compact/card.py). Without terms those of `earlier` stay.
         training: by stage, the figures of its training.json, which an artifact that is taken from packed weights has
             too; where `stages` don't state them.
         data: what it was trained on, a line each, for manifest.json and README.md; default: the recipe's sources.
         limit: bytes of all files together.
         replace: `out` may hold packed weights already; they are replaced as a whole.
         policy: the folder of the model's policy; default: as `policy_folder` finds it.
-        earlier: the packed weights that training went on from, those in `out` maybe; recorded with the stages behind
-            them. A part that it left as it was is taken from there as it is: rounded again, it would lose again.
+        earlier: the packed weights that training went on from, those in `out` maybe. Encoder or decoder, where training
+            left it as it was, is taken from there as it is: rounded again, it would lose again.
 
     Raises:
         RefragError: `out` is there, or holds something else; the new ones are larger than `limit`.
@@ -113,15 +113,17 @@ def pack(
         raise RefragError(f"{out} is there and holds no packed weights, so it is not replaced; give another --out")
     base = RefragModel.create(recipe, base_dir)
     before, trained = model_state(base), _trained_state(model, base)
-    packed_before = read_manifest(earlier) if earlier else None
     with whole(out) as partial:
         partial.mkdir(parents=True)
-        errors = {}
+        errors, coded = {}, asdict(codings)
         for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
-            if earlier and packed_before and _is_unchanged(earlier / file, own, changed):
-                shutil.copy(earlier / file, partial)
+            if earlier and _is_unchanged(earlier.folder / file, own, changed):
+                shutil.copy(earlier.folder / file, partial)
+                packed_before = read_manifest(earlier.folder)
                 errors[file] = packed_before["relative_errors"][file]
+                names = ("decoder",) if is_decoder else ("encoder", "encoder_layers")
+                coded |= {name: packed_before["codings"][name] for name in names}
                 continue
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
             errors[file] = _write(partial / file, own, changed, coding, layers)
@@ -141,14 +143,14 @@ def pack(
             "format": FORMAT,
             "model": recipe.name,
             "base": {"decoder": recipe.decoder.source, "encoder": recipe.encoder.source, "digest": base_digest(base)},
-            "codings": asdict(codings),
+            "codings": coded,
             # Of the change from the base, in root mean square.
             "relative_errors": {name: round(error, 5) for name, error in errors.items()},
             "settings": _shape(recipe),
             "rates": read_settings(model)["rates"],
             "training": figures_of(stages) | dict(training or {}),
             "stages": {stage.stage: stage.model_dump(mode="json", include=RECORDED) for stage in stages},
-            **({"continues": continued(earlier)} if earlier else {}),
+            **({"continues": earlier.record} if earlier else {}),
             "data": list(data) or named_sources(recipe),
             "files": {path.relative_to(partial).as_posix(): file_facts(path) for path in files},
             "bytes": size,
@@ -159,7 +161,10 @@ def pack(
                 "give fewer --encoder-bits, --encoder-mib, --decoder-bits, --decoder-mib or --control-mib"
             )
         (partial / CARD).write_text(model_card(recipe, manifest, results), encoding="utf-8")
-        (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
+        if earlier and not terms:
+            shutil.copy(earlier.folder / NOTICE, partial)
+        else:
+            (partial / NOTICE).write_text(notice(recipe, terms), encoding="utf-8")
         write_json(partial / MANIFEST, manifest)
     return manifest
 
@@ -292,8 +297,12 @@ def _frozen(base: RefragModel) -> list[str]:
 
 
 def _is_unchanged(file: Path, before: State, trained: State) -> bool:
-    """Whether a part is what its packed file says, but for what half precision makes of it."""
-    return relative_error(before, trained, decode(before, load_file(file))) < UNCHANGED_TOLERANCE
+    """Whether a part is what its packed file says, number by number, but for what half precision makes of it."""
+    found = decode(before, load_file(file))
+    return all(
+        torch.allclose(trained[name].float(), found[name].float(), rtol=UNCHANGED_TOLERANCE, atol=1e-6)
+        for name in trained
+    )
 
 
 def _part(state: State, is_decoder: bool) -> dict[str, Tensor]:

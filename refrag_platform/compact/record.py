@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import Manifest
@@ -41,35 +41,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def went_on_from(stages: Sequence[Manifest], folder: Path, root: Path) -> Path | None:
-    """`folder` of packed weights, if these stages' training began with it; None if it began with none.
+class Earlier(NamedTuple):
+    """Packed weights that a training went on from.
 
-    Args: root: the project's, to which the stages' records are relative.
+    folder: where what it left unchanged is taken from. record: what the manifest of the new ones says of them: `folder`
+    and `hash` of their manifest.json, as the stages that read it recorded them, and what it said, `continues` too.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+
+def earlier_weights(root: Path, place: str, digest: str) -> Earlier:
+    """Those whose manifest.json, `place` in the project at `root`, had this MD5 when training began.
+
+    Packed again over them, the new ones are there already, and say which these were.
 
     Raises:
-        ArtifactError: it began with others than those that lie there now.
+        ArtifactError: others are there now, or none.
     """
-    file = folder / MANIFEST
-    place = file.relative_to(root).as_posix()
-    begun = {source.hash for stage in stages for source in stage.sources if source.path == place}
-    if not begun:
-        return None
-    if begun != {now := file_digest(file) if file.is_file() else "nothing"}:
-        raise ArtifactError(
-            f"training went on from {place} of hash {', '.join(sorted(begun))}, and there is {now} now; put back what "
-            "was there, by Git, or train again from what is there"
-        )
-    return folder
-
-
-def continued(folder: Path) -> dict[str, Any]:
-    """What a manifest says of the packed weights in `folder`, which its training went on from.
-
-    folder, hash: of their manifest.json, as the stages that read it record it. continues: what they went on from.
-    """
+    folder = (root / place).parent
     manifest = read_manifest(folder)
-    said = {key: manifest[key] for key in ("model", "training", "stages", "data", "continues") if key in manifest}
-    return {"folder": "/".join(folder.resolve().parts[-3:]), "hash": file_digest(folder / MANIFEST)} | said
+    if (now := file_digest(folder / MANIFEST)) == digest:
+        said = {key: manifest[key] for key in ("model", "training", "stages", "data", "continues") if key in manifest}
+        return Earlier(folder, {"folder": Path(place).parent.as_posix(), "hash": digest} | said)
+    if (before := manifest.get("continues", {})).get("hash") == digest:
+        return Earlier(folder, before)
+    raise ArtifactError(
+        f"training went on from {place} of hash {digest}, and {now} is there now; bring back what was there, by Git"
+    )
 
 
 def is_packed(folder: Path) -> bool:

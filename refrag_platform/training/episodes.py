@@ -142,8 +142,8 @@ class QuestionEpisodes:
         self._chunk_size, self._seed, self._passages = chunk_size, seed, passages
         self._share_kept, self._positions = share_kept, positions
         left_out = left_out or LeftOut("policy")
-        total = len(questions) + left_out.reasons.total()
         answered = [one for one in questions if one.kind == "answer" and one.answers]
+        total = len(answered) + left_out.reasons.total()
         self.questions = usable(answered, passages, left_out)
         every = list({passage: None for one in self.questions for passage in one.passages})
         ids = zip(every, passages_ids(tokenizer, every), strict=True)

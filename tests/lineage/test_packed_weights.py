@@ -12,14 +12,14 @@ from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.coding import Coding
 from refrag_platform.compact.packing import Codings, pack
-from refrag_platform.compact.record import went_on_from
-from refrag_platform.errors import ArtifactError, RefragError
+from refrag_platform.errors import RefragError
 from refrag_platform.lineage.graph import Graph, Version
 from refrag_platform.lineage.impact import forget
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from tests.command import refrag, refused
 from tests.conftest import copy_project
+from tests.planted import override
 from tests.training.test_start import FIGURES, MODEL, start_from_release
 
 SOURCE, OTHER = (f"data/sources/{MODEL}/{name}.txt" for name in ("notes", "other"))
@@ -41,14 +41,13 @@ def train_from_scratch(project: Project) -> list[Manifest]:
     return make(project)
 
 
-def write_release(project: Project, stages: list[Manifest], bits: int = 8, earlier: Path | None = None) -> None:
-    """Pack CPT's model, with a record of these stages and of the packed weights that they went on from."""
+def write_release(project: Project, stages: list[Manifest], bits: int = 8) -> None:
+    """Pack CPT's model, with a record of these stages."""
     recipe, base = project.recipe(MODEL), project.recipe_path(MODEL).parent
     codings = Codings(Coding(bits), Coding(bits), Coding(0))
     figures = dict.fromkeys(STAGES[1:], FIGURES)
     model = project.content("cpt", MODEL)
-    out = project.root / RELEASE
-    pack(model, recipe, base, out, codings, stages=stages, training=figures, replace=True, earlier=earlier)
+    pack(model, recipe, base, project.root / RELEASE, codings, stages=stages, training=figures, replace=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +109,30 @@ def test_a_release_that_went_on_from_another_leads_to_what_that_was_made_from(
     packed: tuple[Project, list[Manifest]],
 ) -> None:
     project, _ = packed
-    before = json.loads((project.root / RELEASE / "manifest.json").read_bytes())
-    first = file_digest(project.root / RELEASE / "manifest.json")
-    stages = [Manifest.read(project.root / path) for path in (CORPUS, *TRAINED)]
-    write_release(project, stages, bits=4, earlier=project.root / RELEASE)
-    after = json.loads((project.root / RELEASE / "manifest.json").read_bytes())
-    # What training left as it was is not rounded once more, to fewer bits.
-    assert after["files"] == before["files"] and after["relative_errors"] == before["relative_errors"]
-    assert after["continues"]["hash"] == first and after["continues"]["stages"] == before["stages"]
+    manifest = project.root / RELEASE / "manifest.json"
+    first, before = file_digest(manifest), json.loads(manifest.read_bytes())
+    override(project, "finetuned", {"encoder_learning_rate": 0.0, "projection_learning_rate": 0.0})
+    for stage in ("finetuned", "policy"):
+        run_stage(project, stage, MODEL)
+    command = ("weights", "pack", "--model", MODEL, "--replace", "--encoder-bits", 4, "--decoder-bits", 4)
+    # Packed again over themselves, they went on from the same ones.
+    for _ in range(2):
+        refrag(*command)
+        after = json.loads(manifest.read_bytes())
+        assert after["continues"]["hash"] == first and after["continues"]["stages"] == before["stages"]
+        # Fine-tuning left the encoder as it was: it is not rounded once more, to fewer bits.
+        kept, trained = "encoder.safetensors", "decoder.safetensors"
+        assert after["files"][kept] == before["files"][kept] and after["files"][trained] != before["files"][trained]
+        assert [after["codings"][part]["bits"] for part in ("encoder", "decoder")] == [8, 4]
     up = refrag("lineage", RELEASE).stdout
     assert first in up and SOURCE in up and OTHER in up
-    assert forget(project, SOURCE).releases == forget(project, OTHER).releases == [RELEASE]
-    with pytest.raises(ArtifactError, match=f"went on from {RELEASE}/manifest.json of hash {first}.*put back"):
-        went_on_from(stages, project.shipped(MODEL), project.root)
+    for source in (SOURCE, OTHER):
+        found = forget(project, source)
+        assert found.releases == [RELEASE] and RELEASE not in {version.name for version, _ in found.unclear}
+    card = (project.root / RELEASE / "README.md").read_text()
+    assert "| finetuned |" in card and f"before that, in the packed weights {first[:8]}: corpus: " in card
+    write_release(project, [])
+    assert f"went on from {RELEASE}/manifest.json of hash {first}" in refused(*command)
 
 
 def test_a_document_is_looked_up_in_the_recorded_corpus_once_its_source_is_here(

@@ -111,7 +111,7 @@ class Writing:
         recipe, seed = project.recipe(model), self._settings.seed
         settings = writer_settings(recipe, steps)
         files = [str(path.resolve()) for path in inputs.questions]
-        left_out = LeftOut("the writer")
+        left_out = LeftOut("questions write")
         questions = training_questions(corpus, files, project.root, left_out)
         left_out.say("questions", len(questions) + left_out.reasons.total())
         self._facts["training"] = {
@@ -191,7 +191,8 @@ def _passages(corpus: Path, inputs: Inputs) -> list[Passage]:
     if inputs.corpus_passages:
         found |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
     if not found:
-        raise RefragError(f"{corpus} has no training passages to write about; name some by --passages")
+        why = f" ({left_out})" if left_out.reasons else ""
+        raise RefragError(f"{corpus} has no training passages to write about{why}; name some by --passages")
     return list(found)
 
 
