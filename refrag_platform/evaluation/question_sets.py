@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Questions scored against the whole pool at once.
 SCORED_AT_ONCE = 256
 # Passages embedded between two signs of progress.
-ENCODED_AT_ONCE = 1024
+PASSAGES_AT_ONCE = 1024
 
 
 def ranked(
@@ -44,8 +44,8 @@ def ranked(
     top = min(top, len(every))
     with Progress("rank", len(every) + len(questions), "texts") as progress:
         blocks = []
-        for start in range(0, len(every), ENCODED_AT_ONCE):
-            block = every[start : start + ENCODED_AT_ONCE]
+        for start in range(0, len(every), PASSAGES_AT_ONCE):
+            block = every[start : start + PASSAGES_AT_ONCE]
             blocks.append(retriever.encode([passage_text(*passage) for passage in block]))
             progress.update(len(block), "passages")
         vectors = np.concatenate(blocks)

@@ -18,7 +18,7 @@ from refrag_platform.training.core.precision import autocast
 
 TOKENIZED_AT_ONCE = 1024
 # Chunks that are encoded at once, at most: short passes leave a GPU waiting for the processor.
-ENCODED_AT_ONCE = 8192
+CHUNKS_AT_ONCE = 8192
 # Largest table of vectors kept on the GPU.
 TABLE_BYTES = 8 << 30
 
@@ -129,7 +129,7 @@ class ChunkVectors:
         lengths = 2 ** np.ceil(np.log2(self._table.lengths[missing])).astype(np.int64)
         for length in np.unique(lengths):
             alike = missing[lengths == length]
-            at_once = min(max(1, ENCODED_AT_ONCE // int(length)), 1 << (len(alike) - 1).bit_length())
+            at_once = min(max(1, CHUNKS_AT_ONCE // int(length)), 1 << (len(alike) - 1).bit_length())
             for block in np.resize(alike, (-(-len(alike) // at_once), at_once)):
                 token_ids, places = self._table.whole(block, int(length))
                 vectors = self._model.encode(_on(token_ids, device), padded=True).flatten(0, 1)

@@ -28,7 +28,7 @@ def test_the_nearest_passages_of_the_pool_come_first_and_gold_is_known_again(mon
     (lost,) = ranked([asked_else], pool, HashedWords(), top=1)
     assert lost.passages == (pool[0],) and lost.gold == ()
     # However few are read at once.
-    monkeypatch.setattr(question_sets, "ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr(question_sets, "PASSAGES_AT_ONCE", 2)
     monkeypatch.setattr(question_sets, "SCORED_AT_ONCE", 1)
     again, other = ranked([ASKED, asked_else], pool, HashedWords(), top=3)
     assert again == found and other.passages[:1] == lost.passages

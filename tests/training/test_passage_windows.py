@@ -56,7 +56,7 @@ def test_fine_tuning_reads_what_evaluation_and_serving_read(
     model: RefragModel, recipe: Recipe, tmp_path: Path, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several blocks of passages, the last of which is filled up.
-    monkeypatch.setattr(passage_table, "ENCODED_AT_ONCE", 8)
+    monkeypatch.setattr(passage_table, "CHUNKS_AT_ONCE", 8)
     settings = recipe.finetuned.model_copy(
         update={"max_passages": 4, "precision": "fp32", "encoder_learning_rate": rate, "tasks": {"rag": 1.0}}
     )
