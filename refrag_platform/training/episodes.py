@@ -143,7 +143,6 @@ class QuestionEpisodes:
         self._share_kept, self._positions = share_kept, positions
         left_out = left_out or LeftOut("policy")
         answered = [one for one in questions if one.kind == "answer" and one.answers]
-        total = len(answered) + left_out.reasons.total()
         self.questions = usable(answered, passages, left_out)
         every = list({passage: None for one in self.questions for passage in one.passages})
         ids = zip(every, passages_ids(tokenizer, every), strict=True)
@@ -158,7 +157,7 @@ class QuestionEpisodes:
                 f"no question with an answer and passages to learn the choice of chunks from{why}; name a file in "
                 "policy.questions, or set policy.question_share to 0"
             )
-        left_out.say("questions", total)
+        left_out.say("questions", len(self.questions))
         # What closed questions list says other things of the same matters, each its own.
         self._pool = list({passage: None for one in self.questions if not one.closed for passage in one.passages})
         self._ranked_share, self._min_passages, self._relevance = ranked_share, min_passages or passages, relevance

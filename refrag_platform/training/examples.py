@@ -82,7 +82,6 @@ class Examples:
         self.left_out = LeftOut("finetuned")
         asked_of = training_questions(corpus, settings.questions, root, self.left_out, split)
         questions = [one for one in asked_of if one.kind == "answer"]
-        self._total = len(questions) + self.left_out.reasons.total()
         learned = usable(questions, settings.max_passages, self.left_out)
         asked = [self._asked(one) for one in learned if not one.closed]
         for file in named_files(root, settings.distractors):
@@ -93,7 +92,6 @@ class Examples:
         summaries = [one for file in named_files(root, settings.summaries) for one in read_summaries(file)]
         if not summaries and settings.tasks.get("summarization", 0) > 0:
             summaries = list(_lead_summaries(corpus))
-        self._total += len(summaries)
         # (number of the document, its summaries)
         numbers = self._number([one.passages[0] for one in summaries])
         summarized = [(number, list(one.answers)) for number, one in zip(numbers, summaries, strict=True)]
@@ -156,7 +154,7 @@ class Examples:
         self.left_out.add(reason, len(asked) - len(kept) + len(summarized) - len(documents))
         conversations = [turns for turns in _conversations(kept) if self._room(turns) >= 0]
         self._set_sources(kept, conversations, documents)
-        self.left_out.say("questions and summaries", self._total)
+        self.left_out.say("questions and summaries", len(kept) + len(documents))
 
     def _room(self, turns: Sequence[_Asked]) -> float:
         """Positions for further passages beside a conversation, the last question's gold passages and its answer."""

@@ -31,11 +31,12 @@ class LeftOut:
     def __str__(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.items())
 
-    def say(self, things: str, total: int) -> None:
+    def say(self, things: str, kept: int) -> None:
         """One line on stderr, if anything was left out; of several processes the main one says it."""
         if self.reasons and is_main():
             left = self.reasons.total()
-            print(f"{self.section}: {left:,} of {total:,} {things} left out: {self}", file=sys.stderr, flush=True)
+            said = f"{self.section}: {left:,} of {left + kept:,} {things} left out: {self}"
+            print(said, file=sys.stderr, flush=True)
 
 
 def training_questions(

@@ -70,7 +70,6 @@ def _answered(
     """
     left_out = LeftOut("cpt.reading")
     questions = [one for one in training_questions(corpus, files, root, left_out) if one.kind == "answer"]
-    total = len(questions) + left_out.reasons.total()
     kept = [one for one in questions if one.answers and one.gold and not one.history]
     left_out.add("without an answer or its passage, or in a conversation", len(questions) - len(kept))
     kept = fitting(kept, tokenizer, chunks, chunk_size, left_out)
@@ -79,5 +78,5 @@ def _answered(
             f"cpt.reading.questions_share is set, and there is nothing to ask ({str(left_out) or 'no questions'}); "
             "name question files in cpt.reading.questions, or set it to 0"
         )
-    left_out.say("questions", total)
+    left_out.say("questions", len(kept))
     return kept

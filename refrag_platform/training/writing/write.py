@@ -113,7 +113,7 @@ class Writing:
         files = [str(path.resolve()) for path in inputs.questions]
         left_out = LeftOut("questions write")
         questions = training_questions(corpus, files, project.root, left_out)
-        left_out.say("questions", len(questions) + left_out.reasons.total())
+        left_out.say("questions", len(questions))
         self._facts["training"] = {
             "questions": len(questions),
             "files": {str(path): file_digest(path) for path in inputs.questions},
@@ -180,14 +180,13 @@ def _passages(corpus: Path, inputs: Inputs) -> list[Passage]:
         RefragError: there are none.
     """
     found: dict[Passage, None] = {}
-    left_out, total = LeftOut("questions write"), 0
+    left_out = LeftOut("questions write")
     for path in inputs.passages:
         read = read_passages(path, "train")
         held_out = held_out_passages(set(read), corpus)
-        left_out.add("held out by the corpus", sum(passage in held_out for passage in read))
-        total += len(read)
-        found |= dict.fromkeys(passage for passage in read if passage not in held_out)
-    left_out.say("passages", total)
+        left_out.add("held out by the corpus", len(held_out))
+        found |= {passage: None for passage in read if passage not in held_out}
+    left_out.say("passages", len(found))
     if inputs.corpus_passages:
         found |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
     if not found:

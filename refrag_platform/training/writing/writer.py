@@ -63,7 +63,7 @@ def examples(questions: Sequence[Question], layout: WriterLayout) -> list[Exampl
     about = [_sentence(one, shown[_gold(one)]) for one in plain]
     learned = [(one, sentence) for one, sentence in zip(plain, about, strict=True) if sentence]
     left_out.add("whose answer is long, or in no sentence of what is shown", len(plain) - len(learned))
-    left_out.say("questions", len(questions))
+    left_out.say("questions", len(learned))
     if not learned:
         raise RefragError(
             f"no question to learn writing from ({left_out or 'there are none'}); name files of labelled questions by "
