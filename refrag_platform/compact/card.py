@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refrag_platform.compact.coding import MIB
+from refrag_platform.compact.record import earlier_records
 from refrag_platform.markdown import table
 from refrag_platform.recipes import Recipe
 
@@ -65,10 +66,9 @@ def notice(recipe: Recipe, given: str = "") -> str:
 
 def _data(packed: Mapping[str, Any]) -> list[str]:
     """What these weights were trained on, and before that those that their training went on from."""
-    lines, before = list(packed["data"]), packed.get("continues")
-    while before:
+    lines = list(packed["data"])
+    for before in earlier_records(packed):
         lines += [f"before that, in the packed weights {before['hash'][:8]}: {line}" for line in before["data"]]
-        before = before.get("continues")
     return lines
 
 
@@ -103,13 +103,13 @@ def _controls(recipe: Recipe, packed: Mapping[str, Any]) -> list[str]:
 
 def _training(packed: Mapping[str, Any]) -> str:
     """A row for each stage, then for those of the weights before; of one that left no manifest here, no hours."""
-    rows, shown, before = [], [*packed["training"].items()], packed.get("continues")
-    while before:
-        newer = [figures for _, figures in shown]
-        shown += [(f"{stage} before", figures) for stage, figures in before["training"].items() if figures not in newer]
-        before = before.get("continues")
-    for stage, figures in shown:
-        made = packed.get("stages", {}).get(stage)
+    rows, shown = [], []
+    for suffix, record in [("", packed), *((" before", before) for before in earlier_records(packed))]:
+        for stage, figures in record["training"].items():
+            # What was taken over as it was has its row.
+            if figures not in [newer for _, newer, _ in shown] or record is packed:
+                shown.append((f"{stage}{suffix}", figures, record.get("stages", {}).get(stage)))
+    for stage, figures, made in shown:
         machine = made["hardware"] if made else {}
         rows.append(
             [

@@ -120,10 +120,9 @@ def pack(
             own, changed = _part(before, is_decoder), _part(trained, is_decoder)
             if earlier and _is_unchanged(earlier.folder / file, own, changed):
                 shutil.copy(earlier.folder / file, partial)
-                packed_before = read_manifest(earlier.folder)
-                errors[file] = packed_before["relative_errors"][file]
+                errors[file] = earlier.manifest["relative_errors"][file]
                 names = ("decoder",) if is_decoder else ("encoder", "encoder_layers")
-                coded |= {name: packed_before["codings"][name] for name in names}
+                coded |= {name: earlier.manifest["codings"][name] for name in names}
                 continue
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
             errors[file] = _write(partial / file, own, changed, coding, layers)

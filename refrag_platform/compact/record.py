@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,11 +44,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 class Earlier(NamedTuple):
     """Packed weights that a training went on from.
 
-    folder: where what it left unchanged is taken from. record: what the manifest of the new ones says of them: `folder`
-    and `hash` of their manifest.json, as the stages that read it recorded them, and what it said, `continues` too.
+    folder, manifest: where what it left unchanged is taken from, and what is said of it there.
+    record: what the manifest of the new ones says of them: `folder` and `hash` of their manifest.json, as the stages
+    that read it recorded them, and what it said, `continues` too.
     """
 
     folder: Path
+    manifest: dict[str, Any]
     record: dict[str, Any]
 
 
@@ -64,12 +66,18 @@ def earlier_weights(root: Path, place: str, digest: str) -> Earlier:
     manifest = read_manifest(folder)
     if (now := file_digest(folder / MANIFEST)) == digest:
         said = {key: manifest[key] for key in ("model", "training", "stages", "data", "continues") if key in manifest}
-        return Earlier(folder, {"folder": Path(place).parent.as_posix(), "hash": digest} | said)
+        return Earlier(folder, manifest, {"folder": Path(place).parent.as_posix(), "hash": digest} | said)
     if (before := manifest.get("continues", {})).get("hash") == digest:
-        return Earlier(folder, before)
+        return Earlier(folder, manifest, before)
     raise ArtifactError(
         f"training went on from {place} of hash {digest}, and {now} is there now; bring back what was there, by Git"
     )
+
+
+def earlier_records(packed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a manifest records of the packed weights that training went on from, the newest first."""
+    while packed := packed.get("continues", {}):
+        yield packed
 
 
 def is_packed(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
+from refrag_platform.compact.record import earlier_records
 from refrag_platform.errors import ArtifactError
 from refrag_platform.history import commits
 from refrag_platform.project import Project
@@ -170,9 +171,9 @@ def add_releases(graph: Graph, project: Project) -> None:
             release = recorded_source(file.relative_to(project.root).as_posix(), file_digest(file))
             record = json.loads(file.read_bytes())
             made_by = _add_stages(graph, project, record)
-            while record := record.get("continues"):
-                earlier = Version("release", record["folder"], record["hash"])
-                graph.add(earlier, _add_stages(graph, project, record) or None, model=model)
+            for before in earlier_records(record):
+                earlier = Version("release", before["folder"], before["hash"])
+                graph.add(earlier, _add_stages(graph, project, before) or None, model=model)
         except OSError:
             continue
         except (ValueError, KeyError, TypeError, AttributeError):
