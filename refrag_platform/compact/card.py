@@ -102,25 +102,25 @@ def _controls(recipe: Recipe, packed: Mapping[str, Any]) -> list[str]:
 
 
 def _training(packed: Mapping[str, Any]) -> str:
-    """A row for each stage, then for those of the weights before; of one that left no manifest here, no hours."""
-    rows, shown = [], []
-    for suffix, record in [("", packed), *((" before", before) for before in earlier_records(packed))]:
+    """A row for each stage that was trained, then those of the weights before; without a manifest it has no hours."""
+    rows, records = [], [packed, *earlier_records(packed)]
+    for number, record in enumerate(records):
         for stage, figures in record["training"].items():
-            # What was taken over as it was has its row.
-            if figures not in [newer for _, newer, _ in shown] or record is packed:
-                shown.append((f"{stage}{suffix}", figures, record.get("stages", {}).get(stage)))
-    for stage, figures, made in shown:
-        machine = made["hardware"] if made else {}
-        rows.append(
-            [
-                stage,
-                f"{figures['steps']:,}",
-                f"{figures['first_loss']:.3f}",
-                f"{figures['last_loss']:.3f}",
-                f"{made['seconds'] / 3600:.2f}" if made else "–",
-                (", ".join(machine.get("gpus") or []) or f"{machine.get('cores')} CPU cores") if made else "–",
-            ]
-        )
+            # What was taken over as it was has its row where it was trained.
+            if any(figures == older["training"].get(stage) for older in records[number + 1 :]):
+                continue
+            made = record.get("stages", {}).get(stage)
+            machine = made["hardware"] if made else {}
+            rows.append(
+                [
+                    f"{stage} before" if number else stage,
+                    f"{figures['steps']:,}",
+                    f"{figures['first_loss']:.3f}",
+                    f"{figures['last_loss']:.3f}",
+                    f"{made['seconds'] / 3600:.2f}" if made else "–",
+                    (", ".join(machine.get("gpus") or []) or f"{machine.get('cores')} CPU cores") if made else "–",
+                ]
+            )
     header = ["stage", "steps", "first loss", "last loss", "hours", "hardware"]
     return table(header, rows) if rows else "No figures were given."
 
