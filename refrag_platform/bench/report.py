@@ -43,6 +43,8 @@ def result_tables(result: Mapping[str, Any]) -> str:
         return frontier_report(result)
     if result["benchmark"] == "search":
         return search_report(result)
+    if result["benchmark"] == "service":
+        return service_report(result)
     peak, bandwidth = result["peak_flops"] / 1e12, result["bandwidth"] / 1e9
     stated = f" (stated: {result['stated_peak_flops'] / 1e12:,.0f})" if result["stated_peak_flops"] else ""
     facts = (
@@ -52,6 +54,32 @@ def result_tables(result: Mapping[str, Any]) -> str:
     )
     tables = _latency if result["benchmark"] == "latency" else _throughput
     return "\n\n".join([facts, *tables(result)])
+
+
+def service_report(result: Mapping[str, Any]) -> str:
+    """The service beside its engine: what it was measured on, the rows, and the two compared."""
+    head = [
+        "asked", "at once", "requests", "answered", "others", "tokens/s", "requests/s", "first token, ms: p50", "p95",
+        "p99", "MB more after 1,000",
+    ]  # fmt: skip
+    body = []
+    for row in result["rows"]:
+        others = {"no answer" if status == "0" else status: n for status, n in row["statuses"].items()}
+        answered = others.pop("200", 0)
+        told = ", ".join(f"{count:,} x {status}" for status, count in others.items()) or "none"
+        counts = [f"{row['clients']}", f"{row['requests']:,}", f"{answered:,}", told]
+        speeds = [f"{row['tokens_per_second']:,.1f}", f"{row['requests_per_second']:,.1f}"]
+        times = [f"{row['ttft_ms'][name]:,.1f}" for name in ("p50", "p95", "p99")]
+        body.append([row["side"], *counts, *speeds, *times, f"{row['grown_mb_per_1000']:,.1f}"])
+    facts = (
+        f"{result['model']}, {result['dtype']}; {result['device']}, torch {result['torch']}; {result['slots']} slots; "
+        f"up to {result['new_tokens']} tokens an answer, {result['mean_tokens']:.0f} in the mean."
+    )
+    compared = (
+        f"HTTP adds {result['added_ms']:.1f} ms to one client's first token; {result['clients']} clients get "
+        f"{result['share_of_engine']:.0%} of the engine's tokens."
+    )
+    return "\n\n".join([facts, table(head, body), compared])
 
 
 def write_tables(document: Path) -> tuple[int, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Literal
 
 from refrag_platform.decoding.grammar import SchemaError
@@ -42,6 +42,12 @@ class Stream:
         self._open = set(range(choices))
         self.stopped: set[int] = set()
         self.cancelled = False
+        self._tell: Callable[[], None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be read of it."""
+        return self.cancelled or not self._open
 
     def __iter__(self) -> Iterator[Event]:
         """Until every choice has ended, or the stream is cancelled.
@@ -50,19 +56,36 @@ class Stream:
             SchemaError: the answer can't follow its schema any further.
             RefragError: the request failed; its cause is chained.
         """
-        while self._open and not self.cancelled:
-            event = self._events.get()
-            if event is None:
+        while not self.ended:
+            yield from self._read(self._events.get())
+
+    def arrived(self) -> Iterator[Event]:
+        """What has come by now, without waiting.
+
+        Raises: as when it is iterated.
+        """
+        while not self.ended:
+            try:
+                came = self._events.get_nowait()
+            except Empty:
                 return
-            if isinstance(event, SchemaError):
-                raise event
-            if isinstance(event, Exception):
-                raise RefragError(f"the answer failed: {event}") from event
-            if event.choice not in self._open:
-                continue
-            if event.finish_reason is not None:
-                self._open.discard(event.choice)
-            yield event
+            yield from self._read(came)
+
+    def listen(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called whenever something has come, by the thread that put it there, and once now."""
+        self._tell = tell
+        tell()
+
+    def _read(self, event: Event | Exception | None) -> Iterator[Event]:
+        if isinstance(event, SchemaError):
+            raise event
+        if isinstance(event, Exception):
+            raise RefragError(f"the answer failed: {event}") from event
+        if event is None or event.choice not in self._open:
+            return
+        if event.finish_reason is not None:
+            self._open.discard(event.choice)
+        yield event
 
     def stop(self, choice: int) -> None:
         """No more of this choice; what it holds is freed before the next step."""
@@ -73,9 +96,11 @@ class Stream:
     def cancel(self) -> None:
         """No more at all; a reader that waits returns, and what the request holds is freed before the next step."""
         self.cancelled = True
-        self._events.put(None)
+        self.put(None)
         self._wake()
 
-    def put(self, event: Event | Exception) -> None:
-        """Called by the scheduler."""
+    def put(self, event: Event | Exception | None) -> None:
+        """Called by the scheduler; None only wakes the reader."""
         self._events.put(event)
+        if self._tell is not None:
+            self._tell()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from starlette.requests import Request
 
 from refrag_platform.serving.contract import ClientGone
+from refrag_platform.serving.doorbell import Doorbell
 from refrag_platform.serving.errors import ApiError
 from refrag_platform.serving.guard import key_digest
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Requests that are answered or wait hold a thread each, which mostly sleeps.
+# Retrieval and prompts are made on these.
 MOST_THREADS = 256
 # At once. Documents are changed one request after the other.
 LOOK_UPS, CHANGES = 4, 1
@@ -37,6 +38,7 @@ class Admission:
         self.shown: dict[str, Ticket] = {}
         self._seconds = 1.0  # what a request has taken of late, for Retry-After
         self.threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="request")
+        self._bell: Doorbell | None = None
 
     def enter(self, request: Request, at_once: int) -> Ticket:
         """A ticket for a request, where `at_once` are answered at a time.
@@ -54,6 +56,12 @@ class Admission:
             )
         self._inside += 1
         return Ticket(self, request)
+
+    def doorbell(self, loop: asyncio.AbstractEventLoop) -> Doorbell:
+        """Of this loop, one for all requests."""
+        if self._bell is None or self._bell.loop is not loop:
+            self._bell = Doorbell(loop)
+        return self._bell
 
     def leave(self, seconds: float) -> None:
         """One request less."""
@@ -103,11 +111,40 @@ class Ticket:
         return await self.until_deadline(asyncio.wrap_future(submitted))
 
     async def iterate(self, generation: Generation | Refusal) -> AsyncIterator[Delta]:
-        """What is new in an answer, as it comes."""
+        """What is new in an answer, as it comes from the decoder's thread; no other waits for it.
+
+        Raises:
+            ApiError: 504 when the deadline passes first.
+            ClientGone: the client went away.
+        """
+        from refrag_platform.serving.generation import Refusal
+
         self._generation = generation
-        deltas = generation.deltas()
-        while (delta := await self.run(next, deltas, None)) is not None:
-            yield delta
+        if isinstance(generation, Refusal):
+            for told in generation.deltas():
+                yield told
+            return
+        stream, loop, news = await self.run(generation.begin), asyncio.get_running_loop(), asyncio.Event()
+        bell = self._admission.doorbell(loop)
+        gone = asyncio.ensure_future(self._disconnected())
+        gone.add_done_callback(lambda ended: news.set())
+        late = loop.call_at(self.ends, news.set)
+        stream.listen(lambda: bell.ring(news.set))
+        try:
+            while not stream.ended:
+                await news.wait()
+                news.clear()
+                if loop.time() >= self.ends:
+                    raise self._too_late()
+                for event in stream.arrived():
+                    if (delta := generation.take(event)) is not None:
+                        yield delta
+                if gone.done() and not stream.ended:
+                    raise ClientGone
+        finally:
+            late.cancel()
+            gone.cancel()
+            stream.cancel()
 
     def show(self, answer: Answer) -> None:
         """Let the answer be cancelled by its id, as long as the request is inside."""
@@ -155,15 +192,18 @@ class Ticket:
                 return task.result()
             if gone.done():
                 raise ClientGone
-            raise ApiError(
-                504,
-                f"not answered within {self._admission.deadline:g} s, waiting included",
-                code="deadline_exceeded",
-                headers={"Retry-After": "1"},
-            )
+            raise self._too_late()
         finally:
             task.cancel()
             gone.cancel()
+
+    def _too_late(self) -> ApiError:
+        return ApiError(
+            504,
+            f"not answered within {self._admission.deadline:g} s, waiting included",
+            code="deadline_exceeded",
+            headers={"Retry-After": "1"},
+        )
 
     async def _disconnected(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":

@@ -10,7 +10,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.decoding.sampling import Token
-from refrag_platform.decoding.stream import Stream
+from refrag_platform.decoding.stream import Event, Stream
 from refrag_platform.model.segments import Prompt, compression_rate, plain_tokens, prompt_length
 from refrag_platform.serving.contract import Citation, Delta, Sampling, Seconds, Sources, TokenLogprob, Usage
 from refrag_platform.serving.text import Detokenizer, StopStrings
@@ -48,6 +48,7 @@ class Generation:
 
         self._choices = [(Detokenizer(decode), StopStrings(sampling.stop)) for _ in range(sampling.n)]
         self._stream: Stream | None = None
+        self._submitted = begun
         self._closed = False
         self.parts: dict[str, tuple[float, float]] = {}
         self.token_times: list[list[float]] = [[] for _ in range(sampling.n)]
@@ -72,29 +73,42 @@ class Generation:
         Raises:
             RefragError: the decoder failed.
         """
-        submitted = time.monotonic()
+        stream = self.begin()
+        try:
+            for event in stream:
+                if (delta := self.take(event)) is not None:
+                    yield delta
+        finally:
+            stream.cancel()
+
+    def begin(self) -> Stream:
+        """Ask the decoder, and say of what the answer is made while it reads the prompt: `take` what it writes."""
+        self._submitted = time.monotonic()
         self._stream = stream = self._submit()
         if self._closed:
             stream.cancel()
         try:
             told = self._explain()
-            self.sources = replace(self.sources, citations=told.citations, retrieved=told.retrieved)
-            for event in stream:
-                text, stops = self._choices[event.choice]
-                if event.token is None:
-                    self.finish_reason = event.finish_reason
-                    yield Delta(event.choice, stops.flush(), finish_reason=event.finish_reason)
-                    continue
-                self._count(event.choice, event.at, submitted, stream.reused)
-                piece, logprobs = stops.push(text.push(event.token.id)), self._logprobs(event.token)
-                if stops.stopped:
-                    stream.stop(event.choice)
-                    self.finish_reason = "stop"
-                    yield Delta(event.choice, piece, logprobs, "stop")
-                elif piece or logprobs:
-                    yield Delta(event.choice, piece, logprobs)
-        finally:
+        except BaseException:
             stream.cancel()
+            raise
+        self.sources = replace(self.sources, citations=told.citations, retrieved=told.retrieved)
+        return stream
+
+    def take(self, event: Event) -> Delta | None:
+        """What an event of the stream adds to the answer, if it does; takes no longer than a token's text does."""
+        assert self._stream is not None
+        text, stops = self._choices[event.choice]
+        if event.token is None:
+            self.finish_reason = event.finish_reason
+            return Delta(event.choice, stops.flush(), finish_reason=event.finish_reason)
+        self._count(event.choice, event.at, self._submitted, self._stream.reused)
+        piece, logprobs = stops.push(text.push(event.token.id)), self._logprobs(event.token)
+        if stops.stopped:
+            self._stream.stop(event.choice)
+            self.finish_reason = "stop"
+            return Delta(event.choice, piece, logprobs, "stop")
+        return Delta(event.choice, piece, logprobs) if piece or logprobs else None
 
     def _count(self, choice: int, drawn: float, submitted: float, reused: int) -> None:
         self.token_times[choice].append(drawn)

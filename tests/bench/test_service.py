@@ -1,0 +1,95 @@
+"""`refrag bench service` on a tiny model: real clients, real HTTP."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from refrag_platform.bench import service
+from refrag_platform.bench.clients import Seen
+from refrag_platform.bench.report import service_report
+from refrag_platform.cli import app
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.project import Project
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    """The command's options for a random tiny model and three questions."""
+    project = Project(ROOT)
+    torch.manual_seed(0)
+    model = RefragModel.create(project.recipe("tiny"), project.recipe_path("tiny").parent)
+    (tmp_path / "model").mkdir()
+    model.save(tmp_path / "model")
+    rows = [
+        {
+            "id": str(n),
+            "question": f"What is {n}?",
+            "answers": ["a"],
+            "passages": [{"title": "", "text": f"It is {n}."}],
+        }
+        for n in range(3)
+    ]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {"model": "model", "questions": "questions.jsonl", "json": "service.json"}
+    given = [part for name, file in names.items() for part in (f"--{name}", str(tmp_path / file))]
+    return [*given, "--recipe", str(ROOT / "models" / "tiny" / "recipe.yaml"), "--seconds", "0.2", "--share-kept", "0"]
+
+
+def test_engine_and_service_answer_the_same_requests(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ALONE", 2)
+    done = CliRunner().invoke(app, ["bench", "service", *asked, "--clients", "3", "--new-tokens", "5"])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "service.json").read_text())
+    assert [(row["side"], row["clients"]) for row in result["rows"]] == [
+        ("engine", 1), ("service", 1), ("engine", 3), ("service", 3)
+    ]  # fmt: skip
+    for row in result["rows"]:
+        assert row["statuses"] == {"200": row["requests"]}
+        # Greedy, the random model never ends by itself.
+        assert row["tokens"] == 5 * row["requests"]
+        assert row["requests"] >= (2 if row["clients"] == 1 else 3)
+    alone = [row["requests"] for row in result["rows"] if row["clients"] == 1]
+    assert alone == [2, 2]
+    assert "clients get" in service_report(result)
+
+
+def test_a_full_service_refuses_and_that_is_counted(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "ALONE", 1)
+    # Room for nobody beside the one slot.
+    made = service.create_app
+    monkeypatch.setattr(service, "create_app", lambda name, settings: made(name, SimpleNamespace(**{
+        **vars(settings), "max_waiting": 0
+    })))  # fmt: skip
+    monkeypatch.setattr("refrag_platform.bench.clients.LONGEST_WAIT", 0.01)
+    run = CliRunner().invoke(app, ["bench", "service", *asked, "--clients", "4", "--slots", "1", "--new-tokens", "40"])
+    assert run.exit_code == 0, run.output
+    row = json.loads((tmp_path / "service.json").read_text())["rows"][-1]
+    assert set(row["statuses"]) == {"200", "429"}
+    assert "429" in run.output
+
+
+def test_questions_without_passages_are_refused(asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"id": "alone", "question": "Who?", "answers": ["I"], "passages": []}\n')
+    done = CliRunner().invoke(app, ["bench", "service", *asked])
+    assert done.exit_code == 2
+    assert "alone is no question over passages" in done.output
+
+
+def test_a_percentile_is_a_value_that_was_seen() -> None:
+    values = [float(number) for number in range(1, 101)]
+    assert [service.percentile(values, share) for share in (0.5, 0.95, 0.99)] == [50.0, 95.0, 99.0]
+    assert service.percentile([3.0], 0.99) == 3.0
+
+
+def test_answers_without_a_text_are_told() -> None:
+    with pytest.raises(service.RefragError, match=r"none of 2 answers has a text \(status 2 x 503\)"):
+        service._row("service", 2, [Seen(503, None, 0)] * 2, 1.0, 0.0)
