@@ -22,10 +22,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from json import dumps, loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import uvicorn
 
 from refrag_platform.bench.clients import Load, Seen
 from refrag_platform.corpus.question import Question
@@ -33,10 +32,9 @@ from refrag_platform.errors import RefragError
 from refrag_platform.model.loading import Bundle
 from refrag_platform.progress import waiting
 from refrag_platform.recipes import Recipe
-from refrag_platform.serving.api import create_app
-from refrag_platform.serving.contract import Message, Sampling, ServedPassage
-from refrag_platform.serving.engine import Engine
-from refrag_platform.serving.settings import ApiSettings
+
+if TYPE_CHECKING:
+    from refrag_platform.serving.engine import Engine
 
 # Requests one after the other, and the seconds that they may take.
 ALONE, LONGEST = 20, 600.0
@@ -62,6 +60,8 @@ def fresh_engine(bundle: Bundle, recipe: Recipe, slots: int | None) -> Iterator[
 
     Args: slots: in place of the recipe's.
     """
+    from refrag_platform.serving.engine import Engine
+
     settings = recipe.serving.model_copy(update={"slots": slots or recipe.serving.slots, "prefix_cache_mb": 0})
     engine = Engine(recipe.name, bundle, None, settings)
     try:
@@ -124,6 +124,8 @@ def _ask_engine(
     engine: Engine, questions: Sequence[Question], plan: ServicePlan, load: Load
 ) -> tuple[list[Seen], float]:
     """As `clients.ask_all`, without HTTP."""
+    from refrag_platform.serving.contract import Message, Sampling, ServedPassage
+
     begun = time.monotonic()
 
     def asks(number: int) -> list[Seen]:
@@ -212,6 +214,11 @@ def _resident_mb() -> float:
 @contextmanager
 def _served(engine: Engine, clients: int) -> Iterator[str]:
     """The URL of the service's completions, under uvicorn as it is served."""
+    import uvicorn
+
+    from refrag_platform.serving.api import create_app
+    from refrag_platform.serving.settings import ApiSettings
+
     app = create_app(engine.name, ApiSettings(max_waiting=clients))
     app.state.engine = engine
     with socket.socket() as listener:

@@ -1,8 +1,8 @@
 """`refrag bench service` on a tiny model: real clients, real HTTP."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from refrag_platform.bench.report import service_report
 from refrag_platform.cli import app
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
+from refrag_platform.serving import api
 from tests.conftest import ROOT
 
 
@@ -65,11 +66,8 @@ def test_a_full_service_refuses_and_that_is_counted(
 ) -> None:
     monkeypatch.setattr(service, "ALONE", 1)
     # Room for nobody beside the one slot.
-    made = service.create_app
-    monkeypatch.setattr(service, "create_app", lambda name, settings: made(name, SimpleNamespace(**{
-        **vars(settings), "max_waiting": 0
-    })))  # fmt: skip
-    monkeypatch.setattr("refrag_platform.bench.clients.LONGEST_WAIT", 0.01)
+    made = api.create_app
+    monkeypatch.setattr(api, "create_app", lambda name, settings: made(name, replace(settings, max_waiting=0)))
     run = CliRunner().invoke(app, ["bench", "service", *asked, "--clients", "4", "--slots", "1", "--new-tokens", "40"])
     assert run.exit_code == 0, run.output
     row = json.loads((tmp_path / "service.json").read_text())["rows"][-1]
