@@ -1,7 +1,7 @@
 """Clients of the service in a process of their own, each with a request after the other (bench/service.py).
 
 It reads a `Load` as JSON from standard input and writes what was seen to standard output: {"answers": [{"status",
-"first_ms", "tokens"}], "seconds"}. Its own interpreter, so that clients take no time of the server's.
+"first_ms", "tokens"}], "begun", "ended"}. Its own interpreter, so that clients take no time of the server's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST_WAIT = 5.0
 class Load:
     """clients: at once. seconds: after which none begins anew. requests: of each client at most; 0: any number.
 
-    bodies: what is sent to `url`, in turns.
+    bodies: what is sent to `url`, in turns of all `stride` clients, of whom these are number `first` and on.
     """
 
     url: str
@@ -31,6 +31,8 @@ class Load:
     seconds: float
     requests: int
     bodies: Sequence[dict[str, Any]]
+    first: int = 0
+    stride: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Seen:
     tokens: int
 
 
-async def ask_all(load: Load) -> tuple[list[Seen], float]:
-    """Every answer that was asked for, and the seconds until the last one had ended."""
+async def ask_all(load: Load) -> tuple[list[Seen], float, float]:
+    """Every answer that was asked for, and when the first began and the last had ended, of the machine's clock."""
     import httpx
 
     limits = httpx.Limits(max_connections=load.clients, max_keepalive_connections=load.clients)
@@ -54,12 +56,13 @@ async def ask_all(load: Load) -> tuple[list[Seen], float]:
         async def asks(number: int) -> None:
             made = 0
             while time.monotonic() - begun < load.seconds and (not load.requests or made < load.requests):
-                body = load.bodies[(number + made * load.clients) % len(load.bodies)]
+                turn = load.first + number + made * (load.stride or load.clients)
+                body = load.bodies[turn % len(load.bodies)]
                 answers.append(await ask(client, load.url, body))
                 made += 1
 
         await asyncio.gather(*(asks(number) for number in range(load.clients)))
-    return answers, time.monotonic() - begun
+    return answers, begun, time.monotonic()
 
 
 async def ask(client: Any, url: str, body: dict[str, Any]) -> Seen:
@@ -80,9 +83,11 @@ async def ask(client: Any, url: str, body: dict[str, Any]) -> Seen:
                 if line.startswith("data: {"):
                     # All but the last are read no further: clients are to be quicker than the server.
                     last = line
-            tokens = (json.loads(last[6:]).get("usage") or {}).get("completion_tokens", 0) if last else 0
-            if "error" in last[:12]:
-                return Seen(NO_ANSWER, first, 0)
+            # An answer that fails after its status line ends in an error, or without its usage.
+            usage = json.loads(last[6:]).get("usage") if last else None
+            if not usage:
+                return Seen(NO_ANSWER, None, 0)
+            tokens = usage["completion_tokens"]
     except httpx.TransportError:
         return Seen(NO_ANSWER, first, 0)
     return Seen(200, first, tokens)
@@ -94,8 +99,8 @@ def _text(event: dict[str, Any]) -> str:
 
 def main() -> None:
     """The process: a load in, what was seen out."""
-    answers, seconds = asyncio.run(ask_all(Load(**json.load(sys.stdin))))
-    json.dump({"answers": [asdict(one) for one in answers], "seconds": seconds}, sys.stdout)
+    answers, begun, ended = asyncio.run(ask_all(Load(**json.load(sys.stdin))))
+    json.dump({"answers": [asdict(one) for one in answers], "begun": begun, "ended": ended}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _body(model: str, question: Question, plan: ServicePlan) -> dict[str, Any]:
 def _ask_engine(
     engine: Engine, questions: Sequence[Question], plan: ServicePlan, load: Load
 ) -> tuple[list[Seen], float]:
-    """As `clients.ask_all`, without HTTP."""
+    """The answers and the seconds that they took, without HTTP."""
     from refrag_platform.serving.contract import Message, Sampling, ServedPassage
 
     begun = time.monotonic()
@@ -154,7 +154,7 @@ def _ask_engine(
 
 
 def _ask_service(load: Load) -> tuple[list[Seen], float]:
-    """What processes of clients saw, together; the seconds are the longest's."""
+    """What processes of clients saw, together, from when the first of them began to when the last had ended."""
     count = max(1, min(load.clients // CLIENTS_A_PROCESS, (os.cpu_count() or 1) // 2))
     shares = [load.clients // count + (number < load.clients % count) for number in range(count)]
     command = [sys.executable, "-P", "-m", "refrag_platform.bench.clients"]
@@ -163,8 +163,7 @@ def _ask_service(load: Load) -> tuple[list[Seen], float]:
     with ThreadPoolExecutor(count) as threads:
 
         def run(number: int) -> dict[str, Any]:
-            bodies = [*load.bodies[number:], *load.bodies[:number]]
-            own = Load(load.url, shares[number], load.seconds, load.requests, bodies)
+            own = replace(load, clients=shares[number], first=sum(shares[:number]), stride=load.clients)
             done = subprocess.run(
                 command, input=dumps(asdict(own)), capture_output=True, text=True, env=environment, check=False
             )
@@ -173,7 +172,8 @@ def _ask_service(load: Load) -> tuple[list[Seen], float]:
             return dict(loads(done.stdout))
 
         seen = list(threads.map(run, range(count)))
-    return [Seen(**one) for own in seen for one in own["answers"]], max(own["seconds"] for own in seen)
+    took = max(own["ended"] for own in seen) - min(own["begun"] for own in seen)
+    return [Seen(**one) for own in seen for one in own["answers"]], took
 
 
 def _row(side: str, clients: int, answers: Sequence[Seen], took: float, grown_mb: float) -> dict[str, Any]:

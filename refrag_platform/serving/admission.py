@@ -128,15 +128,24 @@ class Ticket:
         bell = self._admission.doorbell(loop)
         gone = asyncio.ensure_future(self._disconnected())
         gone.add_done_callback(lambda ended: news.set())
-        late = loop.call_at(self.ends, news.set)
+        # The timer comes once, and a clock that is read again may say a moment less.
+        over = asyncio.Event()
+
+        def end() -> None:
+            over.set()
+            news.set()
+
+        late = loop.call_at(self.ends, end)
         stream.listen(lambda: bell.ring(news.set))
         try:
             while not stream.ended:
                 await news.wait()
                 news.clear()
-                if loop.time() >= self.ends:
+                if over.is_set():
                     raise self._too_late()
                 for event in stream.arrived():
+                    if over.is_set():
+                        raise self._too_late()
                     if (delta := generation.take(event)) is not None:
                         yield delta
                 if gone.done() and not stream.ended:

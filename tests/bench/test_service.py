@@ -1,21 +1,25 @@
 """`refrag bench service` on a tiny model: real clients, real HTTP."""
 
+import asyncio
 import json
 from dataclasses import replace
+from http.server import HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from refrag_platform.bench import service
-from refrag_platform.bench.clients import Seen
+from refrag_platform.bench.clients import NO_ANSWER, Load, Seen, ask_all
 from refrag_platform.bench.report import service_report
 from refrag_platform.cli import app
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.serving import api
 from tests.conftest import ROOT
+from tests.web import Silent, served
 
 
 @pytest.fixture
@@ -91,3 +95,29 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
 def test_answers_without_a_text_are_told() -> None:
     with pytest.raises(service.RefragError, match=r"none of 2 answers has a text \(status 2 x 503\)"):
         service._row("service", 2, [Seen(503, None, 0)] * 2, 1.0, 0.0)
+
+
+def test_every_client_of_every_process_has_requests_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, int]] = []
+
+    def run(_command: list[str], *, input: str, **_: object) -> SimpleNamespace:
+        given.append(json.loads(input))
+        return SimpleNamespace(returncode=0, stdout=json.dumps({"answers": [], "begun": 1.0, "ended": 3.0}))
+
+    monkeypatch.setattr(service.subprocess, "run", run)
+    monkeypatch.setattr(service.os, "cpu_count", lambda: 16)
+    assert service._ask_service(Load("", 40, 1.0, 0, [{}])) == ([], 2.0)
+    first_turns = [own["first"] + number for own in given for number in range(own["clients"])]
+    assert sorted(first_turns) == list(range(40)) and {own["stride"] for own in given} == {40}
+
+
+def test_an_answer_that_breaks_off_is_no_answer() -> None:
+    class Failing(Silent):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"choices": [{"text": "so far"}]}\n\ndata: {"error": {"message": "gone"}}\n\n')
+
+    with served(HTTPServer(("127.0.0.1", 0), Failing)) as url:
+        answers, *_ = asyncio.run(ask_all(Load(url, 1, 9.0, 1, [{}])))
+    assert answers == [Seen(NO_ANSWER, None, 0)]
