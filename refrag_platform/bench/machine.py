@@ -41,17 +41,24 @@ def fast(subject: Subject) -> Iterator[None]:
 
 def measured_on(model: str, weights: str, decoder: PreTrainedModel, ceilings: Ceilings) -> dict[str, Any]:
     """What a result says of the model, where its weights come from, and the machine."""
-    on_cuda = decoder.device.type == "cuda"
-    name = torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads"
+    place = runs_on(decoder)
     return {
         "model": model,
         "weights": weights,
-        "device": name,
+        **place,
+        "peak_flops": ceilings.peak,
+        "stated_peak_flops": stated_peak(place["device"]),
+        "bandwidth": ceilings.bandwidth,
+    }
+
+
+def runs_on(decoder: PreTrainedModel) -> dict[str, str]:
+    """The device, torch's version and the type of the weights."""
+    on_cuda = decoder.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "dtype": str(decoder.dtype).removeprefix("torch."),
-        "peak_flops": ceilings.peak,
-        "stated_peak_flops": stated_peak(name),
-        "bandwidth": ceilings.bandwidth,
     }
 
 

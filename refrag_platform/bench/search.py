@@ -8,9 +8,7 @@ of the passages that they lie around. Each has one small chunk, since chunks are
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from refrag_platform.artifacts.digest import file_digest
+from refrag_platform.bench.resident import resident_bytes
 from refrag_platform.progress import Progress, waiting
 from refrag_platform.store.connection import connect
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
@@ -124,7 +123,7 @@ def _measured(
             row["recall"] = float(np.mean(recalls))
             for name, milliseconds in asked.items():
                 row[f"{name}_ms"] = {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95)}
-            row["searched_rss"] = server.submit(_memory).result()
+            row["searched_rss"] = server.submit(resident_bytes).result()
     return rows
 
 
@@ -166,10 +165,10 @@ def _build(content: Path, place: Path, embedded: Embedded, kind: str) -> float:
 
 def _open(content: Path, tables: Path, embedded: Embedded) -> dict[str, Any]:
     """Open the store that this process serves; its size on disk and in memory."""
-    row: dict[str, Any] = {"library_rss": _memory()}
+    row: dict[str, Any] = {"library_rss": resident_bytes()}
     begun = time.perf_counter()
     store = ChunkStore.open(content, tables=tables, retriever=embedded)
-    row |= {"open_seconds": time.perf_counter() - begun, "open_rss": _memory()}
+    row |= {"open_seconds": time.perf_counter() - begun, "open_rss": resident_bytes()}
     _served.append((store, embedded))
     indexes = {config.name: config.size_bytes for config in store._passages.list_indices()}
     row["index_bytes"] = sum(size or 0 for name, size in indexes.items() if name.startswith("retrieval_vector"))
@@ -235,10 +234,3 @@ def _neighbours(stored: pa.Table, numbers: NDArray[np.int64], generator: np.rand
         "retrieval_vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim),
     }
     return pa.table({name: columns.get(name, rows[name]) for name in rows.column_names})
-
-
-def _memory() -> int:
-    """Bytes of this process that are in memory."""
-    if sys.platform == "linux":
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on a Mac the most so far, in bytes

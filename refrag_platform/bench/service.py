@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,9 +22,11 @@ from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from refrag_platform.bench.clients import Load, Seen
+from refrag_platform.bench.machine import runs_on
+from refrag_platform.bench.resident import resident_bytes
 from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RefragError
 from refrag_platform.model.loading import Bundle
@@ -94,24 +94,11 @@ def bench_service(engine: Engine, questions: Sequence[Question], plan: ServicePl
             for side, asks in sides.items():
                 with waiting(f"{side}, {clients} at once"):
                     asks(warm_up)
-                    before = _resident_mb()
+                    before = resident_bytes()
                     answers, took = asks(load)
-                rows.append(_row(side, clients, answers, took, _resident_mb() - before))
-    decoder = engine.bundle.model.decoder
-    on_cuda = decoder.device.type == "cuda"
-    machine = {
-        "model": engine.name,
-        "device": torch.cuda.get_device_name() if on_cuda else f"CPU, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "dtype": str(decoder.dtype).removeprefix("torch."),
-        "slots": engine.settings.slots,
-    }
+                rows.append(_row(side, clients, answers, took, (resident_bytes() - before) / 2**20))
+    machine = {"model": engine.name, **runs_on(engine.bundle.model.decoder), "slots": engine.settings.slots}
     return {"benchmark": "service", **machine, **asdict(plan), "rows": rows, **_compared(rows)}
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of all don't exceed."""
-    return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def _body(model: str, question: Question, plan: ServicePlan) -> dict[str, Any]:
@@ -190,7 +177,7 @@ def _row(side: str, clients: int, answers: Sequence[Seen], took: float, grown_mb
         "seconds": round(took, 3),
         "tokens_per_second": round(sum(one.tokens for one in answers) / took, 2),
         "requests_per_second": round(sum(one.status == 200 for one in answers) / took, 3),
-        "ttft_ms": {f"p{round(100 * share)}": round(percentile(firsts, share), 3) for share in (0.5, 0.95, 0.99)},
+        "ttft_ms": {f"p{share}": round(float(np.percentile(firsts, share)), 3) for share in (50, 95, 99)},
         "grown_mb_per_1000": round(grown_mb / len(answers) * 1000, 3),
     }
 
@@ -205,34 +192,14 @@ def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _resident_mb() -> float:
-    """Memory of this process that is resident; of Linux, 0 elsewhere."""
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if path.is_file() else 0.0
-
-
 @contextmanager
 def _served(engine: Engine, clients: int) -> Iterator[str]:
     """The URL of the service's completions, under uvicorn as it is served."""
-    import uvicorn
-
     from refrag_platform.serving.api import create_app
+    from refrag_platform.serving.plain import on_thread
     from refrag_platform.serving.settings import ApiSettings
 
     app = create_app(engine.name, ApiSettings(max_waiting=clients))
     app.state.engine = engine
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, server_header=False)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), name="service", daemon=True)
-        thread.start()
-        while not server.started:
-            if not thread.is_alive():
-                raise RefragError("the service ended before it began; its log says why")
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1/completions"
-        finally:
-            server.should_exit = True
-            thread.join(20)
+    with on_thread(app) as url:
+        yield f"{url}/v1/completions"

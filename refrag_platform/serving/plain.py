@@ -8,6 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +23,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from refrag_platform.errors import ArtifactError
+from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
 from refrag_platform.serving.answering import SECONDS_TO_READ
 from refrag_platform.serving.bento import MODEL_FILE, read_description
@@ -85,6 +90,34 @@ def with_health(site: Site) -> ASGIApp:
 
     routes = [Route("/healthz", alive), Route("/livez", alive), Route("/readyz", ready)]
     return OnlyHealth(Starlette(routes=routes), site.app)
+
+
+@contextmanager
+def on_thread(app: ASGIApp) -> Iterator[str]:
+    """The URL of an application, under uvicorn on a free port of this machine and a thread of this process.
+
+    Raises:
+        RefragError: it ended before it began.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        # That it began and ended is said by whoever runs it.
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, lifespan="off", log_config=None, log_level="warning", access_log=False, server_header=False
+            )
+        )
+        thread = threading.Thread(target=server.run, args=([listener],), name="uvicorn", daemon=True)
+        thread.start()
+        while not server.started:
+            if not thread.is_alive():
+                raise RefragError("the server ended before it began; its log says why")
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
 
 
 def _run(site: Site, host: str, port: int) -> None:

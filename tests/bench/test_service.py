@@ -86,12 +86,6 @@ def test_questions_without_passages_are_refused(asked: list[str], tmp_path: Path
     assert "alone is no question over passages" in done.output
 
 
-def test_a_percentile_is_a_value_that_was_seen() -> None:
-    values = [float(number) for number in range(1, 101)]
-    assert [service.percentile(values, share) for share in (0.5, 0.95, 0.99)] == [50.0, 95.0, 99.0]
-    assert service.percentile([3.0], 0.99) == 3.0
-
-
 def test_answers_without_a_text_are_told() -> None:
     with pytest.raises(service.RefragError, match=r"none of 2 answers has a text \(status 2 x 503\)"):
         service._row("service", 2, [Seen(503, None, 0)] * 2, 1.0, 0.0)

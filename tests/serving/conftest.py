@@ -27,13 +27,13 @@ from refrag_platform.processes import ends_with_parent, free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.api import create_app
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.plain import on_thread
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.stages import StageContext
 from refrag_platform.store.build import build_chunks
 from tests.candidates import manifest_of
 from tests.conftest import ROOT, copy_project
 from tests.processes import answers, wait_for
-from tests.web import served_app
 
 COUNTRIES = {
     "Peru": "Peru is a country in western South America. Its capital is Lima and its currency is the sol.",
@@ -141,7 +141,7 @@ def server(engine: Engine) -> Server:
     ) -> Iterator[str]:
         app = create_app("tiny", settings, "refrag-tiny:0123", tracer)
         app.state.engine, app.state.failure = engine if loaded else None, failure
-        with served_app(app) as url:
+        with on_thread(app) as url:
             yield url
 
     return start

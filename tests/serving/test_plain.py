@@ -14,13 +14,12 @@ import pytest
 from refrag_platform.processes import free_port
 from refrag_platform.project import Project
 from refrag_platform.serving.engine import Engine
-from refrag_platform.serving.plain import with_health
+from refrag_platform.serving.plain import on_thread, with_health
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.site import Site
 from tests.command import refused
 from tests.processes import wait_for
 from tests.serving.conftest import plain_server
-from tests.web import served_app
 
 ASKED: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "What is the capital of Peru?"}]}
 
@@ -53,7 +52,7 @@ def test_the_artifacts_in_place_are_served_without_bentoml_and_sigterm_drains(
 def site() -> Iterator[tuple[Site, str]]:
     """A site without its model yet, under uvicorn on this machine."""
     site = Site("tiny")
-    with served_app(with_health(site)) as url:
+    with on_thread(with_health(site)) as url:
         yield site, url
 
 
