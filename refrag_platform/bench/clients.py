@@ -31,8 +31,8 @@ class Load:
     seconds: float
     requests: int
     bodies: Sequence[dict[str, Any]]
-    first: int = 0
-    stride: int = 0
+    first: int
+    stride: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ async def ask_all(load: Load) -> tuple[list[Seen], float, float]:
         async def asks(number: int) -> None:
             made = 0
             while time.monotonic() - begun < load.seconds and (not load.requests or made < load.requests):
-                turn = load.first + number + made * (load.stride or load.clients)
+                turn = load.first + number + made * load.stride
                 body = load.bodies[turn % len(load.bodies)]
                 answers.append(await ask(client, load.url, body))
                 made += 1

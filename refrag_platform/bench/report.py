@@ -60,7 +60,7 @@ def service_report(result: Mapping[str, Any]) -> str:
     """The service beside its engine: what it was measured on, the rows, and the two compared."""
     head = [
         "asked", "at once", "requests", "answered", "others", "tokens/s", "requests/s", "first token, ms: p50", "p95",
-        "p99", "MB more after 1,000",
+        "p99", "MB more",
     ]  # fmt: skip
     body = []
     for row in result["rows"]:
@@ -69,8 +69,8 @@ def service_report(result: Mapping[str, Any]) -> str:
         told = ", ".join(f"{count:,} x {status}" for status, count in others.items()) or "none"
         counts = [f"{row['clients']}", f"{row['requests']:,}", f"{answered:,}", told]
         speeds = [f"{row['tokens_per_second']:,.1f}", f"{row['requests_per_second']:,.1f}"]
-        times = [f"{row['ttft_ms'][name]:,.1f}" for name in ("p50", "p95", "p99")]
-        body.append([row["side"], *counts, *speeds, *times, f"{row['grown_mb_per_1000']:,.1f}"])
+        times = [_number(row["ttft_ms"].get(name), ",.1f") for name in ("p50", "p95", "p99")]
+        body.append([row["side"], *counts, *speeds, *times, f"{row['grown_mb']:,.1f}"])
     facts = (
         f"{result['model']}, {result['dtype']}; {result['device']}, torch {result['torch']}; {result['slots']} slots; "
         f"up to {result['new_tokens']} tokens an answer, {result['mean_tokens']:.0f} in the mean."

@@ -62,6 +62,9 @@ def test_engine_and_service_answer_the_same_requests(
         assert row["requests"] >= (2 if row["clients"] == 1 else 3)
     alone = [row["requests"] for row in result["rows"] if row["clients"] == 1]
     assert alone == [2, 2]
+    # Of so few none is worth a 99th percentile.
+    assert set(result["rows"][0]["ttft_ms"]) == {"p50", "p95"}
+    assert result["mean_tokens"] == 5
     assert "clients get" in service_report(result)
 
 
@@ -100,7 +103,7 @@ def test_every_client_of_every_process_has_requests_of_its_own(monkeypatch: pyte
 
     monkeypatch.setattr(service.subprocess, "run", run)
     monkeypatch.setattr(service.os, "cpu_count", lambda: 16)
-    assert service._ask_service(Load("", 40, 1.0, 0, [{}])) == ([], 2.0)
+    assert service._ask_service(Load("", 40, 1.0, 0, [{}], 0, 40)) == ([], 2.0)
     first_turns = [own["first"] + number for own in given for number in range(own["clients"])]
     assert sorted(first_turns) == list(range(40)) and {own["stride"] for own in given} == {40}
 
@@ -113,5 +116,5 @@ def test_an_answer_that_breaks_off_is_no_answer() -> None:
             self.wfile.write(b'data: {"choices": [{"text": "so far"}]}\n\ndata: {"error": {"message": "gone"}}\n\n')
 
     with served(HTTPServer(("127.0.0.1", 0), Failing)) as url:
-        answers, *_ = asyncio.run(ask_all(Load(url, 1, 9.0, 1, [{}])))
+        answers, *_ = asyncio.run(ask_all(Load(url, 1, 9.0, 1, [{}], 0, 1)))
     assert answers == [Seen(NO_ANSWER, None, 0)]
