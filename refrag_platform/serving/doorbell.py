@@ -11,8 +11,8 @@ from collections.abc import Callable
 class Doorbell:
     """Runs on its loop what other threads hand in.
 
-    A decoder's step has a token for each of its answers. To wake the loop is a system call: it is woken anew only once it
-    has looked, so mostly once a step.
+    A decoder's step has a token for each of its answers. To wake the loop is a system call: it is woken anew only once
+    it has looked, so mostly once a step.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
