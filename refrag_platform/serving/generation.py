@@ -96,7 +96,7 @@ class Generation:
         return stream
 
     def take(self, event: Event) -> Delta | None:
-        """What an event of the stream adds to the answer, if it does: the texts of a token and of those in its place."""
+        """What an event of the stream adds to the answer, if it does: texts of a token and of those in its place."""
         assert self._stream is not None
         text, stops = self._choices[event.choice]
         if event.token is None:
