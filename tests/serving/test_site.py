@@ -124,6 +124,8 @@ def test_a_failure_is_logged_once_with_the_request_s_id(
 def test_a_path_can_t_write_lines_into_the_log(url: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "refrag.serving")
     httpx.get(f"{url}/a%0AINFO%20all%20is%20well%1b[2J")
+    # The line follows the answer.
+    wait_for(lambda: bool(caplog.records), 20)
     assert [len(record.getMessage().splitlines()) for record in caplog.records] == [1]
 
 
