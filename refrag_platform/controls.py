@@ -8,7 +8,7 @@ from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.errors import RecipeError
 from refrag_platform.project import Project
 from refrag_platform.recipes import Control, Recipe, control_name
-from refrag_platform.stages import STAGES, inputs_of, settings_of
+from refrag_platform.stages import SHIPPED, STAGES, inputs_of, settings_of
 
 
 @dataclass
@@ -40,27 +40,38 @@ def trained_controls(project: Project, recipe: Recipe, stage: str) -> Controls:
     return controls
 
 
-def require_own_training(project: Project, control: str) -> None:
-    """Refuse a control of a model that starts from weights which were trained before: it starts from untrained ones.
+def require_matched_start(project: Project, control: str) -> None:
+    """Refuse a control that starts elsewhere than its model does: one of them would be trained for more steps.
 
     Raises:
         RecipeError: it is one.
     """
-    if name := project.control(control):
-        recipe = project.recipe(name.model)
-        # CPT takes no other version than reconstruction does.
-        if start := recipe.reconstruction.continue_from:
-            raise RecipeError(
-                f"{control} would be trained for fewer steps than {name.model}, whose reconstruction.continue_from is "
-                f"{start!r}: no fair comparison; declare it in a recipe that starts from untrained weights"
-            )
+    name = project.control(control)
+    recipe = project.recipe(name.model) if name else None
+    declared = recipe.controls.get(name.kind) if recipe and name else None
+    if not name or not recipe or not declared:  # Of a control that isn't declared its recipe says so.
+        return
+    start, cpt = recipe.reconstruction.continue_from, recipe.cpt.continue_from
+    if declared.start == SHIPPED and (start != SHIPPED or cpt is not None):
+        raise RecipeError(
+            f"{control} would be trained for more steps than {name.model}: controls.{name.kind}.start is "
+            f"{declared.start!r}, reconstruction.continue_from {start!r}, cpt.continue_from {cpt!r}: no fair "
+            f"comparison; leave controls.{name.kind}.start out, or let {name.model} start from the release too, and "
+            "train its cpt"
+        )
+    if start is not None and declared.start != SHIPPED:
+        mend = f"set controls.{name.kind}.start: {SHIPPED}, or " if start == SHIPPED and cpt is None else ""
+        raise RecipeError(
+            f"{control} would be trained for fewer steps than {name.model}, whose reconstruction.continue_from is "
+            f"{start!r}: no fair comparison; {mend}declare it in a recipe that starts from untrained weights"
+        )
 
 
 def _difference(project: Project, manifest: Manifest) -> str | None:
     """What a control was made from otherwise than it would be now."""
     stage, control = STAGES[manifest.stage], manifest.model
     try:
-        require_own_training(project, control)
+        require_matched_start(project, control)
         recipe = project.recipe(control)
     except RecipeError as error:
         return str(error)

@@ -17,7 +17,7 @@ from refrag_platform.artifacts import manifest as manifests
 from refrag_platform.artifacts import publication, reports
 from refrag_platform.artifacts.digest import folder_digest
 from refrag_platform.artifacts.manifest import InputRecord, Manifest
-from refrag_platform.controls import require_own_training
+from refrag_platform.controls import require_matched_start
 from refrag_platform.errors import ArtifactError, CheckFailed, RefragError
 from refrag_platform.history.freshness import dependencies, input_records, standing
 from refrag_platform.history.git import git_commit
@@ -62,7 +62,7 @@ def run_stage(
             f"{model} is a control and has {' and '.join(own.name for own in stages_of(project, model))} alone; "
             f"{name} is its model's: `refrag run {name} --model {project.recipe_path(model).parent.name}`"
         )
-    require_own_training(project, model)
+    require_matched_start(project, model)
     folder, work = project.stage_dir(name, model), project.work_dir(name, model)
     with publication.only_runner(work):
         publication.recover(folder, work)

@@ -154,6 +154,13 @@ def stage_function(stage: Stage) -> Callable[[StageContext], dict[str, Any]]:
     return getattr(importlib.import_module(module), name)
 
 
+def starts_from(recipe: Recipe, stage: str) -> str | None:
+    """The weights that a stage goes on from: `release`, or a released version; None where it needs neither."""
+    if recipe.as_control:
+        return SHIPPED if stage == "cpt" and recipe.as_control.start == SHIPPED else None
+    return getattr(getattr(recipe, stage), "continue_from", None)
+
+
 def takes_over(stage: str, continue_from: str | None) -> bool:
     """Whether a stage with this `continue_from` takes the artifact from there as it is, instead of training one."""
     # From a released version cpt trains on.
@@ -167,6 +174,7 @@ def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
         settings["system"] = recipe.system
         if stage.name == "cpt":
             settings |= {name: recipe.section(name) for name in UNTRAINED}
+            settings |= {"start": SHIPPED} if starts_from(recipe, "cpt") else {}
         else:
             settings["control"] = recipe.as_control.model_dump(mode="json")
             # By what passages are ordered.

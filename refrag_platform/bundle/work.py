@@ -29,7 +29,7 @@ from refrag_platform.history.status import status
 from refrag_platform.imports import PACKAGE
 from refrag_platform.project import Project
 from refrag_platform.recipes import BESIDE, Recipe, extended
-from refrag_platform.stages import SHIPPED, STAGES, inputs_of, stages_of
+from refrag_platform.stages import SHIPPED, STAGES, inputs_of, stages_of, starts_from
 
 # They read sources, or build what lives in a store of this machine.
 STAYS_HERE = ("corpus", "package")
@@ -166,7 +166,7 @@ def _stages_to_run(project: Project, model: str, until: str) -> list[str]:
 
 def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path | bytes]:
     """What a stage reads beside its inputs: question files, the release, the tokenizer."""
-    start = getattr(getattr(recipe, stage), "continue_from", None)
+    start = starts_from(recipe, stage)
     if start not in (None, SHIPPED):
         raise RefragError(
             f"{stage}.continue_from of {recipe.name} is {start!r}: a released version is looked up in Git, which the "
@@ -214,9 +214,9 @@ def _begun(project: Project, stage: str, recipe: Recipe, stages: list[str]) -> M
 
 def _weights(recipe: Recipe, stages: list[str]) -> list[str]:
     """The sources of pretrained weights that these stages load."""
-    taken = any(getattr(getattr(recipe, stage), "continue_from", None) == SHIPPED for stage in stages)
+    taken = any(starts_from(recipe, stage) == SHIPPED for stage in stages)
     sources = {recipe.decoder.source, recipe.decoder.tokenizer, recipe.encoder.source}
-    # A control starts from the untrained decoder at cpt.
+    # A control starts at cpt.
     first = "cpt" if recipe.as_control else "reconstruction"
     loaded = sources if taken or first in stages else set()
     ranking = {"policy"} if recipe.policy.relevance else set()

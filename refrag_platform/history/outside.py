@@ -19,7 +19,7 @@ from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.history.versions import release_named
 from refrag_platform.project import Project
 from refrag_platform.recipes import CONTROL_STAGES, Recipe
-from refrag_platform.stages import SHIPPED
+from refrag_platform.stages import SHIPPED, starts_from
 from refrag_platform.training.launch_files import launch_files
 
 TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja")
@@ -79,7 +79,7 @@ def outside_digest(project: Project, stage: str, recipe: Recipe, files: list[Inp
 
 def _released(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
     """The released checkpoint that a training goes on from; none where it starts from scratch or can't be had."""
-    version = getattr(recipe, stage).continue_from
+    version = starts_from(recipe, stage)
     if version is None:
         return []
     if version == SHIPPED:

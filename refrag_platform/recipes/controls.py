@@ -1,7 +1,8 @@
 """Controls: the plain decoders that a model is held against, declared in its recipe and trained by its own stages.
 
 The control KIND of the model NAME is called NAME--KIND. Its recipe is the model's, but for what its decoder reads and
-for where it starts: from the decoder as it was before any training here.
+for where it starts: from the decoder as it was before any training here, or where a model that goes on from packed
+weights does, from theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ CONTROL_STAGES = ("cpt", "finetuned")
 class ControlRecipe(Section):
     """How a control is trained: as its model, but for what is said here, or in overrides of its own name."""
 
+    start: Literal["untrained", "release"] = Field(
+        "untrained",
+        description="where its cpt starts: the decoder before any training here; `release`: that of the weights in "
+        "models/NAME/release, as for a model with continue_from: release",
+    )
     learning_rates: list[Annotated[float, Field(gt=0)]] = Field(
         default_factory=list,
         description="peaks of the decoder in fine-tuning, each of which is tried: the best on validation questions is "

@@ -6,7 +6,7 @@ The last part of the run keeps a random share of chunks as tokens, so that the m
 ask for the context itself: the token that starts a text, once more after the vectors, means "repeat" there. Or most of
 the steps ask what passages say (`cpt.reading`).
 The same task trains the controls that read the full context, none, or the last s/k tokens, each from the untrained
-decoder.
+decoder, or from the packed weights' where the recipe says so.
 Run: `refrag run cpt --model tiny`.
 """
 
@@ -39,7 +39,7 @@ from refrag_platform.training.core.windows import Windows
 from refrag_platform.training.reading.batches import ReadingBatches, Seen
 from refrag_platform.training.reading.loss import reading_loss
 from refrag_platform.training.reading.sources import reading_batches
-from refrag_platform.training.start import take_over_packed
+from refrag_platform.training.start import control_start, take_over_packed
 
 # Chunks in a sample of a step that repeats its context.
 REPEATED_CHUNKS = (1, 8, 32)
@@ -329,7 +329,7 @@ def train_cpt(context: StageContext) -> dict[str, Any]:
     if settings.continue_from == SHIPPED:
         return take_over_packed(context)
     if recipe.as_control:
-        model = RefragModel.create(recipe, context.project.recipe_path(recipe.name).parent)
+        model = control_start(context)
     elif context.released is None:
         model = load_model(context, context.inputs["reconstruction"])
     else:

@@ -1,4 +1,7 @@
-"""Packed weights as a pipeline's start: a stage whose `continue_from` is `release` takes its artifact from there."""
+"""Packed weights as a pipeline's start: a stage whose `continue_from` is `release` takes its artifact from there.
+
+A control may start there, too: its decoder is then REFRAG's, trained on for what the control reads.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from refrag_platform.compact.packing import load_packed
 from refrag_platform.compact.record import read_manifest
 from refrag_platform.errors import ArtifactError
 from refrag_platform.model.policy import WEIGHTS_FILE as POLICY_WEIGHTS
-from refrag_platform.stages import StageContext
+from refrag_platform.model.refrag import RefragModel
+from refrag_platform.stages import StageContext, starts_from
 from refrag_platform.training.core.artifact import finish, parameter_counts, write_training
 from refrag_platform.training.core.ranks import is_main
 
@@ -39,3 +43,17 @@ def take_over_packed(context: StageContext) -> dict[str, Any]:
     if is_main():
         policy.save(context.out)
     return write_training(context, figures, parameter_counts({"policy": policy}))
+
+
+def control_start(context: StageContext) -> RefragModel:
+    """The model whose decoder a control trains: as before any training here, or that of the packed weights.
+
+    Raises:
+        ArtifactError: packed weights are not there, not whole, or of another recipe.
+    """
+    recipe = context.recipe
+    base_dir = context.project.recipe_path(recipe.name).parent
+    if starts_from(recipe, "cpt") is None:
+        return RefragModel.create(recipe, base_dir)
+    model, _ = load_packed(context.project.shipped(recipe.name), recipe, base_dir)
+    return model

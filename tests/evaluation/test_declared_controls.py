@@ -110,6 +110,13 @@ def test_a_control_of_a_model_that_is_taken_over_is_not_trained(with_controls: P
         run_stage(with_controls, "cpt", "tiny--full")
 
 
+def test_a_control_that_starts_elsewhere_than_its_model_is_not_trained(with_controls: Project) -> None:
+    """From the release it would have had the steps before, which its model starts without."""
+    override(with_controls, "controls", {"full": {"start": "release"}})
+    with pytest.raises(RecipeError, match=r"would be trained for more steps than tiny: controls\.full\.start"):
+        run_stage(with_controls, "cpt", "tiny--full")
+
+
 def test_the_commands_take_the_controls_that_the_recipe_declares(
     with_controls: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

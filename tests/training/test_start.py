@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from refrag_platform.artifacts.manifest import Manifest
+from refrag_platform.bundle.work import work_to_do
 from refrag_platform.compact.coding import Coding
 from refrag_platform.compact.packing import Codings, load_packed, pack
 from refrag_platform.compact.record import training_figures
@@ -86,6 +87,29 @@ def test_cpt_trains_on_from_the_release_where_reconstruction_alone_takes_it(proj
     assert made.metrics["steps"] == project.recipe(MODEL).cpt.steps
     before, after = (RefragModel.load(project.content(stage, MODEL)) for stage in ("reconstruction", "cpt"))
     assert not torch.equal(before.projection.outer.weight, after.projection.outer.weight)
+
+
+def test_a_control_of_a_model_that_goes_on_starts_where_it_does(project: Project) -> None:
+    write_release(project, seed=1)
+    start_from_release(project, ("reconstruction",))
+    params, control = project.params(), f"{MODEL}--full"
+    params["overrides"][MODEL] |= {"controls": {"full": {"start": "release"}}}
+    params["overrides"][control] = {"cpt": {"steps": 1, "decoder_learning_rate": 1e-9}}
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    run_stage(project, "corpus", MODEL)
+    with work_to_do(project, [control], "cpt") as work:
+        assert f"models/{MODEL}/release/decoder.safetensors" in work.members
+    run_stage(project, "cpt", control)
+    base = project.recipe_path(MODEL).parent
+    model, _ = load_packed(base / "release", project.recipe(MODEL), base)
+    made = RefragModel.load(project.content("cpt", control))
+    for name, tensor in model.decoder.state_dict().items():
+        torch.testing.assert_close(made.decoder.state_dict()[name], tensor, msg=name)
+    assert f"models/{MODEL}/release/manifest.json" in {
+        source.path for source in Manifest.read(project.stage_dir("cpt", control)).sources
+    }
+    write_release(project, seed=2)
+    assert not is_current(project, "cpt", control)
 
 
 def test_what_the_release_lacks_is_named(project: Project) -> None:
