@@ -47,9 +47,11 @@ def require_matched_start(project: Project, control: str) -> None:
         RecipeError: it is one.
     """
     name = project.control(control)
-    recipe = project.recipe(name.model) if name else None
-    declared = recipe.controls.get(name.kind) if recipe and name else None
-    if not name or not recipe or not declared:  # Of a control that isn't declared its recipe says so.
+    if not name:
+        return
+    recipe = project.recipe(name.model)
+    declared = {str(kind): control_recipe for kind, control_recipe in recipe.controls.items()}.get(name.kind)
+    if declared is None:  # The control's own recipe says so.
         return
     start, cpt = recipe.reconstruction.continue_from, recipe.cpt.continue_from
     if declared.start == SHIPPED and (start != SHIPPED or cpt is not None):
