@@ -173,8 +173,8 @@ def _read(result: Mapping[str, Any]) -> list[str]:
 def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | None:
     """REFRAG's answers at the most passages in one line, beside full context's: exact match, tokens, time.
 
-    None where either was not evaluated. Both are of one evaluation, on one machine. Where no control read the full text,
-    the line says that REFRAG's own decoder did: one that was trained for whole passages may answer better.
+    None where either was not evaluated. Both are of one evaluation, on one machine. Where no control read the full
+    text, the line says that REFRAG's own decoder did: one that was trained for whole passages may answer better.
 
     Args: questions: how many were asked; 0: unknown.
     """
