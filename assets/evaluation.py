@@ -1,5 +1,5 @@
-"""Evaluation on held-out data: log-perplexity and answers, REFRAG beside full, no and truncated context; what the chunk
-store's search finds, and answers over that."""
+"""Evaluation on held-out data: log-perplexity and answers, REFRAG beside full context, none and as many tokens of text;
+what the chunk store's search finds, and answers over that."""
 
 from typing import Any
 

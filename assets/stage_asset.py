@@ -17,7 +17,7 @@ from assets.partitions import MODELS, find_project
 from assets.pipes import StageFailed, StageProcess
 from refrag_platform.artifacts.digest import code_digest
 from refrag_platform.history import dvc
-from refrag_platform.history.freshness import is_current
+from refrag_platform.history.freshness import standing
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 
@@ -74,7 +74,8 @@ def _materialize(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult[Any]]:
     project, model = find_project(), context.partition_key
     dvc.require_recordable(project, name, model)
-    cached = is_current(project, name, model)
+    place = standing(project, name, model)
+    cached = place.state == "current"
     # Of what is made anew DVC is not asked: on a disk that a failed run filled it can't answer, and the run makes room.
     recorded = cached and dvc.is_recorded(project, name, model)
     if not cached:
@@ -88,7 +89,8 @@ def _materialize(
         reason = f"{name} of {model} fails blocking checks:\n" + "\n".join(failures)
         raise dg.Failure(reason, allow_retries=False)
     if not recorded:
-        dvc.record(project, name, model)
+        # After a run it looks again: settings or code may have changed since the run began.
+        dvc.record(project, name, model, place if cached else None)
     yield dg.MaterializeResult(
         metadata=shown(published, cached, describe(published)),
         data_version=dg.DataVersion(published.manifest.hash),

@@ -16,10 +16,13 @@ from tests.conftest import ROOT
 REFRAG = {
     "system": "refrag", "passages": 20, "exact_match": 0.925, "f1": 0.946, "decoder_tokens": 236.0, "ttft_ms": 434.0,
 }  # fmt: skip
-FULL = REFRAG | {"system": "full", "exact_match": 0.8, "decoder_tokens": 942.4, "ttft_ms": 1763.2}
+FULL = REFRAG | {
+    "system": "full", "exact_match": 0.8, "decoder_tokens": 942.4, "ttft_ms": 1763.2, "decoder": "own decoder",
+}  # fmt: skip
+OWN = " (read by REFRAG's own decoder; no control was trained)"
 LINE = (
     "REFRAG: exact match 92.5%, 236 decoder positions, first token after 434 ms. "
-    "Full context: exact match 80.0%, 942 tokens, first token after 1,763 ms. "
+    f"Full context{OWN}: exact match 80.0%, 942 tokens, first token after 1,763 ms. "
     "(40 held-out questions over 20 passages each)"
 )
 RETRIEVAL: dict[str, Any] = {
@@ -55,6 +58,12 @@ def test_no_release_yet_is_said_with_what_to_do(
 def test_the_result_beside_full_context_is_one_line() -> None:
     few = [row | {"passages": 1, "exact_match": 0.1} for row in (REFRAG, FULL)]
     assert beside_full([REFRAG, FULL, *few], 40) == LINE
+
+
+def test_who_read_the_full_context_is_said_unless_a_control_did() -> None:
+    by_control, unknown = FULL | {"decoder": "tuned"}, {name: FULL[name] for name in FULL if name != "decoder"}
+    assert beside_full([REFRAG, by_control], 40) == LINE.replace(OWN, "")
+    assert beside_full([REFRAG, unknown], 40) == LINE
 
 
 def test_what_the_search_finds_is_one_line() -> None:

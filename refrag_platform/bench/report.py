@@ -28,8 +28,8 @@ BLOCK = re.compile(r"(<!-- bench (?P<file>\S+) -->\n).*?(<!-- end -->)", re.DOTA
 QUALITY_AND_SPEED = """## Quality and speed
 
 Greedy answers over passages that a retriever found. {reader}; prompt tokens count question and template. First
-token: median from the question's arrival, retrieval included. Where the nearest text answers better at as many
-tokens, send that instead."""
+token: median from the question's arrival, retrieval included. One seed of training. Where the nearest text
+answers better at as many tokens, send that instead."""
 
 
 def system_label(row: Mapping[str, Any]) -> str:

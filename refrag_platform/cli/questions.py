@@ -46,18 +46,19 @@ def rank(
         ),
     ] = False,
     split: Annotated[
-        Literal["train", "validation", "test", "all"] | None,
+        Literal["train", "validation", "test", "all"],
         typer.Option(
-            help="Take these passages of a pool whose rows name a split, as a corpus' do. Default: train with "
-            "--found-only, so that what is learned from shows no held-out page; else all."
+            help="Take these passages of a pool whose rows name a split, as a corpus' do; rows that name none count "
+            "always. train, so that what is learned from shows no held-out page; all to judge by, as a served store "
+            "holds every page."
         ),
-    ] = None,
+    ] = "train",
     limit: Limit = None,
 ) -> None:
     """Give each question the nearest passages of a pool, best first, as a retriever finds them.
 
-    Evaluate the result with --retriever strong (the best) or weak (random ones of the first 200); train on one that
-    was made with --found-only.
+    Train on a result that was made with --found-only. Evaluate one that was made with --split all, over held-out pages
+    too, with --retriever strong (the best) or weak (random ones of the first 200).
     """
     from refrag_platform.corpus.question_files import read_passages, read_questions
     from refrag_platform.evaluation.question_sets import ranked, write_questions
@@ -66,13 +67,14 @@ def rank(
 
     _refuse_existing(out)
     asked = read_questions(questions, limit)
-    wanted = split or ("train" if found_only else "all")
-    passages = [passage for path in pool for passage in read_passages(path, None if wanted == "all" else wanted)]
+    passages = [passage for path in pool for passage in read_passages(path, None if split == "all" else split)]
     found = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
     write_questions(out, [question for question in found if question.gold or not found_only])
     first = sum(0 in question.gold for question in found)
     some = sum(bool(question.gold) for question in found)
     left_out = f"; {len(found) - some} left out" if found_only else ""
+    of = "" if split == "all" else f" (where rows name a split: {split})"
+    typer.echo(f"over {len(passages):,} passages{of}")
     typer.echo(f"{out}: {len(found)} questions; gold first in {first}, among {top} in {some}{left_out}")
 
 

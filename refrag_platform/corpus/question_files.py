@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,18 @@ def read_passages(path: Path, split: str | None = None) -> list[Passage]:
         RefragError: the file is missing or has no passages, or a row is wrong.
     """
     passages: dict[Passage, None] = {}
-    left_out = 0
+    left_out: Counter[str] = Counter()
     for where, row in read_passage_rows(path):
         if split is not None and row.get("split") not in (None, split):
-            left_out += 1
+            left_out[str(row["split"])] += 1
             continue
         for passage in passage_texts(row.get("passages", [row]), where, "passages"):
             passages[passage] = None
     if not passages:
-        why = f" of the split {split!r} ({left_out} of others)" if left_out else ""
-        raise RefragError(f"{path} has no passages{why}; give a .jsonl or .parquet file of rows title, text")
+        if left_out:
+            others = ", ".join(f"{count} of {name}" for name, count in left_out.items())
+            raise RefragError(f"{path} has no passages of the split {split!r} ({others}); name another split or file")
+        raise RefragError(f"{path} has no passages; give a .jsonl or .parquet file of rows title, text")
     return list(passages)
 
 

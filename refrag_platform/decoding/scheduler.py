@@ -1,11 +1,11 @@
-"""Continuous batching: requests join and leave between the decoder's steps.
+"""Continuous batching: requests are admitted and freed between the decoder's steps.
 
     with Scheduler(runner, prefix) as scheduler:
         stream = scheduler.submit(prompt_input(model, prompt), Sampling(max_tokens=64), stop_ids)
         for event in stream: ...
 
-One thread runs the decoder. Each of its steps reads at most `prefill_positions` of the prompts that wait, then
-draws a token for every running choice, so that a long prompt delays the others by one such piece at a time.
+One thread runs the decoder. Each of its steps prefills at most `prefill_positions` of admitted prompts, then decodes a
+token for every running choice, so that a long prompt delays the others by one such piece at a time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from refrag_platform.errors import RefragError
 
 logger = logging.getLogger("refrag.decoding")
 
-# A prompt is read in larger pieces while nobody waits for a token: a GPU does more with them.
+# A prompt is prefilled in larger pieces while nobody waits for a token: a GPU does more with them.
 ALONE = 4
 
 
 @dataclass(eq=False)
 class _Choice:
-    """A sequence that is being written: its slot holds `positions` positions, `last` is to follow."""
+    """A sequence that is being decoded: its slot holds `positions` positions, `last` is to follow."""
 
     request: _Request
     number: int
@@ -56,7 +56,7 @@ class _Request:
     matcher: Matcher | None
     keys: list[bytes] = field(default_factory=list)
     choices: list[_Choice] = field(default_factory=list)  # those that hold a slot
-    read: int = 0
+    prefilled: int = 0
 
     @property
     def tokens(self) -> int:
@@ -95,7 +95,7 @@ class Scheduler:
         """Start the thread.
 
         Args:
-            prefix: where beginnings of prompts are kept. prefill_positions: read in one step at most.
+            prefix: where beginnings of prompts are kept. prefill_positions: prefilled in one step at most.
             max_tokens_in_flight: prompt positions and tokens to come of all running requests; default as many as
                 the cache holds.
         """
@@ -104,9 +104,9 @@ class Scheduler:
         self.max_tokens_in_flight = max_tokens_in_flight or runner.max_batch * runner.max_positions
         self._changed = threading.Condition()
         self._waiting: deque[_Request] = deque()
-        self._reading: deque[_Request] = deque()
-        self._writing: list[_Choice] = []
-        self._free = set(range(runner.max_batch))
+        self._prefilling: deque[_Request] = deque()
+        self._decoding: list[_Choice] = []
+        self._free_slots = set(range(runner.max_batch))
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="decoder", daemon=True)
         self._thread.start()
@@ -126,12 +126,12 @@ class Scheduler:
 
     def load(self) -> Load:
         """As it is now; any thread may ask, between two steps or within one."""
-        reading, writing = list(self._reading), list(self._writing)
+        prefilling, decoding = list(self._prefilling), list(self._decoding)
         runner, prefix = self.runner, self.prefix
         return Load(
-            running=len({*reading, *(choice.request for choice in writing)}),
+            running=len({*prefilling, *(choice.request for choice in decoding)}),
             waiting=len(self._waiting),
-            positions=sum(one.read for one in reading) + sum(choice.positions for choice in writing),
+            positions=sum(one.prefilled for one in prefilling) + sum(choice.positions for choice in decoding),
             most_positions=runner.max_batch * runner.max_positions,
             kept_positions=len(prefix) * prefix.block if prefix is not None else 0,
             bytes_per_position=runner.kv_bytes_per_position,
@@ -199,97 +199,100 @@ class Scheduler:
         error: Exception = RefragError("the decoder has been shut down")
         try:
             while self._next_step():
-                self._read()
-                self._write()
+                self._prefill()
+                self._decode()
         except Exception as unexpected:
             logger.exception("the decoder's thread ended")
             error = unexpected
         with self._changed:
             self._closed = True
-        for request in {*self._waiting, *self._reading, *(choice.request for choice in self._writing)}:
+        for request in {*self._waiting, *self._prefilling, *(choice.request for choice in self._decoding)}:
             request.stream.put(error)
 
     def _next_step(self) -> bool:
-        """Wait until there is something to do and let requests leave and join; False once it's all over."""
+        """Wait until there is something to do; free what was cancelled, admit what waits. False once it's all over."""
         with self._changed:
             self._drop_cancelled()
-            while not (self._closed or self._waiting or self._reading or self._writing):
+            while not (self._closed or self._waiting or self._prefilling or self._decoding):
                 self._changed.wait()
                 self._drop_cancelled()
             self._admit()
             return not self._closed
 
     def _drop_cancelled(self) -> None:
-        for queue in (self._waiting, self._reading):
+        for queue in (self._waiting, self._prefilling):
             for request in [request for request in queue if request.stream.cancelled]:
                 queue.remove(request)
-                if request.read:
-                    # Nobody has looked yet whether what was read so far is NaN.
+                if request.prefilled:
+                    # Nobody has looked yet whether what was prefilled so far is NaN.
                     self.runner.cache.clear(request.choices[0].slot)
-                self._leave(*request.choices)
-        for choice in list(self._writing):
+                self._free(*request.choices)
+        for choice in list(self._decoding):
             stream = choice.request.stream
             if stream.cancelled or choice.number in stream.stopped:
-                self._leave(choice)
+                self._free(choice)
 
     def _admit(self) -> None:
         """Give slots to those who wait, the first first: none is overtaken for ever by smaller ones."""
-        in_flight = sum(request.tokens for request in {*self._reading, *(choice.request for choice in self._writing)})
+        in_flight = sum(
+            request.tokens for request in {*self._prefilling, *(choice.request for choice in self._decoding)}
+        )
         while self._waiting:
             request = self._waiting[0]
             in_flight += request.tokens
-            if request.sampling.n > len(self._free) or in_flight > self.max_tokens_in_flight:
+            if request.sampling.n > len(self._free_slots) or in_flight > self.max_tokens_in_flight:
                 return
             # The lowest slots: a padded step computes every slot below the highest in use.
-            for number, slot in enumerate(sorted(self._free)[: request.sampling.n]):
-                self._free.remove(slot)
+            for number, slot in enumerate(sorted(self._free_slots)[: request.sampling.n]):
+                self._free_slots.remove(slot)
                 matcher = request.matcher.copy() if request.matcher is not None else None
                 request.choices.append(_Choice(request, number, slot, Sampler(request.sampling, number, matcher)))
-            self._reading.append(self._waiting.popleft())
+            self._prefilling.append(self._waiting.popleft())
 
-    def _read(self) -> None:
-        """Prefill: one step's positions of the prompts that wait, the first first."""
-        read = 0
-        while self._reading and read < (most := self.prefill_positions * (1 if self._writing else ALONE)):
-            request = self._reading[0]
+    def _prefill(self) -> None:
+        """One step's positions of the admitted prompts, the first first."""
+        prefilled = 0
+        while self._prefilling and prefilled < (most := self.prefill_positions * (1 if self._decoding else ALONE)):
+            request = self._prefilling[0]
             try:
-                read += self._read_some(request, most - read)
+                prefilled += self._prefill_some(request, most - prefilled)
             except torch.AcceleratorError:
                 raise
             except Exception as error:
-                self._reading.popleft()
+                self._prefilling.popleft()
                 self._fail([request], error)
                 continue
-            if request.read == len(request.prompt.embeds):
-                self._reading.popleft()
+            if request.prefilled == len(request.prompt.embeds):
+                self._prefilling.popleft()
 
-    def _read_some(self, request: _Request, most: int) -> int:
-        """Read on in a prompt; draw the first token of each choice at its end. Returns the positions read."""
+    def _prefill_some(self, request: _Request, most: int) -> int:
+        """Go on in a prompt; draw the first token of each choice at its end. Returns the positions prefilled."""
         slot, cache = request.choices[0].slot, self.runner.cache
-        if request.read == 0 and self.prefix is not None and (states := self.prefix.find(request.keys)) is not None:
-            cache.write(slot, 0, states)
-            request.read = request.stream.reused = states.shape[3]
-        piece = request.prompt.embeds[request.read : request.read + most]
-        logits = self.runner.prefill(piece, slot, request.read)
-        request.read += len(piece)
-        if request.read == len(request.prompt.embeds):
-            self._writing += request.choices
+        found = self.prefix.find(request.keys) if self.prefix is not None and request.prefilled == 0 else None
+        if found is not None:
+            cache.write(slot, 0, found)
+            request.prefilled = request.stream.reused = found.shape[3]
+        piece = request.prompt.embeds[request.prefilled : request.prefilled + most]
+        logits = self.runner.prefill(piece, slot, request.prefilled)
+        request.prefilled += len(piece)
+        if request.prefilled == len(request.prompt.embeds):
+            self._decoding += request.choices
             for choice in request.choices:
-                choice.positions = request.read
+                choice.positions = request.prefilled
                 if choice.slot != slot:
-                    cache.copy(slot, choice.slot, request.read)
+                    cache.copy(slot, choice.slot, request.prefilled)
             tokens = pick_batch([choice.sampler for choice in request.choices], logits.expand(request.sampling.n, -1))
             for choice, token in zip(list(request.choices), tokens, strict=True):
                 if isinstance(token, Exception):
                     raise token
-                self._take(choice, token)
+                self._append(choice, token)
             if self.prefix is not None:
                 self.prefix.keep(request.keys, lambda begin, end: cache.read(slot, begin, end))
         return len(piece)
 
-    def _write(self) -> None:
+    def _decode(self) -> None:
         """One token more for every running choice."""
-        batch = sorted(self._writing, key=lambda choice: choice.slot)
+        batch = sorted(self._decoding, key=lambda choice: choice.slot)
         if not batch:
             return
         try:
@@ -312,26 +315,27 @@ class Scheduler:
                     self._fail([choice.request], token)
             elif choice in choice.request.choices:
                 choice.positions += 1
-                self._take(choice, token)
+                self._append(choice, token)
 
-    def _take(self, choice: _Choice, token: Token) -> None:
+    def _append(self, choice: _Choice, token: Token) -> None:
+        """Give a choice its next token; one that ends it frees it."""
         stream, most = choice.request.stream, choice.request.sampling.max_tokens
         if token.id in choice.request.stop_ids:
             stream.put(Event(choice.number, finish_reason="stop"))
-            self._leave(choice)
+            self._free(choice)
             return
         choice.made, choice.last = choice.made + 1, token.id
         stream.put(Event(choice.number, token))
         if choice.sampler.whole or choice.made == most:
             stream.put(Event(choice.number, finish_reason="stop" if choice.sampler.whole else "length"))
-            self._leave(choice)
+            self._free(choice)
 
-    def _leave(self, *choices: _Choice) -> None:
+    def _free(self, *choices: _Choice) -> None:
         """Free what the choices hold."""
         for choice in choices:
             choice.request.choices.remove(choice)
-            self._free.add(choice.slot)
-        self._writing = [choice for choice in self._writing if choice not in choices]
+            self._free_slots.add(choice.slot)
+        self._decoding = [choice for choice in self._decoding if choice not in choices]
 
     def _fail(self, requests: Iterable[_Request], error: Exception) -> None:
         """The requests' callers get the error; the others go on."""
@@ -341,4 +345,4 @@ class Scheduler:
             request.stream.put(error)
             for choice in request.choices:
                 self.runner.cache.clear(choice.slot)
-            self._leave(*request.choices)
+            self._free(*request.choices)

@@ -21,7 +21,7 @@ from refrag_platform.evaluation.items import ItemSet, questions_digest
 from refrag_platform.evaluation.metrics import judgeable
 from refrag_platform.evaluation.rag_rows import NOT_SEEN, SEEN, Scores, judged, names, parts
 from refrag_platform.evaluation.readings import Readers, other_question, prompts
-from refrag_platform.evaluation.systems import DEFAULT_SYSTEMS, Order, Reading, System, decoder_of, readings
+from refrag_platform.evaluation.systems import Order, Reading, System, decoder_of, readings
 from refrag_platform.model.loading import load_control
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
@@ -64,8 +64,8 @@ def evaluate_rag(
     *,
     passages: Sequence[int],
     share_kept: float,
+    systems: Sequence[System],
     shares: Sequence[float] = (),
-    systems: Sequence[System] = DEFAULT_SYSTEMS,
     controls: Mapping[System, Path] | None = None,
     untuned: PreTrainedModel | None = None,
     relevance: PassageRelevance | None = None,

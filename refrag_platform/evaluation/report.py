@@ -14,6 +14,7 @@ CONTROLS = (
     "REFRAG's own decoder reads another document's vectors in refrag_shuffled, zeros in refrag_zero, no context in "
     "refrag_none."
 )
+OWN_DECODER = "read by REFRAG's own decoder; no control was trained"
 ORDERS_SAID = {
     "nearest": "All systems read the passages in the same order: nearest to the question first, by the retriever.",
     "listed": "All systems read the passages in the same order: as the question's file lists them.",
@@ -172,7 +173,8 @@ def _read(result: Mapping[str, Any]) -> list[str]:
 def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | None:
     """REFRAG's answers at the most passages in one line, beside full context's: exact match, tokens, time.
 
-    None where either was not evaluated. Both are of one evaluation, on one machine.
+    None where either was not evaluated. Both are of one evaluation, on one machine. Where no control read the full
+    text, the line says that REFRAG's own decoder did: one that was trained for whole passages may answer better.
 
     Args: questions: how many were asked; 0: unknown.
     """
@@ -186,8 +188,9 @@ def beside_full(rows: Sequence[Mapping[str, Any]], questions: int = 0) -> str | 
         first = "" if time is None else f", first token after {figure(time, 0)} ms"
         return f"exact match {row['exact_match']:.1%}, {figure(row['decoder_tokens'], 0)} {unit}{first}"
 
+    reader = "" if full.get("decoder") == "tuned" else f" ({OWN_DECODER})"
     return (
-        f"REFRAG: {figures(refrag, 'decoder positions')}. Full context: {figures(full, 'tokens')}. "
+        f"REFRAG: {figures(refrag, 'decoder positions')}. Full context{reader}: {figures(full, 'tokens')}. "
         f"({f'{questions:,} ' if questions else ''}held-out questions over {refrag['passages']} passages each)"
     )
 

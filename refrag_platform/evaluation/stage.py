@@ -25,7 +25,7 @@ from refrag_platform.evaluation.scoring import PLAIN_SYSTEMS
 from refrag_platform.evaluation.seen import seen_in_training
 from refrag_platform.evaluation.selection_report import selection_figure, selection_report
 from refrag_platform.evaluation.served import evaluate_served
-from refrag_platform.evaluation.systems import CONTROL_KINDS, DEFAULT_SYSTEMS
+from refrag_platform.evaluation.systems import CONTROL_KINDS, STAGE_SYSTEMS
 from refrag_platform.evaluation.windows import split_windows
 from refrag_platform.files import write_json
 from refrag_platform.model.loading import load_bundle
@@ -82,7 +82,7 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
         passages=settings.passages,
         share_kept=bundle.share_kept,
         relevance=relevance,
-        systems=(*DEFAULT_SYSTEMS, *(("plain",) if "plain" in controls else ())),
+        systems=(*STAGE_SYSTEMS, *(("truncated",) if "truncated" in controls else ())),
         controls=controls,
         seen=[one.seen for one in shown],
         max_new_tokens=settings.max_new_tokens,

@@ -11,10 +11,11 @@ System = Literal[
     "kept+zero", "kept+other", "rule", "refrag", "refrag_wrong",
 ]  # fmt: skip
 SYSTEMS: tuple[System, ...] = get_args(System)
-# What the evaluation stage answers by; its checks ask for these.
-DEFAULT_SYSTEMS: tuple[System, ...] = ("full", "none", "truncated", "refrag", "refrag_wrong")
+# What the evaluation stage answers by; its checks ask for these. Of equal decoder tokens they are the nearest text, not
+# `truncated`: with the nearest passage first, the last tokens are the farthest text.
+STAGE_SYSTEMS: tuple[System, ...] = ("full", "none", "first", "plain", "sentences", "refrag", "refrag_wrong")
 # What answers over the passages that the store's search finds.
-RETRIEVAL_SYSTEMS: tuple[System, ...] = ("full", "sentences", "refrag")
+RETRIEVAL_SYSTEMS: tuple[System, ...] = ("full", "first", "plain", "sentences", "refrag")
 # What a table of questions shows unless told otherwise: REFRAG beside every baseline that a sceptic would ask for.
 TABLE_SYSTEMS: tuple[System, ...] = (
     "full", "none", "untuned", "first", "plain", "sentences", "kept", "kept+zero", "kept+other", "rule", "refrag",

@@ -26,7 +26,7 @@ from refrag_platform.dials import require_named
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.files import lock_file, whole
 from refrag_platform.history import git
-from refrag_platform.history.freshness import standing
+from refrag_platform.history.freshness import Standing, standing
 from refrag_platform.history.pipeline import RECIPE, write_resolved
 from refrag_platform.names import name_text
 from refrag_platform.project import Project
@@ -66,18 +66,22 @@ def is_recorded(project: Project, stage: str, model: str) -> bool:
     return not json.loads(_dvc(project, "status", "--json", target(stage, model)))
 
 
-def record(project: Project, stage: str, model: str) -> str:
+def record(project: Project, stage: str, model: str, place: Standing | None = None) -> str:
     """Enter the artifact in place into dvc.lock and DVC's cache; return its hash.
 
     Run it after the stage has been published and its checks have passed. One writer at a time: it waits
     for DVC's lock.
+
+    Args:
+        place: the artifact's standing, where the caller knows it: all that it is made from is not hashed again then.
+            One from before the stage ran is none: what changed during the run would be taken for what it was made from.
 
     Raises:
         ArtifactError: there is no artifact, its bytes are not its manifest's, or what it is made from changed since.
         RefragError: no Git or DVC repository here, params.yaml does not name the model, or DVC fails.
     """
     manifest = Manifest.read(project.stage_dir(stage, model))
-    if standing(project, stage, model).state == "stale":
+    if (place or standing(project, stage, model)).state == "stale":
         raise ArtifactError(
             f"inputs, settings or code of {stage} changed since {project.stage_dir(stage, model)} was made, "
             f"so it can't be recorded as made from them; run `refrag run {stage} --model {model}` again"

@@ -10,9 +10,10 @@ from assets.metadata import DOCS_URL, Published, docs_links, side_by_side
 from assets.samples import FILE_NAME, SAMPLES, samples, write_samples
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.errors import RefragError
-from refrag_platform.history import dvc
+from refrag_platform.history import dvc, freshness
 from refrag_platform.project import Project
 from refrag_platform.quality.suites import SUITES
+from refrag_platform.recipes import Recipe
 from refrag_platform.stages import STAGES
 from tests.assets.conftest import FIRST_TWO, MODEL, accept, plant_stage
 
@@ -22,6 +23,13 @@ figures = make(context)
 rows = pq.read_table(context.out / "documents.parquet").to_pylist()
 rows[-1]["sha256"] = rows[0]["sha256"]
 pq.write_table(pa.Table.from_pylist(rows), context.out / "documents.parquet")
+return figures
+"""
+LATE = """
+figures = make(context)
+folder = context.project.source_dir(context.recipe.name)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "late.txt").write_text("A page that came while the corpus was made.")
 return figures
 """
 NO_BETTER = """
@@ -158,6 +166,33 @@ def test_what_is_up_to_date_is_cached_and_not_made_again(
         assert (metadata(instance, stage) or {})["cached"] is True
         assert Manifest.read(made.stage_dir(stage, MODEL)) == before[stage]
         assert f"{stage} of {MODEL}: cached, {before[stage].hash}" in output
+
+
+def test_what_an_artifact_is_made_from_is_hashed_once_where_no_run_came_between(
+    made_copy: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to date, and not in dvc.lock: recorded from what was found out to know that it is up to date."""
+    (made_copy.root / "dvc.lock").unlink()
+    hashed: list[str] = []
+    compute = freshness.dependencies
+
+    def counted(project: Project, name: str, recipe: Recipe) -> freshness.Dependencies:
+        hashed.append(name)
+        return compute(project, name, recipe)
+
+    monkeypatch.setattr(freshness, "dependencies", counted)
+    assert materialize_all(MODEL, FIRST_TWO)
+    assert tuple(hashed) == FIRST_TWO
+    assert all(dvc.is_recorded(made_copy, stage, MODEL) for stage in FIRST_TWO)
+
+
+def test_what_changed_while_a_stage_ran_is_not_recorded_as_what_it_was_made_from(
+    planted: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plant_stage(planted, "corpus", LATE)
+    assert not materialize_all(MODEL, ["corpus"])
+    assert "inputs, settings or code of corpus changed since" in capfd.readouterr().err
+    assert dvc.recorded_hash(planted, "corpus", MODEL) is None
 
 
 @pytest.mark.slow

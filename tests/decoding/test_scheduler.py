@@ -233,7 +233,7 @@ def test_a_decoder_s_thread_that_dies_fails_its_streams(
     def dies() -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(scheduler, "_read", dies)
+    monkeypatch.setattr(scheduler, "_prefill", dies)
     with pytest.raises(RefragError, match="no more"):
         read(scheduler.submit(prompt_input(model, a_prompt(model, 0)), Sampling(3)))
 

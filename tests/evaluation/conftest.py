@@ -15,6 +15,7 @@ from refrag_platform.corpus.question import Question
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.corpus.shards import ShardWriter, token_dtype
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
+from refrag_platform.evaluation.systems import STAGE_SYSTEMS
 from refrag_platform.evaluation.windows import Windows
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
@@ -86,8 +87,12 @@ def windows(model: RefragModel) -> Windows:
 def judged(
     model: RefragModel, policy: PolicyNetwork | None, questions: list[Question], **changes: Any
 ) -> RagEvaluation:
-    """Answers of two tokens over one passage as vectors alone, unless `changes` says otherwise."""
-    return evaluate_rag(model, policy, questions, **{"passages": [1], "share_kept": 0.0, "max_new_tokens": 2} | changes)
+    """Answers of two tokens over one passage as vectors alone, by systems that need no retriever, unless `changes` says
+    otherwise.
+    """
+    usual: dict[str, Any] = {"passages": [1], "share_kept": 0.0, "max_new_tokens": 2}
+    usual["systems"] = [system for system in STAGE_SYSTEMS if system != "sentences"]
+    return evaluate_rag(model, policy, questions, **usual | changes)
 
 
 def sentences(seed: int, count: int) -> str:

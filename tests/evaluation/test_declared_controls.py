@@ -61,8 +61,10 @@ def test_controls_that_the_recipe_declares_are_used_where_they_are_trained(
         assert [row["tuned"] for row in rows if row["system"] == system] == [False, True]
     assert [row["tuned"] for row in rows if row["system"] == "truncated"] == [False]
     decoders = {row["system"]: row["decoder"] for row in json.loads((made.out / "rag.json").read_text())["rows"]}
-    assert (decoders["full"], decoders["none"], decoders["truncated"]) == ("tuned", "tuned", "own decoder")
-    assert "plain" not in decoders, "it is declared and not trained"
+    assert (decoders["full"], decoders["none"], decoders["refrag"]) == ("tuned", "tuned", "own decoder")
+    # Its own control is declared and not trained.
+    assert decoders["plain"] == "tuned for full"
+    assert "truncated" not in decoders, "the last tokens are the farthest text, and no control reads them"
 
 
 def test_trained_controls_are_watched(with_controls: Project) -> None:

@@ -17,7 +17,7 @@ from refrag_platform.evaluation.pruning import pruned, self_information
 from refrag_platform.evaluation.rag import evaluate_rag
 from refrag_platform.evaluation.readings import Readers, prompts
 from refrag_platform.evaluation.report import rag_report
-from refrag_platform.evaluation.systems import Reading, System
+from refrag_platform.evaluation.systems import STAGE_SYSTEMS, Reading, System
 from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.prompts import passage_chunks, passage_text, rag_prompt
 from refrag_platform.model.refrag import RefragModel
@@ -40,12 +40,15 @@ def compressed(
 
 
 def test_every_system_has_its_rows(model: RefragModel, policy: PolicyNetwork, questions: list[Question]) -> None:
-    result = judged(model, policy, questions[:4], passages=[1, 3], share_kept=policy.share_kept, max_new_tokens=3)
+    result = judged(
+        model, policy, questions[:4], passages=[1, 3], share_kept=policy.share_kept, max_new_tokens=3,
+        systems=STAGE_SYSTEMS, relevance=PassageRelevance(HashedWords()),
+    )  # fmt: skip
     assert [list(row)[: len(ROW_KEYS)] for row in result.rows] == [ROW_KEYS] * len(result.rows)
     assert {(row["system"], row["passages"], row["share_kept"]) for row in result.rows} == {
         ("none", 0, None),
         *(("full", count, None) for count in (1, 3)),
-        *(("truncated", count, None) for count in (1, 3)),
+        *((system, count, None) for system in ("first", "plain", "sentences") for count in (1, 3)),
         *(("refrag", count, 0.25) for count in (1, 3)),
         *(("refrag_wrong", count, 0.25) for count in (1, 3)),
     }
@@ -53,8 +56,9 @@ def test_every_system_has_its_rows(model: RefragModel, policy: PolicyNetwork, qu
     assert all(row["ttft_ms"] > 0 and 0 <= row["f1"] <= 1 for row in result.rows)
     assert rows["none", 0]["decoder_tokens"] < rows["refrag", 3]["decoder_tokens"] < rows["full", 3]["decoder_tokens"]
     # The plain decoder gets as many tokens of the passages as REFRAG takes positions.
-    assert rows["truncated", 3]["decoder_tokens"] == rows["refrag", 3]["decoder_tokens"]
-    assert len(result.answers) == 4 * (1 + 4 * 2)
+    for system in ("plain", "sentences"):
+        assert rows[system, 3]["decoder_tokens"] == rows["refrag", 3]["decoder_tokens"]
+    assert len(result.answers) == 4 * (1 + 6 * 2)
 
 
 def test_refrag_with_every_chunk_kept_answers_as_the_full_context_does(

@@ -15,10 +15,11 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.evaluation.items import Items
 from refrag_platform.evaluation.report import perplexity_report, rag_report
 from refrag_platform.evaluation.stage import evaluate_stage
-from refrag_platform.evaluation.systems import EXPLAINED, TABLE_SYSTEMS
+from refrag_platform.evaluation.systems import EXPLAINED, RETRIEVAL_SYSTEMS, STAGE_SYSTEMS, TABLE_SYSTEMS
 from refrag_platform.history.outside import outside_files
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
+from refrag_platform.quality.summaries import evaluation
 from refrag_platform.releases.again import measure
 from refrag_platform.store.content import StoreDescription
 from tests.command import refrag, refused
@@ -45,6 +46,10 @@ def test_content_holds_the_rows_without_times_and_is_the_same_again(
     }  # fmt: skip
     rag = json.loads((evaluated / "content" / "rag.json").read_text())
     assert {row["decoder"] for row in rag["rows"]} == {"own decoder"}
+    # What the checks ask for is what the stage answers by.
+    assert {row["system"] for row in rag["rows"]} == set(STAGE_SYSTEMS) == set(evaluation.RAG_SYSTEMS)
+    asked = {row["system"] for row in rag["retrieval"]["rows"]}
+    assert asked == set(evaluation.RETRIEVAL_SYSTEMS) == set(RETRIEVAL_SYSTEMS)
     assert all("ttft_ms" not in row for row in rag["rows"])
     for seen in (rag["seen"], rag["retrieval"]["seen"]):
         assert seen["questions"] == 3 and seen["files"][0] == "data/tiny/corpus/content/passages.parquet"
@@ -123,7 +128,9 @@ def test_questions_of_a_file_take_the_place_of_the_corpus_own_and_are_a_source(
 
 def test_reports_lie_beside_the_content(evaluated: Path) -> None:
     report = (evaluated / "report.md").read_text()
-    assert "| refrag, p = 0.25 | 4 |" in report
+    for row in ("first (own decoder)", "plain (own decoder), tokens of p = 0.25",
+                "sentences (own decoder), tokens of p = 0.25", "refrag, p = 0.25"):  # fmt: skip
+        assert report.count(f"| {row} | 4 |") == 2, "over the listed passages, and over those that search finds"
     assert "first token, ms" in report
     assert "## Looked up in the chunk store" in report and "| in the store | 3 |" in report
     for name in ("perplexity.png", "rag.png"):

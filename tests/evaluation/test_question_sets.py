@@ -13,7 +13,7 @@ from refrag_platform.evaluation import question_sets
 from refrag_platform.evaluation.question_sets import ranked, whole_documents, write_questions
 from refrag_platform.project import Project
 from refrag_platform.store.retriever import HashedWords
-from tests.command import refrag
+from tests.command import refrag, refused
 
 GOLD = ("Coffee", "Coffee is grown in the hills of Ruritania.")
 ASKED = Question("q", "Where in Ruritania is coffee grown?", ("hills",), (GOLD,), gold=(0,), document="d")
@@ -60,30 +60,39 @@ def test_questions_whose_gold_is_not_found_can_be_left_out(tmp_path: Path) -> No
     assert [question.id for question in read_questions(tmp_path / "out.jsonl")] == ["q"]
 
 
-def test_what_is_learned_from_is_ranked_over_the_training_split_alone(tmp_path: Path) -> None:
+def test_passages_of_a_pool_are_those_of_the_training_split_unless_another_is_named(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     planted = {"title": "Trains", "text": "Trains run every hour, says a page that is held out.", "split": "test"}
     train = {"title": "Trains", "text": "Trains run every hour.", "split": "train"}
     parquet.write_table(pa.Table.from_pylist([planted, train]), tmp_path / "passages.parquet")
+    unnamed = {"title": "Trains", "text": "Trains run on Sundays, says a page of no split."}
+    (tmp_path / "more.jsonl").write_text(json.dumps(unnamed) + "\n")
     write_questions(tmp_path / "asked.jsonl", [ASKED])
 
+    rank = ["questions", "rank", "--questions", str(tmp_path / "asked.jsonl"), "--retriever", "hash"]
+    rank += ["--pool", str(tmp_path / "passages.parquet"), "--out", str(tmp_path / "out.jsonl")]
+
     def texts(*options: str) -> set[str]:
-        rank = ["questions", "rank", "--questions", str(tmp_path / "asked.jsonl"), "--retriever", "hash"]
-        rank += ["--pool", str(tmp_path / "passages.parquet"), "--out", str(tmp_path / "out.jsonl"), *options]
-        refrag(*rank)
+        refrag(*rank, *options)
         rows = read_questions(tmp_path / "out.jsonl")
         (tmp_path / "out.jsonl").unlink()
         # Beside the question's own passages, which are ranked as well.
         return {text for row in rows for _, text in row.passages} - {text for _, text in ASKED.passages}
 
-    assert texts("--split", "train") == {train["text"]}
+    assert texts() == texts("--split", "train") == {train["text"]}
     # To be judged by, a question may meet every page.
-    assert texts() == {train["text"], planted["text"]}
+    assert texts("--split", "all") == {train["text"], planted["text"]}
     assert texts("--split", "test") == {planted["text"]}
+    # A row that names no split is of all of them.
+    more = ["--pool", str(tmp_path / "more.jsonl")]
+    assert texts(*more) == {train["text"], unnamed["text"]}
+    assert texts(*more, "--split", "test") == {planted["text"], unnamed["text"]}
+    fault = refused(*rank, "--split", "validation")
+    assert "no passages of the split 'validation' (1 of test, 1 of train); name another split" in fault
     assert read_passages(tmp_path / "passages.parquet", split="train") == [("Trains", train["text"])]
-    with pytest.raises(RefragError, match=r"no passages of the split 'validation' \(2 of others\)"):
+    with pytest.raises(RefragError, match=r"no passages of the split 'validation' \(1 of test, 1 of train\)"):
         read_passages(tmp_path / "passages.parquet", split="validation")
 
 

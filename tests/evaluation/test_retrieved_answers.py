@@ -58,7 +58,7 @@ def test_answers_are_over_the_passages_that_the_service_sends_and_rates_reach_as
     rates = [lookups[f"hit_{cut}"] for cut in (1, 5, 10)]
     assert "hit_20" not in lookups and rates == sorted(rates) and rates[0] < rates[1] == 1.0
     assert [(row["system"], row["passages"]) for row in served.report["rows"]] == [
-        ("full", 3), ("sentences", 3), ("refrag", 3),
+        ("full", 3), ("first", 3), ("plain", 3), ("sentences", 3), ("refrag", 3),
     ]  # fmt: skip
     model, chunks = (evaluation_project.content(stage, "tiny") for stage in ("finetuned", "chunks"))
     all_answered = recipe.serving.model_copy(update={"least_similarity": None, "max_new_tokens": 4})

@@ -136,7 +136,7 @@ def write_evaluation(recipe: Recipe, out: Path) -> None:
         | {f"P{count}": loss if count <= recipe.evaluation.output_tokens else None for count in (16, 32, 128, 512)}
         for system, loss in losses.items()
     ]
-    scores = {"full": 0.6, "truncated": 0.3, "refrag": 0.5, "refrag_wrong": 0.1}
+    scores = {"full": 0.6, "first": 0.4, "plain": 0.3, "sentences": 0.45, "refrag": 0.5, "refrag_wrong": 0.1}
     pairs = [(system, count, f1) for system, f1 in scores.items() for count in recipe.evaluation.passages]
     rag = [
         {"system": system, "passages": count, "share_kept": None, "exact_match": 0.1, "f1": f1, "decoder_tokens": 9}
@@ -145,7 +145,7 @@ def write_evaluation(recipe: Recipe, out: Path) -> None:
     write_json(out / "perplexity.json", {"rows": perplexity, "gap_recovered": None})
     rates = {"hit_1": 0.5, "hit_5": 0.8, "hit_10": 0.8, "hit_20": 0.9}
     lookups = [{"kind": "in the store", "questions": 8, **rates, "answered": 1.0}]
-    systems = ("full", "sentences", "refrag")
+    systems = ("full", "first", "plain", "sentences", "refrag")
     retrieval = {"lookups": lookups, "rows": [{"system": system, "passages": 4} for system in systems]}
     write_json(out / "rag.json", {"rows": rag, "retrieval": retrieval})
 

@@ -156,6 +156,7 @@ FAULTS: list[tuple[str, str, Plant]] = [
     ("evaluation", "perplexity_complete", in_json("perplexity.json", drop_system("refrag_zero"))),
     ("evaluation", "perplexity_finite", in_json("perplexity.json", give("full", P16=None))),
     ("evaluation", "rag_complete", in_json("rag.json", drop_system("refrag_wrong"))),
+    ("evaluation", "rag_complete", in_json("rag.json", drop_system("sentences"))),
     ("evaluation", "rag_complete", in_json("rag.json", lambda values: values["rows"].pop())),
     ("evaluation", "rag_f1", in_json("rag.json", give("full", f1=1.5))),
     ("evaluation", "refrag_beats_none", in_json("perplexity.json", give("refrag", P16=4.0))),

@@ -7,8 +7,8 @@ from typing import Any
 from refrag_platform.quality.summaries.artifact import Artifact, Row, is_finite, wanted
 
 PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero", "refrag_none")
-RAG_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_wrong")
-RETRIEVAL_SYSTEMS = ("full", "sentences", "refrag")
+RAG_SYSTEMS = ("full", "none", "first", "plain", "sentences", "refrag", "refrag_wrong")
+RETRIEVAL_SYSTEMS = ("full", "first", "plain", "sentences", "refrag")
 PREFIXES = (16, 32, 128, 512)
 
 
