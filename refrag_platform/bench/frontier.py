@@ -42,7 +42,7 @@ from refrag_platform.store.retriever import Retriever
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQuestion:
     """A question, its passages by how many are read, and what REFRAG reads of them by that and p."""
 
     question: Question
@@ -144,13 +144,13 @@ class Frontier:
         ]
 
     def _answer_next(
-        self, one: Judged, following: Iterator[Asked], parts: list[list[float]], progress: Progress
+        self, one: Judged, following: Iterator[PreparedQuestion], parts: list[list[float]], progress: Progress
     ) -> None:
         """Answer with one token: a question more at each call, and from the first one again where they end."""
         parts.append(self.first_token(one, next(following)))
         progress.update(1, one.reading.system)
 
-    def first_token(self, one: Judged, asked: Asked) -> list[float]:
+    def first_token(self, one: Judged, asked: PreparedQuestion) -> list[float]:
         """Answer with one token; seconds of each of PARTS. The device is waited for between them."""
         question, found = asked.question, [time.perf_counter()]
 
@@ -169,7 +169,7 @@ class Frontier:
         done()
         return [after - before for before, after in pairwise(found)]
 
-    def _read(self, one: Judged, asked: Asked) -> Sequence[Chunks | Text]:
+    def _read(self, one: Judged, asked: PreparedQuestion) -> Sequence[Chunks | Text]:
         """What stands in the passages' place. A baseline's number of tokens, which is REFRAG's, costs it nothing."""
         reading = one.reading
         context = asked.contexts[reading.passages]
@@ -183,7 +183,7 @@ class Frontier:
         chance = torch.Generator().manual_seed(0)
         return expand(self.model, context.chunks, share, self.readers.policy, chance, asked)
 
-    def _ahead(self, question: Question) -> Asked:
+    def _ahead(self, question: Question) -> PreparedQuestion:
         counts = {one.reading.passages for one in self.judged}
         contexts = {count: self._context(question, count) for count in counts}
         settings = {(one.reading.passages, one.reading.at) for one in self.judged}
@@ -192,7 +192,7 @@ class Frontier:
             for count, share in settings
             if share is not None
         }
-        return Asked(question, contexts, refrag)
+        return PreparedQuestion(question, contexts, refrag)
 
     def _context(self, question: Question, count: int) -> Context:
         """The question's passages with the store's tokens and vectors, and the nearness that the search would tell."""

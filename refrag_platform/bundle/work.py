@@ -36,7 +36,7 @@ STAYS_HERE = ("corpus", "package")
 
 
 @dataclass
-class Work:
+class BundleContents:
     """Files by the path that they have in the bundle, what bundle.json says of them, and what the user is told."""
 
     members: dict[str, Path | bytes] = field(default_factory=dict)
@@ -45,7 +45,9 @@ class Work:
 
 
 @contextmanager
-def work_to_do(project: Project, models: Sequence[str], until: str, wheels: Path | None = None) -> Iterator[Work]:
+def work_to_do(
+    project: Project, models: Sequence[str], until: str, wheels: Path | None = None
+) -> Iterator[BundleContents]:
     """All that another machine needs to make the artifacts `until`; no stage of these runs here within the block.
 
     Args:
@@ -63,7 +65,7 @@ def work_to_do(project: Project, models: Sequence[str], until: str, wheels: Path
         raise RefragError(
             f"nothing to do: {until} of {', '.join(models)} is current, and so is all that it is made from"
         )
-    work = Work(facts={"kind": "work", "models": runs, "commit": git_commit(project.root)})
+    work = BundleContents(facts={"kind": "work", "models": runs, "commit": git_commit(project.root)})
     members = work.members
     members |= files_below(project, project.root / PACKAGE)
     folders = dict.fromkeys(project.recipe_path(model).parent.name for model in runs)

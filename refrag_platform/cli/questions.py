@@ -126,7 +126,7 @@ def many(
     Train on the split train (cpt.reading.questions, finetuned.questions); evaluate test with --passages 20.
     """
     from refrag_platform.corpus.factbook import read_factbook_profiles
-    from refrag_platform.corpus.many import Settings, many_questions
+    from refrag_platform.corpus.many import ManySettings, many_questions
     from refrag_platform.corpus.splits import split_of
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.prompts import content_ids, passage_text
@@ -142,7 +142,7 @@ def many(
         return -(-len(content_ids(tokenizer, passage_text(title, text))) // k) * k
 
     least, most = parse_range(passages)
-    settings = Settings(count, (least, most), context_tokens, swapped_share, seed)
+    settings = ManySettings(count, (least, most), context_tokens, swapped_share, seed)
     profiles = [
         (name, profile)
         for document, name, profile in read_factbook_profiles()
@@ -232,13 +232,15 @@ def write(
     """
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.loading import default_device
-    from refrag_platform.training.writing.parts import Settings
-    from refrag_platform.training.writing.write import Inputs, begin
+    from refrag_platform.training.writing.parts import WritingSettings
+    from refrag_platform.training.writing.write import WritingInputs, begin
 
     _refuse_existing(out)
     device = default_device()
-    settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
-    inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
+    settings = WritingSettings(
+        per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed
+    )
+    inputs = WritingInputs(questions or [], passages or [], corpus_passages, writer, reader)
     with begin(find_project(), model, inputs, settings, steps, device) as writing:
         rows = writing.rows(count)
         manifest = writing.manifest(len(rows))

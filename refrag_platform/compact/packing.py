@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.card import model_card, notice
-from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
+from refrag_platform.compact.coding import MIB, Coding, StateDict, decode, encode, relative_error
 from refrag_platform.compact.record import (
     FORMAT,
     MANIFEST,
@@ -295,7 +295,7 @@ def _frozen(base: RefragModel) -> list[str]:
     return [name for name in model_state(base) if name not in trained]
 
 
-def _is_unchanged(file: Path, before: State, trained: State) -> bool:
+def _is_unchanged(file: Path, before: StateDict, trained: StateDict) -> bool:
     """Whether a part is what its packed file says, number by number, but for what half precision makes of it."""
     found = decode(before, load_file(file))
     return all(
@@ -304,11 +304,11 @@ def _is_unchanged(file: Path, before: State, trained: State) -> bool:
     )
 
 
-def _part(state: State, is_decoder: bool) -> dict[str, Tensor]:
+def _part(state: StateDict, is_decoder: bool) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.startswith("decoder.") == is_decoder}
 
 
-def _write(path: Path, before: State, trained: State, coding: Coding, layers: Coding | None = None) -> float:
+def _write(path: Path, before: StateDict, trained: StateDict, coding: Coding, layers: Coding | None = None) -> float:
     """Write one packed file; returns the relative error of what it gives back.
 
     Args: layers: how an encoder's backbone is written, if otherwise than the rest.
@@ -321,6 +321,6 @@ def _write(path: Path, before: State, trained: State, coding: Coding, layers: Co
     return relative_error(before, trained, decode(before, packed))
 
 
-def _set_state(model: RefragModel, state: State) -> None:
+def _set_state(model: RefragModel, state: StateDict) -> None:
     # Tied tensors are named once, and set all the same.
     model.load_state_dict(state, strict=False)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.corpus.documents import Document, Fact, Section
-from refrag_platform.corpus.facts import FIELDS, Found, Profile, facts_of
+from refrag_platform.corpus.documents import Document, DocumentSection, Fact
+from refrag_platform.corpus.facts import FIELDS, Profile, ProfileFact, facts_of
 from refrag_platform.corpus.splits import SPLITS, split_of
 from refrag_platform.corpus.text import strip_markup
 from refrag_platform.errors import RefragError
@@ -83,7 +83,7 @@ def read_factbook(recipe: CorpusRecipe, limit: int | None) -> list[Document]:
     return [_document(country) for country in found if country.code in chosen]
 
 
-def read_factbook_facts() -> Iterator[tuple[str, str, list[Found]]]:
+def read_factbook_facts() -> Iterator[tuple[str, str, list[ProfileFact]]]:
     """(document, country, facts) of every country."""
     for country in countries():
         yield _id(country), country.name, _facts(country, _profile(country))
@@ -127,7 +127,7 @@ def _id(country: Country) -> str:
     return f"factbook/{country.code}"
 
 
-def _facts(country: Country, profile: Profile) -> list[Found]:
+def _facts(country: Country, profile: Profile) -> list[ProfileFact]:
     """What can be asked about a country; nothing about the world as a whole."""
     return [] if country.region == "world" else facts_of(country.name, profile)
 
@@ -171,7 +171,7 @@ def _line(key: str, text: str) -> str:
 def _document(country: Country) -> Document:
     profile = _profile(country)
     pieces: list[str] = []
-    sections: list[Section] = []
+    sections: list[DocumentSection] = []
     numbers: dict[tuple[str, str], int] = {}
     position = 0
     for (section, field), texts in profile.items():
@@ -179,7 +179,7 @@ def _document(country: Country) -> Document:
         body = "\n".join(_line(key, text) for key, text in texts.items())
         numbers[section, field] = len(sections)
         start = position + len(title) + 1
-        sections.append(Section(title, start, start + len(body)))
+        sections.append(DocumentSection(title, start, start + len(body)))
         pieces.append(f"{title}\n{body}")
         position = start + len(body) + 2
     facts = [

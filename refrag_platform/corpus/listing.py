@@ -18,21 +18,21 @@ _KINDS = (
 )
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
     """files: in a fixed order. unusable: what else is there, and why it can't be read."""
 
     files: list[Path]
     unusable: list[tuple[Path, str]]
 
 
-def find_files(path: Path) -> Found:
+def find_files(path: Path) -> Listing:
     """`path` itself, or what is under it; nothing if it is missing.
 
     A linked folder is read under the link's name unless it is also there under its own; cycles end.
     """
     if path.is_file():
-        return Found([path], [])
-    found = Found([], [])
+        return Listing([path], [])
+    found = Listing([], [])
     seen: set[tuple[int, int]] = set()
     folders, linked = [path], list[Path]()
     while folders or linked:

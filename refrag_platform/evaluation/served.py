@@ -18,8 +18,8 @@ from refrag_platform.evaluation.metrics import judgeable
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
 from refrag_platform.evaluation.retrieval import (
     IN_STORE,
-    Case,
     Looked,
+    LookupQuestion,
     cuts_of,
     file_cases,
     look_up,
@@ -141,7 +141,7 @@ def beside_found(report: Mapping[str, Any]) -> str | None:
     )
 
 
-def _as_asked(question: Question, case: Case, hits: Sequence[Hit]) -> Question:
+def _as_asked(question: Question, case: LookupQuestion, hits: Sequence[Hit]) -> Question:
     """The question with the passages that were found, put as the engine puts it to policy and decoder."""
     nearest = max(hits, key=lambda hit: hit.score or 0.0, default=None)
     text = texts_to_ask(case.question, case.before)[-1] if nearest and nearest.follows else question.question

@@ -34,7 +34,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Row:
+class Difference:
     """One fact of both sides; None where a side has no such fact."""
 
     part: str
@@ -94,7 +94,7 @@ def side(project: Project, name: str, model: str | None = None) -> Side:
     return Side(name, {stage: manifests[stage] for stage in STAGES if stage in manifests})
 
 
-def compare(project: Project, a: Side, b: Side) -> list[Row]:
+def compare(project: Project, a: Side, b: Side) -> list[Difference]:
     """Every fact of both sides, part by part; equal ones too."""
     # Asked only where it is needed: that takes half a second.
     cached = cache(lambda: Cache.of(project))
@@ -104,7 +104,7 @@ def compare(project: Project, a: Side, b: Side) -> list[Row]:
     for part in parts:
         left, right = (found.get(part, {}) for found in facts)
         names = list(dict.fromkeys([*left, *right]))
-        rows += [Row(part, name, left.get(name), right.get(name)) for name in names]
+        rows += [Difference(part, name, left.get(name), right.get(name)) for name in names]
     return rows
 
 

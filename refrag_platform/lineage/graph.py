@@ -22,7 +22,7 @@ from refrag_platform.project import Project
 from refrag_platform.serving import bento
 from refrag_platform.stages import SHIPPED
 
-Kind = Literal["source", "artifact", "release", "model", "bento"]
+VersionKind = Literal["source", "artifact", "release", "model", "bento"]
 IN_PLACE, STORE = "in place", "BentoML's store"
 # MODEL@VERSION:STAGE, as history.versions names a released checkpoint.
 BASE = re.compile(r"([a-z0-9-]+)@v\d+\.\d+\.\d+:(\w+)")
@@ -35,7 +35,7 @@ class Version:
     The hash of packed weights, models/NAME/release, is that of their manifest.json, which states all others.
     """
 
-    kind: Kind
+    kind: VersionKind
     name: str
     hash: str = ""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.faults import explain, section_at
-from refrag_platform.recipes.layers import Keys, Layer, recipe_layers
+from refrag_platform.recipes.layers import KeyPath, Layer, recipe_layers
 from refrag_platform.recipes.recipe import Recipe
 
 
@@ -64,9 +64,9 @@ def origins(layers: Sequence[Layer]) -> dict[str, list[str]]:
     return found
 
 
-def _places(layers: Sequence[Layer]) -> dict[Keys, str]:
+def _places(layers: Sequence[Layer]) -> dict[KeyPath, str]:
     """Where each value that counts was written."""
-    found: dict[Keys, str] = {}
+    found: dict[KeyPath, str] = {}
     for layer in layers:
         found |= {keys: f"{layer.name}, line {line}" for keys, line in layer.lines.items()}
         if not layer.name:

@@ -27,7 +27,7 @@ from refrag_platform.stages import STAGES
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PromotionResult:
     """What came of a promotion. `release`: the one that is prod now; `new`: it was not before."""
 
     decision: Decision | None
@@ -43,7 +43,7 @@ def promote(
     force_reason: str | None = None,
     bump: Bump = "minor",
     judge_only: bool = False,
-) -> Outcome:
+) -> PromotionResult:
     """Release the artifacts in place, if the gate lets them; the tags change only if it does.
 
     Their dvc.lock and manifests are committed on runs/MODEL, and that commit is tagged as a version and as prod.
@@ -63,10 +63,10 @@ def promote(
         manifests = _chain(project, model)
         git, current = Git(project.root), released(project, model)
         if current is not None and current.hashes == {stage: made.hash for stage, made in manifests.items()}:
-            return Outcome(None, current, new=False)
+            return PromotionResult(None, current, new=False)
         decision = _judge(project, model, current, evaluate_again)
         if judge_only or (not decision.promoted and force_reason is None):
-            return Outcome(decision, current, new=False)
+            return PromotionResult(decision, current, new=False)
         commit = commit_run(project, model, f"Release candidate of {model}")
         if read_manifests(project, git, model, commit) != manifests:
             raise ArtifactError(f"artifacts of {model} were replaced while they were judged; nothing was released")
@@ -80,7 +80,7 @@ def promote(
         message = _message(model, reason, record)
         version = known[-1] if known else tags.register(git, model, commit, message, bump)
         tags.assign(git, model, commit, message)
-        return Outcome(decision, read_release(project, git, model, version), new=True)
+        return PromotionResult(decision, read_release(project, git, model, version), new=True)
 
 
 def rollback(project: Project, model: str, reason: str | None = None) -> Release:

@@ -65,7 +65,7 @@ def whole_text(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, Field(max_length=MOST_CHARACTERS), BeforeValidator(whole_text)]
+RequestText = Annotated[str, Field(max_length=MOST_CHARACTERS), BeforeValidator(whole_text)]
 Name = Annotated[str, Field(max_length=MOST_NAME_CHARACTERS), BeforeValidator(whole_text)]
 
 

@@ -18,7 +18,6 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -35,7 +34,7 @@ from refrag_platform.progress import Progress, say
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
-from refrag_platform.store.reuse import WHO, KnownPassages, difference
+from refrag_platform.store.reuse import WHO, Arrays, KnownPassages, difference
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ CHUNKS_PER_FILE = 262_144
 # What a part says of itself: a worker that was given up for dead may still bring one of an earlier run.
 MADE_FROM = "made_from"
 COLUMNS = ["id", "document_id", "title", "text"]
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def build_chunks(context: StageContext) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from refrag_platform.errors import ArtifactError
-from refrag_platform.quality.summaries.artifact import Artifact, Row, is_finite, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow, is_finite, read_json, wanted
 from refrag_platform.stages import SHIPPED
 
 TRAINING_FILE = "training.json"
@@ -16,12 +16,12 @@ CHUNKS_TRIED = 256
 NOT_PARAMETERS = {"encoder": {"encoder.decoder_embeddings"}, "decoder": {"lm_head.weight"}}
 
 
-def files(artifact: Artifact) -> list[Row]:
+def files(artifact: Artifact) -> list[SummaryRow]:
     """The parts of a model folder."""
     return artifact.files(["model.json", "encoder.safetensors", "decoder/*.safetensors", "tokenizer/*", TRAINING_FILE])
 
 
-def weights(artifact: Artifact) -> list[Row]:
+def weights(artifact: Artifact) -> list[SummaryRow]:
     """One row per .safetensors file, read tensor by tensor, for it need not fit into memory: non-finite numbers."""
     from safetensors import safe_open
 
@@ -38,7 +38,7 @@ def weights(artifact: Artifact) -> list[Row]:
     return rows
 
 
-def parameters(artifact: Artifact) -> list[Row]:
+def parameters(artifact: Artifact) -> list[SummaryRow]:
     """One row per part (encoder, projection, decoder): parameters in its files and in training.json."""
     from safetensors import safe_open
 
@@ -54,7 +54,7 @@ def parameters(artifact: Artifact) -> list[Row]:
     return [{"row": part, "found": found.get(part, 0), "stated": count} for part, count in stated.items()]
 
 
-def training(artifact: Artifact) -> list[Row]:
+def training(artifact: Artifact) -> list[SummaryRow]:
     """The one row of what training.json states about the run.
 
     before, after: the loss of the same batches before and after the training; of a release, which states none, what
@@ -78,7 +78,7 @@ def training(artifact: Artifact) -> list[Row]:
     ]
 
 
-def vectors(artifact: Artifact) -> list[Row]:
+def vectors(artifact: Artifact) -> list[SummaryRow]:
     """The one row of what the loaded encoder makes of the corpus' first chunks.
 
     spread: standard deviation over chunks of what the decoder reads, relative to its root mean square; a

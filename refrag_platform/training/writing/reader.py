@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import contents_ids, end_of_turn, passage_text, question_frame
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.writing.continuations import continuations
 from refrag_platform.training.writing.filters import fault, same_text, unsure
 from refrag_platform.training.writing.models import TextModel
@@ -18,11 +18,11 @@ AGREED, UNSURE = "answered as written", "the reader is unsure"
 
 def answered(
     reader: TextModel,
-    asked: Mapping[Passage, Sequence[Asked]],
+    asked: Mapping[Passage, Sequence[QuestionAnswer]],
     least_log_probability: float,
     counts: Counter[str],
     dropped: Counter[str],
-) -> dict[Passage, list[Asked]]:
+) -> dict[Passage, list[QuestionAnswer]]:
     """The questions on each passage with the reader's answers; the others are counted by reason.
 
     Args: counts: is told how many were AGREED on with the writer.
@@ -37,7 +37,7 @@ def answered(
         for own in asked.values()
     ]
     answers = continuations(reader.decoder, [[*opening, *ids] for ids in texts], prompts, ANSWER_TOKENS, end_id)
-    kept: dict[Passage, list[Asked]] = {}
+    kept: dict[Passage, list[QuestionAnswer]] = {}
     for (passage, own), given in zip(asked.items(), answers, strict=True):
         kept[passage] = []
         for one, answer in zip(own, given, strict=True):
