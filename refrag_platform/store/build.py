@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -24,7 +22,7 @@ from safetensors.numpy import save_file
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.files import whole
+from refrag_platform.files import whole_by_many
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.precision import cpu_autocast
 from refrag_platform.model.prompts import content_ids, passage_text
@@ -276,12 +274,8 @@ def encode_passages(
 
 def _save(arrays: Arrays, path: Path, made_from: str) -> None:
     """Write a part whose name appears only when all its bytes are on the disk, whoever else is writing it."""
-    single = path.with_name(f"{uuid4().hex}.safetensors")
-    with whole(single) as partial:
+    with whole_by_many(path) as partial:
         save_file(arrays, partial, {MADE_FROM: made_from})
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-    single.replace(path)
 
 
 def _assemble(writer: PartWriter, passages: Path, out: Path) -> tuple[dict[str, int], dict[str, float]]:
