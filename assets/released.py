@@ -129,7 +129,7 @@ def _facts(project: Project, release: Release) -> Metadata:
         "version": dg.MetadataValue.text(f"{release.model}@{release.version}"),
         "commit": dg.MetadataValue.text(release.commit),
         "released": dg.MetadataValue.text(release.date),
-        "artifacts": table([{"artifact": stage, "hash": found} for stage, found in release.hashes.items()]),
+        "artifacts": table([{"artifact": stage, "hash": digest} for stage, digest in release.hashes.items()]),
         **answers(Published.read(project, "evaluation", release.model)),
         **numbers(release.metrics),
     }

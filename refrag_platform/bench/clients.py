@@ -54,12 +54,12 @@ async def ask_all(load: ClientLoad) -> tuple[list[Reply], float, float]:
     async with httpx.AsyncClient(timeout=httpx.Timeout(30.0, read=600.0), limits=limits, trust_env=False) as client:
 
         async def asks(number: int) -> None:
-            made = 0
-            while time.monotonic() - begun < load.seconds and (not load.requests or made < load.requests):
-                turn = load.first + number + made * load.stride
+            sent = 0
+            while time.monotonic() - begun < load.seconds and (not load.requests or sent < load.requests):
+                turn = load.first + number + sent * load.stride
                 body = load.bodies[turn % len(load.bodies)]
                 answers.append(await ask(client, load.url, body))
-                made += 1
+                sent += 1
 
         await asyncio.gather(*(asks(number) for number in range(load.clients)))
     return answers, begun, time.monotonic()

@@ -119,7 +119,7 @@ class Frontier:
                 ]
                 for one in judged
             ]
-            lengths = sorted({length for own in self.positions for length in own})
+            lengths = sorted({length for row in self.positions for length in row})
             # As the server makes its own: with one form for all lengths.
             self.runner = DecoderRunner(self.model.decoder, max_positions=lengths[-1], dynamic=True)
             self.runner.warm_up(lengths)
@@ -152,11 +152,11 @@ class Frontier:
 
     def first_token(self, one: Judged, asked: PreparedQuestion) -> list[float]:
         """Answer with one token; seconds of each of PARTS. The device is waited for between them."""
-        question, found = asked.question, [time.perf_counter()]
+        question, moments = asked.question, [time.perf_counter()]
 
         def done() -> None:
             synchronize(self.model.device)
-            found.append(time.perf_counter())
+            moments.append(time.perf_counter())
 
         wanted = 1 if one.reading.system == "first" else len(asked.contexts[one.reading.passages].passages)
         self.store.search(question.question, wanted)
@@ -167,7 +167,7 @@ class Frontier:
         done()
         int(self.runner.prefill(embeds, 0).argmax())
         done()
-        return [after - before for before, after in pairwise(found)]
+        return [after - before for before, after in pairwise(moments)]
 
     def _read(self, one: Judged, asked: PreparedQuestion) -> Sequence[Chunks | Text]:
         """What stands in the passages' place. A baseline's number of tokens, which is REFRAG's, costs it nothing."""
@@ -205,7 +205,9 @@ class Frontier:
             for hit in hits
         ]
         context = Context(self.model.tokenizer, passages, near.tell(question.question, passages, cut))
-        near.learn([], [(passages[one.passage][0], one.text) for _, own in context.sentences for one in own])
+        near.learn(
+            [], [(passages[one.passage][0], one.text) for _, sentences in context.sentences for one in sentences]
+        )
         return context
 
 
@@ -214,8 +216,8 @@ def _times(parts: Sequence[Sequence[float]]) -> dict[str, Any]:
     columns = {"ttft": [sum(one) for one in parts], **dict(zip(PARTS, zip(*parts, strict=True), strict=True))}
     times = {f"{name}_ms": Times(tuple(1e3 * value for value in values)) for name, values in columns.items()}
     return {
-        **{name: round(own.median, 3) for name, own in times.items()},
-        "spread": {name: [round(end, 3) for end in own.quartiles] for name, own in times.items()},
+        **{name: round(measured.median, 3) for name, measured in times.items()},
+        "spread": {name: [round(end, 3) for end in measured.quartiles] for name, measured in times.items()},
     }
 
 
@@ -235,9 +237,9 @@ def joined(files: Sequence[Path]) -> dict[str, Any]:
             raise RefragError(f"{file} holds no result of `refrag bench frontier`; leave it out")
         for machine in result["machines"]:
             # Results of older versions don't tell, and their figure says so.
-            if own := machine.get("digests"):
-                other, digests = known.setdefault(machine["k"], (file, own))
-                if told := difference(digests, own):
+            if its_digests := machine.get("digests"):
+                other, digests = known.setdefault(machine["k"], (file, its_digests))
+                if told := difference(digests, its_digests):
                     raise RefragError(
                         f"{other} and {file} time models of k = {machine['k']} that differ in {told}; time one model "
                         "on all machines"

@@ -36,9 +36,9 @@ def bench_latency(
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), fast(subject):
         for plan in plans:
-            made = _rows(subject, plan, ceilings, facts["stated_peak_flops"])
-            rows += made
-            for row in made:
+            of_plan = _rows(subject, plan, ceilings, facts["stated_peak_flops"])
+            rows += of_plan
+            for row in of_plan:
                 on_row(row)
             free()
     asked = {"question": plans[0].question, "seed": plans[0].seed}
@@ -52,8 +52,8 @@ def _rows(subject: Subject, plan: LatencyPlan, ceilings: Ceilings, stated: float
         times = in_turns(cases, plan.runs, plan.warmup, subject.device)
     rows = []
     for number, system in enumerate(systems):
-        found = {measure: times[f"{number} {measure}"] for measure in system.cases}
-        rows.append(_row(system, found, plan, PaperFormula(DecoderSize.of(subject.decoder)), ceilings, stated))
+        measured = {measure: times[f"{number} {measure}"] for measure in system.cases}
+        rows.append(_row(system, measured, plan, PaperFormula(DecoderSize.of(subject.decoder)), ceilings, stated))
     _compare(rows)
     return rows
 

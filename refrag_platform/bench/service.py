@@ -136,7 +136,7 @@ def _ask_engine(
         return answers
 
     with ThreadPoolExecutor(load.clients) as threads:
-        answers = [one for own in threads.map(asks, range(load.clients)) for one in own]
+        answers = [one for replies in threads.map(asks, range(load.clients)) for one in replies]
     return answers, time.monotonic() - begun
 
 
@@ -150,17 +150,17 @@ def _ask_service(load: ClientLoad) -> tuple[list[Reply], float]:
     with ThreadPoolExecutor(count) as threads:
 
         def run(number: int) -> dict[str, Any]:
-            own = replace(load, clients=shares[number], first=sum(shares[:number]))
+            part = replace(load, clients=shares[number], first=sum(shares[:number]))
             done = subprocess.run(
-                command, input=dumps(asdict(own)), capture_output=True, text=True, env=environment, check=False
+                command, input=dumps(asdict(part)), capture_output=True, text=True, env=environment, check=False
             )
             if done.returncode:
                 raise RefragError(f"clients ended with {done.returncode}: {done.stderr.strip()[-500:]}")
             return dict(loads(done.stdout))
 
         seen = list(threads.map(run, range(count)))
-    took = max(own["ended"] for own in seen) - min(own["begun"] for own in seen)
-    return [Reply(**one) for own in seen for one in own["answers"]], took
+    took = max(process["ended"] for process in seen) - min(process["begun"] for process in seen)
+    return [Reply(**one) for process in seen for one in process["answers"]], took
 
 
 def _row(side: str, clients: int, answers: Sequence[Reply], took: float, grown_mb: float) -> dict[str, Any]:

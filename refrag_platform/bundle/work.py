@@ -99,13 +99,13 @@ def _recipe_files(project: Project, model: str) -> dict[str, Path | bytes]:
 
 def _inputs(project: Project, stage: str, model: str, stages: list[str]) -> dict[str, Path | bytes]:
     """The artifacts that a stage reads and that `stages` don't make, with their manifests."""
-    found: dict[str, Path | bytes] = {}
+    files: dict[str, Path | bytes] = {}
     for name in inputs_of(project, STAGES[stage], model):
         if name not in stages:
-            found |= files_below(project, project.content(name, model))
+            files |= files_below(project, project.content(name, model))
             manifest = project.stage_dir(name, model) / FILE_NAME
-            found[_inside(project, manifest)] = manifest
-    return found
+            files[_inside(project, manifest)] = manifest
+    return files
 
 
 def _plain_passages(project: Project, model: str, scratch: Path) -> dict[str, Path | bytes]:
@@ -174,14 +174,14 @@ def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path 
             f"{stage}.continue_from of {recipe.name} is {start!r}: a released version is looked up in Git, which the "
             "other machine lacks; run it here, or train in full"
         )
-    found: dict[str, Path | bytes] = {}
+    files: dict[str, Path | bytes] = {}
     if start == SHIPPED:
-        found |= files_below(project, project.shipped(recipe.name))
+        files |= files_below(project, project.shipped(recipe.name))
     for record in outside_files(project, stage, recipe):
-        found |= _file_or_folder(project, project.root / record.path, f"{stage} of {recipe.name} reads {record.path}")
+        files |= _file_or_folder(project, project.root / record.path, f"{stage} of {recipe.name} reads {record.path}")
     for name in _files_named(recipe.section(stage)):
         _require_portable(name, f"{stage} of {recipe.name} reads {name}")
-    return found
+    return files
 
 
 def _files_named(value: Any, key: str = "") -> Iterator[str]:
@@ -242,9 +242,9 @@ def _weights_of(
     if kind == "hub":
         notes.append(f"{source} is not in the bundle: the other machine needs a network, or the hub's cache with it")
         return {}
-    found = _installed(name, wheels)
+    files = _installed(name, wheels)
     # transformers reads such a file by a package that hardly any machine has.
-    return found | _installed("gguf", wheels) if any(file.endswith(".gguf") for file in found) else found
+    return files | _installed("gguf", wheels) if any(file.endswith(".gguf") for file in files) else files
 
 
 def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
@@ -260,10 +260,10 @@ def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
 
 
 def _wheels(folder: Path) -> dict[str, Path | bytes]:
-    found = sorted(folder.glob("*.whl")) if folder.is_dir() else []
-    if not found:
+    wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
+    if not wheels:
         raise RefragError(f"--wheels is {folder}, and there is no wheel (*.whl) in it; `pip download -d {folder} ...`")
-    return {f"{WHEELS}/{wheel.name}": wheel for wheel in found}
+    return {f"{WHEELS}/{wheel.name}": wheel for wheel in wheels}
 
 
 def _is_among(wheels: Path | None, package: str) -> bool:

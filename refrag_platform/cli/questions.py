@@ -68,12 +68,12 @@ def rank(
     asked = read_questions(questions, limit)
     wanted = split or ("train" if found_only else "all")
     passages = [passage for path in pool for passage in read_passages(path, None if wanted == "all" else wanted)]
-    found = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
-    write_questions(out, [question for question in found if question.gold or not found_only])
-    first = sum(0 in question.gold for question in found)
-    some = sum(bool(question.gold) for question in found)
-    left_out = f"; {len(found) - some} left out" if found_only else ""
-    typer.echo(f"{out}: {len(found)} questions; gold first in {first}, among {top} in {some}{left_out}")
+    retrieved = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
+    write_questions(out, [question for question in retrieved if question.gold or not found_only])
+    first = sum(0 in question.gold for question in retrieved)
+    some = sum(bool(question.gold) for question in retrieved)
+    left_out = f"; {len(retrieved) - some} left out" if found_only else ""
+    typer.echo(f"{out}: {len(retrieved)} questions; gold first in {first}, among {top} in {some}{left_out}")
 
 
 @commands.command()
@@ -298,16 +298,16 @@ def overlap(
     if not files:
         raise RefragError("nothing to compare with; name training text by --train, or a model by --model")
     asked = {path: read_questions(path) for path in judged}
-    found = iter(overlaps([question for questions in asked.values() for question in questions], files))
-    own = {path: [next(found) for _ in questions] for path, questions in asked.items()}
-    counts = {name_text(path): overlap_row(one) for path, one in own.items()}
+    overlapping = iter(overlaps([question for questions in asked.values() for question in questions], files))
+    by_file = {path: [next(overlapping) for _ in questions] for path, questions in asked.items()}
+    counts = {name_text(path): overlap_row(one) for path, one in by_file.items()}
     if json:
         write_json(json, {"train": [name_text(path) for path in files], "judged": counts})
     head = ["judged", "questions", "same question", "12 words of a passage", "half of a passage", "seen"]
     typer.echo(table(head, [[name, *(f"{count:,}" for count in row.values())] for name, row in counts.items()]))
     if out:
         (path,) = judged
-        kept = [row for (_, row), one in zip(read_rows(path), own[path], strict=True) if not one.seen]
+        kept = [row for (_, row), one in zip(read_rows(path), by_file[path], strict=True) if not one.seen]
         if not kept:
             raise RefragError(f"every question of {path} was seen in training; judge by another file")
         typer.echo(f"{out}: {write_rows(out, kept):,} questions that were not seen")

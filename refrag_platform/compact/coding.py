@@ -59,8 +59,8 @@ def encode(base: StateDict, trained: StateDict, coding: Coding) -> dict[str, Ten
             # What started at random, or at nothing, is smaller than its change.
             start, kind = torch.zeros_like(start), "codes"
         if coding.bits:
-            found = quantize(tensor.float() - start, coding.bits)
-            packed |= {f"{name}:{kind}-{coding.bits}": found.codes, f"{name}:scale": found.scale}
+            quantized = quantize(tensor.float() - start, coding.bits)
+            packed |= {f"{name}:{kind}-{coding.bits}": quantized.codes, f"{name}:scale": quantized.scale}
     return packed
 
 
@@ -71,24 +71,24 @@ def decode(base: StateDict, packed: StateDict) -> dict[str, Tensor]:
         KeyError: the packed tensors are of another model.
     """
     state = dict(base)
-    for name, own in _by_name(packed).items():
+    for name, parts in _by_name(packed).items():
         value = base[name].float()
-        if any(kind.startswith("left") for kind in own):
-            value = value + _product(own, base[name])
-        for kind, tensor in own.items():
+        if any(kind.startswith("left") for kind in parts):
+            value = value + _product(parts, base[name])
+        for kind, tensor in parts.items():
             what, _, bits = kind.partition("-")
             if what == "exact":
                 value = tensor.float()
             elif what in {"change", "codes"}:
-                found = dequantize(Quantized(tensor, own["scale"]), base[name].shape[1], int(bits))
-                value = found + (value if what == "change" else 0)
+                unpacked = dequantize(Quantized(tensor, parts["scale"]), base[name].shape[1], int(bits))
+                value = unpacked + (value if what == "change" else 0)
         state[name] = value
     return state
 
 
-def relative_error(base: StateDict, trained: StateDict, found: StateDict) -> float:
-    """Size of what `found` misses of the change from base to trained, by the change's size, all tensors together."""
-    missed = sum(float((trained[name].float() - found[name].float()).pow(2).sum()) for name in trained)
+def relative_error(base: StateDict, trained: StateDict, decoded: StateDict) -> float:
+    """Size of what `decoded` misses of the change from base to trained, by the change's size, all tensors together."""
+    missed = sum(float((trained[name].float() - decoded[name].float()).pow(2).sum()) for name in trained)
     change = sum(float((trained[name].float() - base[name].float()).pow(2).sum()) for name in trained)
     return (missed / change) ** 0.5 if change else 0.0
 
@@ -100,11 +100,11 @@ def _same(tensor: Tensor, base: Tensor) -> bool:
 
 def _low_rank(changes: StateDict, coding: Coding) -> dict[str, dict[str, Tensor]]:
     """Factors of each change by its singular values; ranks are where a byte explains most of all changes together."""
-    found = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
-    ranks = _ranks({name: values for name, (_, values, _) in found.items()}, changes, coding)
+    decompositions = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
+    ranks = _ranks({name: values for name, (_, values, _) in decompositions.items()}, changes, coding)
     packed = {}
     for name, rank in ranks.items():
-        left, values, right = found[name]
+        left, values, right = decompositions[name]
         root = values[:rank].sqrt()
         first = quantize((left[:, :rank] * root).t(), coding.factor_bits)
         second = quantize(root[:, None] * right[:rank], coding.factor_bits)
@@ -142,15 +142,15 @@ def _by_name(packed: StateDict) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _factors(own: StateDict, like: Tensor) -> tuple[Tensor, Tensor]:
+def _factors(packed: StateDict, like: Tensor) -> tuple[Tensor, Tensor]:
     factors = []
     for side, columns in zip(("left", "right"), like.shape, strict=True):
-        key = next(key for key in own if key.startswith(f"{side}-"))
-        factors.append(dequantize(Quantized(own[key], own[f"{side}_scale"]), columns, int(key.partition("-")[2])))
+        key = next(key for key in packed if key.startswith(f"{side}-"))
+        factors.append(dequantize(Quantized(packed[key], packed[f"{side}_scale"]), columns, int(key.partition("-")[2])))
     return factors[0], factors[1]
 
 
-def _product(own: StateDict, like: Tensor) -> Tensor:
+def _product(packed: StateDict, like: Tensor) -> Tensor:
     """left^T right of packed factors, [out, in] like `like`."""
-    left, right = _factors(own, like)
+    left, right = _factors(packed, like)
     return left.t() @ right

@@ -105,8 +105,8 @@ class CountryContext:
 
     def holding(self, most: int, chance: random.Random) -> tuple[str, list[int]] | None:
         """Either of these."""
-        found = self.of_quality(chance) if chance.random() < 0.5 else self.beyond_limit(most, chance)
-        return found if found and len(found[1]) <= most else None
+        group = self.of_quality(chance) if chance.random() < 0.5 else self.beyond_limit(most, chance)
+        return group if group and len(group[1]) <= most else None
 
     def every(self) -> list[int]:
         return list(range(len(self.countries)))
@@ -131,17 +131,17 @@ def many_questions(
         for attribute in (*QUANTITIES, *QUALITIES)
     }
     countries = sorted(name for name, _ in profiles if "," not in name)  # Commas part the names of a list.
-    made = number = 0
-    while made < settings.count:
+    written = number = 0
+    while written < settings.count:
         chance = random.Random(f"many {split} {settings.seed} {number}")
         swapped = chance.random() < settings.swapped_share
         context, passages = _context(countries, values, swapped, settings, positions, chance)
         name = f"many/{split}{MARK if swapped else '/'}{settings.seed}-{number}"
         for kind in KINDS:
             asked = next((one for _ in range(QUESTION_DRAWS) if (one := context.question(kind, chance))), None)
-            if asked is None or made == settings.count:
+            if asked is None or written == settings.count:
                 continue
-            made += 1
+            written += 1
             yield {
                 "id": f"{name}/{kind}",
                 "question": _sentence(chance.choice(wordings(kind, split != "train")).format(**asked.words)),
@@ -183,7 +183,7 @@ def _context(
                 break
             passages.append(passage)
         if (count := len(passages)) >= least:
-            return CountryContext(names[:count], {one: own[:count] for one, own in shown.items()}), passages
+            return CountryContext(names[:count], {one: texts[:count] for one, texts in shown.items()}), passages
     raise RefragError(
         f"no {least} of these {len(countries)} countries with the same fields have room in {settings.room} positions; "
         "ask for fewer passages, give more room, or take a larger share of swapped contexts, which need no fields"
@@ -222,10 +222,10 @@ def _extreme(context: CountryContext, chance: random.Random) -> QuestionDraft | 
 
 
 def _extreme_of(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
-    found = context.of_quality(chance)
-    if found is None or not 1 < len(found[1]) < len(context.countries):
+    group = context.of_quality(chance)
+    if group is None or not 1 < len(group[1]) < len(context.countries):
         return None
-    return _best(context, found[1], {"what": found[0]}, chance)
+    return _best(context, group[1], {"what": group[0]}, chance)
 
 
 def _best(
@@ -242,49 +242,51 @@ def _best(
 
 
 def _count(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
-    found = context.holding(MOST_COUNTED, chance)
-    if found is None:
+    group = context.holding(MOST_COUNTED, chance)
+    if group is None:
         return None
-    count = len(found[1])
-    return QuestionDraft({"what": found[0]}, [str(count), NUMBERS[count]], context.every())
+    count = len(group[1])
+    return QuestionDraft({"what": group[0]}, [str(count), NUMBERS[count]], context.every())
 
 
 def _list(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
-    found = context.holding(MOST_LISTED, chance)
-    if found is None:
+    group = context.holding(MOST_LISTED, chance)
+    if group is None:
         return None
     return QuestionDraft(
-        {"what": found[0]}, [", ".join(sorted(context.countries[n] for n in found[1]))], context.every()
+        {"what": group[0]}, [", ".join(sorted(context.countries[n] for n in group[1]))], context.every()
     )
 
 
 def _which(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
-    found = context.holding(len(context.countries), chance)
-    if found is None:
+    group = context.holding(len(context.countries), chance)
+    if group is None:
         return None
-    others = [number for number in context.every() if number not in found[1]]
+    others = [number for number in context.every() if number not in group[1]]
     if len(others) < NAMED - 1:
         return None
-    own = chance.choice(found[1])
-    named = chance.sample([own, *chance.sample(others, NAMED - 1)], NAMED)
+    answer = chance.choice(group[1])
+    named = chance.sample([answer, *chance.sample(others, NAMED - 1)], NAMED)
     *before, last = [with_article(context.countries[number]) for number in named]
-    return QuestionDraft({"what": found[0], "names": f"{', '.join(before)} or {last}"}, [context.countries[own]], named)
+    return QuestionDraft(
+        {"what": group[0], "names": f"{', '.join(before)} or {last}"}, [context.countries[answer]], named
+    )
 
 
 def _same(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
     """Half of the answers are yes, where any two countries have the same."""
     alike, pairs = chance.random() < 0.5, list(combinations(context.every(), 2))
-    found = {
+    matching = {
         quality: [(a, b) for a, b in pairs if (said[a] == said[b]) == alike]
         for quality in context.qualities()
         if quality.whole
         for said in [context.shown[quality]]
     }
-    possible = [quality for quality in found if found[quality]]
+    possible = [quality for quality in matching if matching[quality]]
     if not possible:
         return None
     quality = chance.choice(possible)
-    a, b = chance.sample(chance.choice(found[quality]), 2)
+    a, b = chance.sample(chance.choice(matching[quality]), 2)
     return QuestionDraft({"name": quality.name, **_pair(context, a, b)}, ["yes" if alike else "no"], [a, b])
 
 

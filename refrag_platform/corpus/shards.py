@@ -108,9 +108,9 @@ class TokenShards:
         if missing:
             raise ArtifactError(f"{folder} lacks {', '.join(missing)}; restore it with `dvc checkout`")
         self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in names]
-        found = sum(len(shard) for shard in self._shards)
-        if found != self.total:
-            raise ArtifactError(f"{folder} holds {found} tokens, its index says {self.total}; run `refrag run corpus`")
+        held = sum(len(shard) for shard in self._shards)
+        if held != self.total:
+            raise ArtifactError(f"{folder} holds {held} tokens, its index says {self.total}; run `refrag run corpus`")
 
     def __reduce__(self) -> tuple[type[TokenShards], tuple[Path, str]]:
         # Worker processes map the files anew; pickled memory maps would be copied.

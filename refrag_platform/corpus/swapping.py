@@ -30,16 +30,16 @@ def swapped(questions: Sequence[QuestionRow], copies: int) -> Iterator[dict[str,
         same_field[question["field"]].append(question)
     for copy in range(1, copies + 1):
         for question in questions:
-            if made := _swapped(question, same_field[question["field"]], f"{question['id']}{MARK}{copy}"):
-                yield made
+            if row := _swapped(question, same_field[question["field"]], f"{question['id']}{MARK}{copy}"):
+                yield row
 
 
 def _swapped(question: QuestionRow, others: Sequence[QuestionRow], name: str) -> dict[str, Any] | None:
     chance = random.Random(name)
-    own = {answer.lower() for answer in question["answers"]}
+    right_answers = {answer.lower() for answer in question["answers"]}
     for _ in range(ANSWER_DRAWS):
         answers = chance.choice(others)["answers"]
-        if own.isdisjoint(answer.lower() for answer in answers):
+        if right_answers.isdisjoint(answer.lower() for answer in answers):
             break
     else:
         return None
@@ -47,7 +47,7 @@ def _swapped(question: QuestionRow, others: Sequence[QuestionRow], name: str) ->
     passages = [dict(passage) for passage in question["passages"]]
     # 6% doesn't stand in 4.6%, nor 1,200 in 1,200,000.
     stands = re.compile(rf"(?<![\w.,]){re.escape(question['answers'][0])}(?![.,]?\w)")
-    passages[gold]["text"], found = stands.subn(lambda _: answers[0], passages[gold]["text"])
-    if not found:
+    passages[gold]["text"], replaced = stands.subn(lambda _: answers[0], passages[gold]["text"])
+    if not replaced:
         return None
     return {**question, "id": name, "answers": list(answers), "passages": passages}

@@ -146,7 +146,7 @@ def evaluate_selection(
     """
     items = len(judged.episodes)
     tried = {turn * items // oracle for turn in range(min(oracle, items))} if oracle else set()
-    found: dict[tuple[str, float], SystemFigures] = {}
+    figures: dict[tuple[str, float], SystemFigures] = {}
     size = model.chunk_size
     with Progress("selection", items * len(shares), "choices of chunks") as progress:
         for numbers in _batches(judged.episodes, batch_size):
@@ -161,7 +161,7 @@ def evaluate_selection(
                 losses = judged_losses(model, batch, vectors, torch.cat(list(keep.values()), 1).to(model.device))
                 parts = losses.cpu().split([flags.shape[1] for flags in keep.values()], 1)
                 for (system, flags), part in zip(keep.items(), parts, strict=True):
-                    cell = found.setdefault((system, share), SystemFigures(system, share))
+                    cell = figures.setdefault((system, share), SystemFigures(system, share))
                     for row, number in enumerate(numbers):
                         cell.put(number, items, _figures(part[row], episodes[row], judged))
                         cell.put(number, items, _kept_answer(flags[row], judged, number))
@@ -169,22 +169,24 @@ def evaluate_selection(
                         _answer(model, episodes, vectors, flags[:, 0], numbers, judged, max_new_tokens, cell)
                 for row in [row for row, number in enumerate(numbers) if number in tried]:
                     part = _oracle(model, episodes[row], vectors[row : row + 1, : len(episodes[row].chunks)], share)
-                    cell = found.setdefault(("oracle", share), SystemFigures("oracle", share))
+                    cell = figures.setdefault(("oracle", share), SystemFigures("oracle", share))
                     cell.put(numbers[row], items, _figures(part, episodes[row], judged))
                 progress.update(len(numbers))
-    cells = list(found.values())
+    cells = list(figures.values())
     counted = "questions" if judged.references else "windows"
     return {
         "rows": [_row(cell, counted) for cell in sorted(cells, key=lambda cell: shares.index(cell.share))],
         "differences": [
-            _difference(found[name, share], cell, judged.groups, seed)
+            _difference(figures[name, share], cell, judged.groups, seed)
             for share in shares
             for name in policies
             for cell in cells
             if cell.share == share and cell.system != name
         ],
         "documents_used": len(set(judged.groups)),
-        "references_skipped": sum(len(own) - len(judgeable(own)) for own in judged.references or []),
+        "references_skipped": sum(
+            len(references) - len(judgeable(references)) for references in judged.references or []
+        ),
     }
 
 

@@ -164,13 +164,13 @@ def _items(
 ) -> ItemSet:
     """Figures of every question whose gold passages are known, whether this store holds them or not."""
     known = [place for place, one in enumerate(questions) if one.gold and one.answerable is not False]
-    own = [looked[place] for place in known]
-    held = [bool(one.case.gold) for one in own]
+    lookups = [looked[place] for place in known]
+    held = [bool(one.case.gold) for one in lookups]
     values: dict[str, list[float]] = {HELD: [float(one) for one in held]}
     for cut in cuts:
-        values[f"retrieval_hit_{cut}"] = [float(0 < one.together <= cut) for one in own]
+        values[f"retrieval_hit_{cut}"] = [float(0 < one.together <= cut) for one in lookups]
     values["retrieval_answered"] = [
-        float(there and (least is None or one.similarity >= least)) for there, one in zip(held, own, strict=True)
+        float(there and (least is None or one.similarity >= least)) for there, one in zip(held, lookups, strict=True)
     ]
     for name, scores in answered.items.values.items():
         score = iter(scores)

@@ -189,8 +189,8 @@ def _behind(project: Project, record: InputRecord) -> list[Version]:
     release, graph = recorded_source(record.path, record.hash), Graph()
     if release.kind == "release":
         add_releases(graph, project)
-    found = graph.behind([release] if release in graph.versions else [])
-    return [version for layer in reversed(found.layers()) for version in layer if version != release]
+    behind = graph.behind([release] if release in graph.versions else [])
+    return [version for layer in reversed(behind.layers()) for version in layer if version != release]
 
 
 def _changed(project: Project, record: InputRecord) -> bool:

@@ -56,8 +56,8 @@ def recipe_layers(path: Path) -> list[Layer]:
     for file in reversed(extended(path)):
         layer = read_layer(file)
         if file != path:
-            own = {key: value for key, value in layer.values.items() if key not in ("name", "extends")}
-            layer = Layer(layer.name, _seen_from_beside(file.parent.name, own), layer.lines)
+            values = {key: value for key, value in layer.values.items() if key not in ("name", "extends")}
+            layer = Layer(layer.name, _seen_from_beside(file.parent.name, values), layer.lines)
         layers.append(layer)
     return layers
 
@@ -99,11 +99,11 @@ def _lines(node: yaml.Node | None, keys: KeyPath = ()) -> dict[KeyPath, int]:
         inside = [(number, value, value) for number, value in enumerate(node.value)]
     else:
         return {}
-    found: dict[KeyPath, int] = {}
+    lines: dict[KeyPath, int] = {}
     for name, mark, value in inside:
-        found[(*keys, name)] = mark.start_mark.line + 1
-        found |= _lines(value, (*keys, name))
-    return found
+        lines[(*keys, name)] = mark.start_mark.line + 1
+        lines |= _lines(value, (*keys, name))
+    return lines
 
 
 def _seen_from_beside(folder: str, value: Any, key: str = "") -> Any:

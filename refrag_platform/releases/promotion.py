@@ -62,7 +62,7 @@ def promote(
     with only_runner(project.work_dir("release", model)):
         manifests = _chain(project, model)
         git, current = Git(project.root), released(project, model)
-        if current is not None and current.hashes == {stage: made.hash for stage, made in manifests.items()}:
+        if current is not None and current.hashes == {stage: manifest.hash for stage, manifest in manifests.items()}:
             return PromotionResult(None, current, new=False)
         decision = _judge(project, model, current, evaluate_again)
         if judge_only or (not decision.promoted and force_reason is None):
@@ -117,16 +117,16 @@ def _judge(project: Project, model: str, current: Release | None, evaluate_again
     candidate, recipe = Items.read(project.content("evaluation", model)), project.recipe(model)
     if current is None:
         return decide(candidate, None, recipe.release)
-    with contents(project, current, ["evaluation"]) as found:
-        known = Items.read(found["evaluation"])
+    with contents(project, current, ["evaluation"]) as folders:
+        known = Items.read(folders["evaluation"])
     decision = decide(candidate, known, recipe.release)
     if evaluate_again and decision.needs_again:
         from refrag_platform.releases.again import MEASURED, measure
 
-        own, corpus = project.content("finetuned", model), project.content("corpus", model)
+        trained, corpus = project.content("finetuned", model), project.content("corpus", model)
         base = project.recipe_path(model).parent
-        with contents(project, current, MEASURED) as found:
-            again = measure(found, own, corpus, recipe, base)
+        with contents(project, current, MEASURED) as folders:
+            again = measure(folders, trained, corpus, recipe, base)
         decision = decide(candidate, again, recipe.release)
     return decision
 
@@ -137,7 +137,7 @@ def _chain(project: Project, model: str) -> dict[str, Manifest]:
     Raises:
         ArtifactError: one is missing, damaged, or made from something else.
     """
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     for stage in STAGES.values():
         manifest = published(project, stage.name, model)
         if manifest is None:
@@ -151,13 +151,13 @@ def _chain(project: Project, model: str) -> dict[str, Manifest]:
                 f"stages; make it again, from {', '.join(stage.inputs)}: `refrag run {stage.name} --model {model}`"
             )
         for name, record in manifest.inputs.items():
-            if record.hash != found[name].hash:
+            if record.hash != manifests[name].hash:
                 raise ArtifactError(
-                    f"the {stage.title} of {model} was made from {name} {record.hash}, but {found[name].hash} is in "
-                    f"place: a release holds one chain; make it again with `refrag run {stage.name} --model {model}`"
+                    f"the {stage.title} of {model} was made from {name} {record.hash}, but {manifests[name].hash} is "
+                    f"in place: a release holds one chain; make it again with `refrag run {stage.name} --model {model}`"
                 )
-        found[stage.name] = manifest
-    return found
+        manifests[stage.name] = manifest
+    return manifests
 
 
 def _message(model: str, subject: str, record: dict[str, Any]) -> str:

@@ -75,5 +75,5 @@ class InputItem(Body):
         return ChatMessage(role=self.role, content=_content(self.content))
 
 
-def _content(given: str | list[InputPart] | None) -> str | list[ContentPart] | None:
-    return [part.part() for part in given] if isinstance(given, list) else given
+def _content(content: str | list[InputPart] | None) -> str | list[ContentPart] | None:
+    return [part.part() for part in content] if isinstance(content, list) else content

@@ -28,11 +28,11 @@ class Part(Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_is_known(cls, given: Any) -> Any:
-        kind = given.get("type") if isinstance(given, dict) else None
+    def _kind_is_known(cls, part: Any) -> Any:
+        kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind not in get_args(cls.model_fields["type"].annotation):
             raise fault("unsupported_value", f"a part of type {shown(kind)} is not understood, only text is", "type")
-        return given
+        return part
 
     @model_validator(mode="after")
     def _text_is_there(self) -> Part:

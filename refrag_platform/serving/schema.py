@@ -168,7 +168,7 @@ class AnswerRequest(Body):
             schema=schema,
         )
 
-    def given(self) -> list[ServedPassage]:
+    def passages_sent(self) -> list[ServedPassage]:
         """The passages of the request, named by their place in it."""
         return [
             ServedPassage(id=f"request-{place}", title=item.title, text=item.text)

@@ -43,15 +43,15 @@ def parameters(artifact: Artifact) -> list[SummaryRow]:
     from safetensors import safe_open
 
     tied = _ties_its_head(artifact.content)
-    found: dict[str, int] = defaultdict(int)
+    counted: dict[str, int] = defaultdict(int)
     for path in _weight_files(artifact.content):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 part = _part(artifact.content, path, name)
                 if name not in NOT_PARAMETERS.get(part, ()) or (part == "decoder" and not tied):
-                    found[part] += math.prod(file.get_slice(name).get_shape())
+                    counted[part] += math.prod(file.get_slice(name).get_shape())
     stated = wanted(artifact.read_json(TRAINING_FILE), "parameters", TRAINING_FILE)
-    return [{"row": part, "found": found.get(part, 0), "stated": count} for part, count in stated.items()]
+    return [{"row": part, "found": counted.get(part, 0), "stated": count} for part, count in stated.items()]
 
 
 def training(artifact: Artifact) -> list[SummaryRow]:

@@ -40,9 +40,9 @@ def shards(artifact: Artifact) -> list[SummaryRow]:
         for split in SPLITS
         for number in range(-(-total[split] // size))
     }
-    found = {path.relative_to(artifact.content).as_posix() for path in artifact.content.glob("*/tokens-*.bin")}
+    present = {path.relative_to(artifact.content).as_posix() for path in artifact.content.glob("*/tokens-*.bin")}
     rows = []
-    for name in sorted(found | due.keys()):
+    for name in sorted(present | due.keys()):
         path = artifact.content / name
         whole = path.is_file() and path.stat().st_size >= dtype.itemsize
         ids = np.memmap(path, dtype, "r") if whole else np.empty(0, dtype)
@@ -125,8 +125,8 @@ def _columns(path: Path, *names: str) -> list[list[Any]]:
     """Columns of a Parquet file as lists; only these columns are read."""
     import pyarrow.parquet as pq
 
-    found = pq.read_schema(path).names
-    if missing := [name for name in names if name not in found]:
-        raise ArtifactError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(found)}")
+    columns = pq.read_schema(path).names
+    if missing := [name for name in names if name not in columns]:
+        raise ArtifactError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(columns)}")
     table = pq.read_table(path, columns=list(names))
     return [table.column(name).to_pylist() for name in names]

@@ -31,8 +31,8 @@ def perplexity(artifact: Artifact) -> list[SummaryRow]:
 
 def perplexity_systems(artifact: Artifact) -> list[SummaryRow]:
     """One row per system that must be reported."""
-    found = {row["system"] for row in _rows(artifact, "perplexity.json")}
-    return [{"row": system, "missing": int(system not in found)} for system in PERPLEXITY_SYSTEMS]
+    reported = {row["system"] for row in _rows(artifact, "perplexity.json")}
+    return [{"row": system, "missing": int(system not in reported)} for system in PERPLEXITY_SYSTEMS]
 
 
 def gain(artifact: Artifact) -> list[SummaryRow]:
@@ -71,10 +71,10 @@ def rag(artifact: Artifact) -> list[SummaryRow]:
 
 def rag_systems(artifact: Artifact) -> list[SummaryRow]:
     """One row per system and number of passages that must be reported; no context has no passages."""
-    found = {(row["system"], row["passages"]) for row in _rows(artifact, "rag.json")}
-    systems = {system for system, _ in found}
+    reported = {(row["system"], row["passages"]) for row in _rows(artifact, "rag.json")}
+    systems = {system for system, _ in reported}
     return [
-        {"row": f"{system} passages={count}", "missing": int((system, count) not in found)}
+        {"row": f"{system} passages={count}", "missing": int((system, count) not in reported)}
         for system in RAG_SYSTEMS
         if system != "none"
         for count in artifact.recipe.evaluation.passages
@@ -97,9 +97,9 @@ def rag_gain(artifact: Artifact) -> list[SummaryRow]:
 
 def retrieval(artifact: Artifact) -> list[SummaryRow]:
     """What must be there of the questions that were looked up in the chunk store: a hit rate, a row per system."""
-    found = {row["system"] for row in _retrieval(artifact)["rows"]}
+    reported = {row["system"] for row in _retrieval(artifact)["rows"]}
     return [{"row": "hit rate", "missing": int(not hit_rates(artifact))}] + [
-        {"row": system, "missing": int(system not in found)} for system in RETRIEVAL_SYSTEMS
+        {"row": system, "missing": int(system not in reported)} for system in RETRIEVAL_SYSTEMS
     ]
 
 

@@ -34,9 +34,9 @@ def ask(
         writer.decoder, [one.token_ids for one in shown], prompts, WRITTEN_TOKENS, layout.end_id, TEMPERATURE, generator
     )
     kept: list[list[QuestionAnswer]] = []
-    for one, own in zip(shown, written, strict=True):
+    for one, texts in zip(shown, written, strict=True):
         asked: list[QuestionAnswer] = []
-        for continuation in own:
+        for continuation in texts:
             read = layout.read(continuation.token_ids) if continuation.ended else None
             if read is None:
                 dropped[UNFINISHED] += 1

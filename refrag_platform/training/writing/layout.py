@@ -63,7 +63,7 @@ class WriterLayout:
     def prompts(self, about: Sequence[str]) -> list[list[int]]:
         """What follows a passage: a sentence of it, up to where the answer begins."""
         ids = contents_ids(self._tokenizer, [f" {sentence}" for sentence in about])
-        return [[*self._sentence, *own[:SENTENCE_TOKENS], *self._answer] for own in ids]
+        return [[*self._sentence, *tokens[:SENTENCE_TOKENS], *self._answer] for tokens in ids]
 
     def written(self, asked: QuestionAnswer) -> list[int]:
         """What follows the prompt, its end included."""

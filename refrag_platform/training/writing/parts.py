@@ -105,9 +105,11 @@ def _part(
     for start in range(0, len(shown), settings.batch):
         batch = shown[start : start + settings.batch]
         asked = ask(writer, batch, settings.per_passage, [settings.seed, number, start], part.dropped)
-        about = {one.passage: own for one, own in zip(batch, asked, strict=True) if own}
+        about = {one.passage: questions for one, questions in zip(batch, asked, strict=True) if questions}
         kept = answered(reader, about, settings.least_log_probability, part.counts, part.dropped)
-        part.rows.extend((place_of[passage], _row(passage, one)) for passage, own in kept.items() for one in own)
+        part.rows.extend(
+            (place_of[passage], _row(passage, one)) for passage, questions in kept.items() for one in questions
+        )
         part.counts["written"] += len(batch) * settings.per_passage
         progress.update(len(part.rows) - part.counts["kept"])
         part.counts["kept"] = len(part.rows)

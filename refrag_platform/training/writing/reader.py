@@ -33,14 +33,14 @@ def answered(
     opening, before, after = question_frame(tokenizer)
     texts = contents_ids(tokenizer, [passage_text(*passage) for passage in asked])
     prompts = [
-        [[*before, *ids, *after] for ids in contents_ids(tokenizer, [one.question for one in own])]
-        for own in asked.values()
+        [[*before, *ids, *after] for ids in contents_ids(tokenizer, [one.question for one in questions])]
+        for questions in asked.values()
     ]
     answers = continuations(reader.decoder, [[*opening, *ids] for ids in texts], prompts, ANSWER_TOKENS, end_id)
     kept: dict[Passage, list[QuestionAnswer]] = {}
-    for (passage, own), given in zip(asked.items(), answers, strict=True):
+    for (passage, questions), replies in zip(asked.items(), answers, strict=True):
         kept[passage] = []
-        for one, answer in zip(own, given, strict=True):
+        for one, answer in zip(questions, replies, strict=True):
             text = str(tokenizer.decode(answer.token_ids, clean_up_tokenization_spaces=False)).strip()
             read = one._replace(answer=text)
             counts[AGREED] += same_text(text, one.answer)

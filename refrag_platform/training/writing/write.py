@@ -179,20 +179,20 @@ def _passages(corpus: Path, inputs: WritingInputs) -> list[Passage]:
     Raises:
         RefragError: there are none.
     """
-    found: dict[Passage, None] = {}
+    passages: dict[Passage, None] = {}
     left_out = LeftOut("questions write")
     for path in inputs.passages:
         read = read_passages(path, "train")
         held_out = held_out_passages(set(read), corpus)
         left_out.add("held out by the corpus", len(held_out))
-        found |= {passage: None for passage in read if passage not in held_out}
-    left_out.say("passages", len(found))
+        passages |= {passage: None for passage in read if passage not in held_out}
+    left_out.say("passages", len(passages))
     if inputs.corpus_passages:
-        found |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
-    if not found:
+        passages |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
+    if not passages:
         why = f" ({left_out})" if left_out.reasons else ""
         raise RefragError(f"{corpus} has no training passages to write about{why}; name some by --passages")
-    return list(found)
+    return list(passages)
 
 
 def _key(values: Any) -> str:
