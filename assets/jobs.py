@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from assets.mode import Start
+from assets.mode import StartConfig
 from assets.partitions import MODELS, find_project
 from assets.released import NAME as RELEASED
 from assets.released import Promotion
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LOOKS = 120
 def run_config(settings: RetrainingSettings) -> dg.RunConfig:
     """The run config of the retraining job, as the Launchpad shows it."""
     return dg.RunConfig(
-        ops={"reconstruction": Start(mode=settings.mode), RELEASED: Promotion(promote=settings.promote)}
+        ops={"reconstruction": StartConfig(mode=settings.mode), RELEASED: Promotion(promote=settings.promote)}
     )
 
 

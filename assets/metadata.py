@@ -51,16 +51,16 @@ class Published:
         return json.loads((self.content / name).read_text(encoding="utf-8"))
 
 
-def shown(published: Published, cached: bool, own: Metadata) -> Metadata:
+def shown(published: Published, cached: bool, special: Metadata) -> Metadata:
     """All that the UI shows of an artifact, in a reader's order: what came out, what it was made of, how.
 
     Args: own: what is special about this artifact, its `describe`.
     """
     manifest = published.manifest
-    made = origin(manifest)
+    trained = origin(manifest)
     return {
-        **({"trained": dg.MetadataValue.text(made)} if made else {}),
-        **own,
+        **({"trained": dg.MetadataValue.text(trained)} if trained else {}),
+        **special,
         **numbers(manifest.metrics),
         **_facts(published, cached),
     }
@@ -124,18 +124,18 @@ def answers(published: Published) -> Metadata:
         )
     except RefragError:
         return {}
-    given: dict[str, dict[str, str]] = {}
+    by_question: dict[str, dict[str, str]] = {}
     for row in json.loads(path.read_text(encoding="utf-8")):  # the row with the most passages comes last and stays
-        given.setdefault(row["id"], {})[row["system"]] = row["answer"]
+        by_question.setdefault(row["id"], {})[row["system"]] = row["answer"]
     rows = [
         {
             "question": one.question,
             "expected": " | ".join(one.answers),
-            "refrag": given[one.id].get("refrag", ""),
-            "full context": given[one.id].get("full", ""),
+            "refrag": by_question[one.id].get("refrag", ""),
+            "full context": by_question[one.id].get("full", ""),
         }
         for one in asked
-        if one.id in given
+        if one.id in by_question
     ]
     return {"sample_answers": table(rows[:ANSWERS_SHOWN])} if rows else {}
 
@@ -154,13 +154,13 @@ def side_by_side(published: Published) -> Metadata:
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> Metadata:
     """Every number of nested figures under its dotted name: the UI plots them over runs."""
-    found: Metadata = {}
+    figures: Metadata = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{name}.")
+            figures |= numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}{name}"] = dg.MetadataValue.float(float(value))
-    return found
+            figures[f"{prefix}{name}"] = dg.MetadataValue.float(float(value))
+    return figures
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> dg.MetadataValue:

@@ -11,7 +11,7 @@ from refrag_platform.project import Project
 from refrag_platform.releases.continuation import set_start
 
 
-class Start(dg.Config):
+class StartConfig(dg.Config):
     """What the Launchpad asks of `reconstruction`, the first training."""
 
     mode: Literal["as set", "full", "continue"] = Field(
@@ -19,7 +19,7 @@ class Start(dg.Config):
     )
 
 
-def prepare_start(context: dg.AssetExecutionContext, project: Project, start: Start) -> None:
+def prepare_start(context: dg.AssetExecutionContext, project: Project, start: StartConfig) -> None:
     """Put the mode into the run's overrides, which DVC and every stage read, and say in the log what it means."""
     if start.mode == "as set":
         return

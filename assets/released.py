@@ -19,7 +19,7 @@ from assets.stage_asset import GPU_POOL, GROUP, OWNERS
 from refrag_platform.errors import RefragError
 from refrag_platform.history.versions import Release
 from refrag_platform.project import Project
-from refrag_platform.releases.promotion import Outcome, promote
+from refrag_platform.releases.promotion import PromotionResult, promote
 
 NAME, GATE = "released", "gate"
 
@@ -90,11 +90,11 @@ def released(
         )
 
 
-def _refused(outcome: Outcome) -> bool:
+def _refused(outcome: PromotionResult) -> bool:
     return outcome.decision is not None and not outcome.decision.promoted
 
 
-def _said(outcome: Outcome, model: str) -> str:
+def _said(outcome: PromotionResult, model: str) -> str:
     """The outcome in one sentence; a refusal begins with that word."""
     version = outcome.release.version if outcome.release else None
     if outcome.decision is None:
@@ -107,7 +107,7 @@ def _said(outcome: Outcome, model: str) -> str:
     return f"{outcome.decision.reason}; {model}@{version} is released"
 
 
-def _figures(outcome: Outcome) -> Metadata:
+def _figures(outcome: PromotionResult) -> Metadata:
     """What decided, figure by figure; the gains plot over runs."""
     decision = outcome.decision
     if decision is None:
@@ -129,7 +129,7 @@ def _facts(project: Project, release: Release) -> Metadata:
         "version": dg.MetadataValue.text(f"{release.model}@{release.version}"),
         "commit": dg.MetadataValue.text(release.commit),
         "released": dg.MetadataValue.text(release.date),
-        "artifacts": table([{"artifact": stage, "hash": found} for stage, found in release.hashes.items()]),
+        "artifacts": table([{"artifact": stage, "hash": digest} for stage, digest in release.hashes.items()]),
         **answers(Published.read(project, "evaluation", release.model)),
         **numbers(release.metrics),
     }

@@ -67,11 +67,11 @@ def _rebuilt(model: RefragModel, corpus: Path, after_cpt: bool) -> list[dict[str
     The token that starts a text stands before them; behind them as well after cpt, to which it says "repeat" there.
     """
     from refrag_platform.model.segments import Chunks, Text
-    from refrag_platform.training.core.windows import Windows
+    from refrag_platform.training.core.windows import WindowSampler
 
     length = CHUNKS * model.chunk_size
     rows = []
-    for tokens in Windows(corpus, "validation", length, seed=0).batch(0, 0, SAMPLES):
+    for tokens in WindowSampler(corpus, "validation", length, seed=0).batch(0, 0, SAMPLES):
         prompt: list[Text | Chunks] = [Text([model.start_token_id]), Chunks(tokens.view(CHUNKS, -1))]
         if after_cpt:
             prompt.append(Text([model.start_token_id]))

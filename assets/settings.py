@@ -15,7 +15,7 @@ from refrag_platform.faults import explain
 from refrag_platform.project import Project
 
 Mode = Literal["full", "continue"]
-Settings = TypeVar("Settings", bound=BaseModel)
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 MODE_HELP = (
     "full: training starts from scratch, or from models/NAME/release where params.yaml says continue_from: release. "
     "continue: it goes on from the released checkpoint on the new documents, the encoder frozen, and only changed "
@@ -84,7 +84,7 @@ def retraining_settings(project: Project) -> RetrainingSettings:
     return _section(project, "retraining", RetrainingSettings)
 
 
-def _section(project: Project, name: str, kind: type[Settings]) -> Settings:
+def _section(project: Project, name: str, kind: type[SettingsT]) -> SettingsT:
     try:
         return kind.model_validate(project.params().get(name) or {})
     except ValidationError as error:

@@ -12,7 +12,7 @@ import dagster as dg
 
 from assets.checks import blocking_failures, check_specs, kept_checks, run_checks
 from assets.metadata import Metadata, Published, shown
-from assets.mode import Start, prepare_start
+from assets.mode import StartConfig, prepare_start
 from assets.partitions import MODELS, find_project
 from assets.pipes import StageFailed, StageProcess
 from refrag_platform.artifacts.digest import code_digest
@@ -61,7 +61,7 @@ def stage_asset(
         yield from _materialize(context, stage_process, name, describe)
 
     def materialize_from(
-        context: dg.AssetExecutionContext, stage_process: StageProcess, config: Start
+        context: dg.AssetExecutionContext, stage_process: StageProcess, config: StartConfig
     ) -> Iterator[Any]:
         prepare_start(context, find_project(), config)
         yield from _materialize(context, stage_process, name, describe)

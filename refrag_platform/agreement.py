@@ -59,12 +59,12 @@ class UnusableWeights(RefragError):
 class _Way(NamedTuple):
     """A way of running a decoder on tokens [2, N]: its logits [n, vocabulary], and which of the decoder's own they are.
 
-    own: of the decoder's logits [2, N, vocabulary], those that `run` must find.
+    expected: of the decoder's own logits [2, N, vocabulary], those that `run` must find.
     """
 
     name: str
     run: Callable[[PreTrainedModel, Tensor], Tensor]
-    own: Callable[[Tensor], Tensor]
+    expected: Callable[[Tensor], Tensor]
 
 
 def _whole(decoder: PreTrainedModel, token_ids: Tensor) -> Tensor:
@@ -88,13 +88,13 @@ def _engine(decoder: PreTrainedModel, token_ids: Tensor) -> Tensor:
     return torch.stack([begun, read, runner.decode(token_ids[0, -1:], [0], [POSITIONS - 1])[0]])
 
 
-WHOLE = _Way("in whole sequences", _whole, lambda own: own.flatten(0, 1))
+WHOLE = _Way("in whole sequences", _whole, lambda logits: logits.flatten(0, 1))
 PACKED = _Way(
     "in packed windows",
     _packed,
-    lambda own: torch.cat([own[0, BLOCK - 1 : 2 * BLOCK - 1], own[1, CONTEXT - 1 : POSITIONS - 1]]),
+    lambda logits: torch.cat([logits[0, BLOCK - 1 : 2 * BLOCK - 1], logits[1, CONTEXT - 1 : POSITIONS - 1]]),
 )
-ENGINE = _Way("by the engine", _engine, lambda own: own[0, [CONTEXT - 1, POSITIONS - 2, POSITIONS - 1]])
+ENGINE = _Way("by the engine", _engine, lambda logits: logits[0, [CONTEXT - 1, POSITIONS - 2, POSITIONS - 1]])
 
 
 @torch.no_grad()
@@ -113,24 +113,24 @@ def _refuse_other(decoder: PreTrainedModel, what: str, ways: Sequence[_Way]) -> 
     decoder.eval()
     try:
         with short_window(decoder, WINDOW):
-            own = _own(decoder, token_ids)
-            if not bool(own.isfinite().all()):
+            reference = _own_logits(decoder, token_ids)
+            if not bool(reference.isfinite().all()):
                 raise UnusableWeights(f"{name}: its own logits are not finite; its weights are damaged")
             for way in ways:
-                _compare(decoder, name, way, token_ids, own)
+                _compare(decoder, name, way, token_ids, reference)
     finally:
         decoder.train(training)
 
 
-def _compare(decoder: PreTrainedModel, name: str, way: _Way, token_ids: Tensor, own: Tensor) -> None:
+def _compare(decoder: PreTrainedModel, name: str, way: _Way, token_ids: Tensor, reference: Tensor) -> None:
     try:
-        found = way.run(decoder, token_ids).float()
+        logits = way.run(decoder, token_ids).float()
     except (RuntimeError, TypeError, AttributeError, ValueError, KeyError, IndexError) as error:
         raise RefragError(
             f"{name}: its layers can't be run {way.name} ({error}); choose a decoder of another family"
         ) from error
-    wanted = way.own(own)
-    gap = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+    wanted = way.expected(reference)
+    gap = float((logits - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
     # Written so that NaN is refused.
     if not gap <= TOLERANCE.get(decoder.dtype, ROUGH_TOLERANCE):
         raise RefragError(
@@ -140,7 +140,7 @@ def _compare(decoder: PreTrainedModel, name: str, way: _Way, token_ids: Tensor, 
         )
 
 
-def _own(decoder: PreTrainedModel, token_ids: Tensor) -> Tensor:
+def _own_logits(decoder: PreTrainedModel, token_ids: Tensor) -> Tensor:
     """The decoder's own logits, with the attention that transformers writes out: no kernel leaves a part undone."""
     config = decoder.config.get_text_config()
     before = config._attn_implementation

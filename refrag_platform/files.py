@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import uuid4
 
 
 @contextmanager
@@ -18,8 +20,8 @@ def whole(path: Path) -> Iterator[Path]:
     What is there already is replaced, and stays where the block or the replacing fails; behind a link the place that it
     leads to. One writer at a time.
     """
-    path = path.resolve()
-    partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    path, partial = path.resolve(), partial_path(path)
+    old = path.with_name(f".{path.name}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)  # left by a killed process
     if old.exists() and not path.exists():  # a kill came between the two renames below
@@ -35,6 +37,28 @@ def whole(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
     _remove(old)
+
+
+def partial_path(path: Path) -> Path:
+    """Where `whole` has `path` made: for processes that make one folder together, of which one is in the block."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def whole_by_many(path: Path) -> Iterator[Path]:
+    """Where to make the file `path` while others may make it, too; it has its name once its bytes are on the disk.
+
+    Whoever ends last has written it. What a killed process left stays: nobody knows that it is nobody's.
+    """
+    partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -151,6 +151,6 @@ class Project:
         """Where a user drops documents of the `files` source."""
         return self.root / "data" / "sources" / self.recipe_path(model).parent.name
 
-    def source_path(self, model: str, given: str | None) -> Path:
-        """The folder or file of a `files` source whose `path` is `given`: $VARIABLES and ~ count; may not exist."""
-        return self.source_dir(model) if given is None else self.root / Path(os.path.expandvars(given)).expanduser()
+    def source_path(self, model: str, path: str | None) -> Path:
+        """The folder or file of a `files` source whose `path` this is: $VARIABLES and ~ count; may not exist."""
+        return self.source_dir(model) if path is None else self.root / Path(os.path.expandvars(path)).expanduser()

@@ -59,7 +59,7 @@ def run_stage(
     stage, recipe = STAGES[name], project.recipe(model)
     if stage not in stages_of(project, model):
         raise RefragError(
-            f"{model} is a control and has {' and '.join(own.name for own in stages_of(project, model))} alone; "
+            f"{model} is a control and has {' and '.join(one.name for one in stages_of(project, model))} alone; "
             f"{name} is its model's: `refrag run {name} --model {project.recipe_path(model).parent.name}`"
         )
     require_matched_start(project, model)
@@ -135,10 +135,10 @@ def _verify(project: Project, model: str, inputs: dict[str, InputRecord]) -> Non
     """
     for name, record in inputs.items():
         content = project.root / record.path
-        found = folder_digest(content)
-        if found != record.hash:
+        digest = folder_digest(content)
+        if digest != record.hash:
             raise ArtifactError(
-                f"{content} has hash {found}, its manifest says {record.hash}: the files were changed; "
+                f"{content} has hash {digest}, its manifest says {record.hash}: the files were changed; "
                 f"restore them with `dvc checkout {name}@{model}` or make them again with "
                 f"`refrag run {name} --model {model}`"
             )

@@ -179,9 +179,9 @@ def settings_of(stage: Stage, recipe: Recipe) -> dict[str, Any]:
             settings["control"] = recipe.as_control.model_dump(mode="json")
             # By what passages are ordered.
             settings |= {"retriever": recipe.chunks.retriever} if recipe.system == "plain" else {}
-    own = settings.get(stage.name, {})
-    if takes_over(stage.name, own.get("continue_from")):
-        settings[stage.name] = {name: own[name] for name in OF_TAKEN if name in own}
+    section = settings.get(stage.name, {})
+    if takes_over(stage.name, section.get("continue_from")):
+        settings[stage.name] = {name: section[name] for name in OF_TAKEN if name in section}
     return settings
 
 

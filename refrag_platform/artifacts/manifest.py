@@ -40,14 +40,14 @@ class InputRecord(BaseModel):
     hash: str
 
     @classmethod
-    def of(cls, root: Path, file: Path, given: str) -> InputRecord:
-        """The record of a file that a recipe names `given`; `root` is the project's.
+    def of(cls, root: Path, file: Path, named: str) -> InputRecord:
+        """The record of a file that a recipe names `named`; `root` is the project's.
 
         A file that a link in the project leads to goes by the name that it has there.
         """
         lies, resolved, base = Path(os.path.normpath(file)), file.resolve(), root.resolve()
         inside = next((path for path in (lies, resolved) if path.is_relative_to(base)), None)
-        name = name_text(given if inside is None else inside.relative_to(base))
+        name = name_text(named if inside is None else inside.relative_to(base))
         return cls(path=name, hash=file_digest(file))
 
 

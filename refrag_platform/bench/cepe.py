@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from refrag_platform.bench.arithmetic import DecoderSize, Work, encoder_attention, encoder_weights, linear_weights
-from refrag_platform.model.encoder import ChunkEncoder, Layout
+from refrag_platform.model.encoder import ChunkEncoder, WindowLayout
 
 # Tokens that the encoder reads together.
 CHUNK = 256
@@ -89,7 +89,7 @@ class Cepe:
         for ids in (token_ids[:whole].view(-1, self.chunk), token_ids[whole:].view(1, -1)):
             if ids.numel():
                 embeddings = nn.functional.embedding(ids, self.encoder.decoder_embeddings)
-                states.append(self.encoder.states(ids, embeddings, Layout()).flatten(0, 1))
+                states.append(self.encoder.states(ids, embeddings, WindowLayout()).flatten(0, 1))
         return torch.cat(states)
 
     def read(self, states: Tensor) -> None:

@@ -20,7 +20,7 @@ LONGEST_WAIT = 5.0
 
 
 @dataclass(frozen=True)
-class Load:
+class ClientLoad:
     """clients: at once. seconds: after which none begins anew. requests: of each client at most; 0: any number.
 
     bodies: what is sent to `url`, in turns of all `stride` clients, of whom these are number `first` and on.
@@ -36,7 +36,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Reply:
     """One answer: its status, milliseconds from sending to the first text (None: no text), and its tokens."""
 
     status: int
@@ -44,28 +44,28 @@ class Seen:
     tokens: int
 
 
-async def ask_all(load: Load) -> tuple[list[Seen], float, float]:
+async def ask_all(load: ClientLoad) -> tuple[list[Reply], float, float]:
     """Every answer that was asked for, and when the first began and the last had ended, of the machine's clock."""
     import httpx
 
     limits = httpx.Limits(max_connections=load.clients, max_keepalive_connections=load.clients)
-    answers: list[Seen] = []
+    answers: list[Reply] = []
     begun = time.monotonic()
     async with httpx.AsyncClient(timeout=httpx.Timeout(30.0, read=600.0), limits=limits, trust_env=False) as client:
 
         async def asks(number: int) -> None:
-            made = 0
-            while time.monotonic() - begun < load.seconds and (not load.requests or made < load.requests):
-                turn = load.first + number + made * load.stride
+            sent = 0
+            while time.monotonic() - begun < load.seconds and (not load.requests or sent < load.requests):
+                turn = load.first + number + sent * load.stride
                 body = load.bodies[turn % len(load.bodies)]
                 answers.append(await ask(client, load.url, body))
-                made += 1
+                sent += 1
 
         await asyncio.gather(*(asks(number) for number in range(load.clients)))
     return answers, begun, time.monotonic()
 
 
-async def ask(client: Any, url: str, body: dict[str, Any]) -> Seen:
+async def ask(client: Any, url: str, body: dict[str, Any]) -> Reply:
     """One streamed answer. Who is refused for now waits as long as is said, and counts."""
     import httpx
 
@@ -76,7 +76,7 @@ async def ask(client: Any, url: str, body: dict[str, Any]) -> Seen:
                 await response.aread()
                 if response.status_code == 429:
                     await asyncio.sleep(min(float(response.headers.get("Retry-After", 1)), LONGEST_WAIT))
-                return Seen(response.status_code, None, 0)
+                return Reply(response.status_code, None, 0)
             async for line in response.aiter_lines():
                 if first is None and line.startswith("data: {") and _text(json.loads(line[6:])):
                     first = (time.monotonic() - begun) * 1000
@@ -86,11 +86,11 @@ async def ask(client: Any, url: str, body: dict[str, Any]) -> Seen:
             # An answer that fails after its status line ends in an error, or without its usage.
             usage = json.loads(last[6:]).get("usage") if last else None
             if not usage:
-                return Seen(NO_ANSWER, None, 0)
+                return Reply(NO_ANSWER, None, 0)
             tokens = usage["completion_tokens"]
     except httpx.TransportError:
-        return Seen(NO_ANSWER, first, 0)
-    return Seen(200, first, tokens)
+        return Reply(NO_ANSWER, first, 0)
+    return Reply(200, first, tokens)
 
 
 def _text(event: dict[str, Any]) -> str:
@@ -99,7 +99,7 @@ def _text(event: dict[str, Any]) -> str:
 
 def main() -> None:
     """The process: a load in, what was seen out."""
-    answers, begun, ended = asyncio.run(ask_all(Load(**json.load(sys.stdin))))
+    answers, begun, ended = asyncio.run(ask_all(ClientLoad(**json.load(sys.stdin))))
     json.dump({"answers": [asdict(one) for one in answers], "begun": begun, "ended": ended}, sys.stdout)
 
 

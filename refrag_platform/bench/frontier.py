@@ -42,7 +42,7 @@ from refrag_platform.store.retriever import Retriever
 
 
 @dataclass(frozen=True)
-class Asked:
+class PreparedQuestion:
     """A question, its passages by how many are read, and what REFRAG reads of them by that and p."""
 
     question: Question
@@ -119,7 +119,7 @@ class Frontier:
                 ]
                 for one in judged
             ]
-            lengths = sorted({length for own in self.positions for length in own})
+            lengths = sorted({length for row in self.positions for length in row})
             # As the server makes its own: with one form for all lengths.
             self.runner = DecoderRunner(self.model.decoder, max_positions=lengths[-1], dynamic=True)
             self.runner.warm_up(lengths)
@@ -144,19 +144,19 @@ class Frontier:
         ]
 
     def _answer_next(
-        self, one: Judged, following: Iterator[Asked], parts: list[list[float]], progress: Progress
+        self, one: Judged, following: Iterator[PreparedQuestion], parts: list[list[float]], progress: Progress
     ) -> None:
         """Answer with one token: a question more at each call, and from the first one again where they end."""
         parts.append(self.first_token(one, next(following)))
         progress.update(1, one.reading.system)
 
-    def first_token(self, one: Judged, asked: Asked) -> list[float]:
+    def first_token(self, one: Judged, asked: PreparedQuestion) -> list[float]:
         """Answer with one token; seconds of each of PARTS. The device is waited for between them."""
-        question, found = asked.question, [time.perf_counter()]
+        question, moments = asked.question, [time.perf_counter()]
 
         def done() -> None:
             synchronize(self.model.device)
-            found.append(time.perf_counter())
+            moments.append(time.perf_counter())
 
         wanted = 1 if one.reading.system == "first" else len(asked.contexts[one.reading.passages].passages)
         self.store.search(question.question, wanted)
@@ -167,9 +167,9 @@ class Frontier:
         done()
         int(self.runner.prefill(embeds, 0).argmax())
         done()
-        return [after - before for before, after in pairwise(found)]
+        return [after - before for before, after in pairwise(moments)]
 
-    def _read(self, one: Judged, asked: Asked) -> Sequence[Chunks | Text]:
+    def _read(self, one: Judged, asked: PreparedQuestion) -> Sequence[Chunks | Text]:
         """What stands in the passages' place. A baseline's number of tokens, which is REFRAG's, costs it nothing."""
         reading = one.reading
         context = asked.contexts[reading.passages]
@@ -183,7 +183,7 @@ class Frontier:
         chance = torch.Generator().manual_seed(0)
         return expand(self.model, context.chunks, share, self.readers.policy, chance, asked)
 
-    def _ahead(self, question: Question) -> Asked:
+    def _ahead(self, question: Question) -> PreparedQuestion:
         counts = {one.reading.passages for one in self.judged}
         contexts = {count: self._context(question, count) for count in counts}
         settings = {(one.reading.passages, one.reading.at) for one in self.judged}
@@ -192,7 +192,7 @@ class Frontier:
             for count, share in settings
             if share is not None
         }
-        return Asked(question, contexts, refrag)
+        return PreparedQuestion(question, contexts, refrag)
 
     def _context(self, question: Question, count: int) -> Context:
         """The question's passages with the store's tokens and vectors, and the nearness that the search would tell."""
@@ -205,7 +205,9 @@ class Frontier:
             for hit in hits
         ]
         context = Context(self.model.tokenizer, passages, near.tell(question.question, passages, cut))
-        near.learn([], [(passages[one.passage][0], one.text) for _, own in context.sentences for one in own])
+        near.learn(
+            [], [(passages[one.passage][0], one.text) for _, sentences in context.sentences for one in sentences]
+        )
         return context
 
 
@@ -214,8 +216,8 @@ def _times(parts: Sequence[Sequence[float]]) -> dict[str, Any]:
     columns = {"ttft": [sum(one) for one in parts], **dict(zip(PARTS, zip(*parts, strict=True), strict=True))}
     times = {f"{name}_ms": Times(tuple(1e3 * value for value in values)) for name, values in columns.items()}
     return {
-        **{name: round(own.median, 3) for name, own in times.items()},
-        "spread": {name: [round(end, 3) for end in own.quartiles] for name, own in times.items()},
+        **{name: round(measured.median, 3) for name, measured in times.items()},
+        "spread": {name: [round(end, 3) for end in measured.quartiles] for name, measured in times.items()},
     }
 
 
@@ -235,9 +237,9 @@ def joined(files: Sequence[Path]) -> dict[str, Any]:
             raise RefragError(f"{file} holds no result of `refrag bench frontier`; leave it out")
         for machine in result["machines"]:
             # Results of older versions don't tell, and their figure says so.
-            if own := machine.get("digests"):
-                other, digests = known.setdefault(machine["k"], (file, own))
-                if told := difference(digests, own):
+            if its_digests := machine.get("digests"):
+                other, digests = known.setdefault(machine["k"], (file, its_digests))
+                if told := difference(digests, its_digests):
                     raise RefragError(
                         f"{other} and {file} time models of k = {machine['k']} that differ in {told}; time one model "
                         "on all machines"

@@ -55,7 +55,7 @@ def read_judged(files: Sequence[Path], sets: Sequence[str]) -> list[Judged]:
         RefragError: a file holds no such result or one that can't be timed, or a configuration was judged on some of
             the questions alone, or twice with different figures.
     """
-    found: dict[tuple[Reading, str], Judged] = {}
+    by_configuration: dict[tuple[Reading, str], Judged] = {}
     for file in files:
         for name, questions, row in _rows(file, sets):
             if absent := [key for key in ("decoder", "share_kept", "tokens_of") if key not in row]:
@@ -64,20 +64,22 @@ def read_judged(files: Sequence[Path], sets: Sequence[str]) -> list[Judged]:
                 )
             at = row["share_kept"] if row["system"] == "refrag" else row["tokens_of"]
             reading = Reading(row["system"], row["passages"], at)
-            judged = found.setdefault((reading, row["decoder"]), Judged(reading, row["decoder"]))
+            judged = by_configuration.setdefault((reading, row["decoder"]), Judged(reading, row["decoder"]))
             figures = {"questions": questions, **{mean: row[mean] for mean in MEANS}}
             if judged.sets.setdefault(name, figures) != figures:
                 raise RefragError(
                     f"{file}: {_said(judged)} on {name} has other figures in another file; give one of them"
                 )
-    for judged in found.values():
+    for judged in by_configuration.values():
         if missing := [name for name in sets if name not in judged.sets]:
             raise RefragError(
                 f"{_said(judged)} was not judged on {missing[0]}; give --rows of it, or leave its --questions out"
             )
-    if not found:
+    if not by_configuration:
         raise RefragError(f"the files of --rows have none of the systems {', '.join(TIMED)}")
-    return sorted(found.values(), key=lambda judged: (TIMED.index(judged.reading.system), judged.reading.at or 0.0))
+    return sorted(
+        by_configuration.values(), key=lambda judged: (TIMED.index(judged.reading.system), judged.reading.at or 0.0)
+    )
 
 
 def require_judged(files: Sequence[Path], digests: Mapping[str, Any]) -> None:

@@ -16,13 +16,13 @@ from refrag_platform.bench.arithmetic import DecoderSize, PaperFormula
 from refrag_platform.bench.clock import Ceilings, Times, in_turns
 from refrag_platform.bench.machine import fast, free, measured_on
 from refrag_platform.bench.shapes import Subject
-from refrag_platform.bench.systems import STEPS, Bench, Plan, System
+from refrag_platform.bench.systems import STEPS, Bench, LatencyPlan, MeasuredSystem
 
 MEASURES = ("ttft", "ttft_cached", "ttft_uncached", "ttit", "store_fetch")
 
 
 def bench_latency(
-    subject: Subject, plans: Sequence[Plan], on_row: Callable[[dict[str, Any]], object] = lambda row: None
+    subject: Subject, plans: Sequence[LatencyPlan], on_row: Callable[[dict[str, Any]], object] = lambda row: None
 ) -> dict[str, Any]:
     """Rows of all plans, and what they were measured on; `on_row` sees each row as it is made.
 
@@ -36,32 +36,32 @@ def bench_latency(
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), fast(subject):
         for plan in plans:
-            made = _rows(subject, plan, ceilings, facts["stated_peak_flops"])
-            rows += made
-            for row in made:
+            of_plan = _rows(subject, plan, ceilings, facts["stated_peak_flops"])
+            rows += of_plan
+            for row in of_plan:
                 on_row(row)
             free()
     asked = {"question": plans[0].question, "seed": plans[0].seed}
     return {"benchmark": "latency", **facts, **asked, "rows": rows}
 
 
-def _rows(subject: Subject, plan: Plan, ceilings: Ceilings, stated: float | None) -> list[dict[str, Any]]:
+def _rows(subject: Subject, plan: LatencyPlan, ceilings: Ceilings, stated: float | None) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         systems = list(Bench(subject, plan, Path(folder)).systems())
         cases = {f"{number} {measure}": case for number, s in enumerate(systems) for measure, case in s.cases.items()}
         times = in_turns(cases, plan.runs, plan.warmup, subject.device)
     rows = []
     for number, system in enumerate(systems):
-        found = {measure: times[f"{number} {measure}"] for measure in system.cases}
-        rows.append(_row(system, found, plan, PaperFormula(DecoderSize.of(subject.decoder)), ceilings, stated))
+        measured = {measure: times[f"{number} {measure}"] for measure in system.cases}
+        rows.append(_row(system, measured, plan, PaperFormula(DecoderSize.of(subject.decoder)), ceilings, stated))
     _compare(rows)
     return rows
 
 
 def _row(
-    system: System,
+    system: MeasuredSystem,
     times: Mapping[str, Times],
-    plan: Plan,
+    plan: LatencyPlan,
     paper: PaperFormula,
     ceilings: Ceilings,
     stated: float | None,
@@ -87,7 +87,9 @@ def _row(
     }
 
 
-def _formula(system: System, plan: Plan, paper: PaperFormula, ceilings: Ceilings) -> dict[str, float] | None:
+def _formula(
+    system: MeasuredSystem, plan: LatencyPlan, paper: PaperFormula, ceilings: Ceilings
+) -> dict[str, float] | None:
     """Appendix A with this machine's rates, s = context, o = question; None for what it doesn't speak of."""
     if system.name not in ("full", "refrag"):
         return None

@@ -73,15 +73,15 @@ class _Alive(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and _key(tensor) not in self._sizes:
                 storage = tensor.untyped_storage()
                 self._sizes[_key(tensor)] = storage.nbytes()
                 self.now += storage.nbytes()
                 self.most = max(self.most, self.now)
                 weakref.finalize(storage, self._freed, _key(tensor))
-        return made
+        return output
 
     def _freed(self, key: int) -> None:
         self.now -= self._sizes.pop(key)

@@ -24,7 +24,7 @@ from refrag_platform.bench.steps import (
     StepKind,
     stage_steps,
 )
-from refrag_platform.bench.strategy import BUCKET, LIVE, State, Strategy, device_state, strategy
+from refrag_platform.bench.strategy import BUCKET, LIVE, DeviceState, Strategy, device_state, strategy
 from refrag_platform.bench.weightless import WeightlessModel, weightless_model
 from refrag_platform.errors import RefragError
 from refrag_platform.model.decoder import ROWS, head_weight, in_dtype
@@ -37,7 +37,7 @@ USABLE = 0.9
 
 
 @dataclass(frozen=True)
-class Memory(State):
+class Memory(DeviceState):
     """Bytes on each GPU at the peak.
 
     activations: all that the backward pass of a micro-batch reads, weights rounded for it among them; without one all

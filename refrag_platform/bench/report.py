@@ -244,12 +244,12 @@ def frontier_report(result: Mapping[str, Any]) -> str:
         head += [f"{device}: first token, ms", "retrieval + choice + projection + prefill"]
     several = len({k for k, *_ in rows}) > 1
     body = []
-    for (k, _, name), own in rows.items():
-        row = next(iter(own.values()))
+    for (k, _, name), by_device in rows.items():
+        row = next(iter(by_device.values()))
         figures = [row["f1"], *(row["sets"][one]["f1"] if one in row["sets"] else None for one in sets)]
         cells = [f"{name}, k = {k}" if several else name, f"{row['decoder_tokens']:,.0f}", *map(figure, figures)]
         for device in devices:
-            cells += _first_token(own[device]) if device in own else ["–", "–"]
+            cells += _first_token(by_device[device]) if device in by_device else ["–", "–"]
         body.append(cells)
     return "\n\n".join([timed_on(result), table(head, body)])
 
@@ -287,7 +287,7 @@ def headline(result: Mapping[str, Any], share: float = 0.1) -> str:
             "plain and refrag there"
         )
     full = next(iter(rows["full"].values()))
-    sets = {name: f"F1, {_set_name(name)} ({own['questions']:,})" for name, own in full["sets"].items()}
+    sets = {name: f"F1, {_set_name(name)} ({judged['questions']:,})" for name, judged in full["sets"].items()}
     body = []
     for system, words in told.items():
         row = next(iter(rows[system].values()))

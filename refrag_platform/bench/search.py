@@ -117,9 +117,9 @@ def _measured(
             rows.append({"passages": size, "index": kind, "build_seconds": built})
         for row, server in zip(rows, servers, strict=True):
             row |= server.submit(_open, content, place / str(row["index"]), embedded).result()
-        found, times = _in_turns(servers, list(embedded.vectors))
-        for row, server, own, asked in zip(rows, servers, found, times, strict=True):
-            recalls = [len({*exact} & {*near}) / len(exact) for exact, near in zip(found[0], own, strict=True)]
+        answered, times = _in_turns(servers, list(embedded.vectors))
+        for row, server, ids, asked in zip(rows, servers, answered, times, strict=True):
+            recalls = [len({*exact} & {*near}) / len(exact) for exact, near in zip(answered[0], ids, strict=True)]
             row["recall"] = float(np.mean(recalls))
             for name, milliseconds in asked.items():
                 row[f"{name}_ms"] = {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95)}
@@ -131,12 +131,12 @@ def _in_turns(
     servers: Sequence[ProcessPoolExecutor], texts: Sequence[str]
 ) -> tuple[list[list[list[str]]], list[dict[str, list[float]]]]:
     """Of each server the ids nearest to each text, and milliseconds by what was asked."""
-    found: list[list[list[str]]] = [[] for _ in servers]
+    answered: list[list[list[str]]] = [[] for _ in servers]
     times: list[dict[str, list[float]]] = [{name: [] for name in ASKED} for _ in servers]
     with Progress("ask", len(texts), "questions") as progress:
         warmup = texts[:WARMUP]
         for number, text in enumerate([*warmup, *texts]):
-            for server, ids, asked in zip(servers, found, times, strict=True):
+            for server, ids, asked in zip(servers, answered, times, strict=True):
                 for name in ASKED:
                     milliseconds, answer = server.submit(_ask, name, text).result()
                     if number >= len(warmup):
@@ -144,7 +144,7 @@ def _in_turns(
                         if name == "nearest":
                             ids.append(answer)
             progress.update(number >= len(warmup))
-    return found, times
+    return answered, times
 
 
 # In a process that serves one store: that store.
@@ -217,12 +217,12 @@ def _neighbours(stored: pa.Table, numbers: NDArray[np.int64], generator: np.rand
     """Passages of these numbers: the store's own first, then neighbours."""
     import pyarrow as pa
 
-    own = numbers < len(stored)
-    rows = stored.take(np.where(own, numbers, generator.integers(0, len(stored), len(numbers))))
+    is_stored = numbers < len(stored)
+    rows = stored.take(np.where(is_stored, numbers, generator.integers(0, len(stored), len(numbers))))
     dim = rows["retrieval_vector"].type.list_size
     vectors = rows["retrieval_vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
     near = generator.uniform(*NEAREST, (len(numbers), 1)).astype(np.float32)
-    near[own] = 1.0
+    near[is_stored] = 1.0
     random = generator.standard_normal(vectors.shape, np.float32)
     random -= (random * vectors).sum(1, keepdims=True) * vectors
     random /= np.linalg.norm(random, axis=1, keepdims=True)

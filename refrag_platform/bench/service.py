@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from refrag_platform.bench.clients import Load, Seen
+from refrag_platform.bench.clients import ClientLoad, Reply
 from refrag_platform.bench.machine import runs_on
 from refrag_platform.bench.resident import resident_bytes
 from refrag_platform.corpus.question import Question
@@ -88,7 +88,7 @@ def bench_service(engine: Engine, questions: Sequence[Question], plan: ServicePl
             "service": _ask_service,
         }
         for clients, seconds, requests in ((1, LONGEST, ALONE), (plan.clients, plan.seconds, 0)):
-            load = Load(url, clients, seconds, requests, bodies, first=0, stride=clients)
+            load = ClientLoad(url, clients, seconds, requests, bodies, first=0, stride=clients)
             # Compilation, connections, and memory that is taken once.
             warm_up = replace(load, seconds=seconds * WARM_UP, requests=math.ceil(requests * WARM_UP))
             for side, asks in sides.items():
@@ -108,15 +108,15 @@ def _body(model: str, question: Question, plan: ServicePlan) -> dict[str, Any]:
 
 
 def _ask_engine(
-    engine: Engine, questions: Sequence[Question], plan: ServicePlan, load: Load
-) -> tuple[list[Seen], float]:
+    engine: Engine, questions: Sequence[Question], plan: ServicePlan, load: ClientLoad
+) -> tuple[list[Reply], float]:
     """The answers and the seconds that they took, without HTTP."""
     from refrag_platform.serving.contract import Message, Sampling, ServedPassage
 
     begun = time.monotonic()
 
-    def asks(number: int) -> list[Seen]:
-        answers: list[Seen] = []
+    def asks(number: int) -> list[Reply]:
+        answers: list[Reply] = []
         while time.monotonic() - begun < load.seconds and (not load.requests or len(answers) < load.requests):
             question = questions[(number + len(answers) * load.stride) % len(questions)]
             sent = [ServedPassage(str(place), *passage) for place, passage in enumerate(question.passages)]
@@ -132,15 +132,15 @@ def _ask_engine(
             for text in generation:
                 if first is None and text:
                     first = (time.monotonic() - asked) * 1000
-            answers.append(Seen(200, first, generation.usage.completion_tokens))
+            answers.append(Reply(200, first, generation.usage.completion_tokens))
         return answers
 
     with ThreadPoolExecutor(load.clients) as threads:
-        answers = [one for own in threads.map(asks, range(load.clients)) for one in own]
+        answers = [one for replies in threads.map(asks, range(load.clients)) for one in replies]
     return answers, time.monotonic() - begun
 
 
-def _ask_service(load: Load) -> tuple[list[Seen], float]:
+def _ask_service(load: ClientLoad) -> tuple[list[Reply], float]:
     """What processes of clients saw, together, from when the first of them began to when the last had ended."""
     count = max(1, min(load.clients // CLIENTS_A_PROCESS, (os.cpu_count() or 1) // 2))
     shares = [load.clients // count + (number < load.clients % count) for number in range(count)]
@@ -150,20 +150,20 @@ def _ask_service(load: Load) -> tuple[list[Seen], float]:
     with ThreadPoolExecutor(count) as threads:
 
         def run(number: int) -> dict[str, Any]:
-            own = replace(load, clients=shares[number], first=sum(shares[:number]))
+            part = replace(load, clients=shares[number], first=sum(shares[:number]))
             done = subprocess.run(
-                command, input=dumps(asdict(own)), capture_output=True, text=True, env=environment, check=False
+                command, input=dumps(asdict(part)), capture_output=True, text=True, env=environment, check=False
             )
             if done.returncode:
                 raise RefragError(f"clients ended with {done.returncode}: {done.stderr.strip()[-500:]}")
             return dict(loads(done.stdout))
 
         seen = list(threads.map(run, range(count)))
-    took = max(own["ended"] for own in seen) - min(own["begun"] for own in seen)
-    return [Seen(**one) for own in seen for one in own["answers"]], took
+    took = max(process["ended"] for process in seen) - min(process["begun"] for process in seen)
+    return [Reply(**one) for process in seen for one in process["answers"]], took
 
 
-def _row(side: str, clients: int, answers: Sequence[Seen], took: float, grown_mb: float) -> dict[str, Any]:
+def _row(side: str, clients: int, answers: Sequence[Reply], took: float, grown_mb: float) -> dict[str, Any]:
     firsts = [one.first_ms for one in answers if one.first_ms is not None]
     if not firsts:
         said = ", ".join(f"{count:,} x {status}" for status, count in Counter(one.status for one in answers).items())

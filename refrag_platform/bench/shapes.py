@@ -129,32 +129,36 @@ class Subject:
         return self.others[k]
 
     def _at_random(self, k: int) -> tuple[ChunkEncoder, Projection]:
-        own, settings = self.encoder, self.projection.settings()
+        original, settings = self.encoder, self.projection.settings()
         # Of as many tokens, but where each chunk is read alone.
-        window = max(1, own.window_chunks * own.chunk_size // k) if own.window_chunks > 1 else 1
-        shape = (k, own.pooling, own.token_skip)
+        window = max(1, original.window_chunks * original.chunk_size // k) if original.window_chunks > 1 else 1
+        shape = (k, original.pooling, original.token_skip)
         with _drawn_on(self.device, torch.float32, seed=k):
             encoder: ChunkEncoder
-            if isinstance(own, BertEncoder):
-                encoder = BertEncoder(own.backbone, own.token_table, own.decoder_embeddings, *shape, False, window)
+            if isinstance(original, BertEncoder):
+                encoder = BertEncoder(
+                    original.backbone, original.token_table, original.decoder_embeddings, *shape, False, window
+                )
             else:
-                assert isinstance(own, LayersEncoder)
-                encoder = LayersEncoder(own.backbone, own.decoder_embeddings, own.embedding_size, *shape, window)
-            heads = [getattr(encoder, name) for name in ("pool", "skip") if own.token_skip]
+                assert isinstance(original, LayersEncoder)
+                encoder = LayersEncoder(
+                    original.backbone, original.decoder_embeddings, original.embedding_size, *shape, window
+                )
+            heads = [getattr(encoder, name) for name in ("pool", "skip") if original.token_skip]
             width = embedding_weight(self.decoder).shape[1]
             projection = Projection(
                 encoder.vector_dim,
                 width,
                 settings["hidden_size"],
                 settings["activation"],
-                own.token_skip,
+                original.token_skip,
                 settings["unit"],
             )
             _randomize(*heads, projection)
         # The tables are the model's own, once in memory.
-        encoder.decoder_embeddings = own.decoder_embeddings
-        if isinstance(own, BertEncoder):
-            encoder.token_table = own.token_table
+        encoder.decoder_embeddings = original.decoder_embeddings
+        if isinstance(original, BertEncoder):
+            encoder.token_table = original.token_table
         return encoder.to(self.dtype).eval(), projection.to(self.dtype).eval()
 
 

@@ -28,13 +28,13 @@ from refrag_platform.training.core.groups import decoder_group, encoder_groups
 from refrag_platform.training.core.loop import Task
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.core.windows import WindowSampler
 from refrag_platform.training.cpt import CptTask, context_lengths, continued, is_among, repeat_lengths
 from refrag_platform.training.episodes import POSITIONS_AT_ONCE
 from refrag_platform.training.finetuned import LENGTH_STEP
 from refrag_platform.training.policy import policy_network
 from refrag_platform.training.reading.batches import Block, ReadingBatches
-from refrag_platform.training.reading.contexts import Context, TokenizedPassage
+from refrag_platform.training.reading.contexts import ReadingContext, TokenizedPassage
 from refrag_platform.training.reconstruction import ReconstructionTask
 
 # Assumed of a question with its answer, the chat format around them included, and of the answer alone.
@@ -72,7 +72,7 @@ class StageSteps:
 
 
 class BlankWindows:
-    """Stands for `Windows`: of a length, and of no text."""
+    """Stands for `WindowSampler`: of a length, and of no text."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -91,11 +91,11 @@ class BlankReading(ReadingBatches):
         self._opening = [0] * OPENING_TOKENS
         self._passage = TokenizedPassage("", [0] * min(recipe.corpus.passage_tokens, recipe.cpt.context_tokens))
 
-    def _draw(self, chance: np.random.Generator, rate: int) -> Context:
+    def _draw(self, chance: np.random.Generator, rate: int) -> ReadingContext:
         size = -(-len(self._passage.token_ids) // (self._chunk_size * rate))
-        return Context([self._passage] * (self._chunks // rate // size), [])
+        return ReadingContext([self._passage] * (self._chunks // rate // size), [])
 
-    def blocks(self, context: Context, chance: np.random.Generator) -> list[Block]:
+    def blocks(self, context: ReadingContext, chance: np.random.Generator) -> list[Block]:
         size = self.settings.block_tokens
         return [Block([0] * size, max(1, size - ANSWER_TOKENS), is_quote=False)] * self.settings.blocks
 
@@ -111,8 +111,8 @@ def stage_steps(stage: str, recipe: Recipe, model: RefragModel, micro_size: int,
     return _finetuned(recipe, model, micro_size // world)
 
 
-def _blank(lengths: dict[int, int]) -> dict[int, Windows]:
-    return {key: cast(Windows, BlankWindows(length)) for key, length in lengths.items()}
+def _blank(lengths: dict[int, int]) -> dict[int, WindowSampler]:
+    return {key: cast(WindowSampler, BlankWindows(length)) for key, length in lengths.items()}
 
 
 def _reconstruction(recipe: Recipe, model: RefragModel, micro_size: int, world: int) -> StageSteps:

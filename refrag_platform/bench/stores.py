@@ -51,15 +51,15 @@ class ExactStore:
         batch_size: int,
         device: torch.device,
     ) -> None:
-        made = encode_passages(model, retriever, passages, batch_size, "of the questions")
-        ends = np.cumsum(made["chunk_counts"])[:-1]
-        cut = zip(np.split(made["token_ids"], ends), np.split(made["vectors"], ends), strict=True)
+        encoded = encode_passages(model, retriever, passages, batch_size, "of the questions")
+        ends = np.cumsum(encoded["chunk_counts"])[:-1]
+        cut = zip(np.split(encoded["token_ids"], ends), np.split(encoded["vectors"], ends), strict=True)
         self._hits = [
             Hit(passage_id(passage), "", *passage, None, token_ids, vectors)
             for passage, (token_ids, vectors) in zip(passages, cut, strict=True)
         ]
         self._places = {hit.id: place for place, hit in enumerate(self._hits)}
-        self._vectors = torch.from_numpy(made["retrieval_vectors"]).to(device)
+        self._vectors = torch.from_numpy(encoded["retrieval_vectors"]).to(device)
         self._retriever = retriever
 
     def search(self, query: str, k: int) -> list[Hit]:
@@ -94,16 +94,18 @@ def open_store(
     named = [passage_id(passage) for passage in passages]
     wanted = describe(recipe.name, model, retriever, len(passages))
     key = json.dumps([wanted.encoder_digest, wanted.retriever_digest, named])
-    own = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if not (own / "content" / DESCRIPTION_FILE).is_file():
-        _write_passages(own / PASSAGES_FILE, named, passages)
+    store_folder = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if not (store_folder / "content" / DESCRIPTION_FILE).is_file():
+        _write_passages(store_folder / PASSAGES_FILE, named, passages)
         for name in ("work", "content"):
-            (own / name).mkdir(exist_ok=True)
+            (store_folder / name).mkdir(exist_ok=True)
         batch_size = recipe.chunks.batch_size
-        writer = PartWriter(model, retriever, wanted, own / "work", batch_size)
-        write_store(writer, own / PASSAGES_FILE, own / "content")
+        writer = PartWriter(model, retriever, wanted, store_folder / "work", batch_size)
+        write_store(writer, store_folder / PASSAGES_FILE, store_folder / "content")
     # Its own retriever is on the CPU, as the server's is.
-    return ChunkStore.open(own / "content", wanted.encoder_digest, tables=own / "lance", base=base), CHUNK_STORE
+    return ChunkStore.open(
+        store_folder / "content", wanted.encoder_digest, tables=store_folder / "lance", base=base
+    ), CHUNK_STORE
 
 
 def _write_passages(path: Path, named: Sequence[str], passages: Sequence[Passage]) -> None:

@@ -38,7 +38,7 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class State:
+class DeviceState:
     """Bytes on each GPU before anything is computed, and what DDP and DeepSpeed gather gradients in."""
 
     weights: float
@@ -75,7 +75,7 @@ def strategy(base: Path, stage: str, recipe: Recipe, processes: int | None) -> S
 
 def device_state(
     module: nn.Module, frozen: tuple[nn.Module, ...], trained: list[nn.Parameter], bf16: bool, how: Strategy
-) -> State:
+) -> DeviceState:
     """What lies on each GPU while a step runs.
 
     Without DeepSpeed weights are float32 and autocast rounds them; with it weights and gradients are bfloat16, and the
@@ -87,7 +87,7 @@ def device_state(
     beside = _bytes([tensor for model in frozen for tensor in (*model.parameters(), *model.buffers())])
     parameters, buffers = _bytes(list(module.parameters())), _bytes(list(module.buffers()))
     if how.zero is None:
-        return State(beside + parameters + buffers, 4 * count, 8 * count + steps, 4 * count if parts > 1 else 0)
+        return DeviceState(beside + parameters + buffers, 4 * count, 8 * count + steps, 4 * count if parts > 1 else 0)
     low = 2 if bf16 else 4
     whole = parameters * low / 4
     weights, buckets = whole, float(low * min(BUCKET, count))
@@ -96,7 +96,7 @@ def device_state(
         buckets += min(low * LIVE, whole)
     gradients = low * count / (parts if how.zero >= 2 else 1)
     optimizer = 0.0 if how.offload else 12 * count / parts
-    return State(beside + weights + buffers * low / 4, gradients, optimizer, buckets)
+    return DeviceState(beside + weights + buffers * low / 4, gradients, optimizer, buckets)
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:

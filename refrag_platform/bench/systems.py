@@ -40,7 +40,7 @@ STEPS = 8
 
 
 @dataclass(frozen=True)
-class Plan:
+class LatencyPlan:
     """What one run measures.
 
     context, question: decoder tokens. ks: chunk sizes. runs, warmup: of each measure.
@@ -65,7 +65,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class System:
+class MeasuredSystem:
     """One row in the making: cases by measure, the least work of each, and what is kept for further tokens."""
 
     name: str
@@ -79,7 +79,7 @@ class System:
 class Bench:
     """The systems of one plan: their inputs on the device, their steps, one cache for all."""
 
-    def __init__(self, subject: Subject, plan: Plan, folder: Path) -> None:
+    def __init__(self, subject: Subject, plan: LatencyPlan, folder: Path) -> None:
         self.subject, self.plan, self.folder = subject, plan, folder
         self.size = DecoderSize.of(subject.decoder)
         self.device = subject.device
@@ -94,7 +94,7 @@ class Bench:
     def embeddings(self) -> Any:
         return self.subject.decoder.get_input_embeddings()
 
-    def systems(self) -> Iterator[System]:
+    def systems(self) -> Iterator[MeasuredSystem]:
         """The plan's systems, ready to run."""
         if "full" in self.plan.systems:
             yield self._full()
@@ -105,15 +105,15 @@ class Bench:
         if "prefix" in self.plan.systems:
             yield self._prefix()
 
-    def _full(self) -> System:
+    def _full(self) -> MeasuredSystem:
         return self._of_text("full", "ttft", torch.cat([self.context, self.question]))
 
-    def _prefix(self) -> System:
+    def _prefix(self) -> MeasuredSystem:
         # What is reused must be there: cells never written are read at another speed.
         self.runner.prefill(self.embeddings(self.context.to(self.device)), 0)
         return self._of_text("prefix", "ttft_cached", self.question, start=self.plan.context)
 
-    def _of_text(self, name: str, measure: str, tokens: Tensor, start: int = 0) -> System:
+    def _of_text(self, name: str, measure: str, tokens: Tensor, start: int = 0) -> MeasuredSystem:
         """A system that reads these tokens as they are, after `start` positions that the cache has."""
         positions = start + len(tokens)
         read = self._step(lambda tokens: self.embeddings(tokens), tokens=tokens)
@@ -124,9 +124,9 @@ class Bench:
 
         cases = {measure: Case(first_token), "ttit": self._further(self.runner, positions)}
         work = {measure: self.size.prefill(len(tokens), start), "ttit": self.size.step(positions + STEPS // 2)}
-        return System(name, None, cases, work, self._kv_bytes(positions), {})
+        return MeasuredSystem(name, None, cases, work, self._kv_bytes(positions), {})
 
-    def _refrag(self, k: int) -> System:
+    def _refrag(self, k: int) -> MeasuredSystem:
         encoder, projection = self.subject.at(k)
         chunks = self.plan.context // k
         by_chunk = reads_chunks(encoder)
@@ -154,7 +154,7 @@ class Bench:
         if not by_chunk:
             facts["passage_tokens"] = min(PASSAGE, chunks) * k
         cases["ttit"] = self._further(self.runner, positions)
-        return System("refrag", k, cases, work, self._kv_bytes(positions), facts)
+        return MeasuredSystem("refrag", k, cases, work, self._kv_bytes(positions), facts)
 
     def _fused(self, encoder: ChunkEncoder) -> FusedLayers | None:
         """The encoder's layers as they are fastest, or None: a CPU gains nothing by it, and some can't be fused."""
@@ -166,7 +166,7 @@ class Bench:
             logger.warning("%s", error)
             return None
 
-    def _cepe(self) -> System:
+    def _cepe(self) -> MeasuredSystem:
         context, question = self.plan.context, self.plan.question
         cepe = Cepe(self.subject.decoder, self.subject.encoder, context)
         runner = self._runner(cepe.decoder, question)
@@ -189,7 +189,7 @@ class Bench:
             "ttit": cepe.step_work(question + STEPS // 2),
         }
         cases["ttit"] = self._further(runner, question)
-        return System("cepe", None, cases, work, cepe.kv_bytes(question), {"projection": "random"})
+        return MeasuredSystem("cepe", None, cases, work, cepe.kv_bytes(question), {"projection": "random"})
 
     def _from_store(
         self,

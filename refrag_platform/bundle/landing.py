@@ -147,10 +147,10 @@ def _differences(project: Project, manifest: Manifest, now: Dependencies, code: 
         there, here = manifest.inputs.get(name), now.inputs.get(name)
         if there is None or here is None or there.hash != here.hash:
             yield f"input {name}: made from {there.hash if there else 'none'}, here is {here.hash if here else 'none'}"
-    made, wanted = dict(flat(manifest.settings)), dict(flat(now.settings))
-    for key in dict.fromkeys([*made, *wanted]):
-        if made.get(key) != wanted.get(key):
-            yield f"setting {key}: made with {made.get(key)!r}, here it is {wanted.get(key)!r}"
+    former, wanted = dict(flat(manifest.settings)), dict(flat(now.settings))
+    for key in dict.fromkeys([*former, *wanted]):
+        if former.get(key) != wanted.get(key):
+            yield f"setting {key}: made with {former.get(key)!r}, here it is {wanted.get(key)!r}"
     if manifest.seed != now.seed:
         yield f"seed: made with {manifest.seed}, here it is {now.seed}"
     read = {record.hash for record in manifest.sources}

@@ -36,7 +36,7 @@ STAYS_HERE = ("corpus", "package")
 
 
 @dataclass
-class Work:
+class BundleContents:
     """Files by the path that they have in the bundle, what bundle.json says of them, and what the user is told."""
 
     members: dict[str, Path | bytes] = field(default_factory=dict)
@@ -45,7 +45,9 @@ class Work:
 
 
 @contextmanager
-def work_to_do(project: Project, models: Sequence[str], until: str, wheels: Path | None = None) -> Iterator[Work]:
+def work_to_do(
+    project: Project, models: Sequence[str], until: str, wheels: Path | None = None
+) -> Iterator[BundleContents]:
     """All that another machine needs to make the artifacts `until`; no stage of these runs here within the block.
 
     Args:
@@ -63,7 +65,7 @@ def work_to_do(project: Project, models: Sequence[str], until: str, wheels: Path
         raise RefragError(
             f"nothing to do: {until} of {', '.join(models)} is current, and so is all that it is made from"
         )
-    work = Work(facts={"kind": "work", "models": runs, "commit": git_commit(project.root)})
+    work = BundleContents(facts={"kind": "work", "models": runs, "commit": git_commit(project.root)})
     members = work.members
     members |= files_below(project, project.root / PACKAGE)
     folders = dict.fromkeys(project.recipe_path(model).parent.name for model in runs)
@@ -97,13 +99,13 @@ def _recipe_files(project: Project, model: str) -> dict[str, Path | bytes]:
 
 def _inputs(project: Project, stage: str, model: str, stages: list[str]) -> dict[str, Path | bytes]:
     """The artifacts that a stage reads and that `stages` don't make, with their manifests."""
-    found: dict[str, Path | bytes] = {}
+    files: dict[str, Path | bytes] = {}
     for name in inputs_of(project, STAGES[stage], model):
         if name not in stages:
-            found |= files_below(project, project.content(name, model))
+            files |= files_below(project, project.content(name, model))
             manifest = project.stage_dir(name, model) / FILE_NAME
-            found[_inside(project, manifest)] = manifest
-    return found
+            files[_inside(project, manifest)] = manifest
+    return files
 
 
 def _plain_passages(project: Project, model: str, scratch: Path) -> dict[str, Path | bytes]:
@@ -172,14 +174,14 @@ def _files_read(project: Project, stage: str, recipe: Recipe) -> dict[str, Path 
             f"{stage}.continue_from of {recipe.name} is {start!r}: a released version is looked up in Git, which the "
             "other machine lacks; run it here, or train in full"
         )
-    found: dict[str, Path | bytes] = {}
+    files: dict[str, Path | bytes] = {}
     if start == SHIPPED:
-        found |= files_below(project, project.shipped(recipe.name))
+        files |= files_below(project, project.shipped(recipe.name))
     for record in outside_files(project, stage, recipe):
-        found |= _file_or_folder(project, project.root / record.path, f"{stage} of {recipe.name} reads {record.path}")
+        files |= _file_or_folder(project, project.root / record.path, f"{stage} of {recipe.name} reads {record.path}")
     for name in _files_named(recipe.section(stage)):
         _require_portable(name, f"{stage} of {recipe.name} reads {name}")
-    return found
+    return files
 
 
 def _files_named(value: Any, key: str = "") -> Iterator[str]:
@@ -240,9 +242,9 @@ def _weights_of(
     if kind == "hub":
         notes.append(f"{source} is not in the bundle: the other machine needs a network, or the hub's cache with it")
         return {}
-    found = _installed(name, wheels)
+    files = _installed(name, wheels)
     # transformers reads such a file by a package that hardly any machine has.
-    return found | _installed("gguf", wheels) if any(file.endswith(".gguf") for file in found) else found
+    return files | _installed("gguf", wheels) if any(file.endswith(".gguf") for file in files) else files
 
 
 def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
@@ -258,10 +260,10 @@ def _installed(name: str, wheels: Path | None) -> dict[str, Path | bytes]:
 
 
 def _wheels(folder: Path) -> dict[str, Path | bytes]:
-    found = sorted(folder.glob("*.whl")) if folder.is_dir() else []
-    if not found:
+    wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
+    if not wheels:
         raise RefragError(f"--wheels is {folder}, and there is no wheel (*.whl) in it; `pip download -d {folder} ...`")
-    return {f"{WHEELS}/{wheel.name}": wheel for wheel in found}
+    return {f"{WHEELS}/{wheel.name}": wheel for wheel in wheels}
 
 
 def _is_among(wheels: Path | None, package: str) -> bool:

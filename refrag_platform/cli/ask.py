@@ -50,8 +50,8 @@ def ask(
     if url:
         from refrag_platform.serving import client
 
-        given = {"retrieve": passages, "share_kept": share_kept, "max_tokens": max_tokens, "temperature": temperature}
-        extra: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        options = {"retrieve": passages, "share_kept": share_kept, "max_tokens": max_tokens, "temperature": temperature}
+        extra: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if rate is not None:
             extra["refrag"] = {"rate": rate}
         streamed = client.ask(url, question, None, client.api_key(), **extra)

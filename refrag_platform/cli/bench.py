@@ -53,10 +53,10 @@ def latency(
     from refrag_platform.bench.figures import latency_figure
     from refrag_platform.bench.latency import bench_latency
     from refrag_platform.bench.report import system_label
-    from refrag_platform.bench.systems import Plan
+    from refrag_platform.bench.systems import LatencyPlan
 
     ks, named = parse_numbers("--k", k), tuple(name.strip() for name in systems.split(","))
-    plans = [Plan(s, question, ks, named, runs, warmup, seed) for s in parse_numbers("--context", context)]
+    plans = [LatencyPlan(s, question, ks, named, runs, warmup, seed) for s in parse_numbers("--context", context)]
 
     def show(row: dict[str, Any]) -> None:
         times = {"store": "ttft_ms", "cached": "ttft_cached_ms", "uncached": "ttft_uncached_ms", "a token": "ttit_ms"}

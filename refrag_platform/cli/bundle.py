@@ -52,8 +52,8 @@ def export(
     Taken along are the code, the recipe, current artifacts and files that the stages read, and what an interrupted
     stage goes on from. The other machine unpacks it by `python unbundle.py FOLDER`, which lies beside the pieces.
     """
-    given = {"--model": models or None, "--until": until, "--wheels": wheels}
-    if results and (idle := [name for name, value in given.items() if value is not None]):
+    options = {"--model": models or None, "--until": until, "--wheels": wheels}
+    if results and (idle := [name for name, value in options.items() if value is not None]):
         raise RefragError(f"{', '.join(idle)}: --results takes what was made here, and none of these; leave it out")
     if part is not None and files is None:
         raise RefragError(f"--part is {part}: a part has as many files as --files allows; give both")
@@ -114,7 +114,7 @@ def import_bundle(
     project = find_project()
     recorded = 0
     for landed in import_results(
-        project, folders, (lambda *made: _require_recordable(project, *made)) if record else None, say
+        project, folders, (lambda *artifacts: _require_recordable(project, *artifacts)) if record else None, say
     ):
         for stage, manifest in landed.artifacts.items():
             gpus = ", ".join(manifest.hardware.get("gpus") or []) or "a CPU"

@@ -61,13 +61,13 @@ def perplexity(
     from refrag_platform.model.loading import load_bundle
 
     bundle = load_bundle(model)
-    found = document_windows(documents, bundle.model, context, output, windows, seed)
+    cut = document_windows(documents, bundle.model, context, output, windows, seed)
     untuned, source = _untuned(model, bundle, recipe)
     result: dict[str, Any] = {
         **evaluate_perplexity(
             bundle.model,
             bundle.policy,
-            found,
+            cut,
             untuned=untuned,
             controls=known_controls(controls, model, bundle, "cpt", PLAIN_SYSTEMS),
             shares=share_kept or [0.0],
@@ -91,11 +91,11 @@ for _command in (rag, selection, retrieval):
     commands.command()(_command)
 
 
-def _untuned(model: str, bundle: Bundle, given: Path | None) -> tuple[PreTrainedModel, str]:
+def _untuned(model: str, bundle: Bundle, recipe_file: Path | None) -> tuple[PreTrainedModel, str]:
     """The recipe's decoder before training, and its source; the model's own where the recipe is not known."""
     from refrag_platform.evaluation.decoders import untuned_decoder
 
-    known = known_recipe(model, bundle, given)
+    known = known_recipe(model, bundle, recipe_file)
     if known is None:
         return bundle.model.decoder, "the model's own, for want of its recipe"
     recipe, base = known

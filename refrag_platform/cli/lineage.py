@@ -67,23 +67,23 @@ def show_lineage(
         return
     if as_json + as_dot > 1:
         raise RefragError("--json and --dot are two forms of one answer; give one of them")
-    found = find(project, what)
-    down = found.kind == "source" if down is None else down
-    graph = found.graph.after(found.versions) if down else found.graph.behind(found.versions)
+    named = find(project, what)
+    down = named.kind == "source" if down is None else down
+    graph = named.graph.after(named.versions) if down else named.graph.behind(named.versions)
     if picture is not None:
         from refrag_platform.lineage.picture import draw
 
         draw(graph, picture)
         typer.echo(f"drawn into {picture}", err=True)
     if as_json:
-        asked = [str(version) for version in found.versions]
+        asked = [str(version) for version in named.versions]
         typer.echo(json.dumps({"of": asked, "direction": "down" if down else "up", **graph.plain()}, indent=2))
     elif as_dot:
         from refrag_platform.lineage.picture import dot
 
         typer.echo(dot(graph))
     elif picture is None:
-        _print_graph(graph, set(found.versions), down)
+        _print_graph(graph, set(named.versions), down)
 
 
 @commands.command("status")

@@ -64,22 +64,22 @@ def find_project() -> Project:
     return Project.find()
 
 
-def known_recipe(model: str, bundle: Bundle, given: Path | None) -> tuple[Recipe, Path] | None:
+def known_recipe(model: str, bundle: Bundle, recipe_file: Path | None) -> tuple[Recipe, Path] | None:
     """The recipe that was given, else the model's, with its folder; None where neither is known."""
     from refrag_platform.evaluation.decoders import recipe_of
     from refrag_platform.recipes import read_recipe
 
-    return (read_recipe(given), given.parent) if given else recipe_of(model, bundle.folder)
+    return (read_recipe(recipe_file), recipe_file.parent) if recipe_file else recipe_of(model, bundle.folder)
 
 
 def known_controls(
-    given: Path | None, model: str, bundle: Bundle, stage: Literal["cpt", "finetuned"], kinds: Sequence[K]
+    folder: Path | None, model: str, bundle: Bundle, stage: Literal["cpt", "finetuned"], kinds: Sequence[K]
 ) -> dict[K, Path]:
     """The tuned controls in a folder, else those that the model's own recipe declares and `stage` has trained."""
     from refrag_platform.evaluation.decoders import control_folders, declared_controls, recipe_of
 
-    if given:
-        return control_folders(given, kinds)
+    if folder:
+        return control_folders(folder, kinds)
     known = recipe_of(model, bundle.folder)
     return declared_controls(find_project(), known[0], stage, kinds) if known else {}
 
@@ -102,12 +102,12 @@ def relevance_or_refuse(
 
 def parse_shares(shares: str) -> list[float]:
     try:
-        found = [float(part) for part in shares.split(",") if part.strip()]
+        values = [float(part) for part in shares.split(",") if part.strip()]
     except ValueError:
-        found = [-1.0]
-    if not all(0 <= share <= 1 for share in found):
+        values = [-1.0]
+    if not all(0 <= share <= 1 for share in values):
         raise RefragError(f"--shares is {shares!r}; give shares from 0 to 1, e.g. 0,0.1,0.25")
-    return found
+    return values
 
 
 def parse_numbers(option: str, value: str) -> tuple[int, ...]:

@@ -68,14 +68,14 @@ def rank(
     _refuse_existing(out)
     asked = read_questions(questions, limit)
     passages = [passage for path in pool for passage in read_passages(path, None if split == "all" else split)]
-    found = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
-    write_questions(out, [question for question in found if question.gold or not found_only])
-    first = sum(0 in question.gold for question in found)
-    some = sum(bool(question.gold) for question in found)
-    left_out = f"; {len(found) - some} left out" if found_only else ""
+    retrieved = list(ranked(asked, passages, load_retriever(retriever, Path(), default_device()), top))
+    write_questions(out, [question for question in retrieved if question.gold or not found_only])
+    first = sum(0 in question.gold for question in retrieved)
+    some = sum(bool(question.gold) for question in retrieved)
+    left_out = f"; {len(retrieved) - some} left out" if found_only else ""
     of = "" if split == "all" else f" (where rows name a split: {split})"
     typer.echo(f"over {len(passages):,} passages{of}")
-    typer.echo(f"{out}: {len(found)} questions; gold first in {first}, among {top} in {some}{left_out}")
+    typer.echo(f"{out}: {len(retrieved)} questions; gold first in {first}, among {top} in {some}{left_out}")
 
 
 @commands.command()
@@ -128,7 +128,7 @@ def many(
     Train on the split train (cpt.reading.questions, finetuned.questions); evaluate test with --passages 20.
     """
     from refrag_platform.corpus.factbook import read_factbook_profiles
-    from refrag_platform.corpus.many import Settings, many_questions
+    from refrag_platform.corpus.many import ManySettings, many_questions
     from refrag_platform.corpus.splits import split_of
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.prompts import content_ids, passage_text
@@ -144,7 +144,7 @@ def many(
         return -(-len(content_ids(tokenizer, passage_text(title, text))) // k) * k
 
     least, most = parse_range(passages)
-    settings = Settings(count, (least, most), context_tokens, swapped_share, seed)
+    settings = ManySettings(count, (least, most), context_tokens, swapped_share, seed)
     profiles = [
         (name, profile)
         for document, name, profile in read_factbook_profiles()
@@ -234,13 +234,15 @@ def write(
     """
     from refrag_platform.evaluation.question_sets import write_rows
     from refrag_platform.model.loading import default_device
-    from refrag_platform.training.writing.parts import Settings
-    from refrag_platform.training.writing.write import Inputs, begin
+    from refrag_platform.training.writing.parts import WritingSettings
+    from refrag_platform.training.writing.write import WritingInputs, begin
 
     _refuse_existing(out)
     device = default_device()
-    settings = Settings(per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed)
-    inputs = Inputs(questions or [], passages or [], corpus_passages, writer, reader)
+    settings = WritingSettings(
+        per_passage, least_log_probability, batch or (256 if device.type == "cuda" else 16), seed
+    )
+    inputs = WritingInputs(questions or [], passages or [], corpus_passages, writer, reader)
     with begin(find_project(), model, inputs, settings, steps, device) as writing:
         rows = writing.rows(count)
         manifest = writing.manifest(len(rows))
@@ -298,16 +300,16 @@ def overlap(
     if not files:
         raise RefragError("nothing to compare with; name training text by --train, or a model by --model")
     asked = {path: read_questions(path) for path in judged}
-    found = iter(overlaps([question for questions in asked.values() for question in questions], files))
-    own = {path: [next(found) for _ in questions] for path, questions in asked.items()}
-    counts = {name_text(path): overlap_row(one) for path, one in own.items()}
+    overlapping = iter(overlaps([question for questions in asked.values() for question in questions], files))
+    by_file = {path: [next(overlapping) for _ in questions] for path, questions in asked.items()}
+    counts = {name_text(path): overlap_row(one) for path, one in by_file.items()}
     if json:
         write_json(json, {"train": [name_text(path) for path in files], "judged": counts})
     head = ["judged", "questions", "same question", "12 words of a passage", "half of a passage", "seen"]
     typer.echo(table(head, [[name, *(f"{count:,}" for count in row.values())] for name, row in counts.items()]))
     if out:
         (path,) = judged
-        kept = [row for (_, row), one in zip(read_rows(path), own[path], strict=True) if not one.seen]
+        kept = [row for (_, row), one in zip(read_rows(path), by_file[path], strict=True) if not one.seen]
         if not kept:
             raise RefragError(f"every question of {path} was seen in training; judge by another file")
         typer.echo(f"{out}: {write_rows(out, kept):,} questions that were not seen")

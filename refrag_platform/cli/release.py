@@ -50,8 +50,8 @@ def list_releases(
         for release in versions:
             mark = "*" if current is not None and release.version == current.version else " "
             figures = _figures(release)
-            found = release.hashes.get("finetuned", "")
-            text = line.format(mark, f"{name}@{release.version}", release.date, release.commit[:12], found, figures)
+            digest = release.hashes.get("finetuned", "")
+            text = line.format(mark, f"{name}@{release.version}", release.date, release.commit[:12], digest, figures)
             typer.secho(text.rstrip(), fg=typer.colors.GREEN if mark == "*" else None)
 
 
@@ -67,8 +67,8 @@ def show(
         typer.echo(json.dumps(release.plain(), indent=2))
         return
     typer.secho(f"{model}@{release.version}  {release.date}  commit {release.commit}", bold=True)
-    for stage, found in release.hashes.items():
-        typer.echo(f"  {stage:<16} {found}")
+    for stage, digest in release.hashes.items():
+        typer.echo(f"  {stage:<16} {digest}")
     for name, value in release.metrics.items():
         typer.echo(f"  {name:<32} {value}")
     decision = release.record.get("decision", {})

@@ -66,41 +66,41 @@ def forget(
     """Say what a document went into: what must be rebuilt once it goes, and what holds it still. Deletes nothing."""
     from refrag_platform.lineage import impact
 
-    found = impact.forget(find_project(), document, model)
+    forgetting = impact.forget(find_project(), document, model)
     if as_json:
-        typer.echo(json.dumps(found.plain(), indent=2))
+        typer.echo(json.dumps(forgetting.plain(), indent=2))
         return
-    for versions in found.rebuild.values():
+    for versions in forgetting.rebuild.values():
         for version in versions:
             typer.echo(f"rebuild  {version.name:<36} {version.hash}")
-    for version, places in found.elsewhere:
+    for version, places in forgetting.elsewhere:
         typer.echo(f"holds it {version.name:<36} {version.hash:<36} {', '.join(places)}".rstrip())
-    for version, missing in found.unclear:
+    for version, missing in forgetting.unclear:
         typer.echo(f"unclear  {version.name:<36} {version.hash:<36} no record says what {missing} was made from")
     typer.echo("\nTo forget it:")
     steps = [
-        found.remove,
-        *(f"{release}: {WITHOUT_RELEASE}" for release in found.releases_with_it),
+        forgetting.remove,
+        *(f"{release}: {WITHOUT_RELEASE}" for release in forgetting.releases_with_it),
         *(
             f"if it may be in {release} (its manifest.json says in words of what `data` it is): {WITHOUT_RELEASE}"
-            for release in found.releases
-            if release not in found.releases_with_it
+            for release in forgetting.releases
+            if release not in forgetting.releases_with_it
         ),
-        *(f"refrag run all --model {name}" for name in found.rebuild),
+        *(f"refrag run all --model {name}" for name in forgetting.rebuild),
     ]
-    if any(version.kind != "release" for version, _ in found.unclear):
+    if any(version.kind != "release" for version, _ in forgetting.unclear):
         steps.append("refrag status   # what is unclear and stale is made again by the same runs")
-    if stored := [places for version, places in found.elsewhere if version.kind != "release"]:
+    if stored := [places for version, places in forgetting.elsewhere if version.kind != "release"]:
         if any(place.startswith("commit ") for places in stored for place in places):
-            steps += [f"refrag commit --model {name}" for name in found.rebuild]
+            steps += [f"refrag commit --model {name}" for name in forgetting.rebuild]
         steps.append("refrag gc --keep 1   # old versions; a release stays until its tags are deleted (git tag -d TAG)")
         steps.append("where it was pushed, clear the remote too: dvc gc --cloud, which keeps only what you tell it to")
     for number, step in enumerate(steps, start=1):
         typer.echo(f"  {number}. {step}")
-    if found.duplicates:
+    if forgetting.duplicates:
         typer.echo(
-            f"{found.duplicates} documents were dropped because their text had come before. If the same text is in "
-            "another file, it comes in from there: look for it."
+            f"{forgetting.duplicates} documents were dropped because their text had come before. If the same text is "
+            "in another file, it comes in from there: look for it."
         )
 
 

@@ -54,14 +54,14 @@ def model_card(recipe: Recipe, packed: Mapping[str, Any], results: Sequence[str]
     return "\n\n".join(parts) + "\n"
 
 
-def notice(recipe: Recipe, given: str = "") -> str:
-    """Whose weights are changed here, and on what terms; `given`: the same for training data."""
+def notice(recipe: Recipe, data_terms: str = "") -> str:
+    """Whose weights are changed here, and on what terms; `data_terms`: the same for training data."""
     lines = [f"{recipe.name}: changes to the weights below, under the terms of these.", ""]
     encoder = recipe.encoder.source
     # An encoder that copies the decoder's layers has its terms.
     for part, source in [("decoder", recipe.decoder.source), *([("encoder", encoder)] if encoder != "decoder" else [])]:
         lines.append(f"- {part}: {source}{_package_terms(source)}")
-    return "\n".join([*lines, "", given.strip()]).strip() + "\n"
+    return "\n".join([*lines, "", data_terms.strip()]).strip() + "\n"
 
 
 def _data(packed: Mapping[str, Any]) -> list[str]:
@@ -109,16 +109,16 @@ def _training(packed: Mapping[str, Any]) -> str:
             # What was taken over as it was has its row where it was trained.
             if any(figures == older["training"].get(stage) for older in records[number + 1 :]):
                 continue
-            made = record.get("stages", {}).get(stage)
-            machine = made["hardware"] if made else {}
+            manifest = record.get("stages", {}).get(stage)
+            machine = manifest["hardware"] if manifest else {}
             rows.append(
                 [
                     f"{stage} before" if number else stage,
                     f"{figures['steps']:,}",
                     f"{figures['first_loss']:.3f}",
                     f"{figures['last_loss']:.3f}",
-                    f"{made['seconds'] / 3600:.2f}" if made else "–",
-                    (", ".join(machine.get("gpus") or []) or f"{machine.get('cores')} CPU cores") if made else "–",
+                    f"{manifest['seconds'] / 3600:.2f}" if manifest else "–",
+                    (", ".join(machine.get("gpus") or []) or f"{machine.get('cores')} CPU cores") if manifest else "–",
                 ]
             )
     header = ["stage", "steps", "first loss", "last loss", "hours", "hardware"]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from refrag_platform.compact.quantization import Quantized, dequantize, quantize
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 MIB = 1 << 20
 # Tensors of fewer numbers are kept as they are.
 SMALL = 4096
@@ -42,7 +42,7 @@ class Coding:
     factor_bits: int = 8
 
 
-def encode(base: State, trained: State, coding: Coding) -> dict[str, Tensor]:
+def encode(base: StateDict, trained: StateDict, coding: Coding) -> dict[str, Tensor]:
     """The packed tensors of all that differs from the base, by more than bfloat16 shows."""
     changed = {name: tensor for name, tensor in trained.items() if not _same(tensor, base[name])}
     matrices = {name: tensor for name, tensor in changed.items() if tensor.dim() == 2 and tensor.numel() >= SMALL}
@@ -59,36 +59,36 @@ def encode(base: State, trained: State, coding: Coding) -> dict[str, Tensor]:
             # What started at random, or at nothing, is smaller than its change.
             start, kind = torch.zeros_like(start), "codes"
         if coding.bits:
-            found = quantize(tensor.float() - start, coding.bits)
-            packed |= {f"{name}:{kind}-{coding.bits}": found.codes, f"{name}:scale": found.scale}
+            quantized = quantize(tensor.float() - start, coding.bits)
+            packed |= {f"{name}:{kind}-{coding.bits}": quantized.codes, f"{name}:scale": quantized.scale}
     return packed
 
 
-def decode(base: State, packed: State) -> dict[str, Tensor]:
+def decode(base: StateDict, packed: StateDict) -> dict[str, Tensor]:
     """The whole state again: the base's, changed by what `encode` packed.
 
     Raises:
         KeyError: the packed tensors are of another model.
     """
     state = dict(base)
-    for name, own in _by_name(packed).items():
+    for name, parts in _by_name(packed).items():
         value = base[name].float()
-        if any(kind.startswith("left") for kind in own):
-            value = value + _product(own, base[name])
-        for kind, tensor in own.items():
+        if any(kind.startswith("left") for kind in parts):
+            value = value + _product(parts, base[name])
+        for kind, tensor in parts.items():
             what, _, bits = kind.partition("-")
             if what == "exact":
                 value = tensor.float()
             elif what in {"change", "codes"}:
-                found = dequantize(Quantized(tensor, own["scale"]), base[name].shape[1], int(bits))
-                value = found + (value if what == "change" else 0)
+                unpacked = dequantize(Quantized(tensor, parts["scale"]), base[name].shape[1], int(bits))
+                value = unpacked + (value if what == "change" else 0)
         state[name] = value
     return state
 
 
-def relative_error(base: State, trained: State, found: State) -> float:
-    """Size of what `found` misses of the change from base to trained, by the change's size, all tensors together."""
-    missed = sum(float((trained[name].float() - found[name].float()).pow(2).sum()) for name in trained)
+def relative_error(base: StateDict, trained: StateDict, decoded: StateDict) -> float:
+    """Size of what `decoded` misses of the change from base to trained, by the change's size, all tensors together."""
+    missed = sum(float((trained[name].float() - decoded[name].float()).pow(2).sum()) for name in trained)
     change = sum(float((trained[name].float() - base[name].float()).pow(2).sum()) for name in trained)
     return (missed / change) ** 0.5 if change else 0.0
 
@@ -98,13 +98,13 @@ def _same(tensor: Tensor, base: Tensor) -> bool:
     return torch.equal(tensor.to(torch.bfloat16), base.to(torch.bfloat16))
 
 
-def _low_rank(changes: State, coding: Coding) -> dict[str, dict[str, Tensor]]:
+def _low_rank(changes: StateDict, coding: Coding) -> dict[str, dict[str, Tensor]]:
     """Factors of each change by its singular values; ranks are where a byte explains most of all changes together."""
-    found = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
-    ranks = _ranks({name: values for name, (_, values, _) in found.items()}, changes, coding)
+    decompositions = {name: torch.linalg.svd(change, full_matrices=False) for name, change in changes.items()}
+    ranks = _ranks({name: values for name, (_, values, _) in decompositions.items()}, changes, coding)
     packed = {}
     for name, rank in ranks.items():
-        left, values, right = found[name]
+        left, values, right = decompositions[name]
         root = values[:rank].sqrt()
         first = quantize((left[:, :rank] * root).t(), coding.factor_bits)
         second = quantize(root[:, None] * right[:rank], coding.factor_bits)
@@ -117,7 +117,7 @@ def _low_rank(changes: State, coding: Coding) -> dict[str, dict[str, Tensor]]:
     return packed
 
 
-def _ranks(spectra: State, changes: State, coding: Coding) -> dict[str, int]:
+def _ranks(spectra: StateDict, changes: StateDict, coding: Coding) -> dict[str, int]:
     """Singular values of all matrices, the most energy by byte first, until the bytes are spent; ranks above 0."""
     worth: list[tuple[float, float, str]] = []
     for name, values in spectra.items():
@@ -133,7 +133,7 @@ def _ranks(spectra: State, changes: State, coding: Coding) -> dict[str, int]:
     return ranks
 
 
-def _by_name(packed: State) -> dict[str, dict[str, Tensor]]:
+def _by_name(packed: StateDict) -> dict[str, dict[str, Tensor]]:
     """Packed tensors by the name of what they give, then by kind."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in packed.items():
@@ -142,15 +142,15 @@ def _by_name(packed: State) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def _factors(own: State, like: Tensor) -> tuple[Tensor, Tensor]:
+def _factors(packed: StateDict, like: Tensor) -> tuple[Tensor, Tensor]:
     factors = []
     for side, columns in zip(("left", "right"), like.shape, strict=True):
-        key = next(key for key in own if key.startswith(f"{side}-"))
-        factors.append(dequantize(Quantized(own[key], own[f"{side}_scale"]), columns, int(key.partition("-")[2])))
+        key = next(key for key in packed if key.startswith(f"{side}-"))
+        factors.append(dequantize(Quantized(packed[key], packed[f"{side}_scale"]), columns, int(key.partition("-")[2])))
     return factors[0], factors[1]
 
 
-def _product(own: State, like: Tensor) -> Tensor:
+def _product(packed: StateDict, like: Tensor) -> Tensor:
     """left^T right of packed factors, [out, in] like `like`."""
-    left, right = _factors(own, like)
+    left, right = _factors(packed, like)
     return left.t() @ right

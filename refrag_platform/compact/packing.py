@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from refrag_platform.artifacts.manifest import Manifest
 from refrag_platform.compact.card import model_card, notice
-from refrag_platform.compact.coding import MIB, Coding, State, decode, encode, relative_error
+from refrag_platform.compact.coding import MIB, Coding, StateDict, decode, encode, relative_error
 from refrag_platform.compact.record import (
     FORMAT,
     MANIFEST,
@@ -117,15 +117,15 @@ def pack(
         partial.mkdir(parents=True)
         errors, coded = {}, asdict(codings)
         for file, coding, is_decoder in ((ENCODER, codings.encoder, False), (DECODER, codings.decoder, True)):
-            own, changed = _part(before, is_decoder), _part(trained, is_decoder)
-            if earlier and _is_unchanged(earlier.folder / file, own, changed):
+            original, changed = _part(before, is_decoder), _part(trained, is_decoder)
+            if earlier and _is_unchanged(earlier.folder / file, original, changed):
                 shutil.copy(earlier.folder / file, partial)
                 errors[file] = earlier.manifest["relative_errors"][file]
                 names = ("decoder",) if is_decoder else ("encoder", "encoder_layers")
                 coded |= {name: earlier.manifest["codings"][name] for name in names}
                 continue
             layers = None if is_decoder or recipe.encoder.source != "decoder" else codings.encoder_layers
-            errors[file] = _write(partial / file, own, changed, coding, layers)
+            errors[file] = _write(partial / file, original, changed, coding, layers)
         if place := policy or policy_folder(model):
             weights = PolicyNetwork.load(place).state_dict()
             nothing = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
@@ -188,11 +188,11 @@ def load_packed(
     for section, values in _shape(recipe).items():
         # A setting that is newer than the weights had its default.
         fields = type(getattr(recipe, section)).model_fields
-        made = {key: fields[key].default for key in values} | manifest["settings"][section]
-        if changed := [key for key in values if values[key] != made[key]]:
+        stated = {key: fields[key].default for key in values} | manifest["settings"][section]
+        if changed := [key for key in values if values[key] != stated[key]]:
             raise ArtifactError(
                 f"{folder} was made with other settings than the recipe {recipe.name} has: "
-                + ", ".join(f"{section}.{key} {made[key]!r}, not {values[key]!r}" for key in changed)
+                + ", ".join(f"{section}.{key} {stated[key]!r}, not {values[key]!r}" for key in changed)
             )
     names = [ENCODER, DECODER] if control is None else [f"{CONTROLS}/{control}.safetensors"]
     for name in names:
@@ -270,10 +270,10 @@ def _trained_state(folder: Path, base: RefragModel) -> dict[str, Tensor]:
     """
     trained, before = model_state(RefragModel.load(folder)), model_state(base)
     for name in sorted({*trained, *before}):
-        found, wanted = trained.get(name), before.get(name)
-        if found is None or wanted is None or found.shape != wanted.shape:
+        tensor, wanted = trained.get(name), before.get(name)
+        if tensor is None or wanted is None or tensor.shape != wanted.shape:
             raise ArtifactError(
-                f"{folder} is not of this recipe: {name} is {'missing' if found is None else tuple(found.shape)}, "
+                f"{folder} is not of this recipe: {name} is {'missing' if tensor is None else tuple(tensor.shape)}, "
                 f"and the recipe makes it {'nothing' if wanted is None else tuple(wanted.shape)}"
             )
     for name in _frozen(base):
@@ -295,20 +295,20 @@ def _frozen(base: RefragModel) -> list[str]:
     return [name for name in model_state(base) if name not in trained]
 
 
-def _is_unchanged(file: Path, before: State, trained: State) -> bool:
+def _is_unchanged(file: Path, before: StateDict, trained: StateDict) -> bool:
     """Whether a part is what its packed file says, number by number, but for what half precision makes of it."""
-    found = decode(before, load_file(file))
+    decoded = decode(before, load_file(file))
     return all(
-        torch.allclose(trained[name].float(), found[name].float(), rtol=UNCHANGED_TOLERANCE, atol=1e-6)
+        torch.allclose(trained[name].float(), decoded[name].float(), rtol=UNCHANGED_TOLERANCE, atol=1e-6)
         for name in trained
     )
 
 
-def _part(state: State, is_decoder: bool) -> dict[str, Tensor]:
+def _part(state: StateDict, is_decoder: bool) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name.startswith("decoder.") == is_decoder}
 
 
-def _write(path: Path, before: State, trained: State, coding: Coding, layers: Coding | None = None) -> float:
+def _write(path: Path, before: StateDict, trained: StateDict, coding: Coding, layers: Coding | None = None) -> float:
     """Write one packed file; returns the relative error of what it gives back.
 
     Args: layers: how an encoder's backbone is written, if otherwise than the rest.
@@ -321,6 +321,6 @@ def _write(path: Path, before: State, trained: State, coding: Coding, layers: Co
     return relative_error(before, trained, decode(before, packed))
 
 
-def _set_state(model: RefragModel, state: State) -> None:
+def _set_state(model: RefragModel, state: StateDict) -> None:
     # Tied tensors are named once, and set all the same.
     model.load_state_dict(state, strict=False)

@@ -99,7 +99,7 @@ def named_sources(recipe: Recipe) -> list[str]:
 
 def figures_of(stages: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
     """What the manifests of trainings say of them."""
-    return {made.stage: training_figures(made.metrics) for made in stages if "steps" in made.metrics}
+    return {manifest.stage: training_figures(manifest.metrics) for manifest in stages if "steps" in manifest.metrics}
 
 
 def training_figures(values: Mapping[str, Any]) -> dict[str, Any]:

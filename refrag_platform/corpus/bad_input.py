@@ -11,7 +11,7 @@ from typing import Literal
 from refrag_platform.errors import RefragError
 from refrag_platform.names import printable
 
-Kind = Literal[
+BadInputKind = Literal[
     "broken_utf8",
     "empty_file",
     "empty_text",
@@ -32,11 +32,11 @@ class BadInput:
     """Collects faults; each goes to `log` (JSON lines: kind, place, message) and the first few to the screen."""
 
     def __init__(self, policy: Literal["skip", "stop"], log: Path) -> None:
-        self.counts: Counter[Kind] = Counter()
+        self.counts: Counter[BadInputKind] = Counter()
         self._policy = policy
         self._log = log
 
-    def report(self, kind: Kind, file: str, message: str, row: int | None = None) -> None:
+    def report(self, kind: BadInputKind, file: str, message: str, row: int | None = None) -> None:
         """Record one fault; `row` counts from 1. The message may quote the file: what a terminal would obey is escaped.
 
         Raises:

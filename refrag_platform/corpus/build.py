@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from refrag_platform.corpus.bad_input import BadInput
-from refrag_platform.corpus.dedup import Seen
+from refrag_platform.corpus.dedup import FingerprintSet
 from refrag_platform.corpus.documents import Document
 from refrag_platform.corpus.passages import cut_passages
 from refrag_platform.corpus.question_maker import QuestionMaker
@@ -80,7 +80,7 @@ class UniqueDocuments:
         self._documents = documents
 
     def __iter__(self) -> Iterator[Document]:
-        seen = Seen()
+        seen = FingerprintSet()
         for document in self._documents:
             if seen.add(document.sha256):
                 yield document

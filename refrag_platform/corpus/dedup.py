@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-class Seen:
+class FingerprintSet:
     """A set of 64-bit fingerprints by open addressing; at 10 million texts a false hit has odds of 3e-6."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Section:
+class DocumentSection:
     """A titled stretch of a document, `text[start:end]`; passages are cut inside sections, never across."""
 
     title: str
@@ -33,7 +33,7 @@ class Document:
     title: str
     source: str
     text: str
-    sections: tuple[Section, ...]
+    sections: tuple[DocumentSection, ...]
     facts: tuple[Fact, ...] = ()
     group: str = ""
 
@@ -45,4 +45,4 @@ class Document:
 
 def plain_document(id: str, title: str, source: str, text: str, group: str = "") -> Document:
     """A document of one section."""
-    return Document(id, title, source, text, (Section(title, 0, len(text)),), group=group or id)
+    return Document(id, title, source, text, (DocumentSection(title, 0, len(text)),), group=group or id)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refrag_platform.corpus.documents import Document, Fact, Section
-from refrag_platform.corpus.facts import FIELDS, Found, Profile, facts_of
+from refrag_platform.corpus.documents import Document, DocumentSection, Fact
+from refrag_platform.corpus.facts import FIELDS, Profile, ProfileFact, facts_of
 from refrag_platform.corpus.splits import SPLITS, split_of
 from refrag_platform.corpus.text import strip_markup
 from refrag_platform.errors import RefragError
@@ -69,21 +69,21 @@ def version() -> str:
 
 def countries() -> list[Country]:
     """Every profile, by region and code."""
-    found = []
+    profiles = []
     for path in sorted(folder().glob("*/*.json")):
         profile = json.loads(path.read_text(encoding="utf-8"))
-        found.append(Country(path.stem, _name(path.stem, profile), path.parent.name, profile))
-    return found
+        profiles.append(Country(path.stem, _name(path.stem, profile), path.parent.name, profile))
+    return profiles
 
 
 def read_factbook(recipe: CorpusRecipe, limit: int | None) -> list[Document]:
     """The country documents, all of them or a part of `limit` that has every split and every region."""
-    found = countries()
-    chosen = {country.code for country in (found if limit is None else choose_part(found, recipe, limit))}
-    return [_document(country) for country in found if country.code in chosen]
+    every = countries()
+    chosen = {country.code for country in (every if limit is None else choose_part(every, recipe, limit))}
+    return [_document(country) for country in every if country.code in chosen]
 
 
-def read_factbook_facts() -> Iterator[tuple[str, str, list[Found]]]:
+def read_factbook_facts() -> Iterator[tuple[str, str, list[ProfileFact]]]:
     """(document, country, facts) of every country."""
     for country in countries():
         yield _id(country), country.name, _facts(country, _profile(country))
@@ -96,12 +96,12 @@ def read_factbook_profiles() -> Iterator[tuple[str, str, Profile]]:
             yield _id(country), country.name, _profile(country)
 
 
-def choose_part(found: list[Country], recipe: CorpusRecipe, limit: int) -> list[Country]:
+def choose_part(candidates: list[Country], recipe: CorpusRecipe, limit: int) -> list[Country]:
     """`limit` countries in the shares of the splits, spread over the regions, fully described ones first.
 
     The split of a country stays what its id says: the part only takes some of each.
     """
-    order = _spread(found)
+    order = _spread(candidates)
     shares = {"test": recipe.test_share, "validation": recipe.validation_share}
     chosen: list[Country] = []
     for split, share in shares.items():
@@ -111,12 +111,12 @@ def choose_part(found: list[Country], recipe: CorpusRecipe, limit: int) -> list[
     return (chosen + training[: max(0, limit - len(chosen))])[:limit]
 
 
-def _spread(found: list[Country]) -> list[Country]:
+def _spread(candidates: list[Country]) -> list[Country]:
     """Countries in turn from every region; those with many facts first, then by hash."""
-    sparse = {country.code: len(_facts(country, _profile(country))) < len(FIELDS) // 2 for country in found}
+    sparse = {country.code: len(_facts(country, _profile(country))) < len(FIELDS) // 2 for country in candidates}
     turns: list[tuple[bool, int, str, Country]] = []
     taken: Counter[tuple[bool, str]] = Counter()
-    for country in sorted(found, key=lambda country: hashlib.sha256(country.code.encode()).hexdigest()):
+    for country in sorted(candidates, key=lambda country: hashlib.sha256(country.code.encode()).hexdigest()):
         place = sparse[country.code], country.region
         turns.append((place[0], taken[place], place[1], country))
         taken[place] += 1
@@ -127,7 +127,7 @@ def _id(country: Country) -> str:
     return f"factbook/{country.code}"
 
 
-def _facts(country: Country, profile: Profile) -> list[Found]:
+def _facts(country: Country, profile: Profile) -> list[ProfileFact]:
     """What can be asked about a country; nothing about the world as a whole."""
     return [] if country.region == "world" else facts_of(country.name, profile)
 
@@ -171,7 +171,7 @@ def _line(key: str, text: str) -> str:
 def _document(country: Country) -> Document:
     profile = _profile(country)
     pieces: list[str] = []
-    sections: list[Section] = []
+    sections: list[DocumentSection] = []
     numbers: dict[tuple[str, str], int] = {}
     position = 0
     for (section, field), texts in profile.items():
@@ -179,13 +179,13 @@ def _document(country: Country) -> Document:
         body = "\n".join(_line(key, text) for key, text in texts.items())
         numbers[section, field] = len(sections)
         start = position + len(title) + 1
-        sections.append(Section(title, start, start + len(body)))
+        sections.append(DocumentSection(title, start, start + len(body)))
         pieces.append(f"{title}\n{body}")
         position = start + len(body) + 2
     facts = [
-        Fact(found.field, found.question, found.answers, numbers[found.path])
-        for found in _facts(country, profile)
-        if found.answers[0] in pieces[numbers[found.path]]
+        Fact(fact.field, fact.question, fact.answers, numbers[fact.path])
+        for fact in _facts(country, profile)
+        if fact.answers[0] in pieces[numbers[fact.path]]
     ]
     return Document(
         _id(country), country.name, "factbook", "\n\n".join(pieces), tuple(sections), tuple(facts), _id(country)

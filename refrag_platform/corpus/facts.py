@@ -31,7 +31,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Found:
+class ProfileFact:
     """A fact in one profile."""
 
     field: str
@@ -202,9 +202,9 @@ FIELDS: tuple[Field, ...] = (
 )  # fmt: skip
 
 
-def facts_of(country: str, profile: Profile) -> list[Found]:
+def facts_of(country: str, profile: Profile) -> list[ProfileFact]:
     """The facts of one profile, in an order that differs by country, so that a few of each cover all fields."""
-    found = []
+    facts = []
     for field in FIELDS:
         match = field.pattern.match(_value(field, profile))
         if match is None or len(match["answer"]) > _LONGEST_ANSWER:
@@ -212,8 +212,8 @@ def facts_of(country: str, profile: Profile) -> list[Found]:
         answers = tuple(dict.fromkeys(answer.strip() for answer in (match["answer"], *field.aliases(match))))
         wording = field.wordings[_hash(country, field.name) % len(field.wordings)]
         question = wording.format(x=with_article(country), year=match.groupdict().get("year", ""))
-        found.append(Found(field.name, question, answers, field.path))
-    return sorted(found, key=lambda fact: _hash(fact.field, country))
+        facts.append(ProfileFact(field.name, question, answers, field.path))
+    return sorted(facts, key=lambda fact: _hash(fact.field, country))
 
 
 def with_article(country: str) -> str:

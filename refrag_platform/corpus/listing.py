@@ -18,21 +18,21 @@ _KINDS = (
 )
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
     """files: in a fixed order. unusable: what else is there, and why it can't be read."""
 
     files: list[Path]
     unusable: list[tuple[Path, str]]
 
 
-def find_files(path: Path) -> Found:
+def find_files(path: Path) -> Listing:
     """`path` itself, or what is under it; nothing if it is missing.
 
     A linked folder is read under the link's name unless it is also there under its own; cycles end.
     """
     if path.is_file():
-        return Found([path], [])
-    found = Found([], [])
+        return Listing([path], [])
+    listing = Listing([], [])
     seen: set[tuple[int, int]] = set()
     folders, linked = [path], list[Path]()
     while folders or linked:
@@ -46,20 +46,20 @@ def find_files(path: Path) -> Found:
             entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
         except OSError as error:
             if folder != path or not isinstance(error, FileNotFoundError):
-                found.unusable.append((folder, why_not(error)))
+                listing.unusable.append((folder, why_not(error)))
             continue
         for entry in entries:
             file = Path(entry.path)
             if said := no_file(file):
-                found.unusable.append((file, said))
+                listing.unusable.append((file, said))
             elif file.is_dir():
                 (linked if entry.is_symlink() else folders).append(file)
             else:
-                found.files.append(file)
+                listing.files.append(file)
         linked.sort()
-    found.files.sort(key=lambda file: file.relative_to(path).parts)
-    found.unusable.sort()
-    return found
+    listing.files.sort(key=lambda file: file.relative_to(path).parts)
+    listing.unusable.sort()
+    return listing
 
 
 def no_file(path: Path) -> str | None:

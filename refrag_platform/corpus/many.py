@@ -18,7 +18,7 @@ from refrag_platform.corpus.attributes import QUALITIES, QUANTITIES, Attribute, 
 from refrag_platform.corpus.facts import Profile, with_article
 from refrag_platform.corpus.splits import Split
 from refrag_platform.corpus.swapping import MARK
-from refrag_platform.corpus.wordings import KINDS, Kind, wordings
+from refrag_platform.corpus.wordings import KINDS, QuestionKind, wordings
 from refrag_platform.errors import RefragError
 
 # Fields of a context's passages.
@@ -33,7 +33,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 @dataclass(frozen=True)
-class Settings:
+class ManySettings:
     """What a file of questions is made by.
 
     count: rows. passages: least and most of a context. room: tokens of its passages together, at most, each cut into
@@ -47,7 +47,7 @@ class Settings:
     seed: int = 0
 
 
-class Asked(NamedTuple):
+class QuestionDraft(NamedTuple):
     """What fills a wording, the answers, the best first, and the numbers of the countries that are needed."""
 
     words: dict[str, str]
@@ -56,7 +56,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Context:
+class CountryContext:
     """Countries by name, and for each attribute what the passage of each of them says.
 
     One attribute at least is a quantity, and one a quality that two countries can have alike.
@@ -65,7 +65,7 @@ class Context:
     countries: list[str]
     shown: dict[Attribute, list[str]]
 
-    def question(self, kind: Kind, chance: random.Random) -> Asked | None:
+    def question(self, kind: QuestionKind, chance: random.Random) -> QuestionDraft | None:
         """A question of this kind with one answer; None where the draw finds none."""
         return _ASKING[kind](self, chance)
 
@@ -105,15 +105,15 @@ class Context:
 
     def holding(self, most: int, chance: random.Random) -> tuple[str, list[int]] | None:
         """Either of these."""
-        found = self.of_quality(chance) if chance.random() < 0.5 else self.beyond_limit(most, chance)
-        return found if found and len(found[1]) <= most else None
+        group = self.of_quality(chance) if chance.random() < 0.5 else self.beyond_limit(most, chance)
+        return group if group and len(group[1]) <= most else None
 
     def every(self) -> list[int]:
         return list(range(len(self.countries)))
 
 
 def many_questions(
-    profiles: Sequence[tuple[str, Profile]], split: Split, settings: Settings, positions: Callable[[str, str], int]
+    profiles: Sequence[tuple[str, Profile]], split: Split, settings: ManySettings, positions: Callable[[str, str], int]
 ) -> Iterator[dict[str, Any]]:
     """Rows of a question file (id, question, answers, passages, gold, document_id), a question of each kind a context.
 
@@ -131,17 +131,17 @@ def many_questions(
         for attribute in (*QUANTITIES, *QUALITIES)
     }
     countries = sorted(name for name, _ in profiles if "," not in name)  # Commas part the names of a list.
-    made = number = 0
-    while made < settings.count:
+    written = number = 0
+    while written < settings.count:
         chance = random.Random(f"many {split} {settings.seed} {number}")
         swapped = chance.random() < settings.swapped_share
         context, passages = _context(countries, values, swapped, settings, positions, chance)
         name = f"many/{split}{MARK if swapped else '/'}{settings.seed}-{number}"
         for kind in KINDS:
             asked = next((one for _ in range(QUESTION_DRAWS) if (one := context.question(kind, chance))), None)
-            if asked is None or made == settings.count:
+            if asked is None or written == settings.count:
                 continue
-            made += 1
+            written += 1
             yield {
                 "id": f"{name}/{kind}",
                 "question": _sentence(chance.choice(wordings(kind, split != "train")).format(**asked.words)),
@@ -160,10 +160,10 @@ def _context(
     countries: Sequence[str],
     values: Mapping[Attribute, Mapping[str, str]],
     swapped: bool,
-    settings: Settings,
+    settings: ManySettings,
     positions: Callable[[str, str], int],
     chance: random.Random,
-) -> tuple[Context, list[dict[str, str]]]:
+) -> tuple[CountryContext, list[dict[str, str]]]:
     """Countries with their passages, in random order: as many as were drawn, or as there is room for."""
     least, most = settings.passages
     for _ in range(CONTEXT_DRAWS):
@@ -183,7 +183,7 @@ def _context(
                 break
             passages.append(passage)
         if (count := len(passages)) >= least:
-            return Context(names[:count], {one: own[:count] for one, own in shown.items()}), passages
+            return CountryContext(names[:count], {one: texts[:count] for one, texts in shown.items()}), passages
     raise RefragError(
         f"no {least} of these {len(countries)} countries with the same fields have room in {settings.room} positions; "
         "ask for fewer passages, give more room, or take a larger share of swapped contexts, which need no fields"
@@ -204,7 +204,7 @@ def _value(name: str, values: Mapping[str, str], swapped: bool, chance: random.R
     return chance.choice([shown for other, shown in values.items() if other != name and name not in shown] or [""])
 
 
-def _compare(context: Context, chance: random.Random) -> Asked | None:
+def _compare(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
     quantity, (a, b) = context.quantity(chance), chance.sample(context.every(), 2)
     values = context.numbers(quantity)
     if values[a] == values[b]:
@@ -212,21 +212,25 @@ def _compare(context: Context, chance: random.Random) -> Asked | None:
     more = chance.random() < 0.5
     said = quantity.words.more if more else quantity.words.less
     best = (max if more else min)((a, b), key=lambda number: values[number])
-    return Asked({"more": said, "name": quantity.name, **_pair(context, a, b)}, [context.countries[best]], [a, b])
+    return QuestionDraft(
+        {"more": said, "name": quantity.name, **_pair(context, a, b)}, [context.countries[best]], [a, b]
+    )
 
 
-def _extreme(context: Context, chance: random.Random) -> Asked | None:
+def _extreme(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
     return _best(context, context.every(), {}, chance)
 
 
-def _extreme_of(context: Context, chance: random.Random) -> Asked | None:
-    found = context.of_quality(chance)
-    if found is None or not 1 < len(found[1]) < len(context.countries):
+def _extreme_of(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
+    group = context.of_quality(chance)
+    if group is None or not 1 < len(group[1]) < len(context.countries):
         return None
-    return _best(context, found[1], {"what": found[0]}, chance)
+    return _best(context, group[1], {"what": group[0]}, chance)
 
 
-def _best(context: Context, among: Sequence[int], words: dict[str, str], chance: random.Random) -> Asked | None:
+def _best(
+    context: CountryContext, among: Sequence[int], words: dict[str, str], chance: random.Random
+) -> QuestionDraft | None:
     """Who of these has the most, or the least; everyone's passage is needed to know."""
     quantity, most = context.quantity(chance), chance.random() < 0.5
     values = context.numbers(quantity)
@@ -234,61 +238,65 @@ def _best(context: Context, among: Sequence[int], words: dict[str, str], chance:
     if values[first] == values[second]:
         return None
     words = {**words, "most": quantity.words.most if most else quantity.words.least, "name": quantity.name}
-    return Asked(words, [context.countries[first]], context.every())
+    return QuestionDraft(words, [context.countries[first]], context.every())
 
 
-def _count(context: Context, chance: random.Random) -> Asked | None:
-    found = context.holding(MOST_COUNTED, chance)
-    if found is None:
+def _count(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
+    group = context.holding(MOST_COUNTED, chance)
+    if group is None:
         return None
-    count = len(found[1])
-    return Asked({"what": found[0]}, [str(count), NUMBERS[count]], context.every())
+    count = len(group[1])
+    return QuestionDraft({"what": group[0]}, [str(count), NUMBERS[count]], context.every())
 
 
-def _list(context: Context, chance: random.Random) -> Asked | None:
-    found = context.holding(MOST_LISTED, chance)
-    if found is None:
+def _list(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
+    group = context.holding(MOST_LISTED, chance)
+    if group is None:
         return None
-    return Asked({"what": found[0]}, [", ".join(sorted(context.countries[n] for n in found[1]))], context.every())
+    return QuestionDraft(
+        {"what": group[0]}, [", ".join(sorted(context.countries[n] for n in group[1]))], context.every()
+    )
 
 
-def _which(context: Context, chance: random.Random) -> Asked | None:
-    found = context.holding(len(context.countries), chance)
-    if found is None:
+def _which(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
+    group = context.holding(len(context.countries), chance)
+    if group is None:
         return None
-    others = [number for number in context.every() if number not in found[1]]
+    others = [number for number in context.every() if number not in group[1]]
     if len(others) < NAMED - 1:
         return None
-    own = chance.choice(found[1])
-    named = chance.sample([own, *chance.sample(others, NAMED - 1)], NAMED)
+    answer = chance.choice(group[1])
+    named = chance.sample([answer, *chance.sample(others, NAMED - 1)], NAMED)
     *before, last = [with_article(context.countries[number]) for number in named]
-    return Asked({"what": found[0], "names": f"{', '.join(before)} or {last}"}, [context.countries[own]], named)
+    return QuestionDraft(
+        {"what": group[0], "names": f"{', '.join(before)} or {last}"}, [context.countries[answer]], named
+    )
 
 
-def _same(context: Context, chance: random.Random) -> Asked | None:
+def _same(context: CountryContext, chance: random.Random) -> QuestionDraft | None:
     """Half of the answers are yes, where any two countries have the same."""
     alike, pairs = chance.random() < 0.5, list(combinations(context.every(), 2))
-    found = {
+    matching = {
         quality: [(a, b) for a, b in pairs if (said[a] == said[b]) == alike]
         for quality in context.qualities()
         if quality.whole
         for said in [context.shown[quality]]
     }
-    possible = [quality for quality in found if found[quality]]
+    possible = [quality for quality in matching if matching[quality]]
     if not possible:
         return None
     quality = chance.choice(possible)
-    a, b = chance.sample(chance.choice(found[quality]), 2)
-    return Asked({"name": quality.name, **_pair(context, a, b)}, ["yes" if alike else "no"], [a, b])
+    a, b = chance.sample(chance.choice(matching[quality]), 2)
+    return QuestionDraft({"name": quality.name, **_pair(context, a, b)}, ["yes" if alike else "no"], [a, b])
 
 
-_ASKING: dict[Kind, Callable[[Context, random.Random], Asked | None]] = {
+_ASKING: dict[QuestionKind, Callable[[CountryContext, random.Random], QuestionDraft | None]] = {
     "compare": _compare, "extreme": _extreme, "count": _count, "list": _list, "which": _which, "same": _same,
     "extreme_of": _extreme_of,
 }  # fmt: skip
 
 
-def _pair(context: Context, a: int, b: int) -> dict[str, str]:
+def _pair(context: CountryContext, a: int, b: int) -> dict[str, str]:
     return {"a": with_article(context.countries[a]), "b": with_article(context.countries[b])}
 
 

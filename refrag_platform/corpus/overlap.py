@@ -78,14 +78,14 @@ def overlaps(judged: Sequence[Question], training: Sequence[Path]) -> list[Overl
     return known.overlaps()
 
 
-def overlap_row(found: Sequence[Overlap]) -> dict[str, int]:
+def overlap_row(questions: Sequence[Overlap]) -> dict[str, int]:
     """How many questions, and how many of them in which way stand in the training text."""
     return {
-        "questions": len(found),
-        "same_question": sum(one.same_question for one in found),
-        "run_of_words": sum(one.share > 0 for one in found),
-        "half_a_passage": sum(one.share >= 0.5 for one in found),
-        "seen": sum(one.seen for one in found),
+        "questions": len(questions),
+        "same_question": sum(one.same_question for one in questions),
+        "run_of_words": sum(one.share > 0 for one in questions),
+        "half_a_passage": sum(one.share >= 0.5 for one in questions),
+        "seen": sum(one.seen for one in questions),
     }
 
 
@@ -100,9 +100,9 @@ class _Judged:
         for number, one in enumerate(questions):
             says = mention(one.answers)
             saying = (place for place, (_, text) in enumerate(one.passages) if says.search(text))
-            own = [one.passages[place][1] for place in one.needed or saying]
-            texts += own
-            self._owners += [number] * len(own)
+            answering = [one.passages[place][1] for place in one.needed or saying]
+            texts += answering
+            self._owners += [number] * len(answering)
         # Words that no judged passage has are 0: a run with one of them can't be met.
         self._vocabulary = {word: number for number, word in enumerate(_vocabulary(texts), 1)}
         self._codes = np.random.default_rng(0).integers(1 << 63, size=len(self._vocabulary) + 1, dtype=np.uint64)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Passage = tuple[str, str]
-Retriever = Literal["listed", "strong", "weak"]
+RetrieverKind = Literal["listed", "strong", "weak"]
 # A weak retriever draws from this many of the best (section 5).
 WEAK_POOL = 200
 
@@ -74,7 +74,7 @@ class Question:
         return replace(self, passages=tuple(self.passages[number] for number in order), gold=gold)
 
 
-def retrieved(question: Question, retriever: Retriever) -> Question:
+def retrieved(question: Question, retriever: RetrieverKind) -> Question:
     """The question as a retriever would serve it; passages are listed best first.
 
     listed: as it is, the gold passages kept. strong: the best, whether gold or not. weak: any of the first 200 in

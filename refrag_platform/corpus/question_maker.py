@@ -34,17 +34,17 @@ class QuestionMaker:
             for passage in passages:
                 same_field[_field_title(document, passage)].append(passage)
         for document, passages in self._documents[split]:
-            made = 0
+            asked = 0
             for fact in document.facts:
                 gold = next((p for p in passages if p.section == fact.section and fact.answers[0] in p.text), None)
-                if gold is None or made == self._questions:
+                if gold is None or asked == self._questions:
                     continue
-                made += 1
+                asked += 1
                 question_id = f"{document.id}/{fact.field}"
                 answer = fact.answers[0].lower()
                 near = [p for p in same_field[_field_title(document, gold)] if p.document_id != document.id]
-                own = [p for p in passages if p.section != gold.section and answer not in p.text.lower()]
-                chosen, position = self._mixed(question_id, gold, near, own)
+                same_document = [p for p in passages if p.section != gold.section and answer not in p.text.lower()]
+                chosen, position = self._mixed(question_id, gold, near, same_document)
                 yield {
                     "id": question_id,
                     "question": fact.question,
@@ -56,14 +56,14 @@ class QuestionMaker:
                 }
 
     def _mixed(
-        self, question_id: str, gold: CorpusPassage, near: list[CorpusPassage], own: list[CorpusPassage]
+        self, question_id: str, gold: CorpusPassage, near: list[CorpusPassage], same_document: list[CorpusPassage]
     ) -> tuple[list[CorpusPassage], int]:
         """The passages of one question in a random order fixed by its id, and where the gold one stands."""
         generator = random.Random(question_id)
         wanted = self._passages - 1
-        from_near = min(len(near), max(wanted - wanted // 2, wanted - len(own)))
-        from_own = min(len(own), wanted - from_near)
-        chosen = [gold, *generator.sample(near, from_near), *generator.sample(own, from_own)]
+        from_near = min(len(near), max(wanted - wanted // 2, wanted - len(same_document)))
+        from_same = min(len(same_document), wanted - from_near)
+        chosen = [gold, *generator.sample(near, from_near), *generator.sample(same_document, from_same)]
         generator.shuffle(chosen)
         return chosen, chosen.index(gold)
 

@@ -119,11 +119,11 @@ def passage_texts(value: Any, where: str, field: str) -> tuple[Passage, ...]:
     """Passages as (title, text), of which one shows something."""
     if not isinstance(value, list) or not all(isinstance(_part(passage, "text"), str) for passage in value):
         raise RefragError(f"{where}: `{field}` must be a list of objects with `text` and, if known, `title`")
-    found = tuple((_title_field(passage.get("title"), where, field), passage["text"]) for passage in value)
-    for number, (title, text) in enumerate(found):
+    passages = tuple((_title_field(passage.get("title"), where, field), passage["text"]) for passage in value)
+    for number, (title, text) in enumerate(passages):
         if not is_visible(title + text):
             raise RefragError(f"{where}: `{field}`[{number}] has neither title nor text; take it out")
-    return found
+    return passages
 
 
 def _title_field(value: Any, where: str, field: str) -> str:

@@ -28,7 +28,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a row (or, where `row` is None, the file) can't be used; `kind` is a `bad_input.Kind`."""
+    """Why a row (or, where `row` is None, the file) can't be used; `kind` is a `BadInputKind` of `bad_input`."""
 
     row: int | None
     kind: Literal["broken_utf8", "bad_json", "missing_column", "column_twice", "wrong_type", "not_text"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from refrag_platform.errors import ArtifactError
+from refrag_platform.files import whole
 
 INDEX = "documents.npy"
 
@@ -38,8 +40,7 @@ class ShardWriter:
         self.documents = 0
         self.tokens = 0
         self._folder, self._dtype, self._shard_tokens = folder, dtype, shard_tokens
-        self._partial = folder / ".tokens.partial"
-        self._stream = self._partial.open("wb")
+        self._shard = ExitStack()  # closes the shard that is being written, if there is one, and gives it its name
         self._index = array("q")
 
     def __enter__(self) -> ShardWriter:
@@ -48,13 +49,11 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        self._shard.__exit__(kind, value, trace)
         if kind is None:
-            if self.tokens % self._shard_tokens:
-                self._partial.rename(self._folder / shard_name(self.tokens // self._shard_tokens))
             index = np.frombuffer(self._index, dtype=np.int64) if self._index else np.zeros(0, np.int64)
-            np.save(self._folder / INDEX, index.astype("<i8").reshape(-1, 2))
-        self._partial.unlink(missing_ok=True)
+            with whole(self._folder / INDEX) as partial, partial.open("wb") as stream:
+                np.save(stream, index.astype("<i8").reshape(-1, 2))
 
     def add(self, ids: np.ndarray) -> tuple[int, int]:
         """Append a document; returns its shard and its first token's position there."""
@@ -63,18 +62,19 @@ class ShardWriter:
         self.documents += 1
         ids = ids.astype(self._dtype)
         while len(ids):
+            if self.tokens % self._shard_tokens == 0:
+                self._begin_shard()
             room = self._shard_tokens - self.tokens % self._shard_tokens
             self._stream.write(ids[:room].tobytes())
             self.tokens += len(ids[:room])
             ids = ids[room:]
             if self.tokens % self._shard_tokens == 0:
-                self._next_shard()
+                self._shard.close()
         return place
 
-    def _next_shard(self) -> None:
-        self._stream.close()
-        self._partial.rename(self._folder / shard_name(self.tokens // self._shard_tokens - 1))
-        self._stream = self._partial.open("wb")
+    def _begin_shard(self) -> None:
+        partial = self._shard.enter_context(whole(self._folder / shard_name(self.tokens // self._shard_tokens)))
+        self._stream = self._shard.enter_context(partial.open("wb"))
 
 
 class Documents(NamedTuple):
@@ -108,9 +108,9 @@ class TokenShards:
         if missing:
             raise ArtifactError(f"{folder} lacks {', '.join(missing)}; restore it with `dvc checkout`")
         self._shards = [np.memmap(path, dtype=dtype, mode="r") for path in names]
-        found = sum(len(shard) for shard in self._shards)
-        if found != self.total:
-            raise ArtifactError(f"{folder} holds {found} tokens, its index says {self.total}; run `refrag run corpus`")
+        held = sum(len(shard) for shard in self._shards)
+        if held != self.total:
+            raise ArtifactError(f"{folder} holds {held} tokens, its index says {self.total}; run `refrag run corpus`")
 
     def __reduce__(self) -> tuple[type[TokenShards], tuple[Path, str]]:
         # Worker processes map the files anew; pickled memory maps would be copied.

@@ -31,8 +31,8 @@ def source_records(project: Project, recipe: Recipe, ask_hub: bool = True) -> li
     """
     records = []
     if (recipe.decoder.tokenizer or "").startswith("path:"):
-        given = str(recipe.decoder.tokenizer).removeprefix("path:")
-        records.append(InputRecord.of(project.root, project.recipe_path(recipe.name).parent / given, given))
+        named = str(recipe.decoder.tokenizer).removeprefix("path:")
+        records.append(InputRecord.of(project.root, project.recipe_path(recipe.name).parent / named, named))
     for source in recipe.corpus.sources:
         if source.kind == "factbook":
             name = f"package:{factbook.PACKAGE}=={factbook.version()}"
@@ -44,10 +44,10 @@ def source_records(project: Project, recipe: Recipe, ask_hub: bool = True) -> li
             root = _root(project, recipe, source)
             for file in find_files(root).files:
                 inside = file.relative_to(root).as_posix() if file != root else ""
-                given = "/".join(filter(None, (source.path or "", inside)))
+                named = "/".join(filter(None, (source.path or "", inside)))
                 # One that has gone meanwhile, or can't be read, is reported where it is read.
                 with suppress(OSError):
-                    records.append(InputRecord.of(project.root, file, given))
+                    records.append(InputRecord.of(project.root, file, named))
     return records
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from refrag_platform.files import whole
 
 ROWS_PER_GROUP = 8192
 DOCUMENTS = pa.schema(
@@ -31,10 +34,12 @@ class TableWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.rows = 0
-        self._path, self._schema = path, schema
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._writer = pq.ParquetWriter(self._partial, schema, compression="zstd")
+        self._schema = schema
         self._waiting: list[dict[str, Any]] = []
+        with ExitStack() as stack:
+            partial = stack.enter_context(whole(path))
+            self._writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd"))
+            self._file = stack.pop_all()
 
     def __enter__(self) -> TableWriter:
         return self
@@ -42,13 +47,11 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is not None:
+            self._file.__exit__(kind, value, trace)
+            return
+        with self._file:
             self._flush()
-        self._writer.close()
-        if kind is None:
-            self._partial.rename(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
 
     def add(self, row: dict[str, Any]) -> None:
         self._waiting.append(row)

@@ -44,11 +44,11 @@ def blocks(text: str) -> list[tuple[int, int]]:
     """Spans of at most about BLOCK_CHARACTERS that cover the text and begin where a word begins."""
     spans, start = [], 0
     while len(text) - start > BLOCK_CHARACTERS:
-        found = _WORD_START.search(text, start + BLOCK_CHARACTERS)
-        if found is None:
+        match = _WORD_START.search(text, start + BLOCK_CHARACTERS)
+        if match is None:
             break
-        spans.append((start, found.start()))
-        start = found.start()
+        spans.append((start, match.start()))
+        start = match.start()
     return [*spans, (start, len(text))]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Kind = Literal["compare", "extreme", "count", "list", "which", "same", "extreme_of"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+QuestionKind = Literal["compare", "extreme", "count", "list", "which", "same", "extreme_of"]
+KINDS: tuple[QuestionKind, ...] = get_args(QuestionKind)
 
-EXPLAINED: dict[Kind, str] = {
+EXPLAINED: dict[QuestionKind, str] = {
     "compare": "which of two countries has more, or less, of something",
     "extreme": "which country has the most, or the least, of it",
     "count": "for how many countries something holds",
@@ -19,7 +19,7 @@ EXPLAINED: dict[Kind, str] = {
 
 # Of each kind the last two are held out: training never sees them, held-out questions are asked in them alone.
 HELD_OUT = 2
-WORDINGS: dict[Kind, tuple[str, ...]] = {
+WORDINGS: dict[QuestionKind, tuple[str, ...]] = {
     "compare": (
         "Which has the {more} {name}, {a} or {b}?",
         "Does {a} or {b} have the {more} {name}?",
@@ -79,6 +79,6 @@ WORDINGS: dict[Kind, tuple[str, ...]] = {
 }
 
 
-def wordings(kind: Kind, held_out: bool) -> tuple[str, ...]:
+def wordings(kind: QuestionKind, held_out: bool) -> tuple[str, ...]:
     """Those that training sees, or those that it doesn't."""
     return WORDINGS[kind][-HELD_OUT:] if held_out else WORDINGS[kind][:-HELD_OUT]

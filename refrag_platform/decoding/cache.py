@@ -143,12 +143,12 @@ def attend(
         result = _exact(query, key, value, scaling, sliding_window)
     elif step.slot is not None:
         reach = step.mask.shape[-1]
-        own = keys[:, :, :reach], values[:, :, :reach]
+        pair = keys[:, :, :reach], values[:, :, :reach]
         if len(keys) > 1:
             # A copy: which slot it is, the graph can't know.
-            own = own[0].index_select(0, step.slot), own[1].index_select(0, step.slot)
+            pair = pair[0].index_select(0, step.slot), pair[1].index_select(0, step.slot)
         masked = _few if query.shape[2] <= FEW else _masked
-        result = masked(query, *own, _near(step.mask, sliding_window), scaling)
+        result = masked(query, *pair, _near(step.mask, sliding_window), scaling)
     else:
         batch, reach = query.shape[0], step.mask.shape[-1]
         mask = _near(step.mask, sliding_window)

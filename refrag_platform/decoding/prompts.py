@@ -121,13 +121,13 @@ def _tokens(ids: NDArray[np.int32], chunk_size: int) -> NDArray[np.int32]:
     return rows
 
 
-def _gathered(found: list[Tensor], device: torch.device) -> Tensor:
+def _gathered(parts: list[Tensor], device: torch.device) -> Tensor:
     """Vectors in one tensor, pinned where a GPU fetches it."""
-    if len(found) == 1:
-        return found[0]
-    if any(vectors.is_cuda for vectors in found):
-        return torch.cat([vectors.to(device) for vectors in found])
-    if device.type != "cuda" or len({vectors.dtype for vectors in found}) > 1:
-        return torch.cat(found)
-    pinned = torch.empty(sum(map(len, found)), found[0].shape[1], dtype=found[0].dtype, pin_memory=True)
-    return torch.cat(found, out=pinned)
+    if len(parts) == 1:
+        return parts[0]
+    if any(vectors.is_cuda for vectors in parts):
+        return torch.cat([vectors.to(device) for vectors in parts])
+    if device.type != "cuda" or len({vectors.dtype for vectors in parts}) > 1:
+        return torch.cat(parts)
+    pinned = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(parts, out=pinned)

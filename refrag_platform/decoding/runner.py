@@ -240,8 +240,8 @@ def batch_bucket(batch: int) -> int:
     return 1 << (batch - 1).bit_length() if batch <= 16 else -(-batch // 16) * 16
 
 
-def _run_layer(layer: nn.Module, slot_cache: tuple[Tensor, Tensor], hidden_states: Tensor, **given: Any) -> Tensor:
-    return type(layer).forward(layer, hidden_states, slot_cache=slot_cache, **given)
+def _run_layer(layer: nn.Module, slot_cache: tuple[Tensor, Tensor], hidden_states: Tensor, **arguments: Any) -> Tensor:
+    return type(layer).forward(layer, hidden_states, slot_cache=slot_cache, **arguments)
 
 
 def _layers(decoder: PreTrainedModel) -> nn.ModuleList:

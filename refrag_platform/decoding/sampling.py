@@ -90,8 +90,8 @@ def pick_batch(samplers: list[Sampler], logits: Tensor) -> list[Token | Exceptio
             return error
 
     # In one transfer; ids are whole numbers that a double holds.
-    found = torch.stack([part.double() for part in logits.max(-1)], 1).tolist()
-    return [pick(sampler, row, *highest) for sampler, row, highest in zip(samplers, logits, found, strict=True)]
+    maxima = torch.stack([part.double() for part in logits.max(-1)], 1).tolist()
+    return [pick(sampler, row, *highest) for sampler, row, highest in zip(samplers, logits, maxima, strict=True)]
 
 
 def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:

@@ -43,7 +43,7 @@ class _Choice:
     slot: int
     sampler: Sampler
     positions: int = 0
-    made: int = 0
+    drawn: int = 0
     last: int = 0
 
 
@@ -324,9 +324,9 @@ class Scheduler:
             stream.put(Event(choice.number, finish_reason="stop"))
             self._free(choice)
             return
-        choice.made, choice.last = choice.made + 1, token.id
+        choice.drawn, choice.last = choice.drawn + 1, token.id
         stream.put(Event(choice.number, token))
-        if choice.sampler.whole or choice.made == most:
+        if choice.sampler.whole or choice.drawn == most:
             stream.put(Event(choice.number, finish_reason="stop" if choice.sampler.whole else "length"))
             self._free(choice)
 

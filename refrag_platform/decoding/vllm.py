@@ -158,9 +158,9 @@ def _tell(part: Any, top_logprobs: int | None, stop_ids: frozenset[int], stream:
         if token in stop_ids:
             continue
         known = part.logprobs[place] if top_logprobs is not None else {}
-        ranked = sorted(((one, found.logprob) for one, found in known.items()), key=lambda one: -one[1])
-        own = known[token].logprob if known else None
-        stream.put(Event(part.index, Token(token, own, tuple(ranked[:top_logprobs]))))
+        ranked = sorted(((one, entry.logprob) for one, entry in known.items()), key=lambda one: -one[1])
+        logprob = known[token].logprob if known else None
+        stream.put(Event(part.index, Token(token, logprob, tuple(ranked[:top_logprobs]))))
     if part.finish_reason in ("stop", "length"):
         stream.put(Event(part.index, finish_reason=part.finish_reason))
     elif part.finish_reason is not None:

@@ -16,7 +16,7 @@ from refrag_platform.model.segments import Prompt, Text, prompt_length
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """The text, and the time from prompt and chunk vectors to the first token; None where prompts share a batch."""
 
     text: str
@@ -25,7 +25,7 @@ class Answer:
 
 def answers(
     reader: RefragModel, prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int = 1
-) -> Iterator[tuple[int, Answer]]:
+) -> Iterator[tuple[int, TimedAnswer]]:
     """The answer to each prompt with its number; in a batch, prompts of like length come together."""
     stops = stop_ids(reader.tokenizer)
 
@@ -38,14 +38,14 @@ def answers(
             stream = generate(reader, prompt, max_new_tokens, stops)
             first = next(stream, None)
             ttft = (time.perf_counter() - begun) * 1e3
-            yield number, Answer(text([] if first is None else [first, *stream]), ttft)
+            yield number, TimedAnswer(text([] if first is None else [first, *stream]), ttft)
         return
     order = sorted(range(len(prompts)), key=lambda number: prompt_length(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         generated = generate_batch(reader, [prompts[number] for number in numbers], max_new_tokens, stops)
         for number, ids in zip(numbers, generated, strict=True):
-            yield number, Answer(text(ids), None)
+            yield number, TimedAnswer(text(ids), None)
 
 
 @torch.inference_mode()

@@ -29,7 +29,9 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
     Of the questions count the files whose names, without folders, both have.
     """
     pairs = [(name, one[name], other[name]) for name in one if name != "questions"]
-    files, others = ({PurePath(path).name: own for path, own in each["questions"].items()} for each in (one, other))
+    files, others = (
+        {PurePath(path).name: digest for path, digest in each["questions"].items()} for each in (one, other)
+    )
     pairs += [(f"file of questions, {name}", files[name], others[name]) for name in files if name in others]
     return next((f"{name}: {_said(a)} and {_said(b)}" for name, a, b in pairs if a != b), None)
 

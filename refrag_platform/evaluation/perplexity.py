@@ -34,7 +34,7 @@ from refrag_platform.progress import Progress
 
 
 @dataclass(frozen=True)
-class Scores:
+class Likelihoods:
     """One system's negative log-likelihoods, [W, o] nats; [0, 0] where the system can't be had."""
 
     system: str
@@ -81,21 +81,21 @@ def evaluate_perplexity(
     """
     controls = controls or {}
     runs = len(PLAIN_SYSTEMS) + len(controls) + len(shares) + 3
-    scores: list[Scores] = []
+    scores: list[Likelihoods] = []
     size, start = model.chunk_size, model.start_token_id
     with Progress("perplexity", runs * len(windows), "windows") as progress:
 
         def plain(decoder: PreTrainedModel, read: PlainSystem, tuned: bool, system: str | None = None) -> None:
             progress.update(0, system or f"{read}{' (tuned)' if tuned else ''}")
             nll = score_plain(decoder, read, windows, size, start, batch_size, progress)
-            scores.append(Scores(system or read, tuned, None, nll))
+            scores.append(Likelihoods(system or read, tuned, None, nll))
 
         def refrag(system: str, share: float, chunks: ChunkSource = "own") -> None:
             progress.update(0, system)
             nll = np.empty((0, 0))
             if chunks != "another" or windows.of_another_document() is not None:
                 nll = score_refrag(model, policy, windows, share, batch_size, chunks, seed, progress)
-            scores.append(Scores(system, True, share, nll))
+            scores.append(Likelihoods(system, True, share, nll))
 
         for system in PLAIN_SYSTEMS:
             plain(untuned, system, tuned=False)
@@ -114,7 +114,7 @@ def window_items(nll: NDArray[np.float64], windows: Windows) -> ItemSet:
     return ItemSet.of(windows_digest(windows), windows.documents, window_means(nll))
 
 
-def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: int) -> dict[str, Any]:
+def _report(scores: Sequence[Likelihoods], windows: Windows, chunk_size: int, seed: int) -> dict[str, Any]:
     rows = [_row(score, chunk_size) for score in scores]
     compared = next(score for score in scores if score.system == "refrag")
     by_name = {
@@ -137,7 +137,7 @@ def _report(scores: Sequence[Scores], windows: Windows, chunk_size: int, seed: i
     }
 
 
-def _row(score: Scores, chunk_size: int) -> dict[str, Any]:
+def _row(score: Likelihoods, chunk_size: int) -> dict[str, Any]:
     return {
         "system": score.system,
         "tuned": score.tuned,
@@ -148,7 +148,7 @@ def _row(score: Scores, chunk_size: int) -> dict[str, Any]:
     }
 
 
-def _intervals(score: Scores, windows: Windows, seed: int) -> dict[str, Any]:
+def _intervals(score: Likelihoods, windows: Windows, seed: int) -> dict[str, Any]:
     means = window_means(score.nll)
     return {
         "system": score.system,
@@ -162,7 +162,11 @@ def _intervals(score: Scores, windows: Windows, seed: int) -> dict[str, Any]:
 
 
 def _gap_intervals(
-    recovered: Mapping[str, float | None], scores: Sequence[Scores], refrag: Scores, windows: Windows, seed: int
+    recovered: Mapping[str, float | None],
+    scores: Sequence[Likelihoods],
+    refrag: Likelihoods,
+    windows: Windows,
+    seed: int,
 ) -> dict[str, list[float] | None]:
     """The documents' share in the gap and in what is recovered of it is resampled together."""
     means = {score.system: window_means(score.nll) for score in (*scores, refrag) if score.tuned}
@@ -174,7 +178,7 @@ def _gap_intervals(
     return {name: None if share is None else interval(name) for name, share in recovered.items()}
 
 
-def _difference(worse: Scores, refrag: Scores, windows: Windows, seed: int) -> dict[str, Any]:
+def _difference(worse: Likelihoods, refrag: Likelihoods, windows: Windows, seed: int) -> dict[str, Any]:
     """How much lower refrag is, window by window: above zero means better."""
     one, other = window_means(worse.nll), window_means(refrag.nll)
     gains = {name: mean_gain(one[name] - other[name], windows.documents, seed) for name in one if name in other}

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.answering import Answer, answers, warm_up
+from refrag_platform.evaluation.answering import TimedAnswer, answers, warm_up
 from refrag_platform.evaluation.items import ItemSet, questions_digest
 from refrag_platform.evaluation.metrics import judgeable
 from refrag_platform.evaluation.rag_rows import NOT_SEEN, SEEN, Scores, judged, names, parts
@@ -175,7 +175,7 @@ def _answered(
     batch_size: int,
     seed: int,
     progress: Progress,
-) -> Iterator[tuple[int, Reading, Prompt, int, Answer]]:
+) -> Iterator[tuple[int, Reading, Prompt, int, TimedAnswer]]:
     """Every question in every reading: its number, the reading, the prompt, the full prompt's length, the answer.
 
     For each reading the questions come in their order.
@@ -192,7 +192,7 @@ def _answered(
             # Chance of its own for each question: what other systems draw changes nothing.
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             jobs += [(number, *one) for one in prompts(readers, question, wrong, wanted, generator)]
-        answered: dict[int, Answer] = {}
+        answered: dict[int, TimedAnswer] = {}
         for reader in {id(reader): reader for reader in map(readers.of, (job[1].system for job in jobs))}.values():
             chosen = [number for number, job in enumerate(jobs) if readers.of(job[1].system) is reader]
             for place, answer in answers(reader, [jobs[number][2] for number in chosen], max_new_tokens, batch_size):

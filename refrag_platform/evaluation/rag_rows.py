@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refrag_platform.corpus.question import Question
-from refrag_platform.evaluation.answering import Answer
+from refrag_platform.evaluation.answering import TimedAnswer
 from refrag_platform.evaluation.metrics import (
     bootstrap_interval,
     exact_match,
@@ -57,7 +57,9 @@ class Scores:
         wanted = set(numbers)
         return replace(self, answers=[one for one in self.answers if one.number in wanted])
 
-    def add(self, number: int, question: Question, text: str, answer: Answer, tokens: int, full_tokens: int) -> None:
+    def add(
+        self, number: int, question: Question, text: str, answer: TimedAnswer, tokens: int, full_tokens: int
+    ) -> None:
         references = question.answers or (NO_ANSWER,)
         scores = {name: score(text, references) for name, score in SCORERS.items()}
         self.answers.append(JudgedAnswer(number, scores, is_refusal(text), tokens, full_tokens, answer.ttft_ms))

@@ -226,7 +226,7 @@ def _with_others(passages: Sequence[Chunks], vectors: Sequence[torch.Tensor]) ->
     others = torch.cat(list(vectors))
     counts = [len(part.token_ids) for part in passages]
     drawn = others[torch.arange(sum(counts), device=others.device) % len(others)].split(counts)
-    return [replace(part, vectors=own) for part, own in zip(passages, drawn, strict=True)]
+    return [replace(part, vectors=other) for part, other in zip(passages, drawn, strict=True)]
 
 
 def other_question(questions: Sequence[Question], number: int) -> Question | None:

@@ -36,7 +36,7 @@ THRESHOLDS = tuple(round(0.01 * step, 2) for step in range(1, 100))
 
 
 @dataclass(frozen=True)
-class Case:
+class LookupQuestion:
     """One question to look up.
 
     before: what the user said before it. gold: passages that hold the answer, as far as they are known. group: what it
@@ -58,13 +58,13 @@ class Looked:
     similarity: that of the nearest passage that the service would send, -1 to 1.
     """
 
-    case: Case
+    case: LookupQuestion
     alone: int
     together: int
     similarity: float
 
 
-def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[Case]:
+def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[LookupQuestion]:
     """At most `limit` cases of each kind from a corpus' questions, and about the Factbook's other countries.
 
     Raises:
@@ -85,14 +85,14 @@ def factbook_cases(content: Path, limit: int, seed: int = 0) -> list[Case]:
     if len(by_document) < 2:
         raise RefragError(f"{content} has questions about fewer than two countries of the Factbook; give --questions")
     wordings = {field.name: field.wordings for field in FIELDS}
-    cases: list[Case] = []
+    cases: list[LookupQuestion] = []
     chance.shuffle(known)
     for one in known[:limit]:
         gold = frozenset(one.passages[number] for number in one.gold)
         country = with_article(next(iter(gold))[0].split(" - ")[0])
 
         def case(kind: str, question: str, before: Sequence[str], gold: frozenset[Passage], group: str) -> None:
-            cases.append(Case(kind, question, "\n".join(before), gold, group, bool(gold)))
+            cases.append(LookupQuestion(kind, question, "\n".join(before), gold, group, bool(gold)))
 
         alike = [other.question for other in by_field[_field(one)] if other.document != one.document]
         others = [other.question for other in by_document[one.document] if other is not one]
@@ -135,7 +135,7 @@ def _field(question: Question) -> str:
     return question.id.rsplit("/", 1)[-1]
 
 
-def file_cases(questions: Sequence[Question], content: Path, kind: str = "") -> list[Case]:
+def file_cases(questions: Sequence[Question], content: Path, kind: str = "") -> list[LookupQuestion]:
     """The cases of questions with passages; their kinds say whether the store in `content` holds the answer.
 
     It doesn't where a question's gold passages are none of the store's own, or `answerable` is false.
@@ -150,11 +150,13 @@ def file_cases(questions: Sequence[Question], content: Path, kind: str = "") -> 
         answerable = bool(gold) or (not listed and one.answerable is not False)
         name = IN_STORE if gold else GOLD_UNKNOWN if answerable else NOT_IN_STORE
         before = "\n".join(text for role, text in one.history if role == "user")
-        cases.append(Case(f"{kind}, {name}" if kind else name, one.question, before, gold, one.document, answerable))
+        cases.append(
+            LookupQuestion(f"{kind}, {name}" if kind else name, one.question, before, gold, one.document, answerable)
+        )
     return cases
 
 
-def look_up(store: ChunkStore, cases: Sequence[Case], passages: int) -> Iterator[tuple[Looked, list[Hit]]]:
+def look_up(store: ChunkStore, cases: Sequence[LookupQuestion], passages: int) -> Iterator[tuple[Looked, list[Hit]]]:
     """Every case, looked up as served, with the passages that the service would send.
 
     Args: passages: how many it sends.
@@ -176,7 +178,7 @@ def cuts_of(store: ChunkStore) -> tuple[int, ...]:
     return tuple(cut for cut in CUTS if cut <= max(store.description.passages, 1))
 
 
-def _rank(case: Case, hits: Sequence[Hit]) -> int:
+def _rank(case: LookupQuestion, hits: Sequence[Hit]) -> int:
     return next((rank for rank, hit in enumerate(hits, 1) if (hit.title, hit.text) in case.gold), 0)
 
 

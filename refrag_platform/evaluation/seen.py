@@ -41,11 +41,11 @@ def seen_in_training(
     # A bare machine has no pyarrow.
     readable = [path for path in files if path.suffix != ".parquet" or find_spec("pyarrow")]
     there = [path for path in readable if path.is_file()]
-    found = iter(overlaps([question for questions in sets for question in questions], there))
+    overlapping = iter(overlaps([question for questions in sets for question in questions], there))
 
     def named(paths: Sequence[Path]) -> list[str]:
         return [name_text(path.relative_to(root) if path.is_relative_to(root) else path.name) for path in paths]
 
     told = {"files": named(there), "missing": named([path for path in files if path not in there])}
-    own = [[next(found) for _ in questions] for questions in sets]
-    return [(one, {**overlap_row(one), **told}) for one in own]
+    by_set = [[next(overlapping) for _ in questions] for questions in sets]
+    return [(one, {**overlap_row(one), **told}) for one in by_set]

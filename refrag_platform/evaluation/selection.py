@@ -98,7 +98,7 @@ def judged_questions(
 
 
 @dataclass
-class Found:
+class SystemFigures:
     """One system's figures at one share: {metric: [items]}, NaN where an item was not judged."""
 
     system: str
@@ -146,7 +146,7 @@ def evaluate_selection(
     """
     items = len(judged.episodes)
     tried = {turn * items // oracle for turn in range(min(oracle, items))} if oracle else set()
-    found: dict[tuple[str, float], Found] = {}
+    figures: dict[tuple[str, float], SystemFigures] = {}
     size = model.chunk_size
     with Progress("selection", items * len(shares), "choices of chunks") as progress:
         for numbers in _batches(judged.episodes, batch_size):
@@ -161,7 +161,7 @@ def evaluate_selection(
                 losses = judged_losses(model, batch, vectors, torch.cat(list(keep.values()), 1).to(model.device))
                 parts = losses.cpu().split([flags.shape[1] for flags in keep.values()], 1)
                 for (system, flags), part in zip(keep.items(), parts, strict=True):
-                    cell = found.setdefault((system, share), Found(system, share))
+                    cell = figures.setdefault((system, share), SystemFigures(system, share))
                     for row, number in enumerate(numbers):
                         cell.put(number, items, _figures(part[row], episodes[row], judged))
                         cell.put(number, items, _kept_answer(flags[row], judged, number))
@@ -169,22 +169,24 @@ def evaluate_selection(
                         _answer(model, episodes, vectors, flags[:, 0], numbers, judged, max_new_tokens, cell)
                 for row in [row for row, number in enumerate(numbers) if number in tried]:
                     part = _oracle(model, episodes[row], vectors[row : row + 1, : len(episodes[row].chunks)], share)
-                    cell = found.setdefault(("oracle", share), Found("oracle", share))
+                    cell = figures.setdefault(("oracle", share), SystemFigures("oracle", share))
                     cell.put(numbers[row], items, _figures(part, episodes[row], judged))
                 progress.update(len(numbers))
-    cells = list(found.values())
+    cells = list(figures.values())
     counted = "questions" if judged.references else "windows"
     return {
         "rows": [_row(cell, counted) for cell in sorted(cells, key=lambda cell: shares.index(cell.share))],
         "differences": [
-            _difference(found[name, share], cell, judged.groups, seed)
+            _difference(figures[name, share], cell, judged.groups, seed)
             for share in shares
             for name in policies
             for cell in cells
             if cell.share == share and cell.system != name
         ],
         "documents_used": len(set(judged.groups)),
-        "references_skipped": sum(len(own) - len(judgeable(own)) for own in judged.references or []),
+        "references_skipped": sum(
+            len(references) - len(judgeable(references)) for references in judged.references or []
+        ),
     }
 
 
@@ -289,7 +291,7 @@ def _answer(
     numbers: Sequence[int],
     judged: JudgedSet,
     max_new_tokens: int,
-    cell: Found,
+    cell: SystemFigures,
 ) -> None:
     """Exact match and F1 of greedy answers with the chunks of keep [B, L]."""
     prompts: list[Prompt] = []
@@ -307,13 +309,13 @@ def _answer(
         cell.put(numbers[row], len(judged.episodes), figures)
 
 
-def _row(cell: Found, counted: str) -> dict[str, Any]:
+def _row(cell: SystemFigures, counted: str) -> dict[str, Any]:
     means = {name: rounded(np.nanmean(values)) for name, values in cell.values.items()}
     judged = int(max(np.isfinite(values).sum() for values in cell.values.values()))
     return {"system": cell.system, "share_kept": cell.share, **means, counted: judged}
 
 
-def _difference(policy: Found, other: Found, groups: Sequence[str], seed: int) -> dict[str, Any]:
+def _difference(policy: SystemFigures, other: SystemFigures, groups: Sequence[str], seed: int) -> dict[str, Any]:
     row: dict[str, Any] = {"share_kept": policy.share, "system": policy.system, "over": other.system}
     for name in [name for name in policy.values if name in other.values]:
         better = 1 if name in {"answer_kept", "exact_match", "f1"} else -1

@@ -18,8 +18,8 @@ from refrag_platform.evaluation.metrics import judgeable
 from refrag_platform.evaluation.rag import RagEvaluation, evaluate_rag
 from refrag_platform.evaluation.retrieval import (
     IN_STORE,
-    Case,
     Looked,
+    LookupQuestion,
     cuts_of,
     file_cases,
     look_up,
@@ -141,7 +141,7 @@ def beside_found(report: Mapping[str, Any]) -> str | None:
     )
 
 
-def _as_asked(question: Question, case: Case, hits: Sequence[Hit]) -> Question:
+def _as_asked(question: Question, case: LookupQuestion, hits: Sequence[Hit]) -> Question:
     """The question with the passages that were found, put as the engine puts it to policy and decoder."""
     nearest = max(hits, key=lambda hit: hit.score or 0.0, default=None)
     text = texts_to_ask(case.question, case.before)[-1] if nearest and nearest.follows else question.question
@@ -164,13 +164,13 @@ def _items(
 ) -> ItemSet:
     """Figures of every question whose gold passages are known, whether this store holds them or not."""
     known = [place for place, one in enumerate(questions) if one.gold and one.answerable is not False]
-    own = [looked[place] for place in known]
-    held = [bool(one.case.gold) for one in own]
+    lookups = [looked[place] for place in known]
+    held = [bool(one.case.gold) for one in lookups]
     values: dict[str, list[float]] = {HELD: [float(one) for one in held]}
     for cut in cuts:
-        values[f"retrieval_hit_{cut}"] = [float(0 < one.together <= cut) for one in own]
+        values[f"retrieval_hit_{cut}"] = [float(0 < one.together <= cut) for one in lookups]
     values["retrieval_answered"] = [
-        float(there and (least is None or one.similarity >= least)) for there, one in zip(held, own, strict=True)
+        float(there and (least is None or one.similarity >= least)) for there, one in zip(held, lookups, strict=True)
     ]
     for name, scores in answered.items.values.items():
         score = iter(scores)

@@ -27,7 +27,7 @@ from refrag_platform.evaluation.selection_report import selection_figure, select
 from refrag_platform.evaluation.served import evaluate_served
 from refrag_platform.evaluation.systems import CONTROL_KINDS, STAGE_SYSTEMS
 from refrag_platform.evaluation.windows import split_windows
-from refrag_platform.files import write_json
+from refrag_platform.files import write_json, write_text
 from refrag_platform.model.loading import load_bundle
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import StoreDescription
@@ -115,7 +115,7 @@ def write_reports(folder: Path, title: str, **results: Mapping[str, Any]) -> Non
         name, report, draw = REPORTS[kind]
         draw(result, folder / f"{kind}.png")
         parts += [report(result), f"![{name}]({kind}.png)\n"]
-    (folder / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    write_text(folder / "report.md", "\n".join(parts))
     write_json(folder / "report.json", results)
 
 

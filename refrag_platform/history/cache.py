@@ -62,15 +62,15 @@ class Cache:
 
         Every artifact holds its inputs' hashes, so this needs neither manifests nor Git.
         """
-        found: set[str] = set()
+        known: set[str] = set()
         waiting = list(hashes)
         while waiting:
             hash = waiting.pop()
-            if hash not in found:
-                found.add(hash)
+            if hash not in known:
+                known.add(hash)
                 inputs = json.loads(self.read(hash, INPUTS_FILE) or b"{}").get("inputs", {})
                 waiting.extend(inputs.values())
-        return found
+        return known
 
     def size(self, hash: str) -> int:
         """Bytes of one object, 0 where it is not there."""

@@ -88,12 +88,12 @@ def file_at(project: Project, commit: str, path: str) -> str | None:
 
 def manifests_at(project: Project, commit: str) -> dict[str, Manifest]:
     """Every readable manifest at a commit, by its artifact's folder."""
-    git, found = Git(project.root), {}
+    git, manifests = Git(project.root), {}
     for line in git.run("ls-tree", "-r", commit, "--", "models", "data").splitlines():
         (_, _, blob), path = line.split("\t")[0].split(" "), line.split("\t")[1]
         if path.endswith(f"/{FILE_NAME}") and path.count("/") == 3 and (manifest := _manifest(git, blob)):
-            found[path.removesuffix(f"/{FILE_NAME}")] = manifest
-    return found
+            manifests[path.removesuffix(f"/{FILE_NAME}")] = manifest
+    return manifests
 
 
 def recorded_manifests(project: Project) -> Iterator[tuple[str, str, Manifest]]:
@@ -122,10 +122,10 @@ def recorded_manifests(project: Project) -> Iterator[tuple[str, str, Manifest]]:
 
 def tags(project: Project) -> dict[str, list[str]]:
     """Names of all tags by the commit they are on; nothing outside a Git repository."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for ref, commit in _refs(Git(project.root), "refs/tags", check=False):
-        found.setdefault(commit, []).append(ref.removeprefix("refs/tags/"))
-    return found
+        names.setdefault(commit, []).append(ref.removeprefix("refs/tags/"))
+    return names
 
 
 def _refs(git: Git, *patterns: str, check: bool = True) -> Iterator[tuple[str, str]]:

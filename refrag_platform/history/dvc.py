@@ -90,10 +90,10 @@ def record(project: Project, stage: str, model: str, place: Standing | None = No
     require_hashable(project, stage, model)
     write_resolved(project, model)
     _dvc(project, "commit", "--force", target(RECIPE, model), target(stage, model), writes=True)
-    found = recorded_hash(project, stage, model)
-    if found != manifest.hash:
+    recorded = recorded_hash(project, stage, model)
+    if recorded != manifest.hash:
         raise ArtifactError(
-            f"DVC hashes {project.content(stage, model)} to {found}, its manifest says {manifest.hash}: the "
+            f"DVC hashes {project.content(stage, model)} to {recorded}, its manifest says {manifest.hash}: the "
             f"files were changed; make them again with `refrag run {stage} --model {model}`"
         )
     return manifest.hash

@@ -44,11 +44,11 @@ def _read(project: Project, stage: str, recipe: Recipe) -> list[InputRecord]:
             named = [*recipe.finetuned.questions, *recipe.finetuned.summaries, *recipe.finetuned.distractors]
         return [*_named(project, named), *(_released(project, stage, recipe) if stage == "policy" else [])]
     if stage == "evaluation":
-        found = _controls(project, recipe)
+        records = _controls(project, recipe)
         asked = question_file(recipe.evaluation, project.recipe_path(recipe.name).parent)
         if asked is not None and asked.is_file():
-            found.append(InputRecord.of(project.root, asked, str(asked)))
-        return found
+            records.append(InputRecord.of(project.root, asked, str(asked)))
+        return records
     return []
 
 
@@ -111,14 +111,14 @@ def _tokenizer(project: Project, recipe: Recipe) -> list[InputRecord]:
         return []
     path = project.recipe_path(recipe.name).parent / Path(os.path.expandvars(name)).expanduser()
     folder = path.parent if path.is_file() else path
-    found = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
-    return [InputRecord.of(project.root, file, f"{name.removesuffix(path.name)}{file.name}") for file in found]
+    files = sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)})
+    return [InputRecord.of(project.root, file, f"{name.removesuffix(path.name)}{file.name}") for file in files]
 
 
 def _controls(project: Project, recipe: Recipe) -> list[InputRecord]:
     """The trained controls that the evaluation takes."""
-    found = [item for stage in CONTROL_STAGES for item in trained_controls(project, recipe, stage).matched.items()]
+    controls = [item for stage in CONTROL_STAGES for item in trained_controls(project, recipe, stage).matched.items()]
     return [
         InputRecord(path=f"models/{manifest.model}/{manifest.stage}/content", hash=manifest.hash)
-        for _, manifest in sorted(found, key=lambda control: control[0])
+        for _, manifest in sorted(controls, key=lambda control: control[0])
     ]

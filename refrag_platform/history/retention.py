@@ -159,10 +159,10 @@ def _unused_objects(project: Project, kept: dict[str, str], cache: Cache) -> Ite
     names = {manifest.hash: folder for _, folder, manifest in recorded_manifests(project) if manifest.hash in unused}
     folders = sorted((hash for hash in unused if hash.endswith(FOLDER_MARK)), key=lambda hash: names.get(hash, "~"))
     for folder in folders:
-        own = {folder, *cache.listing(folder).values()} & unused
-        unused -= own
+        hashes = {folder, *cache.listing(folder).values()} & unused
+        unused -= hashes
         name = f"{names.get(folder, 'an artifact that was never committed')} {folder}"
-        yield Garbage("artifact", name, sum(map(cache.size, own)))
+        yield Garbage("artifact", name, sum(map(cache.size, hashes)))
     if unused:
         yield Garbage("files", f"{len(unused)} files of no artifact", sum(map(cache.size, unused)))
 

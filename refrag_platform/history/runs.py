@@ -99,15 +99,15 @@ def _tree(project: Project, model: str, head: str, manifests: list[Manifest]) ->
     # The release may have been packed anew since HEAD: a run that starts from it needs the files that it saw.
     recipe = [*(path for file in recipes for path in file.parent.iterdir()), *project.shipped(model).rglob("*")]
     recipe = sorted(path for path in recipe if path.is_file())
-    made = [project.stage_dir(manifest.stage, model) / FILE_NAME for manifest in manifests]
-    made += [file for file in (project.resolved_recipe(model), project.run_overrides(model)) if file.is_file()]
+    files = [project.stage_dir(manifest.stage, model) / FILE_NAME for manifest in manifests]
+    files += [file for file in (project.resolved_recipe(model), project.run_overrides(model)) if file.is_file()]
     for kind in ("metrics", "curves", "learning_rates", "perplexity"):
-        made += sorted((project.root / "reports" / kind / model).glob("*.*"))
+        files += sorted((project.root / "reports" / kind / model).glob("*.*"))
     with tempfile.TemporaryDirectory(prefix="refrag-") as folder:
         index = Git(project.root, index=Path(folder) / "index")
         index.run("read-tree", head)
         index.run("add", "--all", "--", PIPELINE_FILE, DIALS, *sorted(code), *_relative(project, recipe))
-        index.run("add", "--force", "--", "dvc.lock", *_relative(project, made))
+        index.run("add", "--force", "--", "dvc.lock", *_relative(project, files))
         for name, text in ((DIALS, only_models(project, [model])), (PIPELINE_FILE, _with_artifact(project, model))):
             blob = index.run("hash-object", "-w", "--stdin", text=text)
             index.run("update-index", "--cacheinfo", f"100644,{blob},{name}")

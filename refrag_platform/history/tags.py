@@ -23,7 +23,7 @@ FORMAT = (
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """A registered version: where it is, since when, and the tag's message."""
 
     number: tuple[int, int, int]
@@ -47,28 +47,28 @@ class Assignment:
     cancelled: bool
 
 
-def versions(git: Git, model: str) -> list[Version]:
+def versions(git: Git, model: str) -> list[ModelVersion]:
     """All versions of a model, oldest number first."""
     pattern = re.compile(rf"{re.escape(model)}@v(\d+)\.(\d+)\.(\d+)")
-    found = []
+    registered = []
     for name, commit, date, subject, body in _tags(git, f"{model}@v*"):
         if match := pattern.fullmatch(name):
             major, minor, patch = map(int, match.groups())
-            found.append(Version((major, minor, patch), commit, date, subject, body))
-    return sorted(found, key=lambda version: version.number)
+            registered.append(ModelVersion((major, minor, patch), commit, date, subject, body))
+    return sorted(registered, key=lambda version: version.number)
 
 
 def assignments(git: Git, model: str) -> list[Assignment]:
     """What was prod, oldest first."""
     pattern = re.compile(rf"{re.escape(model)}#{STAGE}(!?)#(\d+)")
-    found = []
+    assigned = []
     for name, commit, date, _, _ in _tags(git, f"{model}#*"):
         if match := pattern.fullmatch(name):
-            found.append(Assignment(int(match[2]), commit, date, bool(match[1])))
-    return sorted(found, key=lambda assignment: assignment.count)
+            assigned.append(Assignment(int(match[2]), commit, date, bool(match[1])))
+    return sorted(assigned, key=lambda assignment: assignment.count)
 
 
-def register(git: Git, model: str, commit: str, message: str, bump: Bump = "minor") -> Version:
+def register(git: Git, model: str, commit: str, message: str, bump: Bump = "minor") -> ModelVersion:
     """Tag `commit` as the next version of a model: the first is v1.0.0.
 
     Raises:

@@ -16,7 +16,7 @@ from refrag_platform.artifacts.manifest import FILE_NAME, Manifest
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history import tags
 from refrag_platform.history.git import Git
-from refrag_platform.history.tags import Version
+from refrag_platform.history.tags import ModelVersion
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES
 
@@ -82,7 +82,7 @@ def release_named(project: Project, model: str, version: str, named_by: str = "c
     return known[version]
 
 
-def version_at(git: Git, model: str, commit: str) -> Version:
+def version_at(git: Git, model: str, commit: str) -> ModelVersion:
     """The version that `commit` was registered as; the highest, if as several.
 
     Raises:
@@ -97,7 +97,7 @@ def version_at(git: Git, model: str, commit: str) -> Version:
     return registered[-1]
 
 
-def read_release(project: Project, git: Git, model: str, version: Version) -> Release:
+def read_release(project: Project, git: Git, model: str, version: ModelVersion) -> Release:
     """A version with the manifests of its commit.
 
     Raises:

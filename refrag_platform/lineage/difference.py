@@ -34,7 +34,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Row:
+class Difference:
     """One fact of both sides; None where a side has no such fact."""
 
     part: str
@@ -79,8 +79,8 @@ def side(project: Project, name: str, model: str | None = None) -> Side:
             f"{name} is neither an artifact's folder nor a commit, tag, branch or model; see `git log`. "
             "`refrag commit --model NAME` records a run on runs/NAME"
         )
-    found = list(commits.manifests_at(project, commit).values())
-    models = sorted({manifest.model for manifest in found})
+    recorded = list(commits.manifests_at(project, commit).values())
+    models = sorted({manifest.model for manifest in recorded})
     wanted = model or (name if name in models else None) or (models[0] if len(models) == 1 else None)
     if wanted is None:
         raise RefragError(
@@ -88,30 +88,30 @@ def side(project: Project, name: str, model: str | None = None) -> Side:
             if models
             else f"{name} (commit {commit[:10]}) holds no artifact; `refrag commit` records them on runs/NAME"
         )
-    manifests = {manifest.stage: manifest for manifest in found if manifest.model == wanted}
+    manifests = {manifest.stage: manifest for manifest in recorded if manifest.model == wanted}
     if not manifests:
         raise ArtifactError(f"{name} (commit {commit[:10]}) holds no artifact of {wanted}, only of {', '.join(models)}")
     return Side(name, {stage: manifests[stage] for stage in STAGES if stage in manifests})
 
 
-def compare(project: Project, a: Side, b: Side) -> list[Row]:
+def compare(project: Project, a: Side, b: Side) -> list[Difference]:
     """Every fact of both sides, part by part; equal ones too."""
     # Asked only where it is needed: that takes half a second.
     cached = cache(lambda: Cache.of(project))
     facts = [_facts(project, side, cached) for side in (a, b)]
-    parts = list(dict.fromkeys(part for found in facts for part in found))
+    parts = list(dict.fromkeys(part for of_side in facts for part in of_side))
     rows = []
     for part in parts:
-        left, right = (found.get(part, {}) for found in facts)
+        left, right = (of_side.get(part, {}) for of_side in facts)
         names = list(dict.fromkeys([*left, *right]))
-        rows += [Row(part, name, left.get(name), right.get(name)) for name in names]
+        rows += [Difference(part, name, left.get(name), right.get(name)) for name in names]
     return rows
 
 
 def _chain(project: Project, path: Path) -> dict[str, Manifest]:
     """An artifact, all behind it, and the evaluation of just that artifact."""
     root = trace(project, path)
-    found = {node.manifest.stage: node.manifest for node in root.walk()}
+    manifests = {node.manifest.stage: node.manifest for node in root.walk()}
     try:
         evaluation = Manifest.read(project.stage_dir("evaluation", root.manifest.model))
     except ArtifactError:
@@ -119,8 +119,8 @@ def _chain(project: Project, path: Path) -> dict[str, Manifest]:
     if evaluation is not None:
         judged = evaluation.inputs.get(root.manifest.stage)
         if judged is not None and judged.hash == root.manifest.hash:
-            found["evaluation"] = evaluation
-    return {stage: found[stage] for stage in STAGES if stage in found}
+            manifests["evaluation"] = evaluation
+    return {stage: manifests[stage] for stage in STAGES if stage in manifests}
 
 
 def _facts(project: Project, side: Side, cached: Callable[[], Cache]) -> dict[str, dict[str, Any]]:
@@ -147,14 +147,14 @@ def _settings(manifests: dict[str, Manifest]) -> dict[str, Any]:
     for stage, manifest in manifests.items():
         for name, value in flat({**manifest.settings, "seed": manifest.seed}):
             values.setdefault(name, {})[stage] = value
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, by_stage in values.items():
         first = next(iter(by_stage.values()))
         if all(value == first for value in by_stage.values()):
-            found[name] = first
+            settings[name] = first
         else:
-            found |= {f"{name} ({stage})": value for stage, value in by_stage.items()}
-    return found
+            settings |= {f"{name} ({stage})": value for stage, value in by_stage.items()}
+    return settings
 
 
 def _evaluation(project: Project, manifest: Manifest, cached: Callable[[], Cache]) -> Iterator[tuple[str, Any]]:
@@ -165,11 +165,11 @@ def _evaluation(project: Project, manifest: Manifest, cached: Callable[[], Cache
         path = content / name
         text = (path.read_bytes() if path.is_file() else None) if in_place else cached().read(manifest.hash, name)
         values = json.loads(text or b"{}")
-        found = values.get("retrieval", {})
-        for row in found.get("lookups", []):
+        retrieval = values.get("retrieval", {})
+        for row in retrieval.get("lookups", []):
             yield from ((f"retrieval {row['kind']} {key}", value) for key, value in row.items() if key != "kind")
         parts = [(Path(name).stem, row) for row in values.get("rows", [])]
-        for part, row in [*parts, *(("retrieval", row) for row in found.get("rows", []))]:
+        for part, row in [*parts, *(("retrieval", row) for row in retrieval.get("rows", []))]:
             # Of answers `tuned` once said another thing of the same row; `decoder` says it now, as a figure does.
             told = [key for key in ROW_NAMES[1:] if key != "tuned" or name != "rag.json"]
             label = " ".join(f"{key}={row[key]}" for key in told if row.get(key) is not None)

@@ -22,7 +22,7 @@ from refrag_platform.project import Project
 from refrag_platform.serving import bento
 from refrag_platform.stages import SHIPPED
 
-Kind = Literal["source", "artifact", "release", "model", "bento"]
+VersionKind = Literal["source", "artifact", "release", "model", "bento"]
 IN_PLACE, STORE = "in place", "BentoML's store"
 # MODEL@VERSION:STAGE, as history.versions names a released checkpoint.
 BASE = re.compile(r"([a-z0-9-]+)@v\d+\.\d+\.\d+:(\w+)")
@@ -35,7 +35,7 @@ class Version:
     The hash of packed weights, models/NAME/release, is that of their manifest.json, which states all others.
     """
 
-    kind: Kind
+    kind: VersionKind
     name: str
     hash: str = ""
 
@@ -88,20 +88,20 @@ class Graph:
 
     def after(self, start: Iterable[Version]) -> Graph:
         """`start` and all that was made from it."""
-        made: dict[Version, set[Version]] = {}
+        products: dict[Version, set[Version]] = {}
         for version, facts in self.versions.items():
             for origin in facts.made_from or ():
-                made.setdefault(origin, set()).add(version)
-        return self._reach(start, lambda version: made.get(version, ()))
+                products.setdefault(origin, set()).add(version)
+        return self._reach(start, lambda version: products.get(version, ()))
 
     def _reach(self, start: Iterable[Version], step: Callable[[Version], Iterable[Version]]) -> Graph:
-        found, waiting = Graph(), list(start)
+        graph, waiting = Graph(), list(start)
         while waiting:
             version = waiting.pop()
-            if version not in found.versions:
-                found.versions[version] = self.versions[version]
+            if version not in graph.versions:
+                graph.versions[version] = self.versions[version]
                 waiting.extend(step(version))
-        return found
+        return graph
 
     def layers(self) -> list[list[Version]]:
         """Versions in the order in which they are made: each stands in a layer after all that it was made from."""
@@ -124,10 +124,10 @@ class Graph:
 
     def edges(self) -> Iterator[tuple[Version, Version]]:
         """(made from, made), in order, as far as both are here."""
-        for made in sorted(self.versions):
-            for origin in sorted(self.versions[made].made_from or ()):
+        for product in sorted(self.versions):
+            for origin in sorted(self.versions[product].made_from or ()):
                 if origin in self.versions:
-                    yield origin, made
+                    yield origin, product
 
     def plain(self) -> dict[str, Any]:
         """The graph as JSON values."""
@@ -137,7 +137,7 @@ class Graph:
             {"kind": version.kind, "name": version.name, "hash": version.hash, "places": self.versions[version].places}
             for version in order
         ]
-        return {"nodes": nodes, "edges": [[number[origin], number[made]] for origin, made in self.edges()]}
+        return {"nodes": nodes, "edges": [[number[origin], number[product]] for origin, product in self.edges()]}
 
 
 def read_graph(project: Project) -> Graph:

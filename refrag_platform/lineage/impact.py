@@ -68,7 +68,7 @@ class Forgetting:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Source:
     """Where a document comes in: as files that were read, or only as a row of corpora."""
 
     start: tuple[Version, ...]
@@ -86,8 +86,8 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
         RefragError: nothing here was ever made from it.
     """
     graph = read_graph(project)
-    found = find_source(project, graph, what)
-    after = graph.after(found.start)
+    source = find_source(project, graph, what)
+    after = graph.after(source.start)
     saw = [
         version
         for layer in after.layers()
@@ -105,7 +105,7 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
         if IN_PLACE in facts.places and model in {None, facts.model}
     }
     return Forgetting(
-        remove=found.remove,
+        remove=source.remove,
         rebuild=rebuild,
         elsewhere=[entry for entry in elsewhere if entry[1]],
         unclear=[(version, origins[0]) for version, origins in sorted(missing.items()) if origins],
@@ -113,7 +113,7 @@ def forget(project: Project, what: str, model: str | None = None) -> Forgetting:
     )
 
 
-def find_source(project: Project, graph: Graph, what: str) -> _Found:
+def find_source(project: Project, graph: Graph, what: str) -> _Source:
     """The recorded versions of a source file, or those that a document is in.
 
     Raises:
@@ -131,7 +131,7 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
         # The same bytes under another name are the same document.
         files += [version for version in sources if version.hash in {file.hash for file in files}]
         names = sorted({version.name for version in files})
-        return _Found(tuple(set(files)), _how_to_remove(names, paths[files[0]]))
+        return _Source(tuple(set(files)), _how_to_remove(names, paths[files[0]]))
     rows = list(_with_document(project, graph, what))
     if not rows:
         names = sorted({version.name for version in sources})
@@ -144,16 +144,16 @@ def find_source(project: Project, graph: Graph, what: str) -> _Found:
     file = _document_file(project, model, name)
     if file is None:
         corpora = [corpus for _, corpus, _ in rows]
-        return _Found(
+        return _Source(
             (*corpora, *_of_the_same_packages(graph, corpora)),
             f"{what} comes from {name.split('/')[0]}, not from a file of yours: leave it out with corpus.sources "
             f"(kind, documents) in {project.recipe_path(model).relative_to(project.root)} or params.yaml",
         )
-    found = find_source(project, graph, str(file))
+    source = find_source(project, graph, str(file))
     # One document a file: its id is the file's own name, or that and the number of a part.
     if what.removeprefix(name).removeprefix("#").isdigit() or what == name:
-        return found
-    return replace(found, remove=f"take the row of document {what} out of {name_text(file)}")
+        return source
+    return replace(source, remove=f"take the row of document {what} out of {name_text(file)}")
 
 
 def source_file(project: Project, recorded: str) -> Path | None:
@@ -216,11 +216,11 @@ def _document_file(project: Project, model: str, name: str) -> Path | None:
     """The file of a document's `source`, e.g. files/notes.txt or files-2/rows.jsonl; None if it is not of a file."""
     prefix, _, inside = name.partition("/")
     kind, _, number = prefix.partition("-")
-    given = [source.path for source in project.recipe(model).corpus.sources if source.kind == "files"]
+    paths = [source.path for source in project.recipe(model).corpus.sources if source.kind == "files"]
     position = int(number or 1) - 1
-    if kind != "files" or position >= len(given):
+    if kind != "files" or position >= len(paths):
         return None
-    root = project.source_path(model, given[position])
+    root = project.source_path(model, paths[position])
     return root if root.is_file() else root / name_of(inside)
 
 

@@ -17,8 +17,8 @@ from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.lineage.graph import (
     IN_PLACE,
     Graph,
-    Kind,
     Version,
+    VersionKind,
     add_folder,
     add_releases,
     read_graph,
@@ -98,15 +98,15 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedVersions:
     """What a name stands for: its versions in the graph of all. `kind`: of these."""
 
     graph: Graph
     versions: list[Version]
-    kind: Kind
+    kind: VersionKind
 
 
-def find(project: Project | None, what: str) -> Found:
+def find(project: Project | None, what: str) -> NamedVersions:
     """Look up an artifact, a release, a Bento or model (its tag or folder), a source file or a document.
 
     Without a project, only a Bento's or a model's folder can be looked up: it has its lineage in it.
@@ -118,18 +118,18 @@ def find(project: Project | None, what: str) -> Found:
     path = Path(what)
     if (path / BENTO_FILE).is_file() or (path / MODEL_FILE).is_file():
         version = add_folder(graph, path.resolve())
-        return Found(graph, [version], version.kind)
+        return NamedVersions(graph, [version], version.kind)
     if project is None:
         raise RefragError(f"{what} is neither in a project nor a folder of a Bento; change into the project")
-    kinds: tuple[Kind, ...] = ("bento", "model")
+    kinds: tuple[VersionKind, ...] = ("bento", "model")
     for kind in kinds:
         if (version := Version(kind, what)) in graph.versions:
-            return Found(graph, [version], kind)
+            return NamedVersions(graph, [version], kind)
     folder = artifact_folder(path)
     if folder.is_relative_to(project.root):
         for version in graph.named(folder.relative_to(project.root).as_posix()):
             if IN_PLACE in graph.versions[version].places:
-                return Found(graph, [version], version.kind)
+                return NamedVersions(graph, [version], version.kind)
     if folder.name in STAGES and (folder / FILE_NAME).is_file():
         Manifest.read(folder)  # It is not in the graph because it can't be read: this says why.
     if folder.name in STAGES and folder == project.stage_dir(folder.name, folder.parent.name).resolve():
@@ -138,7 +138,7 @@ def find(project: Project | None, what: str) -> Found:
             f"{folder.parent.name}`"
         )
     source = find_source(project, graph, what)
-    return Found(graph, list(source.start), "source")
+    return NamedVersions(graph, list(source.start), "source")
 
 
 def artifact_folder(path: Path) -> Path:
@@ -189,8 +189,8 @@ def _behind(project: Project, record: InputRecord) -> list[Version]:
     release, graph = recorded_source(record.path, record.hash), Graph()
     if release.kind == "release":
         add_releases(graph, project)
-    found = graph.behind([release] if release in graph.versions else [])
-    return [version for layer in reversed(found.layers()) for version in layer if version != release]
+    behind = graph.behind([release] if release in graph.versions else [])
+    return [version for layer in reversed(behind.layers()) for version in layer if version != release]
 
 
 def _changed(project: Project, record: InputRecord) -> bool:

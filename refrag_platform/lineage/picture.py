@@ -23,7 +23,7 @@ def dot(graph: Graph) -> str:
         style = "filled" if _here(graph, version) else '"filled,dashed"'
         label, colour = json.dumps(_label(version)), COLOURS[version.kind]
         lines.append(f'  {name} [label={label}, fillcolor="{colour}", style={style}];')
-    lines += [f"  {names[origin]} -> {names[made]};" for origin, made in graph.edges()]
+    lines += [f"  {names[origin]} -> {names[product]};" for origin, product in graph.edges()]
     return "\n".join([*lines, "}"])
 
 
@@ -65,11 +65,11 @@ def draw(graph: Graph, path: Path) -> None:
                 family="monospace",
             )
     figure.draw_without_rendering()  # the boxes get their size here, and arrows end at their edges
-    for origin, made in graph.edges():
-        start, end = boxes[origin].get_position(), boxes[made].get_position()
+    for origin, product in graph.edges():
+        start, end = boxes[origin].get_position(), boxes[product].get_position()
         # An edge over several layers is bent, so that it does not run through what lies between.
         bend = BEND if start[1] - end[1] > 1.5 * ROW_INCHES else 0.0
-        ends = {"patchA": boxes[origin].get_bbox_patch(), "patchB": boxes[made].get_bbox_patch()}
+        ends = {"patchA": boxes[origin].get_bbox_patch(), "patchB": boxes[product].get_bbox_patch()}
         arrow = {"arrowstyle": "->", "color": "#8a8a8a", "connectionstyle": f"arc3,rad={bend}", **ends}
         axes.annotate("", xy=end, xytext=start, arrowprops=arrow, zorder=0)
     figure.savefig(path)

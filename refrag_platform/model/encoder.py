@@ -28,7 +28,7 @@ ENCODED_AT_ONCE = 2048
 CPU_BATCH_TOKENS = 1024
 
 
-class Layout(NamedTuple):
+class WindowLayout(NamedTuple):
     """Where the windows of token rows [B, T] lie. By default each row is one window, and nothing is padding.
 
     real: [B, T] bool, what is no padding. mask: [B, 1, T, T] bool, positions: [B, T] within their windows, both where
@@ -109,7 +109,7 @@ class ChunkEncoder(nn.Module, ABC):
         passages = token_ids.reshape(math.prod(several), chunks, k)
         windows, places = cut_windows(passages, self.window_chunks, padded)
         rows = windows.flatten(1)
-        vectors = self._encode(rows, Layout(rows != PAD if padded or places is not None else None), layers)
+        vectors = self._encode(rows, WindowLayout(rows != PAD if padded or places is not None else None), layers)
         if places is not None:
             vectors = vectors[places]
         return vectors.reshape(*several, chunks, self.vector_dim)
@@ -136,10 +136,12 @@ class ChunkEncoder(nn.Module, ABC):
         else:
             # Attention over nothing at all is not a number.
             mask &= real[:, None] | torch.eye(tokens, dtype=torch.bool, device=mask.device)
-        vectors = self._encode(token_ids.flatten(1), Layout(real, mask[:, None], offsets.flatten(1)))
+        vectors = self._encode(token_ids.flatten(1), WindowLayout(real, mask[:, None], offsets.flatten(1)))
         return vectors.view(*windows.shape, self.vector_dim)
 
-    def _encode(self, token_ids: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def _encode(
+        self, token_ids: Tensor, layout: WindowLayout, layers: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         """Rows of whole chunks [m, w k] to the vectors of all their chunks [m w, dim]."""
         k, real = self.chunk_size, layout.real
         ids = token_ids.clamp(min=0)
@@ -162,7 +164,7 @@ class ChunkEncoder(nn.Module, ABC):
 
     @abstractmethod
     def states(
-        self, ids: Tensor, embeddings: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None
+        self, ids: Tensor, embeddings: Tensor, layout: WindowLayout, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         """The backbone's last states [m, T, h] of windows.
 
@@ -252,7 +254,7 @@ class BertEncoder(ChunkEncoder):
         nn.init.zeros_(self.input_adapter.weight)
 
     def states(
-        self, ids: Tensor, embeddings: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None
+        self, ids: Tensor, embeddings: Tensor, layout: WindowLayout, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         inputs = nn.functional.embedding(ids, self.token_table) + self.input_adapter(embeddings)
         real, mask, positions = layout
@@ -296,7 +298,7 @@ class LayersEncoder(ChunkEncoder):
         self.embedding_size = embedding_size
 
     def states(
-        self, ids: Tensor, embeddings: Tensor, layout: Layout, layers: Callable[[Tensor], Tensor] | None = None
+        self, ids: Tensor, embeddings: Tensor, layout: WindowLayout, layers: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
         inputs = embeddings * self.embedding_size
         if torch.is_autocast_enabled(inputs.device.type):  # The residual stream too, as the decoder's in training.

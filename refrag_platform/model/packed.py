@@ -53,8 +53,10 @@ def packed_layout(known: Tensor, context_positions: int, block: int) -> PackedLa
     """The layout for `known` context positions before each block [B or 1, n], of P in all, and `block` tokens each."""
     rows, blocks = known.shape
     seen = torch.arange(context_positions, device=known.device) < known[..., None, None]
-    own = torch.ones(block, block, dtype=torch.bool, device=known.device).tril()
-    mask = torch.cat([seen.expand(rows, blocks, block, context_positions), own.expand(rows, blocks, block, block)], -1)
+    causal = torch.ones(block, block, dtype=torch.bool, device=known.device).tril()
+    mask = torch.cat(
+        [seen.expand(rows, blocks, block, context_positions), causal.expand(rows, blocks, block, block)], -1
+    )
     context = torch.arange(context_positions, device=known.device).expand(rows, -1)
     text = known[..., None] + torch.arange(block, device=known.device)
     return PackedLayout(mask, torch.cat([context, text.flatten(1)], 1), known - 1)
@@ -92,9 +94,9 @@ def packed_attention(
     )  # fmt: skip
 
     def with_context(states: Tensor) -> Tensor:
-        own = states[:, :, context:].unflatten(2, (blocks, block)).transpose(1, 2)
+        block_states = states[:, :, context:].unflatten(2, (blocks, block)).transpose(1, 2)
         before = states[:, None, :, :context].expand(-1, blocks, -1, -1, -1)
-        return torch.cat([before, own], 3).flatten(1, 2)
+        return torch.cat([before, block_states], 3).flatten(1, 2)
 
     rows = query[:, :, context:].view(batch, groups, shared, blocks, block, size).permute(0, 3, 1, 2, 4, 5)
     rest = attend(

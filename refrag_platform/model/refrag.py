@@ -36,7 +36,7 @@ SETTINGS_FILE, WEIGHTS_FILE = "model.json", "encoder.safetensors"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class DecoderInputs:
     """What the decoder is called with: embeds [B, N, d], attention_mask [B, N] bool, position_ids [B, N]."""
 
     embeds: Tensor
@@ -181,7 +181,7 @@ class RefragModel(nn.Module):
         chunks = nn.functional.embedding(chunk_index.clamp(min=0), chunk_embeds.to(tokens.dtype))
         return torch.where((chunk_index >= 0)[..., None], chunks, tokens)
 
-    def embed(self, prompts: Sequence[Prompt], padding_side: Literal["left", "right"] = "left") -> Inputs:
+    def embed(self, prompts: Sequence[Prompt], padding_side: Literal["left", "right"] = "left") -> DecoderInputs:
         """Decoder input of a batch of prompts; vectors that prompts don't bring are encoded here."""
         layout = lay_out(prompts, self.chunk_size, padding_side)
         compressed = [passage.compressed_vectors() for passage in self.with_vectors(layout.passages)]
@@ -189,7 +189,7 @@ class RefragModel(nn.Module):
         embeds = self.gather(
             layout.token_ids.to(self.device), layout.chunk_index.to(self.device), self.project(vectors)
         )
-        return Inputs(embeds, layout.attention_mask.to(self.device), layout.position_ids.to(self.device))
+        return DecoderInputs(embeds, layout.attention_mask.to(self.device), layout.position_ids.to(self.device))
 
     def forward(self, prompts: Sequence[Prompt], padding_side: Literal["left", "right"] = "left") -> Tensor:
         """Logits [B, N, vocabulary] of a batch of prompts."""

@@ -15,7 +15,7 @@ from refrag_platform.quality.docs import build_docs, new_context
 from refrag_platform.quality.results import DOCS_FOLDER, CheckResult, read_results, subject, write_results
 from refrag_platform.quality.suites import SUITES, Check
 from refrag_platform.quality.summaries import SUMMARIES
-from refrag_platform.quality.summaries.artifact import Artifact, Row
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow
 from refrag_platform.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _check_table(
 ) -> list[CheckResult]:
     """The results of all checks over one table."""
     try:
-        rows: list[Row] = getattr(SUMMARIES[artifact.stage], table)(artifact)
+        rows: list[SummaryRow] = getattr(SUMMARIES[artifact.stage], table)(artifact)
     except Exception as error:  # whatever reading a damaged file raises is the finding
         return [_unread(check, artifact.recipe, f"{type(error).__name__}: {error}") for check in checks]
     if not rows:

@@ -59,9 +59,9 @@ def read_results(docs: Path, of: str | None = None) -> list[CheckResult]:
     path = docs / RESULTS_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        found, results = values["subject"], [CheckResult(**row) for row in values["results"]]
+        subject, results = values["subject"], [CheckResult(**row) for row in values["results"]]
     except (OSError, ValueError, TypeError, KeyError):
         raise ArtifactError(f"{path} holds no results of checks; run the stage again") from None
-    if of is not None and found != of:
+    if of is not None and subject != of:
         raise ArtifactError(f"{path} holds the results of other bytes or other checks; run the stage again")
     return results

@@ -16,7 +16,7 @@ from refrag_platform.recipes.base import Section
 # full: all text. none: no context. truncated: the last tokens of the context, as many as REFRAG's takes positions.
 # plain: the first tokens of the passages, nearest to the question first, as many as REFRAG's take positions.
 Control = Literal["full", "none", "truncated", "plain"]
-System = Literal["refrag", Control]
+TrainedSystem = Literal["refrag", Control]
 MARK = "--"
 # The stages that a control has of its own; all else that they need is the model's.
 CONTROL_STAGES = ("cpt", "finetuned")

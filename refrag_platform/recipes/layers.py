@@ -12,7 +12,7 @@ import yaml
 from refrag_platform.errors import RecipeError
 
 # A value's keys from the top, e.g. ("cpt", "steps") or ("corpus", "sources", 0).
-Keys = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 FILE_NAME = "recipe.yaml"
 # Settings beside `path:` sources that name a file or folder relative to the recipe's own folder.
 BESIDE = frozenset({"accelerate_config", "question_file"})
@@ -24,7 +24,7 @@ class Layer:
 
     name: str
     values: dict[str, Any]
-    lines: dict[Keys, int]
+    lines: dict[KeyPath, int]
 
 
 def extended(path: Path) -> list[Path]:
@@ -56,8 +56,8 @@ def recipe_layers(path: Path) -> list[Layer]:
     for file in reversed(extended(path)):
         layer = read_layer(file)
         if file != path:
-            own = {key: value for key, value in layer.values.items() if key not in ("name", "extends")}
-            layer = Layer(layer.name, _seen_from_beside(file.parent.name, own), layer.lines)
+            values = {key: value for key, value in layer.values.items() if key not in ("name", "extends")}
+            layer = Layer(layer.name, _seen_from_beside(file.parent.name, values), layer.lines)
         layers.append(layer)
     return layers
 
@@ -91,7 +91,7 @@ def read_layer(path: Path, *under: str) -> Layer:
     return Layer("/".join(path.parts[-3:]) if path.name == FILE_NAME else path.name, values, lines)
 
 
-def _lines(node: yaml.Node | None, keys: Keys = ()) -> dict[Keys, int]:
+def _lines(node: yaml.Node | None, keys: KeyPath = ()) -> dict[KeyPath, int]:
     """The line of every value below a node."""
     if isinstance(node, yaml.MappingNode):
         inside = [(key.value, key, value) for key, value in node.value]
@@ -99,11 +99,11 @@ def _lines(node: yaml.Node | None, keys: Keys = ()) -> dict[Keys, int]:
         inside = [(number, value, value) for number, value in enumerate(node.value)]
     else:
         return {}
-    found: dict[Keys, int] = {}
+    lines: dict[KeyPath, int] = {}
     for name, mark, value in inside:
-        found[(*keys, name)] = mark.start_mark.line + 1
-        found |= _lines(value, (*keys, name))
-    return found
+        lines[(*keys, name)] = mark.start_mark.line + 1
+        lines |= _lines(value, (*keys, name))
+    return lines
 
 
 def _seen_from_beside(folder: str, value: Any, key: str = "") -> Any:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from refrag_platform.errors import RecipeError
 from refrag_platform.faults import explain, section_at
-from refrag_platform.recipes.layers import Keys, Layer, recipe_layers
+from refrag_platform.recipes.layers import KeyPath, Layer, recipe_layers
 from refrag_platform.recipes.recipe import Recipe
 
 
@@ -56,22 +56,22 @@ def resolve(path: Path, layers: Sequence[Layer]) -> Recipe:
 
 def origins(layers: Sequence[Layer]) -> dict[str, list[str]]:
     """By section, the files that say something of it, the one that wins last."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for layer in layers:
         for section, value in layer.values.items():
             if value != {}:
-                found.setdefault(section, []).append(layer.name)
-    return found
+                files.setdefault(section, []).append(layer.name)
+    return files
 
 
-def _places(layers: Sequence[Layer]) -> dict[Keys, str]:
+def _places(layers: Sequence[Layer]) -> dict[KeyPath, str]:
     """Where each value that counts was written."""
-    found: dict[Keys, str] = {}
+    places: dict[KeyPath, str] = {}
     for layer in layers:
-        found |= {keys: f"{layer.name}, line {line}" for keys, line in layer.lines.items()}
+        places |= {keys: f"{layer.name}, line {line}" for keys, line in layer.lines.items()}
         if not layer.name:
-            found = {keys: place for keys, place in found.items() if keys[0] not in layer.values}
-    return found
+            places = {keys: place for keys, place in places.items() if keys[0] not in layer.values}
+    return places
 
 
 def _without_nulls(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from refrag_platform.recipes.after_training import EvaluationRecipe, ReleaseRecipe, ServingRecipe
 from refrag_platform.recipes.base import Section
-from refrag_platform.recipes.controls import MARK, Control, ControlRecipe, System
+from refrag_platform.recipes.controls import MARK, Control, ControlRecipe, TrainedSystem
 from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
 from refrag_platform.recipes.training import CptRecipe, FinetunedRecipe, PolicyRecipe, ReconstructionRecipe
@@ -37,7 +37,7 @@ class Recipe(Section):
         description="plain decoders that this model is held against, by what they read; `refrag run all --model "
         "NAME--full` trains the one that reads all text, and the evaluation takes those that are trained",
     )
-    system: System = Field(
+    system: TrainedSystem = Field(
         "refrag", description="what the decoder is trained to read; a control's own name, NAME--full, sets it"
     )
     decoder: DecoderRecipe

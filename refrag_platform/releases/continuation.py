@@ -89,8 +89,8 @@ def fetch_base(project: Project, stage: str, recipe: Recipe, target: Path) -> No
     release = release_named(project, recipe.name, version)
     if why := _misfit(release, recipe):
         raise RefragError(f"{stage}.continue_from of {recipe.name} is {version!r}, but {why}; train in full")
-    with contents(project, release, [stage]) as found, whole(target) as partial:
-        shutil.copytree(found[stage], partial)
+    with contents(project, release, [stage]) as folders, whole(target) as partial:
+        shutil.copytree(folders[stage], partial)
 
 
 def _continued(project: Project, model: str, full: Start) -> Start:
@@ -105,8 +105,8 @@ def _continued(project: Project, model: str, full: Start) -> Start:
         corpus = ""
     if corpus == release.hashes["corpus"]:
         # Continued from itself on the same text, a model would never be up to date.
-        own = {stage: release.manifests[stage].settings[stage].get("continue_from") for stage in CONTINUED}
-        return Start(own, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with")
+        starts = {stage: release.manifests[stage].settings[stage].get("continue_from") for stage in CONTINUED}
+        return Start(starts, f"the corpus is the one of {model}@{release.version}: there is nothing to continue with")
     frozen = not project.recipe(model).finetuned.encoder_learning_rate
     store = "only passages that changed are encoded again" if frozen else f"fine-tuning trains it, so {WHOLE_STORE}"
     return Start(
@@ -118,8 +118,8 @@ def _continued(project: Project, model: str, full: Start) -> Start:
 
 def _misfit(release: Release, recipe: Recipe) -> str | None:
     """Why a released checkpoint can't be trained on; None when it can."""
-    made = release.manifests["reconstruction"].settings
-    changed = [section for section in SHAPE if made.get(section) != recipe.section(section)]
+    settings = release.manifests["reconstruction"].settings
+    changed = [section for section in SHAPE if settings.get(section) != recipe.section(section)]
     if not changed:
         return None
     return f"the recipe's {' and '.join(changed)} changed since {release.model}@{release.version} was made"

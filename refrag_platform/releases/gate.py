@@ -98,8 +98,8 @@ def _verdict(
 ) -> Verdict:
     known = None if released is None else released.of_metric(metric)
     # Each on what its own store holds; where the two are compared, on what the released one's holds.
-    own = {"candidate": candidate, "released": known}
-    means: dict[str, Any] = {name: _mean(found and found.held_by(found), metric) for name, found in own.items()}
+    sets = {"candidate": candidate, "released": known}
+    means: dict[str, Any] = {name: _mean(items and items.held_by(items), metric) for name, items in sets.items()}
     if candidate is None or not candidate.groups:
         note = "is missing from the candidate's evaluation" + _why_missing(metric)
         return Verdict(metric, "missing", tolerance, **means, note=note)
@@ -144,8 +144,8 @@ def _compared(metric: str, tolerance: float, candidate: ItemSet, known: ItemSet,
     return Verdict(metric, outcome, tolerance, **figures, low=low, high=high)
 
 
-def _mean(found: ItemSet | None, metric: str) -> float | None:
-    return rounded(np.mean(found.values[metric])) if found is not None and found.groups else None
+def _mean(items: ItemSet | None, metric: str) -> float | None:
+    return rounded(np.mean(items.values[metric])) if items is not None and items.groups else None
 
 
 def _why_missing(metric: str) -> str:

@@ -27,7 +27,7 @@ from refrag_platform.stages import STAGES
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PromotionResult:
     """What came of a promotion. `release`: the one that is prod now; `new`: it was not before."""
 
     decision: Decision | None
@@ -43,7 +43,7 @@ def promote(
     force_reason: str | None = None,
     bump: Bump = "minor",
     judge_only: bool = False,
-) -> Outcome:
+) -> PromotionResult:
     """Release the artifacts in place, if the gate lets them; the tags change only if it does.
 
     Their dvc.lock and manifests are committed on runs/MODEL, and that commit is tagged as a version and as prod.
@@ -62,11 +62,11 @@ def promote(
     with only_runner(project.work_dir("release", model)):
         manifests = _chain(project, model)
         git, current = Git(project.root), released(project, model)
-        if current is not None and current.hashes == {stage: made.hash for stage, made in manifests.items()}:
-            return Outcome(None, current, new=False)
+        if current is not None and current.hashes == {stage: manifest.hash for stage, manifest in manifests.items()}:
+            return PromotionResult(None, current, new=False)
         decision = _judge(project, model, current, evaluate_again)
         if judge_only or (not decision.promoted and force_reason is None):
-            return Outcome(decision, current, new=False)
+            return PromotionResult(decision, current, new=False)
         commit = commit_run(project, model, f"Release candidate of {model}")
         if read_manifests(project, git, model, commit) != manifests:
             raise ArtifactError(f"artifacts of {model} were replaced while they were judged; nothing was released")
@@ -80,7 +80,7 @@ def promote(
         message = _message(model, reason, record)
         version = known[-1] if known else tags.register(git, model, commit, message, bump)
         tags.assign(git, model, commit, message)
-        return Outcome(decision, read_release(project, git, model, version), new=True)
+        return PromotionResult(decision, read_release(project, git, model, version), new=True)
 
 
 def rollback(project: Project, model: str, reason: str | None = None) -> Release:
@@ -117,16 +117,16 @@ def _judge(project: Project, model: str, current: Release | None, evaluate_again
     candidate, recipe = Items.read(project.content("evaluation", model)), project.recipe(model)
     if current is None:
         return decide(candidate, None, recipe.release)
-    with contents(project, current, ["evaluation"]) as found:
-        known = Items.read(found["evaluation"])
+    with contents(project, current, ["evaluation"]) as folders:
+        known = Items.read(folders["evaluation"])
     decision = decide(candidate, known, recipe.release)
     if evaluate_again and decision.needs_again:
         from refrag_platform.releases.again import MEASURED, measure
 
-        own, corpus = project.content("finetuned", model), project.content("corpus", model)
+        trained, corpus = project.content("finetuned", model), project.content("corpus", model)
         base = project.recipe_path(model).parent
-        with contents(project, current, MEASURED) as found:
-            again = measure(found, own, corpus, recipe, base)
+        with contents(project, current, MEASURED) as folders:
+            again = measure(folders, trained, corpus, recipe, base)
         decision = decide(candidate, again, recipe.release)
     return decision
 
@@ -137,7 +137,7 @@ def _chain(project: Project, model: str) -> dict[str, Manifest]:
     Raises:
         ArtifactError: one is missing, damaged, or made from something else.
     """
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, Manifest] = {}
     for stage in STAGES.values():
         manifest = published(project, stage.name, model)
         if manifest is None:
@@ -151,13 +151,13 @@ def _chain(project: Project, model: str) -> dict[str, Manifest]:
                 f"stages; make it again, from {', '.join(stage.inputs)}: `refrag run {stage.name} --model {model}`"
             )
         for name, record in manifest.inputs.items():
-            if record.hash != found[name].hash:
+            if record.hash != manifests[name].hash:
                 raise ArtifactError(
-                    f"the {stage.title} of {model} was made from {name} {record.hash}, but {found[name].hash} is in "
-                    f"place: a release holds one chain; make it again with `refrag run {stage.name} --model {model}`"
+                    f"the {stage.title} of {model} was made from {name} {record.hash}, but {manifests[name].hash} is "
+                    f"in place: a release holds one chain; make it again with `refrag run {stage.name} --model {model}`"
                 )
-        found[stage.name] = manifest
-    return found
+        manifests[stage.name] = manifest
+    return manifests
 
 
 def _message(model: str, subject: str, record: dict[str, Any]) -> str:

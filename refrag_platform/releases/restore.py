@@ -62,9 +62,9 @@ def restore(project: Project, release: Release) -> list[str]:
     for stage in waiting:
         _require_kept(project, release.model, stage)
     if waiting:
-        with contents(project, release, waiting) as found:
+        with contents(project, release, waiting) as folders:
             for stage in waiting:
-                _put(project, release, stage, found[stage])
+                _put(project, release, stage, folders[stage])
     return waiting
 
 
@@ -83,10 +83,10 @@ def _check_out(project: Project, view: Project, release: Release, stages: Sequen
             f"there:\n{result.stderr.strip()}"
         )
     for stage in stages:
-        found = folder_digest(view.content(stage, release.model))
-        if found != release.hashes[stage]:
+        digest = folder_digest(view.content(stage, release.model))
+        if digest != release.hashes[stage]:
             raise ArtifactError(
-                f"{stage} of {release.model} {release.version} has hash {found}, its manifest says "
+                f"{stage} of {release.model} {release.version} has hash {digest}, its manifest says "
                 f"{release.hashes[stage]}: DVC's cache is damaged; `dvc pull` from a remote mends it"
             )
 

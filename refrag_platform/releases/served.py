@@ -135,8 +135,8 @@ def _build(project: Project, release: Release, package: bento.Package) -> None:
     Raises:
         RefragError: the artifacts can't be had, or the Bento comes out as another.
     """
-    with contents(project, release, PACKAGED) as found:
-        view = Project(found["chunks"].parents[3])
+    with contents(project, release, PACKAGED) as folders:
+        view = Project(folders["chunks"].parents[3])
         archive = Git(project.root).bytes_of("archive", "--format=tar", release.commit)
         with tarfile.open(fileobj=BytesIO(archive)) as files:
             # Not an argument: Python 3.11 knows it from 3.11.4 on.

@@ -77,7 +77,7 @@ def _start(engine: Engine, asked: AnswerRequest, collection: str) -> Generation 
         return engine.ask(
             asked.turns(),
             count,
-            asked.given(),
+            asked.passages_sent(),
             sampling,
             asked.share,
             rate=asked.rate,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Choice:
+class PartialChoice:
     """One choice as far as it has come."""
 
     text: str = ""
@@ -59,7 +59,7 @@ class Answer(ABC):
         return {**refrag_body(self._generation.usage, self._generation.sources), "request_id": self._request_id}
 
 
-class Choices(Answer):
+class ChoicesAnswer(Answer):
     """What chat completions and completions have in common: numbered choices, and how a stream of them goes."""
 
     whole_object: ClassVar[str]
@@ -70,7 +70,7 @@ class Choices(Answer):
         self._choices, self._usage = asked.n or 1, asked.wants_usage
 
     @abstractmethod
-    def whole_choice(self, choice: Choice) -> dict[str, Any]:
+    def whole_choice(self, choice: PartialChoice) -> dict[str, Any]:
         """A choice that has ended, without its index and finish_reason."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Choices(Answer):
         return None
 
     def whole(self, deltas: Iterable[Delta]) -> dict[str, Any]:
-        choices = [Choice() for _ in range(self._choices)]
+        choices = [PartialChoice() for _ in range(self._choices)]
         for delta in deltas:
             choices[delta.choice].add(delta)
         bodies = [

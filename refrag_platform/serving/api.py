@@ -20,8 +20,8 @@ from refrag_platform.serving import bodies
 from refrag_platform.serving.admission import LOOK_UPS, Admission
 from refrag_platform.serving.answering import answer, require_engine, require_model
 from refrag_platform.serving.bodies import STREAM, documented
-from refrag_platform.serving.chat import ChatCompletion, ChatRequest
-from refrag_platform.serving.completions import Completion, CompletionRequest
+from refrag_platform.serving.chat import ChatAnswer, ChatRequest
+from refrag_platform.serving.completions import CompletionAnswer, CompletionRequest
 from refrag_platform.serving.contract import BadRequest, ClientGone
 from refrag_platform.serving.documents import add_documents
 from refrag_platform.serving.embeddings import EmbeddingRequest, embeddings_body
@@ -111,12 +111,12 @@ def _load(app: FastAPI) -> Load | None:
 
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer the last message over retrieved passages, over those in the request, or over both."""
-    return await answer(request, body, ChatCompletion)
+    return await answer(request, body, ChatAnswer)
 
 
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Go on with a text, after passages of the request or retrieved for it, if it wants some."""
-    return await answer(request, body, Completion)
+    return await answer(request, body, CompletionAnswer)
 
 
 async def responses(request: Request, body: ResponseRequest) -> Response:

@@ -35,8 +35,8 @@ SECONDS_TO_STOP = 10.0
 
 def home(project: Project) -> Path:
     """Where BentoML keeps models and Bentos."""
-    given = os.environ.get("BENTOML_HOME")
-    return Path(given).expanduser().resolve() if given else project.root / ".bentoml"
+    home = os.environ.get("BENTOML_HOME")
+    return Path(home).expanduser().resolve() if home else project.root / ".bentoml"
 
 
 def environment(project: Project) -> dict[str, str]:

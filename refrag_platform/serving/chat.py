@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from refrag_platform.limits import MOST_CHARACTERS_IN_ALL, MOST_MESSAGES, MOST_QUERY_WORDS
-from refrag_platform.serving.answers import Choice, Choices, logprobs_body
+from refrag_platform.serving.answers import ChoicesAnswer, PartialChoice, logprobs_body
 from refrag_platform.serving.contract import Delta, Message, Sampling, TokenLogprob
 from refrag_platform.serving.fields import fault, only
 from refrag_platform.serving.formats import ChatFormat
@@ -73,7 +73,7 @@ class ChatRequest(ConversationRequest, ChoicesRequest):
         return self.drawn_choices(most, (self.top_logprobs or 0) if self.logprobs else None, schema)
 
 
-class ChatCompletion(Choices):
+class ChatAnswer(ChoicesAnswer):
     """OpenAI's chat.completion around a generation, or the events of a streamed one."""
 
     prefix, whole_object, event_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
@@ -86,7 +86,7 @@ class ChatCompletion(Choices):
     def opening(self) -> dict[str, Any]:
         return {"delta": {"role": "assistant", **self._said("")}, "logprobs": None}
 
-    def whole_choice(self, choice: Choice) -> dict[str, Any]:
+    def whole_choice(self, choice: PartialChoice) -> dict[str, Any]:
         return {"message": {"role": "assistant", **self._said(choice.text)}, "logprobs": self._tokens(choice.tokens)}
 
     def piece(self, delta: Delta) -> dict[str, Any]:

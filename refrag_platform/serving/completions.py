@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, Tag, model_validator
 
-from refrag_platform.serving.answers import Choice, Choices, finite
+from refrag_platform.serving.answers import ChoicesAnswer, PartialChoice, finite
 from refrag_platform.serving.contract import Delta, Message, Sampling, TokenLogprob
 from refrag_platform.serving.fields import TEXT_OR_LIST, only
 from refrag_platform.serving.schema import NOT_HONOURED, ChoicesRequest, FullText, most_tokens
@@ -55,7 +55,7 @@ class CompletionRequest(ChoicesRequest):
         return self.drawn_choices(self.max_tokens or default_tokens, self.logprobs)
 
 
-class Completion(Choices):
+class CompletionAnswer(ChoicesAnswer):
     """OpenAI's text_completion around a generation."""
 
     prefix = "cmpl-"
@@ -66,7 +66,7 @@ class Completion(Choices):
         self._logprobs = asked.logprobs is not None
         self._offsets = [0] * self._choices
 
-    def whole_choice(self, choice: Choice) -> dict[str, Any]:
+    def whole_choice(self, choice: PartialChoice) -> dict[str, Any]:
         return {"text": choice.text, "logprobs": self._tokens(choice.tokens, 0) if self._logprobs else None}
 
     def piece(self, delta: Delta) -> dict[str, Any]:

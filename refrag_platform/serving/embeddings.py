@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, Tag, field_validator, model_validator
 
 from refrag_platform.limits import MOST_TEXTS
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, require_characters
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, RequestText, fault, require_characters
 from refrag_platform.serving.schema import FullText
 
 
@@ -27,7 +27,7 @@ class EmbeddingRequest(Body):
         None, description="base64: of the little-endian float32 values"
     )
     dimensions: int | None = Field(None, ge=1, description="the retriever's own; no other is to be had")
-    user: Text | None = Field(None, description="for the client's own use")
+    user: RequestText | None = Field(None, description="for the client's own use")
 
     @field_validator("input", mode="before")
     @classmethod

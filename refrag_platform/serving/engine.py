@@ -249,22 +249,22 @@ class Engine:
             require_choice(self.name, bundle, share)
         question, before = asked_last(messages)
         begun = time.monotonic()
-        found = self.retrieve(question, count, before, collection)
+        hits = self.retrieve(question, count, before, collection)
         searched = (begun, time.monotonic())
-        nearest = max(found, key=lambda passage: passage.score or 0.0, default=None)
+        nearest = max(hits, key=lambda passage: passage.score or 0.0, default=None)
         similarity = nearest.score if nearest else None
         least = self.settings.least_similarity if count and not sent else None
         if least is not None and (similarity is None or similarity < least):
             # What can't be asked here is an error whatever the store holds.
             self.start(messages, (), sampling, share, continues=continues)
-            retrieved = [citation(passage, Selected(self._prompts.chunks(bundle.model, passage))) for passage in found]
+            retrieved = [citation(passage, Selected(self._prompts.chunks(bundle.model, passage))) for passage in hits]
             sources = Sources([], retrieved, False, similarity, least)
             return Refusal(sources, share, rate, searched, sampling.n if sampling else 1)
         if nearest and nearest.follows and not messages[-1].is_result and not continues:
             messages = [*messages[:-1], Message("user", texts_to_ask(question, before)[-1])]
         generation = self.start(
             messages,
-            [*sent, *found],
+            [*sent, *hits],
             sampling,
             share,
             rate=rate,

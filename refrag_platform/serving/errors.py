@@ -150,9 +150,9 @@ def _place(fault: Mapping[str, Any], body: Any) -> str | None:
 
 
 def _reason(fault: Mapping[str, Any]) -> str:
-    message, given = fault["msg"], fault.get("input")
-    if fault["type"] == "string_too_long" and isinstance(given, str):
-        return f"{message}, not {len(given):,}"
-    if (fault.get("ctx") or {}).get("message") or not isinstance(given, str | int | float | None):
+    message, value = fault["msg"], fault.get("input")
+    if fault["type"] == "string_too_long" and isinstance(value, str):
+        return f"{message}, not {len(value):,}"
+    if (fault.get("ctx") or {}).get("message") or not isinstance(value, str | int | float | None):
         return str(message)
-    return f"{message}, not {shown(given)}" if fault["type"] not in {"missing", "too_long"} else str(message)
+    return f"{message}, not {shown(value)}" if fault["type"] not in {"missing", "too_long"} else str(message)

@@ -65,7 +65,7 @@ def whole_text(value: Any) -> Any:
     return value
 
 
-Text = Annotated[str, Field(max_length=MOST_CHARACTERS), BeforeValidator(whole_text)]
+RequestText = Annotated[str, Field(max_length=MOST_CHARACTERS), BeforeValidator(whole_text)]
 Name = Annotated[str, Field(max_length=MOST_NAME_CHARACTERS), BeforeValidator(whole_text)]
 
 
@@ -116,16 +116,16 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fields_are_known(cls, given: Any) -> Any:
+    def _fields_are_known(cls, body: Any) -> Any:
         """The first unknown field is enough: a body may have a million."""
-        if isinstance(given, dict):
+        if isinstance(body, dict):
             known = cls._names()
-            for name in given:
+            for name in body:
                 if name not in known:
                     raise fault(
                         "unknown_parameter", f"unknown field {shown(name)}{cls._meant(name)}", shown(name)[1:-1]
                     )
-        return given
+        return body
 
     @classmethod
     def _names(cls) -> set[str]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from refrag_platform.decoding.settings import Schema
 from refrag_platform.limits import MOST_SCHEMA_CHARACTERS
-from refrag_platform.serving.fields import Body, Text, fault
+from refrag_platform.serving.fields import Body, RequestText, fault
 
 
 def _short_enough(schema: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class JsonSchema(Body):
     """A JSON schema with its name."""
 
     name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$", description="for the client's own use")
-    description: Text | None = Field(None, description="for the client's own use: the model isn't shown it")
+    description: RequestText | None = Field(None, description="for the client's own use: the model isn't shown it")
     schema_: Annotated[dict[str, Any], AfterValidator(_short_enough)] = Field(
         alias="schema",
         description=f"of the answer, at most {MOST_SCHEMA_CHARACTERS:,} characters; the model isn't shown it",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, Tag, model_validator
 
 from refrag_platform.limits import MOST_PARTS
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, RequestText, fault, only
 from refrag_platform.serving.messages import ChatMessage, ContentPart, FunctionCall, Part, ToolCall
 
 NEEDED = {"message": ("role", "content"), "function_call": ("call_id", "name", "arguments"),
@@ -28,7 +28,8 @@ class InputPart(Part):
 
 
 InputContent = Annotated[
-    Annotated[Text, Tag("text")] | Annotated[list[InputPart], Field(min_length=1, max_length=MOST_PARTS), Tag("list")],
+    Annotated[RequestText, Tag("text")]
+    | Annotated[list[InputPart], Field(min_length=1, max_length=MOST_PARTS), Tag("list")],
     TEXT_OR_LIST,
 ]
 
@@ -41,7 +42,7 @@ class InputItem(Body):
     content: InputContent | None = None
     call_id: Name | None = None
     name: Name | None = None
-    arguments: Text | None = None
+    arguments: RequestText | None = None
     output: InputContent | None = None
     id: Name | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
@@ -74,5 +75,5 @@ class InputItem(Body):
         return ChatMessage(role=self.role, content=_content(self.content))
 
 
-def _content(given: str | list[InputPart] | None) -> str | list[ContentPart] | None:
-    return [part.part() for part in given] if isinstance(given, list) else given
+def _content(content: str | list[InputPart] | None) -> str | list[ContentPart] | None:
+    return [part.part() for part in content] if isinstance(content, list) else content

@@ -77,10 +77,10 @@ class Keys:
         """Whether requests need a key: once keys are set, taking the last one away lets nobody in."""
         return bool(self._fixed) or self._file is not None
 
-    def find(self, given: bytes) -> Key | None:
+    def find(self, sent: bytes) -> Key | None:
         """The key that was given. All are compared, each in constant time: how long it takes tells nothing."""
         self._read_again()
-        digest, match = digest_of(given), None
+        digest, match = digest_of(sent), None
         for key in [*self._fixed, *self._listed]:
             if hmac.compare_digest(digest, key.digest):
                 match = key

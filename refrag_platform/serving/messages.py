@@ -10,7 +10,7 @@ from pydantic import Field, Tag, model_validator
 
 from refrag_platform.limits import MOST_PARTS
 from refrag_platform.serving.contract import Message
-from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, Text, fault, only, shown
+from refrag_platform.serving.fields import TEXT_OR_LIST, Body, Name, RequestText, fault, only, shown
 
 # Fields that only one role has.
 ROLES = dict.fromkeys(("refusal", "tool_calls", "function_call", "audio", "annotations"), "assistant")
@@ -21,16 +21,18 @@ class Part(Body):
     """One part of a message's content; only text is understood."""
 
     type: str
-    text: Text | None = None
-    refusal: Text | None = Field(None, description="the text of a part of type refusal, in the assistant's messages")
+    text: RequestText | None = None
+    refusal: RequestText | None = Field(
+        None, description="the text of a part of type refusal, in the assistant's messages"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _kind_is_known(cls, given: Any) -> Any:
-        kind = given.get("type") if isinstance(given, dict) else None
+    def _kind_is_known(cls, part: Any) -> Any:
+        kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind not in get_args(cls.model_fields["type"].annotation):
             raise fault("unsupported_value", f"a part of type {shown(kind)} is not understood, only text is", "type")
-        return given
+        return part
 
     @model_validator(mode="after")
     def _text_is_there(self) -> Part:
@@ -53,7 +55,7 @@ class ContentPart(Part):
 
 
 Content = Annotated[
-    Annotated[Text, Tag("text")]
+    Annotated[RequestText, Tag("text")]
     | Annotated[list[ContentPart], Field(min_length=1, max_length=MOST_PARTS), Tag("list")],
     TEXT_OR_LIST,
 ]
@@ -63,7 +65,7 @@ class FunctionCall(Body):
     """What an assistant asked a function for."""
 
     name: Name
-    arguments: Text = Field(description="JSON, as the model wrote it")
+    arguments: RequestText = Field(description="JSON, as the model wrote it")
 
 
 class ToolCall(Body):
@@ -80,7 +82,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: Name | None = Field(None, description="who speaks; written before what a history's message says")
-    refusal: Text | None = None
+    refusal: RequestText | None = None
     tool_calls: list[ToolCall] | None = Field(None, max_length=MOST_PARTS)
     tool_call_id: Name | None = None
     function_call: FunctionCall | None = None

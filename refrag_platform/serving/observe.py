@@ -37,8 +37,8 @@ class Observe:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        given = Headers(scope=scope).get(HEADER, "")
-        name = given if GIVEN_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        sent = Headers(scope=scope).get(HEADER, "")
+        name = sent if GIVEN_ID.fullmatch(sent) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = name
         endpoint = _endpoint(self._site, scope)
         method = scope["method"] if scope["method"] in METHODS else OTHER

@@ -120,18 +120,18 @@ def load_packaged(folder: Path, live: Path | None = None, tables: str | None = N
 
 def lineage(context: StageContext) -> dict[str, Any]:
     """Hash, fingerprint, commit and seed of every artifact that went in, by path."""
-    root, found, open_paths = context.project.root, {}, list(context.inputs.values())
+    root, facts, open_paths = context.project.root, {}, list(context.inputs.values())
     while open_paths:
         content = open_paths.pop()
         name = content.relative_to(root).as_posix()
-        if name in found:
+        if name in facts:
             continue
         manifest = Manifest.read(content.parent)
-        found[name] = {key: getattr(manifest, key) for key in ("hash", "fingerprint", "commit", "seed")}
-        found[name]["inputs"] = {record.path: record.hash for record in manifest.inputs.values()}
-        found[name]["sources"] = {record.path: record.hash for record in manifest.sources}
+        facts[name] = {key: getattr(manifest, key) for key in ("hash", "fingerprint", "commit", "seed")}
+        facts[name]["inputs"] = {record.path: record.hash for record in manifest.inputs.values()}
+        facts[name]["sources"] = {record.path: record.hash for record in manifest.sources}
         open_paths += [root / record.path for record in manifest.inputs.values()]
-    return dict(sorted(found.items()))
+    return dict(sorted(facts.items()))
 
 
 def _version(*facts: str) -> str:

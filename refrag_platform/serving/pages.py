@@ -97,8 +97,8 @@ def _swagger() -> Path:
     Raises:
         ApiError: 404, it isn't here.
     """
-    found = importlib.util.find_spec("bentoml")
-    folder = Path(found.origin or "").parent / "_internal" / "server" / "static_content" if found else None
+    spec = importlib.util.find_spec("bentoml")
+    folder = Path(spec.origin or "").parent / "_internal" / "server" / "static_content" if spec else None
     if folder is None or not folder.is_dir():
         raise ApiError(
             404,
@@ -112,19 +112,19 @@ def _swagger() -> Path:
 def _description(app: FastAPI, key_needed: bool) -> dict[str, Any]:
     """OpenAPI's description of what the routes do; made once."""
     if app.openapi_schema is None:
-        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemas = made["components"]["schemas"]
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         # Without a key in the server's environment none is asked for.
-        made["security"] = [{"key": []}] if key_needed else [{"key": []}, {}]
+        document["security"] = [{"key": []}] if key_needed else [{"key": []}, {}]
         header = {"description": "the request's id, of the client or made here", "schema": {"type": "string"}}
-        for path in made["paths"].values():
+        for path in document["paths"].values():
             for operation in path.values():
                 # The framework's own status for a wrong body, which is 400 here.
                 operation["responses"].pop("422", None)
                 for response in operation["responses"].values():
                     response.setdefault("headers", {})["x-request-id"] = header
-        app.openapi_schema = made
+        app.openapi_schema = document
     return app.openapi_schema

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, Tag, model_validator
 
 from refrag_platform.limits import MOST_MESSAGES
-from refrag_platform.serving.answers import Answer, Choice, event, logprobs_body
+from refrag_platform.serving.answers import Answer, PartialChoice, event, logprobs_body
 from refrag_platform.serving.contract import Delta, Message, Sampling
 from refrag_platform.serving.fields import TEXT_OR_LIST, Body, fault, only
 from refrag_platform.serving.formats import ResponseFormat, TextFormat
@@ -108,7 +108,7 @@ class ModelResponse(Answer):
 
     def __init__(self, asked: ResponseRequest, generation: Generation | Refusal, request_id: str | None) -> None:
         super().__init__(asked, generation, request_id)
-        self._asked, self._choice, self._number = asked, Choice(), 0
+        self._asked, self._choice, self._number = asked, PartialChoice(), 0
         self._format = (asked.text and asked.text.format) or TextFormat(type="text")
         self._refuses = self._format.type != "text" and not generation.sources.answered
         self._item_id = f"msg_{uuid.uuid4().hex}"

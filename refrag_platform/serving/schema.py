@@ -25,7 +25,7 @@ from refrag_platform.serving.fields import (
     TEXT_OR_LIST,
     Body,
     Name,
-    Text,
+    RequestText,
     fault,
     only,
     require_characters,
@@ -112,11 +112,13 @@ class AnswerRequest(Body):
     )
     refrag: RefragOptions | None = None
     # Names for the client's own use: they change no answer anywhere.
-    user: Text | None = Field(None, description="for the client's own use")
-    safety_identifier: Text | None = Field(None, description="for the client's own use")
+    user: RequestText | None = Field(None, description="for the client's own use")
+    safety_identifier: RequestText | None = Field(None, description="for the client's own use")
     metadata: dict[str, Any] | None = Field(None, description="for the client's own use; not kept")
-    prompt_cache_key: Text | None = Field(None, description="of no use here: a collection's prompts share one cache")
-    prompt_cache_retention: Text | None = Field(None, description="of no use here")
+    prompt_cache_key: RequestText | None = Field(
+        None, description="of no use here: a collection's prompts share one cache"
+    )
+    prompt_cache_retention: RequestText | None = Field(None, description="of no use here")
     store: Annotated[Any, only(False)] = Field(None, description=NOT_HONOURED)
     service_tier: Annotated[Any, only("auto", "default")] = Field(None, description=NOT_HONOURED)
 
@@ -166,7 +168,7 @@ class AnswerRequest(Body):
             schema=schema,
         )
 
-    def given(self) -> list[ServedPassage]:
+    def passages_sent(self) -> list[ServedPassage]:
         """The passages of the request, named by their place in it."""
         return [
             ServedPassage(id=f"request-{place}", title=item.title, text=item.text)

@@ -48,21 +48,21 @@ class ApiSettings:
         """
 
         def number(name: str, default: float) -> float:
-            given = values.get(name, "")
+            text = values.get(name, "")
             try:
-                value = float(given) if given else default
+                value = float(text) if text else default
             except ValueError:
                 value = 0.0
             if not (value > 0 and math.isfinite(value)):
-                raise RefragError(f"{name} is {given!r}; it must be a number above 0")
+                raise RefragError(f"{name} is {text!r}; it must be a number above 0")
             return value
 
         def path(name: str) -> Path | None:
-            given = values.get(name)
-            if given and not Path(given).is_absolute():
+            text = values.get(name)
+            if text and not Path(text).is_absolute():
                 # The server's working directory isn't the shell's.
-                raise RefragError(f"{name} is {given!r}; give the whole path, from /")
-            return Path(given) if given else None
+                raise RefragError(f"{name} is {text!r}; give the whole path, from /")
+            return Path(text) if text else None
 
         if values.get("REFRAG_STORE") and values.get("REFRAG_TABLES"):
             raise RefragError("REFRAG_STORE and REFRAG_TABLES are both set; a working copy has tables of its own")

@@ -48,10 +48,10 @@ class StopStrings:
     def push(self, piece: str) -> str:
         """The part of the text so far that can be sent; sets `stopped` when a stop string has come."""
         text = self._held + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        positions = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if positions:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(positions)]
         held = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from refrag_platform.artifacts.digest import file_digest
 from refrag_platform.artifacts.manifest import published
 from refrag_platform.errors import ArtifactError, RefragError
-from refrag_platform.files import whole
+from refrag_platform.files import whole_by_many
 from refrag_platform.model.loading import default_device
 from refrag_platform.model.precision import cpu_autocast
 from refrag_platform.model.prompts import content_ids, passage_text
@@ -35,7 +32,7 @@ from refrag_platform.progress import Progress, say
 from refrag_platform.stages import StageContext
 from refrag_platform.store.content import PASSAGES_FILE, StoreDescription, chunk_file, passage_schema
 from refrag_platform.store.retriever import Retriever, load_retriever
-from refrag_platform.store.reuse import WHO, KnownPassages, difference
+from refrag_platform.store.reuse import WHO, Arrays, KnownPassages, difference
 from refrag_platform.weights import tokenizer_digest
 
 if TYPE_CHECKING:
@@ -48,8 +45,6 @@ CHUNKS_PER_FILE = 262_144
 # What a part says of itself: a worker that was given up for dead may still bring one of an earlier run.
 MADE_FROM = "made_from"
 COLUMNS = ["id", "document_id", "title", "text"]
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def build_chunks(context: StageContext) -> dict[str, Any]:
@@ -279,12 +274,8 @@ def encode_passages(
 
 def _save(arrays: Arrays, path: Path, made_from: str) -> None:
     """Write a part whose name appears only when all its bytes are on the disk, whoever else is writing it."""
-    single = path.with_name(f"{uuid4().hex}.safetensors")
-    with whole(single) as partial:
+    with whole_by_many(path) as partial:
         save_file(arrays, partial, {MADE_FROM: made_from})
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-    single.replace(path)
 
 
 def _assemble(writer: PartWriter, passages: Path, out: Path) -> tuple[dict[str, int], dict[str, float]]:

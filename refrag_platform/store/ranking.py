@@ -27,7 +27,7 @@ Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Asked:
+class SearchQuery:
     """One way to ask.
 
     words: each passage's share of the best BM25 score, 0 to 1, by id. allowance: added to the similarity.
@@ -69,18 +69,18 @@ def _end(text: str) -> str:
     return text[-MOST_CHARACTERS_BEFORE:].split(maxsplit=1)[-1]
 
 
-def ways_to_ask(vectors: Sequence[Vector], words: Sequence[Mapping[str, float]]) -> list[Asked]:
+def ways_to_ask(vectors: Sequence[Vector], words: Sequence[Mapping[str, float]]) -> list[SearchQuery]:
     """The ways to ask `texts_to_ask`, by their vectors and the passages found by their words."""
-    alone = Asked(vectors[0], words[0])
+    alone = SearchQuery(vectors[0], words[0])
     if len(vectors) == 1:
         return [alone]
     mean = vectors[0] + vectors[1]
     length = float(np.linalg.norm(mean))
     both = {name: (words[0].get(name, 0.0) + words[1].get(name, 0.0)) / 2 for name in {*words[0], *words[1]}}
-    return [alone, Asked(mean / length, both, MEAN_ALLOWANCE) if length else Asked(mean, both)]
+    return [alone, SearchQuery(mean / length, both, MEAN_ALLOWANCE) if length else SearchQuery(mean, both)]
 
 
-def rank(ways: Sequence[Asked], passages: Mapping[str, Vector]) -> list[Ranked]:
+def rank(ways: Sequence[SearchQuery], passages: Mapping[str, Vector]) -> list[Ranked]:
     """Passages by id, best first, ties by id."""
     ranked = []
     for name, vector in passages.items():

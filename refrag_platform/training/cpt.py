@@ -25,7 +25,7 @@ from refrag_platform.model.packed import known_positions, packed_layout, predict
 from refrag_platform.model.policy import budget
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import whole_chunks, window_layout
-from refrag_platform.recipes import CptRecipe, System
+from refrag_platform.recipes import CptRecipe, TrainedSystem
 from refrag_platform.stages import SHIPPED, StageContext
 from refrag_platform.training.core.artifact import finish, load_model
 from refrag_platform.training.core.batch import Batch
@@ -35,8 +35,8 @@ from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
-from refrag_platform.training.core.windows import Windows
-from refrag_platform.training.reading.batches import ReadingBatches, Seen
+from refrag_platform.training.core.windows import WindowSampler
+from refrag_platform.training.reading.batches import ContextForm, ReadingBatches
 from refrag_platform.training.reading.loss import reading_loss
 from refrag_platform.training.reading.sources import reading_batches
 from refrag_platform.training.start import control_start, take_over_packed
@@ -57,10 +57,10 @@ class CptTask(Task):
         self,
         model: RefragModel,
         settings: CptRecipe,
-        windows: dict[int, Windows],
+        windows: dict[int, WindowSampler],
         seed: int,
-        system: System = "refrag",
-        repeats: dict[int, Windows] | None = None,
+        system: TrainedSystem = "refrag",
+        repeats: dict[int, WindowSampler] | None = None,
         reading: ReadingBatches | None = None,
     ) -> None:
         """
@@ -243,7 +243,7 @@ def is_among(step: int, share: float) -> bool:
     return int((step + 0.5) * share) != int((step - 0.5) * share)
 
 
-def seen_in_reading(system: System) -> Seen:
+def seen_in_reading(system: TrainedSystem) -> ContextForm:
     """What a system's decoder finds in the context of a reading task.
 
     Most that is asked would stand in what a shorter text lacks: controls of that kind learn on whole contexts.
@@ -256,7 +256,7 @@ def cpt_task(
     corpus: Path,
     settings: CptRecipe,
     seed: int,
-    system: System = "refrag",
+    system: TrainedSystem = "refrag",
     root: Path = Path(),
 ) -> CptTask:
     """The task over a corpus' training split; `root` is what the recipe's question files are relative to.
@@ -288,14 +288,15 @@ def cpt_task(
     if settings.reading:
         reading = reading_batches(model, corpus, settings, seed, seen_in_reading(system), root)
     windows = {
-        n: Windows(corpus, "train", n * k + o, seed, settings.batch_size, "cpt") for n in context_lengths(settings, k)
+        n: WindowSampler(corpus, "train", n * k + o, seed, settings.batch_size, "cpt")
+        for n in context_lengths(settings, k)
     }
     repeats = {}
     if system == "refrag" and (repeated := repeat_lengths(settings, k)):
         require_positions(
             model.decoder, 2 + max(repeated) * (1 + k), "shorten cpt.context_tokens or set cpt.repeat_steps_share: 0"
         )
-        repeats = {n: Windows(corpus, "train", n * k, seed) for n in repeated}
+        repeats = {n: WindowSampler(corpus, "train", n * k, seed) for n in repeated}
     return CptTask(model, settings, windows, seed, system, repeats, reading)
 
 

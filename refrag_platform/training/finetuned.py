@@ -39,7 +39,7 @@ from refrag_platform.model.segments import (
     prompt_length,
     whole_chunks,
 )
-from refrag_platform.recipes import FinetunedRecipe, System
+from refrag_platform.recipes import FinetunedRecipe, TrainedSystem
 from refrag_platform.stages import StageContext
 from refrag_platform.store.relevance import PassageRelevance, recipe_relevance
 from refrag_platform.training.core.artifact import finish, load_model
@@ -48,7 +48,7 @@ from refrag_platform.training.core.groups import decoder_group, encoder_groups
 from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.core.windows import WindowSampler
 from refrag_platform.training.evidence import evidence_levels
 from refrag_platform.training.examples import Example, Examples
 from refrag_platform.training.kept import kept_at_random, kept_by_evidence, step_rate
@@ -81,8 +81,8 @@ class FinetunedTask(Task):
         model: RefragModel,
         settings: FinetunedRecipe,
         examples: Examples,
-        system: System = "refrag",
-        windows: Windows | None = None,
+        system: TrainedSystem = "refrag",
+        windows: WindowSampler | None = None,
         relevance: PassageRelevance | None = None,
     ) -> None:
         """
@@ -296,7 +296,7 @@ class FinetunedTask(Task):
         return batch["token_ids"].numel()
 
 
-def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, seed: int) -> Windows | None:
+def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, seed: int) -> WindowSampler | None:
     """The corpus' windows that a recipe lets fine-tuning continue, if it does.
 
     Raises:
@@ -307,7 +307,7 @@ def text_windows(corpus: Path, settings: FinetunedRecipe, model: RefragModel, se
         return None
     whole_chunks("finetuned.context_tokens", settings.context_tokens, model.chunk_size)
     length = settings.context_tokens + settings.output_tokens
-    return Windows(corpus, "train", length, seed, settings.batch_size, "finetuned")
+    return WindowSampler(corpus, "train", length, seed, settings.batch_size, "finetuned")
 
 
 def train_finetuned(context: StageContext) -> dict[str, Any]:

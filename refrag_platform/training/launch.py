@@ -84,11 +84,11 @@ def launch(context: StageContext, files: LaunchFiles) -> dict[str, Any]:
 
 
 def _options() -> list[str]:
-    given = os.environ.get(OPTIONS, "")
+    options = os.environ.get(OPTIONS, "")
     try:
-        return shlex.split(given)
+        return shlex.split(options)
     except ValueError as error:
-        raise RefragError(f"{OPTIONS} is {given!r} ({error}); give options of `accelerate launch`") from None
+        raise RefragError(f"{OPTIONS} is {options!r} ({error}); give options of `accelerate launch`") from None
 
 
 def _option(options: list[str], name: str) -> int | None:

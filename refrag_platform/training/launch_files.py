@@ -42,10 +42,10 @@ def launch_files(base: Path, stage: str, recipe: Recipe) -> LaunchFiles | None:
     try:
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         processes = int(values.get("num_processes", 1))
-        own = (values.get("deepspeed_config") or {}).get("deepspeed_config_file")
-        deepspeed = None if own is None else path.parent / own
+        config_file = (values.get("deepspeed_config") or {}).get("deepspeed_config_file")
+        deepspeed = None if config_file is None else path.parent / config_file
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise RecipeError(f"{path} is no accelerate config ({error}); `accelerate config` writes one") from None
     if deepspeed is not None and not deepspeed.is_file():
-        raise RecipeError(f"{path}: deepspeed_config_file is {own!r}, and there is no {deepspeed}")
+        raise RecipeError(f"{path}: deepspeed_config_file is {config_file!r}, and there is no {deepspeed}")
     return LaunchFiles(path, deepspeed, processes)

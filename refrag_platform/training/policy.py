@@ -40,7 +40,7 @@ from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.precision import autocast
 from refrag_platform.training.core.ranks import is_main
-from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.core.windows import WindowSampler
 from refrag_platform.training.episodes import (
     Episode,
     QuestionEpisodes,
@@ -71,7 +71,7 @@ class PolicyTask(Task):
         model: RefragModel,
         policy: PolicyNetwork,
         settings: PolicyRecipe,
-        windows: Windows | None,
+        windows: WindowSampler | None,
         questions: QuestionEpisodes | None,
         seed: int,
     ) -> None:
@@ -239,7 +239,7 @@ def policy_task(
             "shorten policy.context_tokens or policy.output_tokens",
         )
         length = settings.context_tokens + settings.output_tokens
-        windows = Windows(corpus, "train", length, seed, settings.batch_size, "policy")
+        windows = WindowSampler(corpus, "train", length, seed, settings.batch_size, "policy")
     if settings.question_share:
         left_out = LeftOut("policy")
         questions = QuestionEpisodes(

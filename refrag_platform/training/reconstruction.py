@@ -27,7 +27,7 @@ from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.lora import prepare_decoder, prepare_encoder
 from refrag_platform.training.core.losses import linear_cross_entropy
 from refrag_platform.training.core.precision import autocast
-from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.core.windows import WindowSampler
 from refrag_platform.training.start import take_over_packed
 
 HELPER_CHUNKS = 512
@@ -42,7 +42,7 @@ class ReconstructionTask(Task):
     few_shapes = True
 
     def __init__(
-        self, model: RefragModel, settings: ReconstructionRecipe, windows: dict[int, Windows], seed: int
+        self, model: RefragModel, settings: ReconstructionRecipe, windows: dict[int, WindowSampler], seed: int
     ) -> None:
         """Args: windows: for each factor f, windows of f k tokens."""
         super().__init__()
@@ -161,7 +161,7 @@ def reconstruction_task(
     require_positions(model.decoder, 1 + most * (1 + k), f"lower reconstruction.curriculum.max_factor ({most})")
     factors = [2**i for i in range(most.bit_length())]
     size = settings.batch_size
-    windows = {f: Windows(corpus, "train", f * k, seed, size, "reconstruction") for f in factors}
+    windows = {f: WindowSampler(corpus, "train", f * k, seed, size, "reconstruction") for f in factors}
     return ReconstructionTask(model, settings, windows, seed)
 
 

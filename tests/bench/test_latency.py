@@ -9,7 +9,7 @@ import yaml
 from refrag_platform.bench.cepe import Cepe
 from refrag_platform.bench.latency import bench_latency
 from refrag_platform.bench.shapes import named_shape, project_model
-from refrag_platform.bench.systems import SYSTEMS, Plan
+from refrag_platform.bench.systems import SYSTEMS, LatencyPlan
 from refrag_platform.bench.vectors import StoredVectors, encode_passages
 from refrag_platform.decoding.runner import DecoderRunner
 from refrag_platform.errors import RefragError
@@ -38,9 +38,9 @@ COLUMNS = {
 POSITION = 2 * 2 * 2 * 16 * 4
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> LatencyPlan:
     settings = {"context": 64, "question": 8, "ks": (4, 8), "systems": SYSTEMS, "runs": 3, "warmup": 1, "seed": 0}
-    return Plan(**{**settings, **changes})
+    return LatencyPlan(**{**settings, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from refrag_platform.bench import service
-from refrag_platform.bench.clients import NO_ANSWER, Load, Seen, ask_all
+from refrag_platform.bench.clients import NO_ANSWER, ClientLoad, Reply, ask_all
 from refrag_platform.bench.report import service_report
 from refrag_platform.cli import app
 from refrag_platform.model.refrag import RefragModel
@@ -91,7 +91,7 @@ def test_questions_without_passages_are_refused(asked: list[str], tmp_path: Path
 
 def test_answers_without_a_text_are_told() -> None:
     with pytest.raises(service.RefragError, match=r"none of 2 answers has a text \(status 2 x 503\)"):
-        service._row("service", 2, [Seen(503, None, 0)] * 2, 1.0, 0.0)
+        service._row("service", 2, [Reply(503, None, 0)] * 2, 1.0, 0.0)
 
 
 def test_every_client_of_every_process_has_requests_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_every_client_of_every_process_has_requests_of_its_own(monkeypatch: pyte
 
     monkeypatch.setattr(service.subprocess, "run", run)
     monkeypatch.setattr(service.os, "cpu_count", lambda: 16)
-    assert service._ask_service(Load("", 40, 1.0, 0, [{}], 0, 40)) == ([], 2.0)
+    assert service._ask_service(ClientLoad("", 40, 1.0, 0, [{}], 0, 40)) == ([], 2.0)
     first_turns = [own["first"] + number for own in given for number in range(own["clients"])]
     assert sorted(first_turns) == list(range(40)) and {own["stride"] for own in given} == {40}
 
@@ -116,5 +116,5 @@ def test_an_answer_that_breaks_off_is_no_answer() -> None:
             self.wfile.write(b'data: {"choices": [{"text": "so far"}]}\n\ndata: {"error": {"message": "gone"}}\n\n')
 
     with served(HTTPServer(("127.0.0.1", 0), Failing)) as url:
-        answers, *_ = asyncio.run(ask_all(Load(url, 1, 9.0, 1, [{}], 0, 1)))
-    assert answers == [Seen(NO_ANSWER, None, 0)]
+        answers, *_ = asyncio.run(ask_all(ClientLoad(url, 1, 9.0, 1, [{}], 0, 1)))
+    assert answers == [Reply(NO_ANSWER, None, 0)]

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from refrag_platform.corpus import tokens as tokens_module
-from refrag_platform.corpus.documents import Document, Section, plain_document
+from refrag_platform.corpus.documents import Document, DocumentSection, plain_document
 from refrag_platform.corpus.passages import CorpusPassage, cut_passages
 from refrag_platform.corpus.tokens import tokenize
 from tests.conftest import ROOT
@@ -57,7 +57,7 @@ def test_a_word_longer_than_a_passage_is_cut(tokenizer: Tokenizer) -> None:
 
 def test_passages_stay_inside_their_titled_section(tokenizer: Tokenizer) -> None:
     text = "First\nOne. Two.\n\nSecond\nThree."
-    sections = (Section("First", 6, 15), Section("Second", 24, 30))
+    sections = (DocumentSection("First", 6, 15), DocumentSection("Second", 24, 30))
     found = passages(Document("d", "D", "test", text, sections), tokenizer, 64)
     assert [(p.title, p.text, p.section) for p in found] == [("First", "One. Two.", 0), ("Second", "Three.", 1)]
 

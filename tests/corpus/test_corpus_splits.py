@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 
-from refrag_platform.corpus.dedup import Seen
+from refrag_platform.corpus.dedup import FingerprintSet
 from refrag_platform.corpus.splits import split_of
 from refrag_platform.recipes import CorpusRecipe
 
@@ -31,7 +31,7 @@ def test_a_larger_validation_share_leaves_the_tests_alone() -> None:
 
 def test_seen_finds_every_repetition_and_nothing_else() -> None:
     hashes = [hashlib.sha256(name.encode()).hexdigest() for name in IDS]
-    seen = Seen()
+    seen = FingerprintSet()
     assert all(seen.add(value) for value in hashes)
     assert not any(seen.add(value) for value in hashes)
     assert len(seen) == len(IDS)

@@ -9,7 +9,7 @@ import pytest
 
 from refrag_platform.corpus.factbook import read_factbook_profiles
 from refrag_platform.corpus.facts import with_article
-from refrag_platform.corpus.many import Settings, many_questions
+from refrag_platform.corpus.many import ManySettings, many_questions
 from refrag_platform.corpus.question_files import read_questions
 from refrag_platform.corpus.splits import SPLITS, Split, split_of
 from refrag_platform.corpus.wordings import HELD_OUT, KINDS, WORDINGS
@@ -19,7 +19,7 @@ from tests.command import refrag, refused
 from tests.conftest import ROOT
 
 RECIPE = CorpusRecipe.model_validate({"sources": [{"kind": "factbook"}]})
-SETTINGS = Settings(count=420, swapped_share=0.6)
+SETTINGS = ManySettings(count=420, swapped_share=0.6)
 # What a question calls a quantity: the line of a passage.
 LINES = {
     "population": "Population", "total area": "Total area", "coastline": "Coastline", "land border": "Land boundaries",
@@ -62,7 +62,9 @@ def profiles() -> dict[Split, list[tuple[str, Any]]]:
 def rows(profiles: dict[Split, list[tuple[str, Any]]]) -> dict[Split, list[dict[str, Any]]]:
     return {
         "train": list(many_questions(profiles["train"], "train", SETTINGS, size)),
-        "validation": list(many_questions(profiles["validation"], "validation", Settings(70, (8, 12), 999, 1.0), size)),
+        "validation": list(
+            many_questions(profiles["validation"], "validation", ManySettings(70, (8, 12), 999, 1.0), size)
+        ),
         "test": list(many_questions(profiles["test"], "test", SETTINGS, size)),
     }
 
@@ -220,7 +222,7 @@ def test_contexts_keep_to_their_bounds_and_kinds_are_even(rows: dict[Split, list
 
 def test_rows_are_fixed_by_the_seed(profiles: dict[Split, list[tuple[str, Any]]]) -> None:
     def asked(seed: int) -> list[dict[str, Any]]:
-        return list(many_questions(profiles["test"], "test", Settings(30, seed=seed), size))
+        return list(many_questions(profiles["test"], "test", ManySettings(30, seed=seed), size))
 
     assert asked(1) == asked(1)
     assert asked(1) != asked(2)
@@ -228,7 +230,7 @@ def test_rows_are_fixed_by_the_seed(profiles: dict[Split, list[tuple[str, Any]]]
 
 def test_too_little_room_is_refused(profiles: dict[Split, list[tuple[str, Any]]]) -> None:
     with pytest.raises(RefragError, match=r"no 10 of these 24 countries .* in 40 positions"):
-        next(many_questions(profiles["test"], "test", Settings(1, room=40), size))
+        next(many_questions(profiles["test"], "test", ManySettings(1, room=40), size))
 
 
 def test_the_verb_writes_a_question_file_says_what_it_holds_and_overwrites_none(
@@ -247,7 +249,7 @@ def test_the_verb_writes_a_question_file_says_what_it_holds_and_overwrites_none(
 
 def test_the_page_s_examples_are_what_is_made(profiles: dict[Split, list[tuple[str, Any]]]) -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
-    made = [*many_questions(profiles["test"], "test", Settings(21), size)]
+    made = [*many_questions(profiles["test"], "test", ManySettings(21), size)]
     shown = [row for row in made if row["document_id"] == "many/test/0-2"]
     assert len(shown) == len(KINDS)
     for row in shown:

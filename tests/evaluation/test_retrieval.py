@@ -10,8 +10,8 @@ from refrag_platform.corpus.facts import FIELDS
 from refrag_platform.corpus.question import Question
 from refrag_platform.errors import RefragError
 from refrag_platform.evaluation.retrieval import (
-    Case,
     Looked,
+    LookupQuestion,
     best_threshold,
     factbook_cases,
     file_cases,
@@ -27,7 +27,7 @@ GOLD = frozenset({("Peru", "Lima")})
 
 
 def looked(kind: str, group: str, ranks: tuple[int, int], similarity: float, there: bool = True) -> Looked:
-    return Looked(Case(kind, "?", "", GOLD if there else frozenset(), group, there), *ranks, similarity)
+    return Looked(LookupQuestion(kind, "?", "", GOLD if there else frozenset(), group, there), *ranks, similarity)
 
 
 # Of either half, by the hash of the group.
@@ -57,7 +57,7 @@ def test_without_a_threshold_or_a_choice_there_is_none() -> None:
 
 
 def test_a_question_whose_gold_is_unknown_is_there_all_the_same() -> None:
-    unknown = [Looked(Case("in", "?", "", frozenset(), group), 0, 0, 0.7) for group in "abcdefgh"]
+    unknown = [Looked(LookupQuestion("in", "?", "", frozenset(), group), 0, 0, 0.7) for group in "abcdefgh"]
     report = retrieval_report([*unknown, *FOUND], 0.5)
     there, missing = report["rows"]
     assert there["questions"] == 24 and there["alone"] == {"1": 0.5, "5": 0.5, "10": 0.5, "20": 0.5}

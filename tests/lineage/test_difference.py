@@ -7,7 +7,7 @@ import pytest
 from refrag_platform import runner
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.history.runs import commit_run
-from refrag_platform.lineage.difference import Row, compare, side
+from refrag_platform.lineage.difference import Difference, compare, side
 from refrag_platform.project import Project
 from refrag_platform.stages import STAGES, StageContext
 from tests.command import refrag
@@ -53,8 +53,8 @@ def two_runs(made: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return made
 
 
-def differing(project: Project, a: str, b: str) -> dict[str, dict[str, Row]]:
-    found: dict[str, dict[str, Row]] = {}
+def differing(project: Project, a: str, b: str) -> dict[str, dict[str, Difference]]:
+    found: dict[str, dict[str, Difference]] = {}
     for row in compare(project, side(project, a), side(project, b)):
         if row.differs:
             found.setdefault(row.part, {})[row.name] = row

@@ -11,7 +11,7 @@ from transformers import RobertaConfig, RobertaModel
 from refrag_platform.errors import RecipeError
 from refrag_platform.model import encoder as encoder_module
 from refrag_platform.model.backbone import embedding_size, embedding_weight, first_layers, strip_backbone
-from refrag_platform.model.encoder import BertEncoder, LayersEncoder, Layout
+from refrag_platform.model.encoder import BertEncoder, LayersEncoder, WindowLayout
 from refrag_platform.model.fused import FusedLayers
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, chunk_tokens, cut_windows, plain_tokens, window_numbers
@@ -192,13 +192,13 @@ def test_all_layers_of_a_decoder_are_the_decoder(name: str) -> None:
     encoder = LayersEncoder(
         first_layers(decoder, 2), embedding_weight(decoder), float(embedding_size(decoder)), K, "concat", True, 16
     )
-    states = encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), Layout())
+    states = encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), WindowLayout())
     close(states, decoder.get_decoder()(input_ids=ids).last_hidden_state, atol=1e-4, rtol=1e-3)
     first = first_layers(decoder, 1)
     assert first.config.num_hidden_layers == 1 and decoder.config.num_hidden_layers == 2
     for parameter in first.parameters():
         parameter.add_(1.0)
-    close(encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), Layout()), states)
+    close(encoder.states(ids, torch.nn.functional.embedding(ids, encoder.decoder_embeddings), WindowLayout()), states)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from refrag_platform.store.ranking import (
     MEAN_ALLOWANCE,
     MOST_CHARACTERS_BEFORE,
     WORDS_BONUS,
-    Asked,
+    SearchQuery,
     rank,
     texts_to_ask,
     ways_to_ask,
@@ -23,20 +23,20 @@ PASSAGES = {"east": EAST, "north": NORTH, "between": NORTH_EAST}
 
 
 def test_the_nearest_comes_first_with_its_cosine() -> None:
-    found = rank([Asked(EAST, {})], PASSAGES)
+    found = rank([SearchQuery(EAST, {})], PASSAGES)
     assert [(one.id, one.similarity) for one in found] == [("east", 1.0), ("between", 0.707), ("north", 0.0)]
 
 
 def test_words_decide_between_near_ones_and_are_no_part_of_a_similarity() -> None:
     near = {"a": unit(1, 0.2), "b": unit(1, 0.3), "c": NORTH}
-    found = rank([Asked(EAST, {"b": 1.0, "c": 1.0})], near)
+    found = rank([SearchQuery(EAST, {"b": 1.0, "c": 1.0})], near)
     assert [one.id for one in found] == ["b", "a", "c"]
     assert found[0].similarity == 0.958 < found[1].similarity
     assert found[2].similarity == 0 < WORDS_BONUS
 
 
 def test_equals_are_in_the_order_of_their_ids() -> None:
-    assert [one.id for one in rank([Asked(EAST, {})], {"y": NORTH, "x": NORTH})] == ["x", "y"]
+    assert [one.id for one in rank([SearchQuery(EAST, {})], {"y": NORTH, "x": NORTH})] == ["x", "y"]
 
 
 def test_a_passage_counts_as_the_better_way_to_ask_finds_it() -> None:

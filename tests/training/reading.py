@@ -7,7 +7,7 @@ import numpy as np
 
 from refrag_platform.model.prompts import content_ids
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import CptRecipe, ReadingRecipe, System
+from refrag_platform.recipes import CptRecipe, ReadingRecipe, TrainedSystem
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.cpt import CptTask, cpt_task
 from tests.training.conftest import write_corpus
@@ -29,7 +29,7 @@ TEXTS = [_text(number) for number in range(6)]
 
 
 def reading_task(
-    model: RefragModel, folder: Path, system: System = "refrag", workers: int = 0, **reading: Any
+    model: RefragModel, folder: Path, system: TrainedSystem = "refrag", workers: int = 0, **reading: Any
 ) -> CptTask:
     """Reading over a corpus of the texts, with four blocks of 96 tokens about each of two contexts."""
     documents = [np.array(content_ids(model.tokenizer, text)) for text in TEXTS]

@@ -13,7 +13,7 @@ from refrag_platform.model.decoder import head_weight
 from refrag_platform.model.prompts import content_ids, end_of_turn, passage_chunks, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import Chunks, Prompt, Text, lay_out, unchunk
-from refrag_platform.recipes import FinetunedRecipe, Recipe, System
+from refrag_platform.recipes import FinetunedRecipe, Recipe, TrainedSystem
 from refrag_platform.store.relevance import PassageRelevance
 from refrag_platform.store.retriever import load_retriever
 from refrag_platform.training import finetuned
@@ -144,7 +144,7 @@ def test_of_the_prompts_that_keep_chunks_many_keep_those_with_the_answer_first(
 
 @pytest.mark.parametrize("system", ["full", "none", "truncated", "plain"])
 def test_a_control_reads_the_same_examples_as_text(
-    model: RefragModel, settings: FinetunedRecipe, examples: Examples, system: System
+    model: RefragModel, settings: FinetunedRecipe, examples: Examples, system: TrainedSystem
 ) -> None:
     near = PassageRelevance(load_retriever("hash", Path(), "cpu"))
     refrag = FinetunedTask(copy.deepcopy(model), settings, examples)

@@ -10,7 +10,7 @@ from refrag_platform.model.policy import budget, keep_mask, sample_picks, select
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import Recipe
 from refrag_platform.training.core.loop import train
-from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.core.windows import WindowSampler
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.episodes import collate, window_episode
 from refrag_platform.training.policy import policy_task
@@ -28,7 +28,7 @@ def test_reconstruction_leaves_the_decoder_as_it_was_and_lowers_the_loss(
         update={"steps": 60, "batch_size": 8, "log_every": 10, "curriculum": None, **RATES}
     ).model_copy(update={"curriculum": recipe.reconstruction.curriculum.model_copy(update={"max_factor": 2})})
     before = {name: tensor.clone() for name, tensor in model.decoder.state_dict().items()}
-    windows = {f: Windows(corpus, "train", f * model.chunk_size, 0) for f in (1, 2)}
+    windows = {f: WindowSampler(corpus, "train", f * model.chunk_size, 0) for f in (1, 2)}
     summary = train(ReconstructionTask(model, wanted, windows, 0), wanted, tmp_path / "work", "reconstruction")
     assert summary["last"]["helper_loss" if "helper_loss" in summary["last"] else "loss"] < summary["first_loss"]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.decoder.state_dict().items())
@@ -93,7 +93,9 @@ def test_the_policy_beats_random_choice_with_an_interval_above_zero(
     task = policy_task(model, corpus, wanted, 0)
     train(task, wanted, tmp_path / "policy", "policy")
 
-    unseen = Windows(write_corpus(tmp_path / "unseen", one_telling_chunk(400, 1)), "train", 32, 0).batch(0, 0, 200)
+    unseen = WindowSampler(write_corpus(tmp_path / "unseen", one_telling_chunk(400, 1)), "train", 32, 0).batch(
+        0, 0, 200
+    )
     batch = collate([window_episode(window, 16, model) for window in unseen], 0.25, 4)
     with torch.no_grad():
         given = task.observe(batch)

@@ -22,7 +22,7 @@ from refrag_platform.training.core.loop import (
     learning_rate_factor,
     train,
 )
-from refrag_platform.training.core.windows import Windows
+from refrag_platform.training.core.windows import WindowSampler
 from refrag_platform.training.cpt import CptTask, cpt_task
 from tests.conftest import ROOT
 from tests.training.conftest import repeating_documents, write_corpus
@@ -113,7 +113,7 @@ def test_accumulating_micro_batches_is_one_large_batch(recipe: Recipe, corpus: P
     losses = []
     for micro in (4, 2):
         wanted = settings(recipe, micro_batch_size=micro, mixed_steps_share=0.0, log_every=1, steps=4)
-        windows = {4: Windows(corpus, "train", 24, 0)}
+        windows = {4: WindowSampler(corpus, "train", 24, 0)}
         work = tmp_path / str(micro)
         train(SameWindows(fresh(recipe), wanted, windows, 0), wanted, work, "run")
         losses.append([loss for _, loss in curve(work)])
@@ -161,11 +161,11 @@ def test_rates_of_zero_everywhere_are_refused(recipe: Recipe, corpus: Path, tmp_
 def test_a_corpus_of_short_documents_is_refused_by_length(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "short", repeating_documents(4, 2, 3, range(100, 132)))
     with pytest.raises(RefragError, match=r"no document of 24 tokens .the longest has 8"):
-        Windows(corpus, "train", 24, 0)
+        WindowSampler(corpus, "train", 24, 0)
 
 
 def test_windows_repeat_with_the_seed_and_the_ranks_share_them_out(corpus: Path) -> None:
-    windows = Windows(corpus, "train", 24, 0)
+    windows = WindowSampler(corpus, "train", 24, 0)
     whole = windows.batch(3, 0, 8)
     assert torch.equal(torch.cat([windows.batch(3, 0, 8, rank, 2) for rank in (0, 1)]), whole)
     assert torch.equal(windows.batch(3, 0, 8), whole)

@@ -9,7 +9,7 @@ from torch import Tensor
 from refrag_platform.errors import RecipeError
 from refrag_platform.model.decoder import token_losses
 from refrag_platform.model.refrag import RefragModel
-from refrag_platform.recipes import CptRecipe, Recipe, System
+from refrag_platform.recipes import CptRecipe, Recipe, TrainedSystem
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.core.loop import train
 from refrag_platform.training.core.precision import autocast
@@ -23,7 +23,7 @@ CONTEXT, BLOCK = 32, 8
 def packed_task(
     model: RefragModel,
     folder: Path,
-    system: System = "refrag",
+    system: TrainedSystem = "refrag",
     **settings: object,
 ) -> CptTask:
     corpus = folder / "corpus"
@@ -53,7 +53,7 @@ def _window_loss(task: CptTask, batch: Batch, block: int) -> Tensor:
 
 @pytest.mark.parametrize("system", ["refrag", "full", "none", "truncated"])
 def test_packed_windows_have_the_losses_of_windows_one_by_one(
-    model: RefragModel, tmp_path: Path, system: System
+    model: RefragModel, tmp_path: Path, system: TrainedSystem
 ) -> None:
     task = packed_task(model, tmp_path, system)
     batch = task.batch(0, 0, 3, 0, 1)
@@ -90,7 +90,7 @@ def test_low_rank_updates_train_on_packed_windows_in_lower_precision(model: Refr
 
 @pytest.mark.parametrize(("system", "positions"), [("refrag", 41), ("full", 41), ("none", 36), ("truncated", 68)])
 def test_positions_are_those_that_the_decoder_reads(
-    model: RefragModel, tmp_path: Path, system: System, positions: int
+    model: RefragModel, tmp_path: Path, system: TrainedSystem, positions: int
 ) -> None:
     task = packed_task(model, tmp_path, system)
     assert task.positions(task.batch(0, 0, 3, 0, 1)) == 3 * positions

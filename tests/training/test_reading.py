@@ -14,7 +14,7 @@ from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.prompts import content_ids, question_frame, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens
-from refrag_platform.recipes import CptRecipe, System
+from refrag_platform.recipes import CptRecipe, TrainedSystem
 from refrag_platform.training.core.loop import train
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.kept import step_rate
@@ -74,7 +74,7 @@ def test_a_question_stands_in_the_format_of_serving(model: RefragModel) -> None:
     [("refrag", 1), ("refrag", 2), ("full", 1), ("full", 2), ("none", 1), ("truncated", 1), ("plain", 1)],
 )
 def test_a_packed_batch_is_read_as_each_question_by_itself(
-    model: RefragModel, tmp_path: Path, system: System, rate: int
+    model: RefragModel, tmp_path: Path, system: TrainedSystem, rate: int
 ) -> None:
     model.rates = (1, rate)
     task = reading_task(model, tmp_path, system, kept_steps_share=1.0)

@@ -22,15 +22,15 @@ from refrag_platform.project import Project
 from refrag_platform.recipes import CptRecipe, ReadingRecipe, TrainsDecoder
 from refrag_platform.training.core.loop import train
 from refrag_platform.training.cpt import cpt_task
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.writing.asking import REPEATED
 from refrag_platform.training.writing.continuations import Continuation, continuations
 from refrag_platform.training.writing.filters import fault, repeated, unsure
 from refrag_platform.training.writing.layout import PASSAGE_TOKENS, WriterLayout
 from refrag_platform.training.writing.models import load_text_model, save_text_model
-from refrag_platform.training.writing.parts import Settings
-from refrag_platform.training.writing.write import Inputs, begin
-from refrag_platform.training.writing.writer import Example, WriterTask, examples, train_writer
+from refrag_platform.training.writing.parts import WritingSettings
+from refrag_platform.training.writing.write import WritingInputs, begin
+from refrag_platform.training.writing.writer import WriterExample, WriterTask, examples, train_writer
 from refrag_platform.weights import load_decoder, load_tokenizer
 from tests.command import refrag
 from tests.conftest import copy_project
@@ -38,12 +38,12 @@ from tests.training.conftest import write_corpus
 
 # Two sentences that every passage has, and what is asked about each.
 ASKED = {
-    "Ada built the house in London.": Asked("Where was the house built?", "London"),
-    "The clock in it is made of gold.": Asked("What was the clock made of?", "gold"),
+    "Ada built the house in London.": QuestionAnswer("Where was the house built?", "London"),
+    "The clock in it is made of gold.": QuestionAnswer("What was the clock made of?", "gold"),
 }
 FAST: dict[str, Any] = {"batch_size": 8, "precision": "fp32", "decoder_learning_rate": 8e-3}
 HELD_OUT = ("House 99", " ".join(ASKED))
-SETTINGS = Settings(per_passage=3, least_log_probability=-0.35, batch=2, seed=0)
+SETTINGS = WritingSettings(per_passage=3, least_log_probability=-0.35, batch=2, seed=0)
 
 
 def _passage(number: int) -> Passage:
@@ -85,14 +85,14 @@ def _train_reader(project: Project, settings: TrainsDecoder) -> None:
             tokenizer, [passage_text(*one.passages[0]), one.question, one.answers[0]]
         )
         prompt = [*opening, *passage, *before, *question, *after]
-        learned.append(Example(prompt, [*answer, end_of_turn(tokenizer)]))
+        learned.append(WriterExample(prompt, [*answer, end_of_turn(tokenizer)]))
     train(WriterTask(decoder, learned, settings, 0), settings, project.root / "reader-training", "reader")
     (project.root / "reader").mkdir()
     save_text_model(decoder, tokenizer, project.root / "reader")
 
 
-def _rows(project: Project, settings: Settings, count: int) -> list[Any]:
-    inputs = Inputs([], [], True, project.root / "writer", project.root / "reader")
+def _rows(project: Project, settings: WritingSettings, count: int) -> list[Any]:
+    inputs = WritingInputs([], [], True, project.root / "writer", project.root / "reader")
     with begin(project, "tiny", inputs, settings, 1, torch.device("cpu")) as writing:
         return writing.rows(count)
 
@@ -155,12 +155,12 @@ def test_a_decoder_that_reads_too_few_positions_is_refused(model: RefragModel) -
     ],
 )
 def test_a_question_is_dropped_with_its_reason(question: str, answer: str, reason: str | None) -> None:
-    assert fault(Asked(question, answer), ("House", "It was built in London.")) == reason
+    assert fault(QuestionAnswer(question, answer), ("House", "It was built in London.")) == reason
 
 
 def test_a_question_counts_as_repeated_whatever_its_case() -> None:
-    assert repeated(Asked("where WAS it  built?", "London"), ["Who built it?", "Where was it built?"])
-    assert not repeated(Asked("Where was it?", "London"), ["Who built it?", "Where was it built?"])
+    assert repeated(QuestionAnswer("where WAS it  built?", "London"), ["Who built it?", "Where was it built?"])
+    assert not repeated(QuestionAnswer("Where was it?", "London"), ["Who built it?", "Where was it built?"])
 
 
 def test_a_reader_is_sure_by_its_probability_or_by_agreeing() -> None:
@@ -170,7 +170,7 @@ def test_a_reader_is_sure_by_its_probability_or_by_agreeing() -> None:
 
 
 def test_what_is_written_is_read_back_and_a_long_passage_is_shown_in_part(model: RefragModel) -> None:
-    layout, asked = WriterLayout(model.tokenizer), Asked("Where was it built?", "in London, by 1843")
+    layout, asked = WriterLayout(model.tokenizer), QuestionAnswer("Where was it built?", "in London, by 1843")
     assert layout.read(layout.written(asked)[:-1]) == asked
     assert layout.read(content_ids(model.tokenizer, " London")) is None
     long = " ".join(f"In the year {year} a house was built." for year in range(1000, 1200))
@@ -202,9 +202,9 @@ def test_questions_are_written_counted_and_fit_to_train_on(
     train = {_passage(number) for number in range(40)}
     for one in questions:
         assert set(one.passages) <= train and one.gold == (0,)
-        assert fault(Asked(one.question, one.answers[0]), one.passages[0]) is None
+        assert fault(QuestionAnswer(one.question, one.answers[0]), one.passages[0]) is None
     # What chance draws isn't always what was learned.
-    assert sum(Asked(one.question, one.answers[0]) in ASKED.values() for one in questions) > 10
+    assert sum(QuestionAnswer(one.question, one.answers[0]) in ASKED.values() for one in questions) > 10
     manifest = json.loads((tmp_path / "written.jsonl.manifest.json").read_text())
     counts, dropped = manifest["counts"], manifest["dropped"]
     assert counts["written"] == counts["kept"] + sum(dropped.values()) and dropped[REPEATED] > 0
@@ -248,7 +248,7 @@ def test_rows_stand_in_the_order_of_their_passages(written_about: Project) -> No
 
 def test_the_seed_decides_what_is_written(written_about: Project, tmp_path: Path) -> None:
     def rows(seed: int) -> list[Any]:
-        return _rows(written_about, Settings(3, -0.35, 4, seed), 12)
+        return _rows(written_about, WritingSettings(3, -0.35, 4, seed), 12)
 
     first = rows(3)
     for parts in written_about.work_dir("questions", "tiny").glob("parts-*"):

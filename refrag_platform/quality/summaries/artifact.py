@@ -12,7 +12,7 @@ from typing import Any
 from refrag_platform.errors import ArtifactError
 from refrag_platform.recipes import Recipe
 
-Row = dict[str, Any]
+SummaryRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Artifact:
         """An object of a JSON file in content."""
         return read_json(self.content / name)
 
-    def files(self, names: list[str]) -> list[Row]:
+    def files(self, names: list[str]) -> list[SummaryRow]:
         """One row per file name or pattern: missing is 1 when nothing but empty files matches it."""
         return [
             {"row": name, "missing": int(not any(path.stat().st_size for path in self.content.glob(name)))}

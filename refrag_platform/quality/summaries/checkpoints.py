@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from refrag_platform.errors import ArtifactError
-from refrag_platform.quality.summaries.artifact import Artifact, Row, is_finite, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow, is_finite, read_json, wanted
 from refrag_platform.stages import SHIPPED
 
 TRAINING_FILE = "training.json"
@@ -16,12 +16,12 @@ CHUNKS_TRIED = 256
 NOT_PARAMETERS = {"encoder": {"encoder.decoder_embeddings"}, "decoder": {"lm_head.weight"}}
 
 
-def files(artifact: Artifact) -> list[Row]:
+def files(artifact: Artifact) -> list[SummaryRow]:
     """The parts of a model folder."""
     return artifact.files(["model.json", "encoder.safetensors", "decoder/*.safetensors", "tokenizer/*", TRAINING_FILE])
 
 
-def weights(artifact: Artifact) -> list[Row]:
+def weights(artifact: Artifact) -> list[SummaryRow]:
     """One row per .safetensors file, read tensor by tensor, for it need not fit into memory: non-finite numbers."""
     from safetensors import safe_open
 
@@ -38,23 +38,23 @@ def weights(artifact: Artifact) -> list[Row]:
     return rows
 
 
-def parameters(artifact: Artifact) -> list[Row]:
+def parameters(artifact: Artifact) -> list[SummaryRow]:
     """One row per part (encoder, projection, decoder): parameters in its files and in training.json."""
     from safetensors import safe_open
 
     tied = _ties_its_head(artifact.content)
-    found: dict[str, int] = defaultdict(int)
+    counted: dict[str, int] = defaultdict(int)
     for path in _weight_files(artifact.content):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 part = _part(artifact.content, path, name)
                 if name not in NOT_PARAMETERS.get(part, ()) or (part == "decoder" and not tied):
-                    found[part] += math.prod(file.get_slice(name).get_shape())
+                    counted[part] += math.prod(file.get_slice(name).get_shape())
     stated = wanted(artifact.read_json(TRAINING_FILE), "parameters", TRAINING_FILE)
-    return [{"row": part, "found": found.get(part, 0), "stated": count} for part, count in stated.items()]
+    return [{"row": part, "found": counted.get(part, 0), "stated": count} for part, count in stated.items()]
 
 
-def training(artifact: Artifact) -> list[Row]:
+def training(artifact: Artifact) -> list[SummaryRow]:
     """The one row of what training.json states about the run.
 
     before, after: the loss of the same batches before and after the training; of a release, which states none, what
@@ -78,7 +78,7 @@ def training(artifact: Artifact) -> list[Row]:
     ]
 
 
-def vectors(artifact: Artifact) -> list[Row]:
+def vectors(artifact: Artifact) -> list[SummaryRow]:
     """The one row of what the loaded encoder makes of the corpus' first chunks.
 
     spread: standard deviation over chunks of what the decoder reads, relative to its root mean square; a

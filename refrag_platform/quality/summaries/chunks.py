@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-from refrag_platform.quality.summaries.artifact import Artifact, Row, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow, read_json, wanted
 
 VECTORS_AT_ONCE = 1 << 16
 
 
-def files(artifact: Artifact) -> list[Row]:
+def files(artifact: Artifact) -> list[SummaryRow]:
     """Passages, chunk vectors and facts."""
     return artifact.files(["passages.parquet", "chunks-*.safetensors", "store.json"])
 
 
-def shards(artifact: Artifact) -> list[Row]:
+def shards(artifact: Artifact) -> list[SummaryRow]:
     """One row per vector file: chunks, vectors, least norm, spread, token ids out of range.
 
     spread: standard deviation over chunks relative to the vectors' root mean square; 0 = all vectors equal.
@@ -59,7 +59,7 @@ def shards(artifact: Artifact) -> list[Row]:
     return rows
 
 
-def store(artifact: Artifact) -> list[Row]:
+def store(artifact: Artifact) -> list[SummaryRow]:
     """The one row of the whole store: counts, spans, duplicates, digest of the encoder, retrieval vectors."""
     import numpy as np
     import pyarrow.parquet as pq

@@ -8,13 +8,13 @@ from typing import Any
 
 from refrag_platform.corpus.shards import INDEX, shard_name
 from refrag_platform.errors import ArtifactError
-from refrag_platform.quality.summaries.artifact import Artifact, Row, read_lines, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow, read_lines, wanted
 
 SPLITS = ("train", "validation", "test")
 TOKENS_AT_ONCE = 1 << 22
 
 
-def files(artifact: Artifact) -> list[Row]:
+def files(artifact: Artifact) -> list[SummaryRow]:
     """Shards of each split, documents, passages, questions, facts and the tokenizer."""
     names = [f"{split}/{name}" for split in SPLITS for name in ("tokens-*.bin", INDEX)]
     names += ["documents.parquet", "passages.parquet", "corpus.json", "tokenizer.json"]
@@ -25,7 +25,7 @@ def files(artifact: Artifact) -> list[Row]:
     return artifact.files(names)
 
 
-def shards(artifact: Artifact) -> list[Row]:
+def shards(artifact: Artifact) -> list[SummaryRow]:
     """One row per shard that is there or due: tokens, tokens due to documents, ids outside the vocabulary."""
     import numpy as np
 
@@ -40,9 +40,9 @@ def shards(artifact: Artifact) -> list[Row]:
         for split in SPLITS
         for number in range(-(-total[split] // size))
     }
-    found = {path.relative_to(artifact.content).as_posix() for path in artifact.content.glob("*/tokens-*.bin")}
+    present = {path.relative_to(artifact.content).as_posix() for path in artifact.content.glob("*/tokens-*.bin")}
     rows = []
-    for name in sorted(found | due.keys()):
+    for name in sorted(present | due.keys()):
         path = artifact.content / name
         whole = path.is_file() and path.stat().st_size >= dtype.itemsize
         ids = np.memmap(path, dtype, "r") if whole else np.empty(0, dtype)
@@ -58,7 +58,7 @@ def shards(artifact: Artifact) -> list[Row]:
     return rows
 
 
-def splits(artifact: Artifact) -> list[Row]:
+def splits(artifact: Artifact) -> list[SummaryRow]:
     """One row per split: documents, tokens, lengths, duplicates, leakage, passages and questions astray."""
     names = ("id", "sha256", "split", "shard", "start", "tokens", "characters")
     columns = _columns(artifact.content / "documents.parquet", *names)
@@ -100,7 +100,7 @@ def splits(artifact: Artifact) -> list[Row]:
     return rows
 
 
-def _questions(path: Path, split: str, split_of: dict[str, str]) -> Row:
+def _questions(path: Path, split: str, split_of: dict[str, str]) -> SummaryRow:
     """Questions of one split whose document lies elsewhere, and those without gold passage or answer."""
     row = {"questions_astray": 0, "gold_wrong": 0}
     for question in read_lines(path) if path.is_file() else ():
@@ -125,8 +125,8 @@ def _columns(path: Path, *names: str) -> list[list[Any]]:
     """Columns of a Parquet file as lists; only these columns are read."""
     import pyarrow.parquet as pq
 
-    found = pq.read_schema(path).names
-    if missing := [name for name in names if name not in found]:
-        raise ArtifactError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(found)}")
+    columns = pq.read_schema(path).names
+    if missing := [name for name in names if name not in columns]:
+        raise ArtifactError(f"{path.name} has no column {', '.join(missing)}; it has {', '.join(columns)}")
     table = pq.read_table(path, columns=list(names))
     return [table.column(name).to_pylist() for name in names]

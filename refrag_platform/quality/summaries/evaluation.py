@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from refrag_platform.quality.summaries.artifact import Artifact, Row, is_finite, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow, is_finite, wanted
 
 PERPLEXITY_SYSTEMS = ("full", "none", "truncated", "refrag", "refrag_shuffled", "refrag_zero", "refrag_none")
 RAG_SYSTEMS = ("full", "none", "first", "plain", "sentences", "refrag", "refrag_wrong")
@@ -12,12 +12,12 @@ RETRIEVAL_SYSTEMS = ("full", "first", "plain", "sentences", "refrag")
 PREFIXES = (16, 32, 128, 512)
 
 
-def files(artifact: Artifact) -> list[Row]:
+def files(artifact: Artifact) -> list[SummaryRow]:
     """Both reports."""
     return artifact.files(["perplexity.json", "rag.json"])
 
 
-def perplexity(artifact: Artifact) -> list[Row]:
+def perplexity(artifact: Artifact) -> list[SummaryRow]:
     """One row per perplexity row: how many log-perplexities are not finite positive numbers."""
     columns = prefixes(artifact)
     return [
@@ -29,13 +29,13 @@ def perplexity(artifact: Artifact) -> list[Row]:
     ]
 
 
-def perplexity_systems(artifact: Artifact) -> list[Row]:
+def perplexity_systems(artifact: Artifact) -> list[SummaryRow]:
     """One row per system that must be reported."""
-    found = {row["system"] for row in _rows(artifact, "perplexity.json")}
-    return [{"row": system, "missing": int(system not in found)} for system in PERPLEXITY_SYSTEMS]
+    reported = {row["system"] for row in _rows(artifact, "perplexity.json")}
+    return [{"row": system, "missing": int(system not in reported)} for system in PERPLEXITY_SYSTEMS]
 
 
-def gain(artifact: Artifact) -> list[Row]:
+def gain(artifact: Artifact) -> list[SummaryRow]:
     """One row per prefix length: lowest log-perplexity of no context and of another document's chunks; REFRAG's.
 
     No context is the model's own decoder without one, and a control that was tuned without. The untrained decoder is
@@ -58,7 +58,7 @@ def gain(artifact: Artifact) -> list[Row]:
     ]
 
 
-def rag(artifact: Artifact) -> list[Row]:
+def rag(artifact: Artifact) -> list[SummaryRow]:
     """One row per RAG row."""
     return [
         {
@@ -69,19 +69,19 @@ def rag(artifact: Artifact) -> list[Row]:
     ]
 
 
-def rag_systems(artifact: Artifact) -> list[Row]:
+def rag_systems(artifact: Artifact) -> list[SummaryRow]:
     """One row per system and number of passages that must be reported; no context has no passages."""
-    found = {(row["system"], row["passages"]) for row in _rows(artifact, "rag.json")}
-    systems = {system for system, _ in found}
+    reported = {(row["system"], row["passages"]) for row in _rows(artifact, "rag.json")}
+    systems = {system for system, _ in reported}
     return [
-        {"row": f"{system} passages={count}", "missing": int((system, count) not in found)}
+        {"row": f"{system} passages={count}", "missing": int((system, count) not in reported)}
         for system in RAG_SYSTEMS
         if system != "none"
         for count in artifact.recipe.evaluation.passages
     ] + [{"row": "none", "missing": int("none" not in systems)}]
 
 
-def rag_gain(artifact: Artifact) -> list[Row]:
+def rag_gain(artifact: Artifact) -> list[SummaryRow]:
     """One row per number of passages: F1 without context and of REFRAG."""
     reports = _rows(artifact, "rag.json")
     none = max(_figures(reports, "f1", system="none"), default=None)
@@ -95,15 +95,15 @@ def rag_gain(artifact: Artifact) -> list[Row]:
     ]
 
 
-def retrieval(artifact: Artifact) -> list[Row]:
+def retrieval(artifact: Artifact) -> list[SummaryRow]:
     """What must be there of the questions that were looked up in the chunk store: a hit rate, a row per system."""
-    found = {row["system"] for row in _retrieval(artifact)["rows"]}
+    reported = {row["system"] for row in _retrieval(artifact)["rows"]}
     return [{"row": "hit rate", "missing": int(not hit_rates(artifact))}] + [
-        {"row": system, "missing": int(system not in found)} for system in RETRIEVAL_SYSTEMS
+        {"row": system, "missing": int(system not in reported)} for system in RETRIEVAL_SYSTEMS
     ]
 
 
-def hit_rates(artifact: Artifact) -> list[Row]:
+def hit_rates(artifact: Artifact) -> list[SummaryRow]:
     """One row per cut k: the hit rate at k, and at the cut before it; none where no question is in the store."""
     there = [row for row in _retrieval(artifact)["lookups"] if row["kind"] == "in the store"]
     cuts = sorted(int(name[4:]) for row in there for name in row if name.startswith("hit_"))
@@ -114,7 +114,7 @@ def hit_rates(artifact: Artifact) -> list[Row]:
     ]
 
 
-def hit_rate_floor(artifact: Artifact) -> list[Row]:
+def hit_rate_floor(artifact: Artifact) -> list[SummaryRow]:
     """The hit rate at the largest cut, beside the least that the recipe asks for."""
     return [row | {"least_hit_rate": artifact.recipe.evaluation.least_hit_rate} for row in hit_rates(artifact)[-1:]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from refrag_platform.quality.summaries.artifact import Artifact, Row, read_json, wanted
+from refrag_platform.quality.summaries.artifact import Artifact, SummaryRow, read_json, wanted
 from refrag_platform.quality.summaries.checkpoints import TRAINING_FILE
 from refrag_platform.quality.summaries.checkpoints import training as training
 from refrag_platform.quality.summaries.checkpoints import weights as weights
@@ -11,12 +11,12 @@ TRIED_LENGTHS = (8, 32, 128)
 CONTEXTS_PER_LENGTH = 4
 
 
-def files(artifact: Artifact) -> list[Row]:
+def files(artifact: Artifact) -> list[SummaryRow]:
     """Facts and weights."""
     return artifact.files(["policy.json", "policy.safetensors", TRAINING_FILE])
 
 
-def scores(artifact: Artifact) -> list[Row]:
+def scores(artifact: Artifact) -> list[SummaryRow]:
     """One row per number of chunks L: the policy scores standard normal vectors and keeps its share."""
     import torch
 
@@ -45,7 +45,7 @@ def scores(artifact: Artifact) -> list[Row]:
     return rows
 
 
-def budget(artifact: Artifact) -> list[Row]:
+def budget(artifact: Artifact) -> list[SummaryRow]:
     """The one row of what the policy was made for: its share of chunks and the encoder's vectors."""
     facts = artifact.read_json("policy.json")
     model = read_json(artifact.inputs["finetuned"] / "model.json")

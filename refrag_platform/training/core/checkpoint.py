@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from refrag_platform.errors import RefragError
+from refrag_platform.files import partial_path, whole
 from refrag_platform.quiet import quietly
 
 COMPLETE = "complete.json"
@@ -24,19 +26,19 @@ def save(accelerator: Accelerator, folder: Path, step: int, facts: dict[str, Any
 
     The file that marks the checkpoint as complete is written last, before the rename.
     """
-    target, partial = folder / f"step-{step:08d}", folder / f"step-{step:08d}.partial"
+    target = folder / f"step-{step:08d}"
+    partial = partial_path(target)
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(whole(target)).mkdir()
+        accelerator.wait_for_everyone()
+        with quietly():
+            accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            kept = {"step": step, "processes": accelerator.num_processes, **facts}
+            (partial / COMPLETE).write_text(json.dumps(kept), encoding="utf-8")
     if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with quietly():
-        accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        kept = {"step": step, "processes": accelerator.num_processes, **facts}
-        (partial / COMPLETE).write_text(json.dumps(kept), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
         for old in complete(folder)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from refrag_platform.artifacts.reports import GROUP_RATE
+from refrag_platform.files import write_text
 
 
 class MetricsLog:
@@ -32,9 +33,8 @@ class MetricsLog:
         self._figures: dict[str, Any] = {}
         self._positions, self._clock = 0, time.monotonic()
         if enabled:
-            path.parent.mkdir(parents=True, exist_ok=True)
             kept = [line for line in read(path) if line["step"] <= step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self.last = kept[-1] if kept else {}
 
     def count(self, loss: Tensor, figures: dict[str, Any], positions: int) -> None:

@@ -143,7 +143,7 @@ def refuse_other_weights(accelerator: Accelerator, task: nn.Module) -> None:
     trained = [p.detach().reshape(-1) for p in task.parameters() if p.requires_grad]
     sums = torch.stack([values.view(whole[values.element_size()]).sum(dtype=torch.int64) for values in trained])
     every = accelerator.gather(sums[None])
-    if odd := [rank for rank, found in enumerate(every) if not torch.equal(found, every[0])]:
+    if odd := [rank for rank, one in enumerate(every) if not torch.equal(one, every[0])]:
         raise RefragError(
             f"the ranks' weights are no longer the same (rank 0's differ from those of {', '.join(map(str, odd))}): "
             "nothing is published; go back to an earlier checkpoint, and look at these ranks' devices"

@@ -12,7 +12,7 @@ from refrag_platform.corpus.shards import TokenShards
 from refrag_platform.errors import RefragError
 
 
-class Windows:
+class WindowSampler:
     """Random windows of one length within the documents of a split, every start equally likely."""
 
     def __init__(

@@ -21,12 +21,12 @@ from refrag_platform.model.segments import PAD, Chunks, Prompt, Text, chunk_toke
 from refrag_platform.recipes import ReadingRecipe
 from refrag_platform.training.core.batch import Batch
 from refrag_platform.training.kept import kept_at_random, step_rate
-from refrag_platform.training.reading.blanks import Asked, blank
-from refrag_platform.training.reading.contexts import Context, DocumentContexts, TokenizedPassage
+from refrag_platform.training.reading.blanks import QuestionAnswer, blank
+from refrag_platform.training.reading.contexts import DocumentContexts, ReadingContext, TokenizedPassage
 from refrag_platform.training.reading.questions import QuestionContexts
 
 # What a decoder finds in its context: its vectors and the chunks kept, all tokens, or nothing.
-Seen = Literal["refrag", "full", "none"]
+ContextForm = Literal["refrag", "full", "none"]
 CONTINUE = "Continue:"
 # Tokens of a passage that a quote shows and, at most, those that continue it.
 LEAST_QUOTED, MOST_QUOTED, MOST_CONTINUED = 4, 8, 22
@@ -84,13 +84,13 @@ class ReadingBatches:
     def _most_kept(self, rate: int) -> int:
         return math.ceil(self.settings.most_share_kept * (self._chunks // rate))
 
-    def context_positions(self, seen: Seen, any_kept: bool, rate: int) -> int:
+    def context_positions(self, seen: ContextForm, any_kept: bool, rate: int) -> int:
         """Positions of a context at most, the same for all rows of a batch."""
         chunks, k = self._chunks // rate, self._chunk_size * rate
         kept = self._most_kept(rate) * (k - 1) if any_kept else 0
         return len(self._opening) + {"refrag": chunks + kept, "full": chunks * k, "none": 0}[seen]
 
-    def batch(self, step: int, micro: int, size: int, rank: int, world: int, seen: Seen = "refrag") -> Batch:
+    def batch(self, step: int, micro: int, size: int, rank: int, world: int, seen: ContextForm = "refrag") -> Batch:
         """This rank's rows of a micro-batch of `size` contexts.
 
         chunks [B, L, k]: token ids, -1 where there are none; at rate m of the step L is m times as small, and k as
@@ -112,18 +112,18 @@ class ReadingBatches:
         any_kept = chance.random() < self.settings.kept_steps_share
         return rate, int(chance.integers(1, self._most_kept(rate) + 1)) if any_kept else 0
 
-    def _draw(self, chance: np.random.Generator, rate: int) -> Context:
+    def _draw(self, chance: np.random.Generator, rate: int) -> ReadingContext:
         if self._questions and chance.random() < self.settings.questions_share:
             return self._questions.draw(chance, rate)
         return self._contexts.draw(chance, rate)
 
-    def blocks(self, context: Context, chance: np.random.Generator) -> list[Block]:
+    def blocks(self, context: ReadingContext, chance: np.random.Generator) -> list[Block]:
         """Questions over a context, as many as a sequence has or as are found.
 
         Those that it comes with take half of them at most, but one at least.
         """
         wanted = self.settings.blocks
-        asked: list[Asked] = context.questions[: max(1, wanted // 2)]
+        asked: list[QuestionAnswer] = context.questions[: max(1, wanted // 2)]
         quotes: list[Block] = []
         for _ in range(DRAWS_PER_QUESTION * wanted if context.passages else 0):
             if len(asked) + len(quotes) >= wanted:
@@ -160,7 +160,7 @@ class ReadingBatches:
         drawn: Sequence[Sequence[TokenizedPassage]],
         chances: Sequence[np.random.Generator],
         kept: int,
-        seen: Seen,
+        seen: ContextForm,
         rate: int,
     ) -> Batch:
         k = self._chunk_size * rate

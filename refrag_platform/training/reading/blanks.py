@@ -14,7 +14,7 @@ import numpy as np
 
 from refrag_platform.corpus.passages import sentences
 
-Kind = Literal["name", "number", "word"]
+BlankKind = Literal["name", "number", "word"]
 
 NAME = re.compile(r"\b[A-Z][\w’'-]+(?:\s+(?:(?:of|the|de|la|von|and)\s+)?[A-Z][\w’'-]+){0,3}")
 NUMBER = re.compile(r"\b\d(?:[\d,.]*\d)?\b")
@@ -25,7 +25,7 @@ OPENER = re.compile(
     r"|One|Or|Our|She|So|Some|That|The|Their|Then|There|These|They|This|Those|Though|To|We|Well|What|When|Where|Which|While"
     r"|Who|Why|With|Yes|You|Your)(?:\s+|$)"
 )
-ASKED_BY: dict[Kind, Sequence[str]] = {
+ASKED_BY: dict[BlankKind, Sequence[str]] = {
     "name": ("who", "what", "which", "what name"),
     "number": ("how many", "when", "what number", "which year"),
     "word": ("what", "which word"),
@@ -41,7 +41,7 @@ GAPS, THINNED, REORDERED = 0.3, 0.4, 0.5
 LOWER_CASE = 0.15
 
 
-class Asked(NamedTuple):
+class QuestionAnswer(NamedTuple):
     """A question and what it asks for."""
 
     question: str
@@ -51,10 +51,10 @@ class Asked(NamedTuple):
 class _Span(NamedTuple):
     start: int
     end: int
-    kind: Kind
+    kind: BlankKind
 
 
-def blank(text: str, chance: np.random.Generator) -> Asked | None:
+def blank(text: str, chance: np.random.Generator) -> QuestionAnswer | None:
     """A question on one sentence of the text; None where the draw finds nothing to ask for."""
     long = [sentence for sentence in sentences(text) if len(sentence) >= SHORTEST_SENTENCE]
     if not long:
@@ -67,7 +67,7 @@ def blank(text: str, chance: np.random.Generator) -> Asked | None:
     question, answer = _question(sentence, span, chance), sentence[span.start : span.end]
     if question is None or re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", question, re.IGNORECASE):
         return None  # It would be copied from the question.
-    return Asked(question, answer)
+    return QuestionAnswer(question, answer)
 
 
 def _spans(sentence: str, chance: np.random.Generator) -> Iterator[_Span]:

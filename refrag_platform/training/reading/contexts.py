@@ -17,7 +17,7 @@ from refrag_platform.corpus.passages import sentences
 from refrag_platform.corpus.shards import TokenShards
 from refrag_platform.errors import RefragError
 from refrag_platform.model.prompts import contents_ids, passage_text
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.reading.renaming import names_in
 
 # Characters of a passage; a sentence may run over.
@@ -37,11 +37,11 @@ class TokenizedPassage(NamedTuple):
     token_ids: list[int]
 
 
-class Context(NamedTuple):
+class ReadingContext(NamedTuple):
     """Passages, and what is known to be asked about them."""
 
     passages: list[TokenizedPassage]
-    questions: list[Asked]
+    questions: list[QuestionAnswer]
 
 
 class DocumentContexts:
@@ -63,7 +63,7 @@ class DocumentContexts:
                 "or leave cpt.reading out"
             )
 
-    def draw(self, chance: np.random.Generator, rate: int = 1) -> Context:
+    def draw(self, chance: np.random.Generator, rate: int = 1) -> ReadingContext:
         """Passages that fill a context as far as they do; none where nothing that is drawn fits.
 
         Args: rate: how many chunks are read as one.
@@ -78,7 +78,7 @@ class DocumentContexts:
                     room -= size
             if room * k * 2 < SHORTEST:
                 break
-        return Context(drawn, [])
+        return ReadingContext(drawn, [])
 
     def names(self, count: int, seed: int) -> set[str]:
         """Names that the corpus speaks of, so many if a look at some of its regions finds them."""

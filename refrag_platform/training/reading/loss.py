@@ -14,10 +14,12 @@ from refrag_platform.model.segments import PAD, pack_slots
 from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.reading.batches import Seen
+from refrag_platform.training.reading.batches import ContextForm
 
 
-def reading_loss(model: RefragModel, batch: Batch, seen: Seen, quotes_weight: float) -> tuple[Tensor, dict[str, Any]]:
+def reading_loss(
+    model: RefragModel, batch: Batch, seen: ContextForm, quotes_weight: float
+) -> tuple[Tensor, dict[str, Any]]:
     """Mean loss of the answers' tokens in nats, that on quotes by its weight, and figures to log."""
     vectors, figures = None, {}
     if seen == "refrag":

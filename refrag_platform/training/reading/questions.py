@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from refrag_platform.corpus.question import Passage, Question
 from refrag_platform.model.prompts import contents_ids, passage_text
-from refrag_platform.training.reading.blanks import Asked
-from refrag_platform.training.reading.contexts import Context, TokenizedPassage
+from refrag_platform.training.reading.blanks import QuestionAnswer
+from refrag_platform.training.reading.contexts import ReadingContext, TokenizedPassage
 from refrag_platform.training.reading.renaming import Renaming
 from refrag_platform.training.usable import LeftOut
 
@@ -66,7 +66,7 @@ class QuestionContexts:
         self._in_order = list(self._about)
         self._place = {passage: place for place, passage in enumerate(self._in_order)}
 
-    def draw(self, chance: np.random.Generator, rate: int = 1) -> Context:
+    def draw(self, chance: np.random.Generator, rate: int = 1) -> ReadingContext:
         """Passages in random order, of which none is cut but the first gold one, where it alone doesn't fit.
 
         Args: rate: how many chunks are read as one.
@@ -102,7 +102,7 @@ class QuestionContexts:
                 room -= size
         passages = list(shown.values())
         asked = [self._asked(one, rename) for one in about if whole.issuperset(one.passages[n] for n in one.needed)]
-        return Context(
+        return ReadingContext(
             [passages[number] for number in chance.permutation(len(passages))],
             [asked[number] for number in chance.permutation(len(asked))],
         )
@@ -112,6 +112,6 @@ class QuestionContexts:
         return [*self._in_order[max(0, place - NEAR) : place], *self._in_order[place + 1 : place + 1 + NEAR]]
 
     @staticmethod
-    def _asked(question: Question, rename: Callable[[str], str] | None) -> Asked:
+    def _asked(question: Question, rename: Callable[[str], str] | None) -> QuestionAnswer:
         asked, answer = question.question, question.answers[0]
-        return Asked(rename(asked), rename(answer)) if rename else Asked(asked, answer)
+        return QuestionAnswer(rename(asked), rename(answer)) if rename else QuestionAnswer(asked, answer)

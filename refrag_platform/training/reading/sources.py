@@ -12,7 +12,7 @@ from refrag_platform.errors import RecipeError, RefragError
 from refrag_platform.model.families import attention_window, require_positions
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.recipes import CptRecipe
-from refrag_platform.training.reading.batches import ReadingBatches, Seen
+from refrag_platform.training.reading.batches import ContextForm, ReadingBatches
 from refrag_platform.training.reading.contexts import DocumentContexts
 from refrag_platform.training.reading.questions import QuestionContexts, fitting
 from refrag_platform.training.reading.renaming import Renaming
@@ -23,7 +23,7 @@ SUPPLY = 20_000
 
 
 def reading_batches(
-    model: RefragModel, corpus: Path, settings: CptRecipe, seed: int, seen: Seen, root: Path
+    model: RefragModel, corpus: Path, settings: CptRecipe, seed: int, seen: ContextForm, root: Path
 ) -> ReadingBatches:
     """The batches of a recipe that sets `cpt.reading`.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.writing.continuations import continuations
 from refrag_platform.training.writing.filters import fault, repeated
 from refrag_platform.training.writing.layout import WRITTEN_TOKENS, Shown, WriterLayout
@@ -21,7 +21,7 @@ UNFINISHED, REPEATED = "no whole question", "asked before of its passage"
 
 def ask(
     writer: TextModel, shown: Sequence[Shown], per_passage: int, seed: Sequence[int], dropped: Counter[str]
-) -> list[list[Asked]]:
+) -> list[list[QuestionAnswer]]:
     """Questions with their answers on each passage; what the filters drop is counted by reason.
 
     Args: shown: each with a sentence to ask about; where there are fewer sentences than questions, they come again.
@@ -33,10 +33,10 @@ def ask(
     written = continuations(
         writer.decoder, [one.token_ids for one in shown], prompts, WRITTEN_TOKENS, layout.end_id, TEMPERATURE, generator
     )
-    kept: list[list[Asked]] = []
-    for one, own in zip(shown, written, strict=True):
-        asked: list[Asked] = []
-        for continuation in own:
+    kept: list[list[QuestionAnswer]] = []
+    for one, texts in zip(shown, written, strict=True):
+        asked: list[QuestionAnswer] = []
+        for continuation in texts:
             read = layout.read(continuation.token_ids) if continuation.ended else None
             if read is None:
                 dropped[UNFINISHED] += 1

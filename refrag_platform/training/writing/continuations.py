@@ -52,7 +52,7 @@ def continuations(
     device, rows = decoder.device, len(contexts)
     count = max(map(len, prompts))
     texts, sizes = _padded(contexts, device)
-    flat = [prompt for own in prompts for prompt in [*own, *[()] * (count - len(own))]]
+    flat = [prompt for group in prompts for prompt in [*group, *[()] * (count - len(group))]]
     asked, lengths = _padded(flat, device, left=True)
     asked, lengths = asked.view(rows, count, -1), lengths.view(rows, count)
     context, width = texts.shape[1], asked.shape[2]
@@ -65,9 +65,9 @@ def continuations(
 
     known = (torch.arange(context, device=device) < sizes[:, None])[:, None]  # [B, 1, C]
     real = torch.arange(width, device=device) >= width - lengths[..., None]  # [B, n, m]
-    own = torch.eye(count, dtype=torch.bool, device=device)
+    same_prompt = torch.eye(count, dtype=torch.bool, device=device)
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    block = (own[:, None, :, None] & causal[None, :, None]).view(count * width, -1) & real.view(rows, 1, -1)
+    block = (same_prompt[:, None, :, None] & causal[None, :, None]).view(count * width, -1) & real.view(rows, 1, -1)
     # Padding sees itself: a softmax over nothing is no number.
     block |= torch.eye(count * width, dtype=torch.bool, device=device)
     mask = torch.cat([known.expand(-1, count * width, -1), block], 2)
@@ -76,7 +76,7 @@ def continuations(
         input_ids=asked.flatten(1), position_ids=positions.flatten(1), attention_mask=mask[:, None], **cache
     ).last_hidden_state
     states, positions = states.view(rows, count, width, -1)[:, :, -1], positions[:, :, -1]
-    seen = torch.cat([known.expand(-1, count, -1), (own[..., None] & real[:, None]).flatten(2)], 2)
+    seen = torch.cat([known.expand(-1, count, -1), (same_prompt[..., None] & real[:, None]).flatten(2)], 2)
 
     done = lengths == 0
     tokens: list[Tensor] = []
@@ -89,7 +89,7 @@ def continuations(
         done = done | (drawn == end_id)
         if step == most_tokens or (step % STEPS_BETWEEN_LOOKS == 0 and bool(done.all())):
             break
-        positions, seen = positions + 1, torch.cat([seen, own.expand(rows, -1, -1)], 2)
+        positions, seen = positions + 1, torch.cat([seen, same_prompt.expand(rows, -1, -1)], 2)
         states = body(input_ids=drawn, position_ids=positions, attention_mask=seen[:, None], **cache).last_hidden_state
     ids, values = torch.stack(tokens, 2).tolist(), torch.stack(scores, 2).tolist()
     return [
@@ -115,9 +115,9 @@ def _ended(ids: list[int], scores: list[float], end_id: int) -> Continuation:
 def _padded(lists: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> tuple[Tensor, Tensor]:
     """Token ids [n, longest], padded with 0 on the right or left, and their lengths [n]."""
     longest = max(map(len, lists))
-    rows = [([0] * (longest - len(own)), list(own)) for own in lists]
-    ids = [padding + own if left else own + padding for padding, own in rows]
-    return torch.tensor(ids, device=device), torch.tensor([len(own) for own in lists], device=device)
+    rows = [([0] * (longest - len(tokens)), list(tokens)) for tokens in lists]
+    ids = [padding + tokens if left else tokens + padding for padding, tokens in rows]
+    return torch.tensor(ids, device=device), torch.tensor([len(tokens) for tokens in lists], device=device)
 
 
 def _require_reach(decoder: PreTrainedModel, positions: int) -> None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from refrag_platform.corpus.passages import sentences
 from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import content_ids, contents_ids, end_of_turn, passage_text
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 
 # Tokens of a passage, of its sentence, and of an answer with its question, at most.
 PASSAGE_TOKENS, SENTENCE_TOKENS, WRITTEN_TOKENS = 256, 64, 48
@@ -63,17 +63,17 @@ class WriterLayout:
     def prompts(self, about: Sequence[str]) -> list[list[int]]:
         """What follows a passage: a sentence of it, up to where the answer begins."""
         ids = contents_ids(self._tokenizer, [f" {sentence}" for sentence in about])
-        return [[*self._sentence, *own[:SENTENCE_TOKENS], *self._answer] for own in ids]
+        return [[*self._sentence, *tokens[:SENTENCE_TOKENS], *self._answer] for tokens in ids]
 
-    def written(self, asked: Asked) -> list[int]:
+    def written(self, asked: QuestionAnswer) -> list[int]:
         """What follows the prompt, its end included."""
         answer, question = contents_ids(self._tokenizer, [f" {asked.answer}", f" {asked.question}"])
         return [*answer, *self._question, *question, self.end_id]
 
-    def read(self, token_ids: list[int]) -> Asked | None:
+    def read(self, token_ids: list[int]) -> QuestionAnswer | None:
         """What was written, without its end; None where a part is missing."""
         answer, _, question = self._text(token_ids).partition(QUESTION_MARK)
-        return Asked(question.strip(), answer.strip()) if answer.strip() and question.strip() else None
+        return QuestionAnswer(question.strip(), answer.strip()) if answer.strip() and question.strip() else None
 
     def _text(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, clean_up_tokenization_spaces=False))

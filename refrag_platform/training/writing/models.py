@@ -68,14 +68,14 @@ def save_text_model(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     tokenizer.save_pretrained(folder / TOKENIZER)
 
 
-def load_reader(project: Project, model: str, given: Path | None) -> TextModel:
+def load_reader(project: Project, model: str, folder: Path | None) -> TextModel:
     """The reader of full text that was given; else the model's control `full`, its fine-tuned or its shipped decoder.
 
     Raises:
         RefragError: there is none of these.
     """
-    if given:
-        return load_text_model(given)
+    if folder:
+        return load_text_model(folder)
     for name in (control_name(model, "full"), model):
         if (project.content("finetuned", name) / SETTINGS_FILE).is_file():
             return load_text_model(project.content("finetuned", name))

@@ -15,7 +15,7 @@ from refrag_platform.corpus.question import Passage
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
 from refrag_platform.progress import Progress
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.writing.asking import ask
 from refrag_platform.training.writing.layout import WriterLayout
 from refrag_platform.training.writing.models import TextModel
@@ -26,7 +26,7 @@ BATCHES_PER_PART = 2
 
 
 @dataclass(frozen=True)
-class Settings:
+class WritingSettings:
     """What decides the questions on given passages by given models.
 
     per_passage: questions that are written about each. least_log_probability: mean over the tokens of a reader's
@@ -39,7 +39,7 @@ class Settings:
     seed: int
 
 
-class Part(NamedTuple):
+class WrittenRows(NamedTuple):
     """Rows of a question file without ids, and what became of all that was written.
 
     rows: each with the place of what it is about among the passages.
@@ -54,10 +54,10 @@ def parts(
     writer: TextModel,
     reader: TextModel,
     passages: Sequence[Passage],
-    settings: Settings,
+    settings: WritingSettings,
     work: Path,
     progress: Progress,
-) -> Iterator[Part]:
+) -> Iterator[WrittenRows]:
     """The parts in order; those that lie in the folder `work` already are taken from there.
 
     Args: progress: of the questions kept.
@@ -71,7 +71,7 @@ def parts(
         if file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
             rows = [(place, row) for place, row in values["rows"]]
-            part = Part(rows, Counter(values["counts"]), Counter(values["dropped"]))
+            part = WrittenRows(rows, Counter(values["counts"]), Counter(values["dropped"]))
             progress.update(len(part.rows))
         else:
             try:
@@ -90,12 +90,12 @@ def _part(
     reader: TextModel,
     all_passages: Sequence[Passage],
     places: range,
-    settings: Settings,
+    settings: WritingSettings,
     number: int,
     progress: Progress,
-) -> Part:
+) -> WrittenRows:
     passages = all_passages[places.start : places.stop]
-    part = Part([], Counter(passages=len(passages)), Counter())
+    part = WrittenRows([], Counter(passages=len(passages)), Counter())
     # Cut, two may be one.
     cut = WriterLayout(writer.tokenizer).shown(passages)
     different = {one.passage: one for one in cut}
@@ -105,16 +105,18 @@ def _part(
     for start in range(0, len(shown), settings.batch):
         batch = shown[start : start + settings.batch]
         asked = ask(writer, batch, settings.per_passage, [settings.seed, number, start], part.dropped)
-        about = {one.passage: own for one, own in zip(batch, asked, strict=True) if own}
+        about = {one.passage: questions for one, questions in zip(batch, asked, strict=True) if questions}
         kept = answered(reader, about, settings.least_log_probability, part.counts, part.dropped)
-        part.rows.extend((place_of[passage], _row(passage, one)) for passage, own in kept.items() for one in own)
+        part.rows.extend(
+            (place_of[passage], _row(passage, one)) for passage, questions in kept.items() for one in questions
+        )
         part.counts["written"] += len(batch) * settings.per_passage
         progress.update(len(part.rows) - part.counts["kept"])
         part.counts["kept"] = len(part.rows)
     return part
 
 
-def _row(passage: Passage, asked: Asked) -> dict[str, Any]:
+def _row(passage: Passage, asked: QuestionAnswer) -> dict[str, Any]:
     title, text = passage
     return {
         "question": asked.question,

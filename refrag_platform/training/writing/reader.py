@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from refrag_platform.corpus.question import Passage
 from refrag_platform.model.prompts import contents_ids, end_of_turn, passage_text, question_frame
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.writing.continuations import continuations
 from refrag_platform.training.writing.filters import fault, same_text, unsure
 from refrag_platform.training.writing.models import TextModel
@@ -18,11 +18,11 @@ AGREED, UNSURE = "answered as written", "the reader is unsure"
 
 def answered(
     reader: TextModel,
-    asked: Mapping[Passage, Sequence[Asked]],
+    asked: Mapping[Passage, Sequence[QuestionAnswer]],
     least_log_probability: float,
     counts: Counter[str],
     dropped: Counter[str],
-) -> dict[Passage, list[Asked]]:
+) -> dict[Passage, list[QuestionAnswer]]:
     """The questions on each passage with the reader's answers; the others are counted by reason.
 
     Args: counts: is told how many were AGREED on with the writer.
@@ -33,14 +33,14 @@ def answered(
     opening, before, after = question_frame(tokenizer)
     texts = contents_ids(tokenizer, [passage_text(*passage) for passage in asked])
     prompts = [
-        [[*before, *ids, *after] for ids in contents_ids(tokenizer, [one.question for one in own])]
-        for own in asked.values()
+        [[*before, *ids, *after] for ids in contents_ids(tokenizer, [one.question for one in questions])]
+        for questions in asked.values()
     ]
     answers = continuations(reader.decoder, [[*opening, *ids] for ids in texts], prompts, ANSWER_TOKENS, end_id)
-    kept: dict[Passage, list[Asked]] = {}
-    for (passage, own), given in zip(asked.items(), answers, strict=True):
+    kept: dict[Passage, list[QuestionAnswer]] = {}
+    for (passage, questions), replies in zip(asked.items(), answers, strict=True):
         kept[passage] = []
-        for one, answer in zip(own, given, strict=True):
+        for one, answer in zip(questions, replies, strict=True):
             text = str(tokenizer.decode(answer.token_ids, clean_up_tokenization_spaces=False)).strip()
             read = one._replace(answer=text)
             counts[AGREED] += same_text(text, one.answer)

@@ -30,12 +30,12 @@ from refrag_platform.progress import Progress, say
 from refrag_platform.project import Project
 from refrag_platform.training.usable import LeftOut, held_out_passages, training_questions
 from refrag_platform.training.writing.models import TextModel, is_text_model, load_reader, load_text_model
-from refrag_platform.training.writing.parts import Settings, parts
+from refrag_platform.training.writing.parts import WritingSettings, parts
 from refrag_platform.training.writing.writer import train_writer, writer_settings
 
 
 @dataclass(frozen=True)
-class Inputs:
+class WritingInputs:
     """What a user names. questions: files of labelled ones. passages: files of those that are written about.
 
     corpus_passages: the corpus' training passages are, too. writer, reader: folders, where they are named.
@@ -50,7 +50,7 @@ class Inputs:
 
 @contextmanager
 def begin(
-    project: Project, model: str, inputs: Inputs, settings: Settings, steps: int, device: torch.device
+    project: Project, model: str, inputs: WritingInputs, settings: WritingSettings, steps: int, device: torch.device
 ) -> Iterator[Writing]:
     """A writer, trained now if it isn't yet, and a reader at work; for one process at a time.
 
@@ -75,8 +75,8 @@ class Writing:
         self,
         project: Project,
         model: str,
-        inputs: Inputs,
-        settings: Settings,
+        inputs: WritingInputs,
+        settings: WritingSettings,
         steps: int,
         device: torch.device,
         work: Path,
@@ -103,7 +103,7 @@ class Writing:
         said = [self._writer.digest, self._reader.digest, device.type, asdict(settings), self._passages]
         self._parts = work / f"parts-{_key(said)}"
 
-    def _trained(self, project: Project, model: str, corpus: Path, inputs: Inputs, steps: int) -> TextModel:
+    def _trained(self, project: Project, model: str, corpus: Path, inputs: WritingInputs, steps: int) -> TextModel:
         """The writer, from its folder if it is there."""
         if inputs.writer and is_text_model(inputs.writer):
             say(f"the writer {inputs.writer} is taken as it is: nothing is learned from labelled questions")
@@ -173,26 +173,26 @@ class Writing:
         }
 
 
-def _passages(corpus: Path, inputs: Inputs) -> list[Passage]:
+def _passages(corpus: Path, inputs: WritingInputs) -> list[Passage]:
     """The passages to write about, each once; those of the corpus' validation and test documents are left out.
 
     Raises:
         RefragError: there are none.
     """
-    found: dict[Passage, None] = {}
+    passages: dict[Passage, None] = {}
     left_out = LeftOut("questions write")
     for path in inputs.passages:
         read = read_passages(path, "train")
         held_out = held_out_passages(set(read), corpus)
         left_out.add("held out by the corpus", len(held_out))
-        found |= {passage: None for passage in read if passage not in held_out}
-    left_out.say("passages", len(found))
+        passages |= {passage: None for passage in read if passage not in held_out}
+    left_out.say("passages", len(passages))
     if inputs.corpus_passages:
-        found |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
-    if not found:
+        passages |= {(title, text): None for title, text, split in passage_rows(corpus) if split == "train"}
+    if not passages:
         why = f" ({left_out})" if left_out.reasons else ""
         raise RefragError(f"{corpus} has no training passages to write about{why}; name some by --passages")
-    return list(found)
+    return list(passages)
 
 
 def _key(values: Any) -> str:

@@ -23,7 +23,7 @@ from refrag_platform.recipes import Recipe, TrainsDecoder
 from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.loop import Task, train
 from refrag_platform.training.core.losses import linear_cross_entropy
-from refrag_platform.training.reading.blanks import Asked
+from refrag_platform.training.reading.blanks import QuestionAnswer
 from refrag_platform.training.usable import LeftOut
 from refrag_platform.training.writing.filters import answer_missing
 from refrag_platform.training.writing.layout import Shown, WriterLayout
@@ -36,7 +36,7 @@ BATCH, LEARNING_RATE = 96, 2e-4
 LENGTHS_MIXED = 32
 
 
-class Example(NamedTuple):
+class WriterExample(NamedTuple):
     """Token ids: what a writer reads, and what it writes."""
 
     prompt: list[int]
@@ -49,7 +49,7 @@ def writer_settings(recipe: Recipe, steps: int) -> TrainsDecoder:
     return TrainsDecoder(steps=steps, batch_size=BATCH, decoder_learning_rate=LEARNING_RATE, precision=precision)
 
 
-def examples(questions: Sequence[Question], layout: WriterLayout) -> list[Example]:
+def examples(questions: Sequence[Question], layout: WriterLayout) -> list[WriterExample]:
     """What can be learned from labelled questions; those that nothing is learned from are counted, and said.
 
     Raises:
@@ -71,7 +71,9 @@ def examples(questions: Sequence[Question], layout: WriterLayout) -> list[Exampl
         )
     prompts = layout.prompts([sentence for _, sentence in learned])
     return [
-        Example([*shown[_gold(one)].token_ids, *prompt], layout.written(Asked(one.question, one.answers[0])))
+        WriterExample(
+            [*shown[_gold(one)].token_ids, *prompt], layout.written(QuestionAnswer(one.question, one.answers[0]))
+        )
         for (one, _), prompt in zip(learned, prompts, strict=True)
     ]
 
@@ -87,7 +89,7 @@ def _gold(question: Question) -> Passage:
 
 def _sentence(question: Question, shown: Shown) -> str | None:
     """Of the sentences with the answer the one that shares most words with the question."""
-    asked = Asked(question.question, question.answers[0])
+    asked = QuestionAnswer(question.question, question.answers[0])
     holding = [one for one in sentences(shown.passage[1]) if not answer_missing(asked, ("", one))]
     if not holding or len(asked.answer) > LONGEST_ANSWER:
         return None
@@ -103,7 +105,7 @@ class WriterTask(Task):
     """The loss of what is written, given what is read."""
 
     def __init__(
-        self, decoder: PreTrainedModel, learned: Sequence[Example], settings: TrainsDecoder, seed: int
+        self, decoder: PreTrainedModel, learned: Sequence[WriterExample], settings: TrainsDecoder, seed: int
     ) -> None:
         """
         Raises:
