@@ -166,7 +166,22 @@ CHANGE_NO_ANSWER = {
     "max_tool_calls",
 }  # fmt: skip
 # Of all others values that ask for nothing are taken.
-NEUTRAL = (None, False, 0, 1, "", "auto", "none", "default", "medium", "disabled", [], {}, ["text"], {"effort": "none"})
+NEUTRAL: tuple[Any, ...] = (
+    None,
+    False,
+    0,
+    1,
+    "",
+    "auto",
+    "none",
+    "default",
+    "medium",
+    "disabled",
+    [],
+    {},
+    ["text"],
+    {"effort": "none"},
+)
 
 
 @functools.cache
@@ -216,6 +231,7 @@ def test_a_field_of_openai_s_is_honoured_or_refused_by_its_name(url: str, path: 
         suppress_health_check=list(HealthCheck),
     )
     def asked(case: schemathesis.Case) -> None:
+        assert isinstance(case.body, dict)
         value = case.body[name]
         response = post(url, path, REQUESTS[path][1] | {name: value})
         if response.status_code == 200:
