@@ -89,7 +89,7 @@ def _start(engine: Engine, asked: AnswerRequest, collection: str) -> Generation 
         told = as_api_error(error)
         # The engine speaks of a chat's fields.
         field = "response_format" if isinstance(error, SchemaError) else told.param
-        told.param = asked.fields_here.get(field or "", field)
+        told.param = field and asked.field_here(field)
         raise told from None
 
 

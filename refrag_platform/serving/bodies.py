@@ -65,7 +65,7 @@ class AnswerMessage(_Response):
 
     role: Literal["assistant"]
     content: str | None
-    refusal: str | None = Field(None, description="in the answer's place, where JSON was asked for and nothing found")
+    refusal: str | None = Field(description="in the answer's place, where JSON was asked for and nothing found")
 
 
 class Choice(_Response):

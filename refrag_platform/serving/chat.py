@@ -59,6 +59,10 @@ class ChatRequest(ConversationRequest, ChoicesRequest):
         self.require_characters(sum(message.characters() for message in self.messages))
         return self
 
+    def field_here(self, name: str) -> str:
+        newer = name == "max_tokens" and self.max_completion_tokens is not None
+        return "max_completion_tokens" if newer else super().field_here(name)
+
     def turns(self) -> list[Message]:
         return as_conversation(self.messages)
 
@@ -87,7 +91,8 @@ class ChatAnswer(ChoicesAnswer):
         return {"delta": {"role": "assistant", **self._said("")}, "logprobs": None}
 
     def whole_choice(self, choice: PartialChoice) -> dict[str, Any]:
-        return {"message": {"role": "assistant", **self._said(choice.text)}, "logprobs": self._tokens(choice.tokens)}
+        message = {"role": "assistant", "refusal": None, **self._said(choice.text)}
+        return {"message": message, "logprobs": self._tokens(choice.tokens)}
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         told = bool(delta.text or delta.logprobs)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, Tag, model_validator
+from pydantic import Field, Tag, field_validator, model_validator
 
 from refrag_platform.serving.answers import ChoicesAnswer, PartialChoice, finite
 from refrag_platform.serving.contract import Delta, Message, Sampling, TokenLogprob
-from refrag_platform.serving.fields import TEXT_OR_LIST, only
+from refrag_platform.serving.fields import TEXT_OR_LIST, fault, only
 from refrag_platform.serving.schema import NOT_HONOURED, ChoicesRequest, FullText, most_tokens
 
 if TYPE_CHECKING:
@@ -34,6 +34,17 @@ class CompletionRequest(ChoicesRequest):
     )
     echo: Annotated[Any, only(False)] = Field(None, description=NOT_HONOURED)
     suffix: Annotated[Any, only("")] = Field(None, description=NOT_HONOURED)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_text(cls, value: Any) -> Any:
+        if isinstance(value, list) and value and isinstance(value[0], int | list):
+            raise fault("unsupported_value", "token ids are not read here; send the text that they stand for")
+        if isinstance(value, list) and len(value) > 1:
+            raise fault(
+                "unsupported_value", f"{len(value):,} prompts are not answered at once; send one request for each"
+            )
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> CompletionRequest:

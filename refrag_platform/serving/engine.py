@@ -42,6 +42,7 @@ from refrag_platform.serving.fitting import at_rate, require_choice, require_roo
 from refrag_platform.serving.generation import Generation, Refusal, usage_of
 from refrag_platform.serving.prompt_builder import PromptBuilder, asked_last
 from refrag_platform.serving.selecting import Expand, Selected
+from refrag_platform.serving.text import token_texts
 from refrag_platform.store.content import StoreDescription
 from refrag_platform.store.ranking import texts_to_ask
 from refrag_platform.store.retriever import load_retriever
@@ -76,6 +77,7 @@ class Engine:
         self._prompts = PromptBuilder(name, model.tokenizer, settings, store.retriever if store else None)
         # A tokenizer keeps state while it reads text: answers are put into words by another.
         self._writer = copy.deepcopy(model.tokenizer)
+        self._token_text = token_texts(self._writer)
         self._grammars = Grammars(self._writer)
         self._faulty = False
 
@@ -328,6 +330,7 @@ class Engine:
         generation = Generation(
             lambda: self._scheduler.submit(embeds, sampling, self._stop_ids, collection, matcher),
             self._writer,
+            self._token_text,
             sampling,
             split_by_kept(read),
             usage_of(prompt, read, share, rate),

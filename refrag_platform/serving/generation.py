@@ -32,16 +32,19 @@ class Generation:
         self,
         submit: Callable[[], Stream],
         tokenizer: PreTrainedTokenizerFast,
+        token_text: Callable[[int], str],
         sampling: Sampling,
         sources: Sources,
         usage: Usage,
         begun: float,
         explain: Callable[[], Sources],
     ) -> None:
-        """explain: the sources with each passage's `selection`; asked while the decoder reads the prompt."""
+        """token_text: a token as log-probabilities name it. explain: the sources with each passage's `selection`; asked
+        while the decoder reads the prompt.
+        """
         self.sources, self.usage, self._explain = sources, usage, explain
         self.finish_reason: Literal["stop", "length"] | None = None  # of the choice that ended last
-        self._submit, self._tokenizer, self._begun = submit, tokenizer, begun
+        self._submit, self._token_text, self._begun = submit, token_text, begun
 
         def decode(token_ids: list[int]) -> str:
             return str(tokenizer.decode(token_ids, skip_special_tokens=True))
@@ -122,10 +125,6 @@ class Generation:
             positions_reused=reused,
             time_to_first_token_ms=first,
         )
-
-    def _token_text(self, token_id: int) -> str:
-        """A token as log-probabilities name it, special ones too, which an answer's text leaves out."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def _logprobs(self, token: Token) -> tuple[TokenLogprob, ...]:
         if token.logprob is None:

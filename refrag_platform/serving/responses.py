@@ -170,7 +170,7 @@ class ModelResponse(Answer):
             "store": False,
             "temperature": asked.temperature or 0.0,
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
-            "text": {"format": self._format.model_dump(by_alias=True)},
+            "text": {"format": self._format.model_dump(by_alias=True, exclude_none=True)},
             # What was sent is not called, whatever it was.
             "tool_choice": "none" if asked.tools else asked.tool_choice or "auto",
             "tools": [],

@@ -134,6 +134,10 @@ class AnswerRequest(Body):
             raise fault("invalid_value", "a passage is named twice; list its chunks in one place", "refrag.expand")
         return self
 
+    def field_here(self, name: str) -> str:
+        """What this body calls a field that the engine's errors name."""
+        return self.fields_here.get(name, name)
+
     @property
     def share(self) -> float | None:
         """p, from either place."""

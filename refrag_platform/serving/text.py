@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character of UTF-8 has at most four bytes, so at most three are pending.
 MOST_PENDING = 3
+
+
+def token_texts(tokenizer: PreTrainedTokenizerFast) -> Callable[[int], str]:
+    """The text of a token by its id, as log-probabilities name it: special ones too, which an answer's text leaves out.
+
+    Each is decoded once and kept: a drawn token may have 20 beside it, and they are named where all answers are sent.
+    """
+
+    @functools.cache
+    def text(token_id: int) -> str:
+        return str(tokenizer.decode([token_id], skip_special_tokens=False))
+
+    return text
 
 
 class Detokenizer:

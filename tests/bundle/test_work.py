@@ -85,9 +85,12 @@ def test_wheels_go_along(home: Project, tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     with pytest.raises(RefragError, match="there is no wheel"):
         held(home, "cpt", tmp_path / "wheels")
-    (tmp_path / "wheels" / "pydantic-2.12-py3-none-any.whl").touch()
+    # The second as it is built here.
+    taken = ["pydantic-2.12-py3-none-any.whl", "deepspeed-0.19.8-py3-none-any.whl"]
+    for wheel in taken:
+        (tmp_path / "wheels" / wheel).touch()
     first = held(home, "cpt", tmp_path / "wheels")
-    assert {"wheels/pydantic-2.12-py3-none-any.whl", "data/tiny/corpus/passages.jsonl"} <= first
+    assert {*(f"wheels/{wheel}" for wheel in taken), "data/tiny/corpus/passages.jsonl"} <= first
     (tmp_path / "wheels" / "pyarrow-21.0.0-cp312-cp312-manylinux_2_28_x86_64.whl").touch()
     with_pyarrow = held(home, "cpt", tmp_path / "wheels")
     assert "data/tiny/corpus/passages.jsonl" not in with_pyarrow, "it reads the table itself"

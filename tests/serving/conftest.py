@@ -25,11 +25,13 @@ from refrag_platform.model.policy import PolicyNetwork
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.processes import ends_with_parent, free_port
 from refrag_platform.project import Project
+from refrag_platform.serving import bento
 from refrag_platform.serving.api import create_app
 from refrag_platform.serving.engine import Engine
+from refrag_platform.serving.package import build_package
 from refrag_platform.serving.plain import on_thread
 from refrag_platform.serving.settings import ApiSettings
-from refrag_platform.stages import StageContext
+from refrag_platform.stages import STAGES, StageContext
 from refrag_platform.store.build import build_chunks
 from tests.candidates import manifest_of
 from tests.conftest import ROOT, copy_project
@@ -93,6 +95,37 @@ def packaged_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="session")
 def engine(packaged_project: Project) -> Engine:
     return Engine.load(packaged_project, "tiny")
+
+
+def package(project: Project) -> dict[str, Any]:
+    """Run the package stage; its metrics."""
+    out = project.content("package", "tiny")
+    out.mkdir(parents=True, exist_ok=True)
+    context = StageContext(
+        project=project,
+        recipe=project.recipe("tiny"),
+        stage="package",
+        inputs={name: project.content(name, "tiny") for name in STAGES["package"].inputs},
+        out=out,
+        work=out.parent,
+        beside=out.parent,
+    )
+    return build_package(context)
+
+
+Built = tuple[Project, bento.Package]
+
+
+@pytest.fixture(scope="session")
+def built(packaged_project: Project) -> Iterator[Built]:
+    """The packaged project with its Bento."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("BENTOML_HOME", raising=False)
+        # A server's settings are nothing to the build.
+        patch.setenv("REFRAG_API_KEYS_FILE", "/nowhere/keys")
+        package(packaged_project)
+        patch.delenv("REFRAG_API_KEYS_FILE")
+        yield packaged_project, bento.Package.of(packaged_project, "tiny")
 
 
 Server = Callable[..., AbstractContextManager[str]]

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +22,13 @@ from refrag_platform.serving import bento, client
 from refrag_platform.serving.contract import Message, Sampling
 from refrag_platform.serving.engine import Engine
 from refrag_platform.serving.keys import add_key, new_key, revoke_key
-from refrag_platform.serving.package import build_package, load_packaged
-from refrag_platform.stages import STAGES, StageContext
+from refrag_platform.serving.package import load_packaged
 from tests.command import refrag
 from tests.conftest import ROOT
 from tests.object_store import BUCKET, object_store
-from tests.serving.conftest import plain_server
+from tests.serving.conftest import Built, package, plain_server
 
 QUESTION = "What is the capital of Peru?"
-
-
-def package(project: Project) -> dict[str, Any]:
-    out = project.content("package", "tiny")
-    out.mkdir(parents=True, exist_ok=True)
-    context = StageContext(
-        project=project,
-        recipe=project.recipe("tiny"),
-        stage="package",
-        inputs={name: project.content(name, "tiny") for name in STAGES["package"].inputs},
-        out=out,
-        work=out.parent,
-        beside=out.parent,
-    )
-    return build_package(context)
-
-
-@pytest.fixture(scope="module")
-def built(packaged_project: Project) -> Iterator[tuple[Project, bento.Package]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("BENTOML_HOME", raising=False)
-        # A server's settings are nothing to the build.
-        patch.setenv("REFRAG_API_KEYS_FILE", "/nowhere/keys")
-        package(packaged_project)
-        patch.delenv("REFRAG_API_KEYS_FILE")
-        yield packaged_project, bento.Package.of(packaged_project, "tiny")
-
-
-Built = tuple[Project, bento.Package]
 
 
 def test_the_same_inputs_have_the_same_tags_and_are_not_packed_twice(built: Built) -> None:

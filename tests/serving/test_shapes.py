@@ -177,9 +177,10 @@ def test_a_stream_of_a_completion_says_the_same(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("extra", "param", "says"),
     [
-        ({"prompt": ["a", "b"]}, "prompt", "at most 1"),
-        ({"prompt": [1, 2]}, "prompt", "at most 1"),
-        ({"prompt": [1]}, "prompt.0", "valid string"),
+        ({"prompt": ["a", "b"]}, "prompt", "2 prompts are not answered at once; send one request for each"),
+        ({"prompt": [1, 2]}, "prompt", "token ids are not read"),
+        ({"prompt": [[1, 2]]}, "prompt", "token ids are not read"),
+        ({"prompt": []}, "prompt", "at least 1"),
         ({"echo": True}, "echo", "not honoured"),
         ({"suffix": "x"}, "suffix", "not honoured"),
         ({"best_of": 2}, "best_of", "not honoured"),

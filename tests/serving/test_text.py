@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from refrag_platform.serving.text import REPLACEMENT, Detokenizer, StopStrings
+from refrag_platform.serving.text import REPLACEMENT, Detokenizer, StopStrings, token_texts
 from tests.conftest import ROOT
 
 TEXTS = [
@@ -51,6 +51,18 @@ def test_random_tokens_decode_as_a_whole(tokenizer: PreTrainedTokenizerFast) -> 
         sent = "".join(stream.push(token) for token in ids)
         whole = decode(tokenizer, ids)
         assert whole.startswith(sent) and set(whole[len(sent) :]) <= {REPLACEMENT}
+
+
+def test_each_token_s_text_is_decoded_once_special_or_not(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [str(tokenizer.decode([token], skip_special_tokens=False)) for token in range(len(tokenizer))]
+    asked: list[list[int]] = []
+    decode_ids = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **more: asked.append(ids) or decode_ids(ids, **more))
+    texts = token_texts(tokenizer)
+    assert [[texts(token) for token in range(len(tokenizer))] for _ in range(2)] == [expected] * 2
+    assert len(asked) == len(tokenizer) and set(tokenizer.all_special_tokens) <= set(expected)
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
