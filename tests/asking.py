@@ -25,7 +25,7 @@ def ask(client: httpx.Client, url: str, stream: bool, **body: Any) -> None:
     """
     body |= {"messages": [{"role": "user", "content": "Where does Oman lie?"}], "max_tokens": 24, "stream": stream}
     body |= {"retrieve": 0, "passages": [{"title": "Oman", "text": "Oman lies in Arabia. Its capital is Muscat."}]}
-    with client.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=120) as response:
+    with client.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=300) as response:
         text = response.read().decode()
     assert response.status_code == 200, text
     assert text.rstrip().endswith("data: [DONE]") if stream else response.json()["choices"][0]["finish_reason"], text
@@ -61,4 +61,4 @@ def asking(url: str, model: str, threads: int = 4) -> Iterator[Asked]:
     finally:
         ends.set()
         for thread in running:
-            thread.join(120)
+            thread.join(300)

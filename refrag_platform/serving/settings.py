@@ -85,7 +85,7 @@ class ApiSettings:
             max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
             max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
             deadline=number("REFRAG_DEADLINE", cls.deadline),
-            unready=number("REFRAG_UNREADY", 1) if values.get("REFRAG_UNREADY") else cls.unready,
+            unready=number("REFRAG_UNREADY", 1) if values.get("REFRAG_UNREADY", "0") not in ("", "0") else cls.unready,
             store=path("REFRAG_STORE"),
             tables=object_url(values["REFRAG_TABLES"], "REFRAG_TABLES") if values.get("REFRAG_TABLES") else None,
             vllm=values.get("REFRAG_VLLM") == "1",

@@ -137,6 +137,26 @@ def test_a_rollback_brings_the_version_before_to_be_served_even_if_its_bento_is_
     assert bento.Package.of(project, MODEL).bento_tag == new.bento, "what is in place stays"
 
 
+def test_requests_wait_while_another_version_takes_the_folder_of_documents_over(
+    versions: tuple[Project, list[Released]], tmp_path: Path
+) -> None:
+    project, (old, new) = versions
+    git = Git(project.root)
+    tags.assign(git, MODEL, old.commit, "the older one")
+    with serving(project, tmp_path / "log", REFRAG_STORE=str(tmp_path / "live")) as server:
+        server.wait_for(lambda: server.serves(old.bento))
+        document = {"id": "oman", "title": "Oman", "text": "Oman lies in Arabia."}
+        httpx.post(f"{server.url}/v1/documents", json={"documents": [document]}, timeout=60).raise_for_status()
+        with asking(server.url, MODEL, threads=2) as asked:
+            tags.assign(git, MODEL, new.commit, "the newer one")
+            server.wait_for_words(f"{new.bento} has taken over")
+            assert not server.servers(old.bento)
+            taken_over = asked.answered
+            server.wait_for(lambda: asked.answered > taken_over + 4)
+        assert not asked.failed
+        assert httpx.get(f"{server.url}/v1/documents/oman", timeout=60).status_code == 200
+
+
 def test_no_request_fails_while_another_version_takes_over(
     versions: tuple[Project, list[Released]], tmp_path: Path
 ) -> None:
