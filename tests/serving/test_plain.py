@@ -108,7 +108,7 @@ def test_no_request_fails_while_servers_behind_a_proxy_are_restarted_in_turn(
 
         old = [start("first"), start("second")]
         urls = [url for url, _ in old]
-        with balanced(urls) as proxy, asking(proxy, "tiny") as asked:
+        with balanced(urls) as proxy, asking(proxy, "tiny", threads=2) as asked:
             for number, (url, process) in enumerate(old):
                 answered = asked.answered
                 wait_for(lambda least=answered + 10: asked.answered > least, 120)
