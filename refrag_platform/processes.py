@@ -83,14 +83,31 @@ def require_free(host: str, port: int) -> None:
     Raises:
         RefragError: another program listens there, or the address is not this machine's.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with _bound(host, port):
+        pass
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, for servers that are started later.
+
+    Raises:
+        RefragError: as of `require_free`.
+    """
+    listener = _bound(host, port)
+    listener.listen(2048)
+    return listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        with socket.socket(family) as probe:
-            # As servers do: a port whose last connections are still winding down is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        # As servers do: a port whose last connections are still winding down is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
     except OSError as error:
+        probe.close()
         raise RefragError(f"can't listen on {host}:{port} ({error.strerror}); give another by --port") from None
+    return probe
 
 
 def leave(status: int) -> NoReturn:

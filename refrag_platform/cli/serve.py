@@ -41,16 +41,17 @@ def serve(
 ) -> None:
     """Serve a model: an OpenAI-shaped API under /v1, health and metrics beside it.
 
-    That is the released version's Bento; when another is released or rolled back to, the server changes over by
-    itself. Of a model without a release it is the one in place.
+    That is the released version's Bento; when another is released or rolled back to, it takes over by itself once it
+    is ready, and no request fails. Of a model without a release it is the one in place.
 
     With --server uvicorn it is the same application without BentoML, on the same model; it stays with the version that
     it started with.
 
     REFRAG_API_KEY asks for a key, REFRAG_API_KEYS_FILE for one of those that `refrag keys` made; REFRAG_RATE_LIMIT
-    (requests a minute of each), REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests) and
-    REFRAG_DEADLINE (seconds) set limits; REFRAG_STORE names a folder for documents that are added while it serves,
-    REFRAG_TABLES an object store with search tables (`refrag store publish`). REFRAG_VLLM=1 has vLLM run the decoder.
+    (requests a minute of each), REFRAG_MAX_BODY (bytes), REFRAG_MAX_WAITING (requests), REFRAG_DEADLINE and, with
+    uvicorn, REFRAG_UNREADY (seconds) set limits; REFRAG_STORE names a folder for documents that are added while it
+    serves, REFRAG_TABLES an object store with search tables (`refrag store publish`). REFRAG_VLLM=1 has vLLM run the
+    decoder.
     """
     import importlib.util
     import os

@@ -20,6 +20,7 @@ from refrag_platform.serving.errors import ApiError, Json, as_api_error, request
 from refrag_platform.serving.fields import MOST_SHOWN
 from refrag_platform.serving.guard import collection_of
 from refrag_platform.serving.schema import AnswerRequest
+from refrag_platform.serving.settings import SECONDS_TO_READ
 from refrag_platform.serving.tracing import trace_answer
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from refrag_platform.serving.generation import Generation, Refusal
 
 logger = logging.getLogger("refrag.serving")
-# A stream's client has this long after the deadline to take what was sent.
-SECONDS_TO_READ = 5.0
 
 
 async def answer(request: Request, asked: AnswerRequest, shape: Callable[..., Answer]) -> Response:

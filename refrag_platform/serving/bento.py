@@ -110,6 +110,15 @@ def serve_command(tag: str, port: int, host: str = HOST) -> list[str]:
     return [sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
 
 
+def worker_command(tag: str, patience: float, listener: int, told: int | None = None) -> list[str]:
+    """A Bento on an open socket, by `worker` as a program.
+
+    Args: patience: seconds for running answers after SIGTERM. listener, told: file descriptors, as there.
+    """
+    command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), tag, "--socket", str(listener)]
+    return [*command, "--patience", str(patience), *(() if told is None else ("--told", str(told)))]
+
+
 @contextlib.contextmanager
 def running(
     project: Project, model: str, log: Path, seconds: float = 180.0, variables: Mapping[str, str] | None = None
@@ -168,8 +177,8 @@ def status_of(url: str) -> int | None:
     return None
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the supervisor to end its workers, then make them: each has a session of its own."""
+def end(process: subprocess.Popen[bytes], seconds: float = SECONDS_TO_STOP) -> None:
+    """Ask a server to end, and after `seconds` make it, with all that it started: each has a session of its own."""
     import psutil
 
     started: list[psutil.Process] = []
@@ -177,7 +186,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
         started = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(SECONDS_TO_STOP)
+        process.wait(seconds)
     process.kill()
     for worker in started:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -7,12 +7,11 @@ refrag serve --packaged .bentoml/models/refrag-tiny/0123456789abcdef
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,12 @@ from starlette.types import ASGIApp
 
 from refrag_platform.errors import ArtifactError, RefragError
 from refrag_platform.project import Project
-from refrag_platform.serving.answering import SECONDS_TO_READ
 from refrag_platform.serving.bento import MODEL_FILE, read_description
 from refrag_platform.serving.guard import OnlyHealth
 from refrag_platform.serving.package import load_packaged, model_name
 from refrag_platform.serving.settings import ApiSettings
 from refrag_platform.serving.site import Site
+from refrag_platform.serving.worker import DrainingServer
 
 if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine
@@ -76,8 +75,8 @@ def serve_in_place(project: Project, model: str, host: str, port: int) -> None:
     _run(site, host, port)
 
 
-def with_health(site: Site) -> ASGIApp:
-    """The application, and /healthz, /livez and /readyz as BentoML has them."""
+def with_health(site: Site, leaving: Callable[[], bool] = lambda: False) -> ASGIApp:
+    """The application, and /healthz, /livez and /readyz as BentoML has them; it isn't ready while it is `leaving`."""
 
     def health(well: bool) -> Response:
         return PlainTextResponse("\n", 200 if well else 503)
@@ -86,7 +85,7 @@ def with_health(site: Site) -> ASGIApp:
         return health(site.alive)
 
     async def ready(request: Request) -> Response:
-        return health(site.ready)
+        return health(site.ready and not leaving())
 
     routes = [Route("/healthz", alive), Route("/livez", alive), Route("/readyz", ready)]
     return OnlyHealth(Starlette(routes=routes), site.app)
@@ -122,8 +121,8 @@ def on_thread(app: ASGIApp) -> Iterator[str]:
 
 def _run(site: Site, host: str, port: int) -> None:
     logger.info("uvicorn listens on %s, port %d", host, port)
-    uvicorn.run(
-        with_health(site),
+    config = uvicorn.Config(
+        with_health(site, lambda: server.leaving),
         host=host,
         port=port,
         # One process has the model, whatever WEB_CONCURRENCY says; who asks is for the guard to judge.
@@ -134,6 +133,7 @@ def _run(site: Site, host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        # After SIGTERM nobody is let in, and whoever is inside gets the answer.
-        timeout_graceful_shutdown=math.ceil(site.settings.deadline + SECONDS_TO_READ),
     )
+    server = DrainingServer(config, site.settings.longest, site.settings.unready)
+    with suppress(KeyboardInterrupt):
+        server.run()

@@ -11,7 +11,9 @@ from refrag_platform.errors import RefragError
 from refrag_platform.store.objects import object_url
 
 KEYS = ("API_KEY", "API_KEYS", "API_KEYS_FILE")
-LIMITS = ("RATE_LIMIT", "MAX_BODY", "MAX_WAITING", "DEADLINE")
+LIMITS = ("RATE_LIMIT", "MAX_BODY", "MAX_WAITING", "DEADLINE", "UNREADY")
+# A stream's client has this long after the deadline to take what was sent.
+SECONDS_TO_READ = 5.0
 VARIABLES = frozenset(f"REFRAG_{name}" for name in (*KEYS, *LIMITS, "STORE", "TABLES", "VLLM"))
 
 
@@ -22,7 +24,8 @@ class ApiSettings:
     api_key, api_keys, api_keys_file: who may ask (`keys.Keys`); without any, clients of this machine alone.
     rate_limit: requests a minute of a key that has no number of its own; None: any. max_body: bytes. max_waiting:
     requests that may wait beside those that are being answered; further ones get 429. deadline: seconds from arrival
-    to the last token. store: folder of the working copy to which documents are added; None: the store is served as it
+    to the last token. unready: seconds after SIGTERM in which requests are let in yet, while /readyz says 503 (under
+    uvicorn alone). store: folder of the working copy to which documents are added; None: the store is served as it
     was made. tables: URL in an object store of search tables to be read instead of those in the package. vllm: whether
     vLLM runs the decoder.
     """
@@ -34,9 +37,15 @@ class ApiSettings:
     max_body: int = 4 * 1024 * 1024
     max_waiting: int = 16
     deadline: float = 300.0
+    unready: float = 0.0
     store: Path | None = None
     tables: str | None = None
     vllm: bool = False
+
+    @property
+    def longest(self) -> float:
+        """Seconds that a request may take, its last bytes included."""
+        return self.deadline + SECONDS_TO_READ
 
     @classmethod
     def from_environment(cls, values: Mapping[str, str]) -> ApiSettings:
@@ -76,6 +85,7 @@ class ApiSettings:
             max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
             max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
             deadline=number("REFRAG_DEADLINE", cls.deadline),
+            unready=number("REFRAG_UNREADY", 1) if values.get("REFRAG_UNREADY", "0") not in ("", "0") else cls.unready,
             store=path("REFRAG_STORE"),
             tables=object_url(values["REFRAG_TABLES"], "REFRAG_TABLES") if values.get("REFRAG_TABLES") else None,
             vllm=values.get("REFRAG_VLLM") == "1",
