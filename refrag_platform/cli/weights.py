@@ -50,7 +50,6 @@ def pack_weights(
     ] = 1,
     decoder_mib: Annotated[Mib, typer.Option(min=0, help="MiB of low-rank factors of the decoder's change.")] = 0,
     control_mib: Annotated[Mib, typer.Option(min=0, help="MiB of low-rank factors of each control's.")] = 0.5,
-    factor_bits: Annotated[int, typer.Option(min=1, max=8, help="Of each number of low-rank factors.")] = 6,
     results: Annotated[
         list[Path] | None, typer.Option(help="JSON of `refrag evaluate` for the model card; again for more.")
     ] = None,
@@ -87,9 +86,9 @@ def pack_weights(
     stages = [] if folder else _stage_manifests(model)
     codings = Codings(
         encoder=Coding(encoder_bits),
-        decoder=Coding(decoder_bits, int(decoder_mib * MIB), factor_bits),
-        controls=Coding(0, int(control_mib * MIB), factor_bits),
-        encoder_layers=Coding(0, int(encoder_mib * MIB), factor_bits),
+        decoder=Coding(decoder_bits, int(decoder_mib * MIB)),
+        controls=Coding(0, int(control_mib * MIB)),
+        encoder_layers=Coding(0, int(encoder_mib * MIB)),
     )
     manifest = pack(
         model_folder(str(folder or model)),

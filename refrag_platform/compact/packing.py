@@ -67,7 +67,7 @@ class Codings:
     encoder: Coding
     decoder: Coding
     controls: Coding
-    encoder_layers: Coding = field(default_factory=lambda: Coding(0, 4 * MIB, 6))
+    encoder_layers: Coding = field(default_factory=lambda: Coding(0, 4 * MIB))
 
 
 def pack(
