@@ -5,6 +5,7 @@
 One that is named NAME+STEPS is stopped after that many, and goes on.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import nn
 
 from refrag_platform.errors import RefragError
@@ -55,11 +57,14 @@ def task_of(name: str, corpus: Path, **changes: Any) -> tuple[Task, Any]:
 
 
 def run(name: str, corpus: Path, out: Path, stop_after: int | None = None) -> None:
-    """Train it in the folder `out`, and save what a stage would publish."""
+    """Train it in the folder `out`, and save what a stage would publish, and the weights of each rank."""
     task, settings = task_of(name, corpus)
     train(task, settings, out, name, stop_after)
+    trained: Any = task.policy if isinstance(task, PolicyTask) else task.model
+    # transformers saves on rank 0 alone. Copies: DeepSpeed's weights lie in one storage, which a file refuses.
+    weights = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    save_file(weights, out / f"rank{os.environ.get('RANK', '0')}.safetensors")
     if is_main():
-        trained: Any = task.policy if isinstance(task, PolicyTask) else task.model
         (out / "published").mkdir(exist_ok=True)
         trained.save(out / "published")
 

@@ -72,6 +72,29 @@ def ddp(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def shared_config(name: str) -> dict[str, Any]:
+    """An accelerate config of models/accelerate, as recipes name it."""
+    return yaml.safe_load((ROOT / "models" / "accelerate" / f"{name}.yaml").read_text())
+
+
+def assert_losses_alike(found: Path, expected: Path) -> None:
+    """`found` and `expected`: folders of one task, whose name is that of `expected`."""
+    both = losses(found)
+    assert len(both) == STEPS
+    # A policy's loss is a difference of nearly equal sums of advantages, whose size is 1.
+    relative, absolute = (0.0, 2e-4) if expected.name == "policy" else (1e-5, 0.0)
+    assert both == pytest.approx(losses(expected), rel=relative, abs=absolute)
+
+
+def assert_groups_alike(found: Path, expected: Path) -> None:
+    """The rewards of a policy's groups, and how much they differ within one; other samples would move both by 1e-4."""
+    lines, others = (metrics.read(folder / "metrics.jsonl") for folder in (found, expected))
+    for figure in ("reward", "reward_spread"):
+        told = [line[figure] for line in others if figure in line]
+        assert told
+        assert [line[figure] for line in lines if figure in line] == pytest.approx(told, rel=0, abs=1e-5), figure
+
+
 def assert_published_alike(found: Path, expected: Path) -> None:
     files = sorted(path.relative_to(expected) for path in (expected / "published").rglob("*.safetensors"))
     assert files
@@ -83,16 +106,16 @@ def assert_published_alike(found: Path, expected: Path) -> None:
                 assert one[name].shape == tensor.shape
                 continue
             torch.testing.assert_close(one[name].view_as(tensor), tensor, rtol=1e-3, atol=1e-3, msg=f"{file} {name}")
+    # Bit for bit; of sharded weights, what each rank gathered.
+    assert (found / "rank0.safetensors").read_bytes() == (found / "rank1.safetensors").read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_two_ranks_have_the_loss_of_one_process(ddp: Path, alone: Path, name: str) -> None:
-    both = losses(ddp / name)
-    assert len(both) == STEPS
-    # A policy's loss is a difference of nearly equal sums of advantages, whose size is 1.
-    relative, absolute = (0.0, 2e-4) if name == "policy" else (1e-5, 0.0)
-    assert both == pytest.approx(losses(alone / name), rel=relative, abs=absolute)
+    assert_losses_alike(ddp / name, alone / name)
+    if name == "policy":
+        assert_groups_alike(ddp / name, alone / name)
     for one, other in zip(*(metrics.read(folder / name / "metrics.jsonl") for folder in (ddp, alone)), strict=True):
         assert one.keys() == other.keys()
         if name == "reconstruction":  # What its run is judged by.
@@ -111,17 +134,25 @@ def test_deepspeed_trains_the_same_and_stage_2_goes_on_with_another_number_of_pr
     corpus: Path, alone: Path, tmp_path: Path, stage: int
 ) -> None:
     pytest.importorskip("deepspeed")
-    # Else stage 3 would leave every weight of so small a model whole.
-    sharded = {"stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0} if stage == 3 else {}
-    cut = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    deepspeed = {"zero_optimization": {"stage": stage, **sharded}, **dict.fromkeys(cut, "auto")}
-    (tmp_path / "deepspeed.json").write_text(json.dumps(deepspeed))
-    config = {**ZERO2, "deepspeed_config": {"deepspeed_config_file": str(tmp_path / "deepspeed.json")}}
-    said = launch(config, corpus, tmp_path, "reconstruction+3", "cpt", "reading", "finetuned")
+    if stage == 2:
+        config = shared_config("zero2")
+    else:
+        # Else stage 3 would leave every weight of so small a model whole.
+        whole = {"stage3_param_persistence_threshold": 0, "stage3_model_persistence_threshold": 0}
+        cut = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+        deepspeed = {"zero_optimization": {"stage": 3, **whole}, **dict.fromkeys(cut, "auto")}
+        (tmp_path / "deepspeed.json").write_text(json.dumps(deepspeed))
+        config = {**ZERO2, "deepspeed_config": {"deepspeed_config_file": str(tmp_path / "deepspeed.json")}}
+    # The policy is refused where weights are sharded.
+    names = ("reconstruction+3", "cpt", "reading", "finetuned", *(["policy"] if stage == 2 else []))
+    said = launch(config, corpus, tmp_path, *names)
     assert said.endswith("ended with 0"), said
-    for name, folder in {"reconstruction": "reconstruction+3", "cpt": "cpt", "finetuned": "finetuned"}.items():
-        assert losses(tmp_path / folder) == pytest.approx(losses(alone / name), rel=1e-5)
-        assert_published_alike(tmp_path / folder, alone / name)
+    for name in names:
+        expected = alone / name.partition("+")[0]
+        assert_losses_alike(tmp_path / name, expected)
+        assert_published_alike(tmp_path / name, expected)
+    if stage == 2:
+        assert_groups_alike(tmp_path / "policy", alone / "policy")
     shutil.rmtree(tmp_path / "cpt" / "checkpoints" / f"step-{STEPS:08d}")
     one = {**config, "num_processes": 1}
     said = launch(one, corpus, tmp_path, "cpt")
@@ -133,6 +164,17 @@ def test_deepspeed_trains_the_same_and_stage_2_goes_on_with_another_number_of_pr
         said = launch(one, corpus, tmp_path, "cpt")
         assert said.endswith("ended with 0"), said
         assert losses(tmp_path / "cpt") == pytest.approx(losses(alone / "cpt"), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["zero1", "zero3"])
+def test_the_shared_config_trains_the_same(corpus: Path, alone: Path, tmp_path: Path, config: str) -> None:
+    """zero3.yaml leaves the optimizer in the CPU's memory."""
+    pytest.importorskip("deepspeed")
+    said = launch(shared_config(config), corpus, tmp_path, "cpt")
+    assert said.endswith("ended with 0"), said
+    assert_losses_alike(tmp_path / "cpt", alone / "cpt")
+    assert_published_alike(tmp_path / "cpt", alone / "cpt")
 
 
 @pytest.mark.parametrize("name", TASKS)
