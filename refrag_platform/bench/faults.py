@@ -98,8 +98,9 @@ def told(failed: list[str]) -> str:
 def exchange(address: tuple[str, int], sent: bytes, due: bool = True, leaves: bool = False) -> tuple[int, bytes]:
     """Status and body of the answer to these bytes over a connection of their own; no status: `NO_ANSWER`.
 
-    Args: due: wait for an answer as long as one may take. leaves: close it instead, at the first byte or a
-    moment later.
+    Args:
+        due: wait as long as an answer may take.
+        leaves: close the connection at the answer's first byte, or a moment later.
     """
     seconds = DEADLINE + 2 * SECONDS_TO_READ if due else NOT_DUE
     with socket.create_connection(address, timeout=seconds) as connection:

@@ -135,7 +135,7 @@ def request_bytes(method: str, path: str, body: bytes = b"", **headers: str) -> 
 Drawn = tuple[str, bytes]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=3)
 def _bodies(model: str, kind: str) -> list[HostileBody]:
     """The fixed lists, written once a model: some are of megabytes."""
     if kind == "whole":
