@@ -61,6 +61,7 @@ lint: install  ## ruff, mypy, and the layers of imports
 
 tables: install  ## The pages' tables and pictures, from the result files
 	$(BIN)/refrag bench tables docs/performance.md
+	$(BIN)/refrag bench tables docs/reliability.md
 	$(BIN)/refrag weights card models/smollm2-135m/release --results docs/results/frontier.json
 	$(BIN)/python scripts/results_rows.py $(foreach page,README docs/results docs/operations docs/performance,--write $(page).md)
 

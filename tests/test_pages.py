@@ -39,6 +39,12 @@ def test_one_command_writes_every_page_that_has_tables_of_files() -> None:
     assert {page for page in DOCS.glob("*.md") if "<!-- rows" in page.read_text(encoding="utf-8")} <= set(PAGES)
 
 
+def test_tests_that_a_page_names_are_there() -> None:
+    named = set(re.findall(r"\btest_\w+\b(?!\.py)", (DOCS / "reliability.md").read_text(encoding="utf-8")))
+    defined = {name for file in ROOT.glob("tests/*/*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+    assert named and sorted(named - defined) == []
+
+
 def test_the_results_are_short_enough_to_read() -> None:
     assert len((DOCS / "results.md").read_text(encoding="utf-8").splitlines()) <= 250
 

@@ -45,6 +45,8 @@ def result_tables(result: Mapping[str, Any]) -> str:
         return search_report(result)
     if result["benchmark"] == "service":
         return service_report(result)
+    if result["benchmark"] == "faults":
+        return faults_report(result)
     peak, bandwidth = result["peak_flops"] / 1e12, result["bandwidth"] / 1e9
     stated = f" (stated: {result['stated_peak_flops'] / 1e12:,.0f})" if result["stated_peak_flops"] else ""
     facts = (
@@ -80,6 +82,27 @@ def service_report(result: Mapping[str, Any]) -> str:
         f"{result['share_of_engine']:.0%} of the engine's tokens."
     )
     return "\n\n".join([facts, table(head, body), compared])
+
+
+def faults_report(result: Mapping[str, Any]) -> str:
+    """What was asked, a row a kind of hostile request with the statuses of its answers, and the ordinary questions."""
+    counts = [{int(status): n for status, n in row["statuses"].items()} for row in result["rows"]]
+    below = sorted({status for row in counts for status in row if 0 < status < 500})
+    body = []
+    for row, seen in zip(result["rows"], counts, strict=True):
+        errors = ", ".join(f"{n} x {status}" for status, n in sorted(seen.items()) if status >= 500)
+        cells = [str(seen.get(status, 0)) for status in below]
+        body.append([row["kind"], str(row["requests"]), *cells, errors or "0", str(seen.get(0, 0))])
+    store = "with its store and documents that can be added" if result["documents"] else "without a store"
+    facts = (
+        f"{result['model']}, {result['dtype']}, {store}; {result['device']}, torch {result['torch']}; "
+        f"{result['requests']:,} requests, seed {result['seed']}."
+    )
+    ordinary = (
+        f"Of {result['ordinary']['asked']} ordinary questions, before, after each {result['between']} requests and at "
+        f"the end, {result['ordinary']['answered']} were answered."
+    )
+    return "\n\n".join([facts, table(["kind", "requests", *map(str, below), "5xx", "no answer"], body), ordinary])
 
 
 def write_tables(document: Path) -> tuple[int, list[str]]:

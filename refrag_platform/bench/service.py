@@ -34,6 +34,7 @@ from refrag_platform.recipes import Recipe
 
 if TYPE_CHECKING:
     from refrag_platform.serving.engine import Engine
+    from refrag_platform.serving.settings import ApiSettings
 
 # Requests one after the other, and the seconds that they may take.
 ALONE, LONGEST = 20, 600.0
@@ -78,17 +79,19 @@ def bench_service(engine: Engine, questions: Sequence[Question], plan: ServicePl
     Raises:
         RefragError: one is no question over passages, clients can't be started, or no answer came at all.
     """
+    from refrag_platform.serving.settings import ApiSettings
+
     if wrong := next((one for one in questions if not one.question or not one.passages), None):
         raise RefragError(f"{wrong.where}: {wrong.id} is no question over passages, which is what is asked")
     bodies = [_body(engine.name, one, plan) for one in questions]
     rows: list[dict[str, Any]] = []
-    with _served(engine, plan.clients) as url:
+    with served(engine, ApiSettings(max_waiting=plan.clients)) as url:
         sides = {
             "engine": lambda load: _ask_engine(engine, questions, plan, load),
             "service": _ask_service,
         }
         for clients, seconds, requests in ((1, LONGEST, ALONE), (plan.clients, plan.seconds, 0)):
-            load = ClientLoad(url, clients, seconds, requests, bodies, first=0, stride=clients)
+            load = ClientLoad(f"{url}/v1/completions", clients, seconds, requests, bodies, first=0, stride=clients)
             # Compilation, connections, and memory that is taken once.
             warm_up = replace(load, seconds=seconds * WARM_UP, requests=math.ceil(requests * WARM_UP))
             for side, asks in sides.items():
@@ -195,13 +198,12 @@ def _compared(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 @contextmanager
-def _served(engine: Engine, clients: int) -> Iterator[str]:
-    """The URL of the service's completions, under uvicorn as it is served."""
+def served(engine: Engine, settings: ApiSettings) -> Iterator[str]:
+    """The URL of the service of an engine, under uvicorn as it is served."""
     from refrag_platform.serving.api import create_app
     from refrag_platform.serving.plain import on_thread
-    from refrag_platform.serving.settings import ApiSettings
 
-    app = create_app(engine.name, ApiSettings(max_waiting=clients))
+    app = create_app(engine.name, settings)
     app.state.engine = engine
     with on_thread(app) as url:
-        yield f"{url}/v1/completions"
+        yield url

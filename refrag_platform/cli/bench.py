@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from refrag_platform.cli import bench_service
 from refrag_platform.cli.options import Json, RecipeOrFile, find_project, known_recipe, parse_numbers
 from refrag_platform.errors import RefragError
 from refrag_platform.files import write_json
@@ -28,6 +29,7 @@ Seed = Annotated[int, typer.Option("--seed")]
 commands = typer.Typer(
     name="bench", no_args_is_help=True, help="Speed, each figure beside the plain way of doing the same."
 )
+commands.add_typer(bench_service.commands)
 
 
 @commands.command()
@@ -279,43 +281,6 @@ def search(
         lambda row: typer.echo("  ".join(search_row(row))),
     )  # fmt: skip
     write_json(json, result)
-
-
-@commands.command()
-def service(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A model of `refrag recipes ls` (fine-tuned), or a model folder.")
-    ],
-    questions: Annotated[Path, typer.Option(help="A file of questions with passages, which requests bring along.")],
-    json: Json,
-    clients: Annotated[int, typer.Option(min=1, help="Clients at once.")] = 32,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Of load, on each side.")] = 60.0,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 64,
-    share_kept: Annotated[float | None, typer.Option(min=0, max=1, help="p; default: the policy's.")] = None,
-    slots: Annotated[int | None, typer.Option(min=1, help="Answers written at once; default: the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take this many questions, spread evenly.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="The model's recipe, where it isn't known.")] = None,
-) -> None:
-    """The service over HTTP beside its engine alone: first token, tokens per second, errors, memory that grows.
-
-    One client first, then all at once, each with a new request as soon as it has its answer. A request brings its
-    passages, whose vectors are made then, and has the question's text continued, so that answers are long.
-    """
-    from refrag_platform.bench.report import service_report
-    from refrag_platform.bench.service import ServicePlan, bench_service, fresh_engine
-    from refrag_platform.corpus.question_files import read_questions
-    from refrag_platform.model.loading import load_bundle
-
-    bundle = load_bundle(model)
-    known = known_recipe(model, bundle, recipe)
-    if known is None:
-        raise RefragError(f"the recipe of {model}, which has the service's settings, isn't known; name it by --recipe")
-    with fresh_engine(bundle, known[0], slots) as engine:
-        result = bench_service(
-            engine, read_questions(questions, limit), ServicePlan(clients, seconds, new_tokens, share_kept)
-        )
-    write_json(json, result)
-    typer.echo(service_report(result))
 
 
 @commands.command()

@@ -1,16 +1,18 @@
 """Documents' tables come from result files, and the benchmark's own document is up to date."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from refrag_platform.bench.report import write_tables
+from refrag_platform.bench.report import BLOCK, write_tables
 from refrag_platform.errors import RefragError
 from tests.command import refrag, refused
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGES = ["performance.md", "reliability.md"]
 
 
 def test_a_latency_run_becomes_a_table_and_a_picture(tmp_path: Path) -> None:
@@ -55,13 +57,18 @@ def test_a_missing_file_is_told_and_a_foreign_one_refused(tmp_path: Path) -> Non
     assert "Not measured yet." in document.read_text()
 
 
-def test_performance_document_shows_its_files(tmp_path: Path) -> None:
-    copy = tmp_path / "performance.md"
-    shutil.copy(DOCS / "performance.md", copy)
-    if (DOCS / "performance").is_dir():
-        shutil.copytree(DOCS / "performance", tmp_path / "performance")
-    assert write_tables(copy)[0] > 0
-    assert copy.read_text() == (DOCS / "performance.md").read_text(), "run `refrag bench tables docs/performance.md`"
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_its_files(page: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(DOCS / page, tmp_path))
+    shutil.copytree(DOCS / "performance", tmp_path / "performance")
+    assert write_tables(copy)[1] == []
+    assert copy.read_text() == (DOCS / page).read_text(), "run `make tables`"
+
+
+def test_one_command_writes_every_page_that_has_tables_of_benchmarks() -> None:
+    makefile = (DOCS.parent / "Makefile").read_text()
+    assert re.findall(r"bench tables docs/(\S+)", makefile) == PAGES
+    assert {page.name for page in DOCS.glob("*.md") if BLOCK.search(page.read_text())} == set(PAGES)
 
 
 @pytest.mark.parametrize(
