@@ -34,7 +34,7 @@ BETWEEN = 20
 # What says that something isn't to be had here, or not now; any other 5xx is a fault of the service.
 MEANT = frozenset({501, 503, 504})
 # The error of a stream whose status line, a 200, is gone.
-FAILED_LATER = b'"code":"internal_error"'
+FAILED_LATER = b'"code": "internal_error"'
 MOST_TOLD = 3
 
 
@@ -103,7 +103,11 @@ def exchange(address: tuple[str, int], sent: bytes, due: bool = True, leaves: bo
         leaves: close the connection at the answer's first byte, or a moment later.
     """
     seconds = DEADLINE + 2 * SECONDS_TO_READ if due else NOT_DUE
-    with socket.create_connection(address, timeout=seconds) as connection:
+    try:
+        connection = socket.create_connection(address, timeout=seconds)
+    except OSError:
+        return NO_ANSWER, b""
+    with connection:
         # One that is refused before all of it is sent may have its answer.
         with suppress(OSError):
             connection.sendall(sent)

@@ -7,11 +7,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from refrag_platform.bench.malformed import KINDS, hostile_requests
+from refrag_platform.bench.clients import NO_ANSWER
+from refrag_platform.bench.faults import exchange
+from refrag_platform.bench.hostile import CHAT, RESPONSES, sound_bodies
+from refrag_platform.bench.malformed import KINDS, hostile_requests, request_bytes
 from refrag_platform.project import Project
 from refrag_platform.serving import api
 from refrag_platform.serving.settings import ApiSettings
 from tests.command import refrag, refused
+from tests.serving.conftest import Server
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +68,15 @@ def test_an_answer_500_makes_the_command_fail(monkeypatch: pytest.MonkeyPatch, t
     result = json.loads(file.read_text())
     assert result["ordinary"] == {"asked": 4, "answered": 4}
     assert any("guessed id (GET" in one for one in result["failed"])
+
+
+@pytest.mark.parametrize(("path", "asked"), [(CHAT, {"max_tokens": 200}), (RESPONSES, {"max_output_tokens": 200})])
+def test_a_stream_that_fails_is_no_200(server: Server, failing_decoder: None, path: str, asked: dict[str, int]) -> None:
+    body = sound_bodies("tiny")[path][1] | asked | {"stream": True, "retrieve": 0}
+    with server() as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        assert exchange(address, request_bytes("POST", path, json.dumps(body).encode()))[0] == 500
+    assert exchange(address, request_bytes("GET", "/v1/models")) == (NO_ANSWER, b"")
 
 
 def test_an_ordinary_question_without_an_answer_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
