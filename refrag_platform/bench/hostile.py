@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from refrag_platform.serving.chat import ChatRequest
-from refrag_platform.serving.completions import CompletionRequest
-from refrag_platform.serving.documents import DocumentsRequest
-from refrag_platform.serving.embeddings import EmbeddingRequest
-from refrag_platform.serving.responses import ResponseRequest
-from refrag_platform.serving.schema import RetrieveRequest
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 CHAT, RETRIEVE, DOCUMENTS = "/v1/chat/completions", "/v1/retrieve", "/v1/documents"
 COMPLETIONS, RESPONSES, EMBEDDINGS = "/v1/completions", "/v1/responses", "/v1/embeddings"
@@ -39,6 +33,14 @@ HostileBody = tuple[str, str, bytes]
 
 def sound_bodies(model: str) -> dict[str, tuple[type[BaseModel], dict[str, Any]]]:
     """For each path that takes a body: the fields that it knows, and a body that it answers."""
+    # The service's packages are not there where other benchmarks run.
+    from refrag_platform.serving.chat import ChatRequest
+    from refrag_platform.serving.completions import CompletionRequest
+    from refrag_platform.serving.documents import DocumentsRequest
+    from refrag_platform.serving.embeddings import EmbeddingRequest
+    from refrag_platform.serving.responses import ResponseRequest
+    from refrag_platform.serving.schema import RetrieveRequest
+
     chat = {"model": model, "messages": [{"role": "user", "content": "Capital of Peru?"}], "max_tokens": 2}
     return {
         CHAT: (ChatRequest, chat),
