@@ -35,8 +35,8 @@ SECONDS_TO_STOP = 10.0
 
 def home(project: Project) -> Path:
     """Where BentoML keeps models and Bentos."""
-    home = os.environ.get("BENTOML_HOME")
-    return Path(home).expanduser().resolve() if home else project.root / ".bentoml"
+    folder = os.environ.get("BENTOML_HOME")
+    return Path(folder).expanduser().resolve() if folder else project.root / ".bentoml"
 
 
 def environment(project: Project) -> dict[str, str]:

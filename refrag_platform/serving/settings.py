@@ -56,14 +56,14 @@ class ApiSettings:
                 0 nor 1.
         """
 
-        def number(name: str, default: float) -> float:
+        def number(name: str, default: float, zero: bool = False) -> float:
             text = values.get(name, "")
             try:
                 value = float(text) if text else default
             except ValueError:
-                value = 0.0
-            if not (value > 0 and math.isfinite(value)):
-                raise RefragError(f"{name} is {text!r}; it must be a number above 0")
+                value = -1.0
+            if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+                raise RefragError(f"{name} is {text!r}; it must be a number above 0{', or 0' if zero else ''}")
             return value
 
         def path(name: str) -> Path | None:
@@ -85,7 +85,7 @@ class ApiSettings:
             max_body=int(number("REFRAG_MAX_BODY", cls.max_body)),
             max_waiting=int(number("REFRAG_MAX_WAITING", cls.max_waiting)),
             deadline=number("REFRAG_DEADLINE", cls.deadline),
-            unready=number("REFRAG_UNREADY", 1) if values.get("REFRAG_UNREADY", "0") not in ("", "0") else cls.unready,
+            unready=number("REFRAG_UNREADY", cls.unready, zero=True),
             store=path("REFRAG_STORE"),
             tables=object_url(values["REFRAG_TABLES"], "REFRAG_TABLES") if values.get("REFRAG_TABLES") else None,
             vllm=values.get("REFRAG_VLLM") == "1",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,30 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @contextmanager
+def server_process(
+    command: Sequence[str], port: int, folder: Path, log: Path, variables: Mapping[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server on this port, started in `folder`; yields its URL and process once it is ready."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(variables),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=ends_with_parent(signal.SIGTERM),
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: process.poll() is not None or answers(f"{url}/readyz"), 120, log)
+        assert process.poll() is None, log.read_text()
+        yield url, process
+    finally:
+        bento.end(process, 0)
+
+
+@contextmanager
 def plain_server(log: Path, *options: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """`refrag serve` with these options where `import bentoml` fails; yields its URL and process once it is ready."""
     blocked = log.parent / "blocked" / "bentoml"
@@ -218,23 +242,8 @@ def plain_server(log: Path, *options: str, **variables: str) -> Iterator[tuple[s
     port = free_port()
     command = [sys.executable, "-m", "refrag_platform", "serve", "--port", str(port), *options]
     path = os.pathsep.join((str(blocked.parent), str(ROOT)))
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=log.parent,
-            env={**os.environ, "PYTHONPATH": path, **variables},
-            stdout=output,
-            stderr=output,
-            preexec_fn=ends_with_parent(signal.SIGKILL),
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: process.poll() is not None or answers(f"{url}/readyz"), 120, log)
-        assert process.poll() is None, log.read_text()
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
+    with server_process(command, port, log.parent, log, {**os.environ, "PYTHONPATH": path, **variables}) as server:
+        yield server
 
 
 def _folder(path: Path) -> Path:

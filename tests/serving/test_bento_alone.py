@@ -1,6 +1,5 @@
 """A Bento by itself: served from an empty folder by a Python that has no other copy of this code, and as an image."""
 
-import signal
 import site
 import subprocess
 import sys
@@ -14,10 +13,9 @@ import httpx
 import pytest
 import yaml
 
-from refrag_platform.processes import ends_with_parent, free_port
+from refrag_platform.processes import free_port
 from refrag_platform.serving import bento
-from tests.processes import answers, wait_for
-from tests.serving.conftest import Built
+from tests.serving.conftest import Built, server_process
 
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of Peru?"}], "max_tokens": 8}
 
@@ -56,23 +54,9 @@ def served(python: str, built: Built, folder: Path) -> Iterator[str]:
     """`bentoml serve` from this empty folder; yields its URL once it is ready."""
     folder.mkdir()
     port, log = free_port(), folder.with_suffix(".log")
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [python, "-P", *bento.serve_command(built[1].bento_tag, port)[1:]],
-            cwd=folder,
-            env=environment(built),
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            preexec_fn=ends_with_parent(signal.SIGTERM),
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(lambda: process.poll() is not None or answers(f"{url}/readyz"), 120, log)
-        assert process.poll() is None, log.read_text()
+    command = [python, "-P", *bento.serve_command(built[1].bento_tag, port)[1:]]
+    with server_process(command, port, folder, log, environment(built)) as (url, _):
         yield url
-    finally:
-        bento.end(process)
 
 
 @pytest.mark.slow

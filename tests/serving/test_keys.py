@@ -232,3 +232,16 @@ def test_a_response_is_cancelled_by_its_own_key_alone(server: Server, tmp_path: 
             bo.responses.cancel(name)
         assert ana.responses.cancel(name).status == "cancelled"
         assert list(stream)[-1].response.status == "cancelled"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 0.0), ("0", 0.0), ("0.0", 0.0), ("2.5", 2.5)])
+def test_seconds_of_being_unready_may_be_none(text: str, seconds: float) -> None:
+    assert ApiSettings.from_environment({"REFRAG_UNREADY": text}).unready == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("REFRAG_UNREADY", "-1"), ("REFRAG_UNREADY", "nan"), ("REFRAG_DEADLINE", "0")]
+)
+def test_a_number_out_of_range_is_refused_by_its_name(name: str, text: str) -> None:
+    with pytest.raises(RefragError, match=f"{name} is '{text}'; it must be a number above 0"):
+        ApiSettings.from_environment({name: text})
