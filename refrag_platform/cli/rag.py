@@ -25,7 +25,7 @@ from refrag_platform.cli.options import (
     relevance_or_refuse,
 )
 from refrag_platform.errors import RefragError
-from refrag_platform.evaluation.systems import CONTROL_KINDS, EXPLAINED, SYSTEMS, TABLE_SYSTEMS, Order
+from refrag_platform.evaluation.systems import CHOOSING_SYSTEMS, CONTROL_KINDS, EXPLAINED, SYSTEMS, TABLE_SYSTEMS, Order
 from refrag_platform.files import write_json
 from refrag_platform.names import name_text
 
@@ -128,7 +128,9 @@ def rag(
     if distractors:
         pool = read_passages(distractors)
         rows = [with_distractors(question, pool, max(counts)) for question in rows]
-    bundle = load_bundle(model)
+    # Where no budget is named it is the policy's.
+    asked_of_policy = share_kept is None or (any([share_kept, *further]) and not CHOOSING_SYSTEMS.isdisjoint(chosen))
+    bundle = load_bundle(model, choosing=asked_of_policy)
     bundle = replace(bundle, model=bundle.model.at_rate(rate))
     share = bundle.share_kept if share_kept is None else share_kept
     known = known_recipe(model, bundle, recipe)

@@ -41,6 +41,8 @@ EXPLAINED: dict[System, str] = {
 
 # Vectors are read by REFRAG's own decoder alone.
 VECTOR_SYSTEMS: frozenset[System] = frozenset({"kept+zero", "kept+other", "rule", "refrag", "refrag_wrong"})
+# Those whose kept chunks are chosen: by the policy, or by chance where a model has none.
+CHOOSING_SYSTEMS: frozenset[System] = frozenset({"kept", "kept+zero", "kept+other", "refrag", "refrag_wrong"})
 # Parts of the passages as text: where no control was trained for such a part, one for whole passages can read it.
 PARTS: tuple[System, ...] = ("first", "plain", "sentences", "pruned", "kept")
 # What a control may be trained for: any plain text.

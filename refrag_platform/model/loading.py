@@ -111,10 +111,13 @@ def load_bundle(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     policy: Path | None = None,
+    choosing: bool = True,
 ) -> Bundle:
     """Load a model and its policy in evaluation mode.
 
-    Args: policy: the folder that holds it; default: as `policy_folder` finds it.
+    Args:
+        policy: the folder that holds it; default: as `policy_folder` finds it.
+        choosing: whether chunks are to be chosen; else a model whose policy isn't trained yet comes without one.
 
     Raises:
         ArtifactError: there is no such model, its policy is missing, or was trained on another encoder's vectors.
@@ -122,7 +125,12 @@ def load_bundle(
     folder = model_folder(name_or_dir, project)
     target = torch.device(device) if device else default_device()
     model = RefragModel.load(folder, dtype or default_dtype(target), target)
-    place = policy or policy_folder(folder)
+    try:
+        place = policy or policy_folder(folder)
+    except ArtifactError:
+        if choosing:
+            raise
+        place = None
     network = PolicyNetwork.load(place, target) if place else None
     # Packed weights hold a policy and its encoder together; an artifact of its own says whose vectors it learned from.
     known = (None, model.encoder_digest()) if place == folder else (model.encoder_digest(),)

@@ -1,5 +1,8 @@
 """The encoder in fine-tuning: the chunk store and the policy are of the encoder that came out of it."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -13,6 +16,7 @@ from refrag_platform.model.refrag import RefragModel
 from refrag_platform.project import Project
 from refrag_platform.runner import run_stage
 from refrag_platform.store.content import StoreDescription
+from tests.command import refrag, refused
 from tests.training.test_start import MODEL, start_from_release, write_release
 
 SMALL = {
@@ -74,6 +78,20 @@ def test_the_policy_is_rewarded_by_the_fine_tuned_decoder(started: Project) -> N
     override(started, finetuned={"decoder_learning_rate": 1e-2})
     make_readers(started)
     assert Manifest.read(started.stage_dir("policy", MODEL)).metrics["reward"] != first
+
+
+def test_systems_that_choose_nothing_are_judged_before_there_is_a_policy(
+    started: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_stage(started, "finetuned", MODEL)
+    monkeypatch.chdir(started.root)
+    asked, out = started.content("corpus", MODEL) / "questions" / "test.jsonl", tmp_path / "rag.json"
+    command = ["evaluate", "rag", "--model", MODEL, "--questions", str(asked), "--passages", "2", "--limit", "2"]
+    command += ["--json", str(out), "--share-kept", "0"]
+    for chosen in (["full,rule", "--shares", "0.2"], ["full,refrag"]):
+        refrag(*command, "--systems", *chosen)
+        assert {row["system"] for row in json.loads(out.read_text())["rows"]} == set(chosen[0].split(","))
+    assert "has no policy yet" in refused(*command, "--systems", "full,refrag", "--shares", "0.2")
 
 
 def test_the_policy_comes_from_its_artifact_and_its_absence_is_named(started: Project) -> None:
