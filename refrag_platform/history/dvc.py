@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -80,23 +80,36 @@ def record(project: Project, stage: str, model: str, place: Standing | None = No
         ArtifactError: there is no artifact, its bytes are not its manifest's, or what it is made from changed since.
         RefragError: no Git or DVC repository here, params.yaml does not name the model, or DVC fails.
     """
-    manifest = Manifest.read(project.stage_dir(stage, model))
-    if (place or standing(project, stage, model)).state == "stale":
-        raise ArtifactError(
-            f"inputs, settings or code of {stage} changed since {project.stage_dir(stage, model)} was made, "
-            f"so it can't be recorded as made from them; run `refrag run {stage} --model {model}` again"
-        )
+    record_all(project, {stage: place}, model)
+    return Manifest.read(project.stage_dir(stage, model)).hash
+
+
+def record_all(project: Project, places: Mapping[str, Standing | None], model: str) -> None:
+    """Enter the artifacts of several stages, with their standing where it is known, as `record` does.
+
+    DVC is started once for all of them, and for none where one is refused.
+
+    Raises:
+        ArtifactError, RefragError: as `record`.
+    """
+    for stage, place in places.items():
+        if (place or standing(project, stage, model)).state == "stale":
+            raise ArtifactError(
+                f"inputs, settings or code of {stage} changed since {project.stage_dir(stage, model)} was made, "
+                f"so it can't be recorded as made from them; run `refrag run {stage} --model {model}` again"
+            )
+        require_hashable(project, stage, model)
+    manifests = {stage: Manifest.read(project.stage_dir(stage, model)) for stage in places}
     require_named(project, model)
-    require_hashable(project, stage, model)
     write_resolved(project, model)
-    _dvc(project, "commit", "--force", target(RECIPE, model), target(stage, model), writes=True)
-    recorded = recorded_hash(project, stage, model)
-    if recorded != manifest.hash:
-        raise ArtifactError(
-            f"DVC hashes {project.content(stage, model)} to {recorded}, its manifest says {manifest.hash}: the "
-            f"files were changed; make them again with `refrag run {stage} --model {model}`"
-        )
-    return manifest.hash
+    targets = [target(stage, model) for stage in (RECIPE, *places)]
+    _dvc(project, "commit", "--force", *targets, writes=True)
+    for stage, manifest in manifests.items():
+        if (recorded := recorded_hash(project, stage, model)) != manifest.hash:
+            raise ArtifactError(
+                f"DVC hashes {project.content(stage, model)} to {recorded}, its manifest says {manifest.hash}: the "
+                f"files were changed; make them again with `refrag run {stage} --model {model}`"
+            )
 
 
 def recorded_hash(project: Project, stage: str, model: str) -> str | None:

@@ -79,16 +79,13 @@ def _recorded_manifests(project: Project, model: str) -> list[Manifest]:
     """
     project.recipe(model)
     require_named(project, model)
-    manifests = []
-    for stage in STAGES:
-        folder = project.stage_dir(stage, model)
-        if (folder / FILE_NAME).is_file():
-            manifest = Manifest.read(folder)
-            if dvc.recorded_hash(project, stage, model) != manifest.hash:
-                dvc.record(project, stage, model)
-            manifests.append(manifest)
+    folders = [project.stage_dir(stage, model) for stage in STAGES]
+    manifests = [Manifest.read(folder) for folder in folders if (folder / FILE_NAME).is_file()]
     if not manifests:
         raise ArtifactError(f"{model} has no artifact to commit; `refrag run all --model {model}` makes them")
+    changed = [one.stage for one in manifests if dvc.recorded_hash(project, one.stage, model) != one.hash]
+    if changed:
+        dvc.record_all(project, dict.fromkeys(changed), model)
     return manifests
 
 
