@@ -80,12 +80,11 @@ def record(project: Project, stage: str, model: str, place: Standing | None = No
         ArtifactError: there is no artifact, its bytes are not its manifest's, or what it is made from changed since.
         RefragError: no Git or DVC repository here, params.yaml does not name the model, or DVC fails.
     """
-    record_all(project, {stage: place}, model)
-    return Manifest.read(project.stage_dir(stage, model)).hash
+    return record_all(project, {stage: place}, model)[stage]
 
 
-def record_all(project: Project, places: Mapping[str, Standing | None], model: str) -> None:
-    """Enter the artifacts of several stages, with their standing where it is known, as `record` does.
+def record_all(project: Project, places: Mapping[str, Standing | None], model: str) -> dict[str, str]:
+    """As `record`, of several stages, each with its standing where it is known; return the hash of each.
 
     DVC is started once for all of them, and for none where one is refused.
 
@@ -110,6 +109,7 @@ def record_all(project: Project, places: Mapping[str, Standing | None], model: s
                 f"DVC hashes {project.content(stage, model)} to {recorded}, its manifest says {manifest.hash}: the "
                 f"files were changed; make them again with `refrag run {stage} --model {model}`"
             )
+    return {stage: manifest.hash for stage, manifest in manifests.items()}
 
 
 def recorded_hash(project: Project, stage: str, model: str) -> str | None:
