@@ -117,7 +117,8 @@ def load_bundle(
 
     Args:
         policy: the folder that holds it; default: as `policy_folder` finds it.
-        choosing: whether chunks are to be chosen; else a model whose policy isn't trained yet comes without one.
+        choosing: whether chunks are to be chosen; else a model whose policy isn't trained yet, or was trained on
+            another encoder's vectors, comes without one.
 
     Raises:
         ArtifactError: there is no such model, its policy is missing, or was trained on another encoder's vectors.
@@ -135,6 +136,8 @@ def load_bundle(
     # Packed weights hold a policy and its encoder together; an artifact of its own says whose vectors it learned from.
     known = (None, model.encoder_digest()) if place == folder else (model.encoder_digest(),)
     if network and network.encoder_digest not in known:
+        if not choosing:
+            return Bundle(model, None, folder)
         raise ArtifactError(
             f"the policy in {place} was trained on vectors of the encoder {network.encoder_digest}, and {folder} has "
             f"{model.encoder_digest()}; train it again, in a pipeline with `refrag run policy`"

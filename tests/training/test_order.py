@@ -67,6 +67,7 @@ def test_store_and_policy_are_of_the_encoder_that_fine_tuning_leaves(started: Pr
     assert encoder(started, "finetuned") != encoder(started, "cpt")
     with pytest.raises(ArtifactError, match=r"policy in .* was trained on vectors of the encoder .* train it again"):
         load_bundle(MODEL, started)
+    assert load_bundle(MODEL, started, choosing=False).policy is None
     make_readers(started)
     assert readers_encoders(started) == {encoder(started, "finetuned")}
 
