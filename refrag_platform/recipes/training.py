@@ -148,14 +148,6 @@ class ReadingRecipe(Section):
         0.4, ge=0, le=1, description="share of those steps in which some chunks are kept as tokens, at random"
     )
     most_share_kept: Share = Field(0.15, gt=0, le=1, description="of a context's chunks in such a step, at most")
-    text_target_share: Share = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="in steps that keep no chunk, this share of what an answer's tokens are held against is what the "
-        "decoder, as it is then, makes of them reading all of the context as text; the rest is the answer "
-        "(self-distillation)",
-    )
 
     @model_validator(mode="after")
     def _asks(self) -> ReadingRecipe:
@@ -167,8 +159,6 @@ class ReadingRecipe(Section):
             self.refuse_idle("questions_share is 0", "questions", "renamed_share")
         if not self.kept_steps_share:
             self.refuse_idle("kept_steps_share is 0", "most_share_kept")
-        if self.kept_steps_share == 1:
-            self.refuse_idle("kept_steps_share is 1", "text_target_share")
         return self
 
 

@@ -148,7 +148,7 @@ class CptTask(Task):
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         if self.reading and "blocks" in batch:
-            return reading_loss(self.model, batch, seen_in_reading(self.system), self.reading.settings)
+            return reading_loss(self.model, batch, seen_in_reading(self.system), self.reading.settings.quotes_weight)
         if self.system != "refrag":
             return self.loss(*self.control_inputs(batch)), {}
         embeds = self.chunk_embeds(batch)

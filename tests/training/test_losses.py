@@ -31,20 +31,6 @@ def test_loss_and_gradients_are_those_of_plain_cross_entropy(monkeypatch: pytest
     _assert_alike(linear_cross_entropy(hidden, weight, labels), expected, hidden, weight)
 
 
-@pytest.mark.parametrize("share", [0.4, 1.0])
-def test_a_teachers_share_of_the_target_is_what_the_head_makes_of_its_states(
-    share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(losses, "ROWS", 16)
-    hidden, weight, labels = _inputs(torch.float64)
-    taught = torch.randn(37, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    wanted = (taught @ weight.detach().t()).softmax(-1)
-    target = (1 - share) * nn.functional.one_hot(labels, 101) + share * wanted
-    expected = nn.functional.cross_entropy(hidden @ weight.t(), target)
-    loss = linear_cross_entropy(hidden, weight, labels, taught=taught, taught_share=share)
-    _assert_alike(loss, expected, hidden, weight)
-
-
 def test_a_frozen_head_gets_no_gradient() -> None:
     hidden, weight, labels = _inputs()
     linear_cross_entropy(hidden, weight.detach(), labels).backward()

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from refrag_platform.corpus.passages import sentences
 from refrag_platform.errors import RecipeError, RefragError
-from refrag_platform.model.decoder import head_weight
 from refrag_platform.model.prompts import content_ids, question_frame, rag_prompt
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, Chunks, Text, plain_tokens
@@ -21,7 +19,6 @@ from refrag_platform.training.core.loop import train
 from refrag_platform.training.cpt import cpt_task
 from refrag_platform.training.kept import step_rate
 from refrag_platform.training.reading.blanks import ASKED_BY, GAP, blank
-from refrag_platform.training.reading.loss import of_text, read
 from refrag_platform.training.reading.renaming import Renaming
 from tests.training.conftest import write_corpus
 from tests.training.reading import NAMES, PLACES, TEXTS, batch_of, reading_task
@@ -64,41 +61,6 @@ def test_contexts_hold_passages_of_the_corpus_that_fit(model: RefragModel, tmp_p
         text = model.tokenizer.decode(chunks[chunks != PAD].tolist())
         for sentence in sentences(text):
             assert sentence in corpus
-
-
-@pytest.mark.parametrize("rate", [1, 2])
-def test_vectors_learn_from_what_the_same_decoder_makes_of_the_text(
-    model: RefragModel, tmp_path: Path, rate: int
-) -> None:
-    model.rates = (1, rate)
-    steps = [step for step in range(1, 40) if step_rate(model.rates, 0, step) == rate]
-    task = reading_task(model, tmp_path, kept_steps_share=0.5, text_target_share=1.0)
-    assert task.reading is not None
-    kept = {step: task.reading.rate_and_kept(step)[1] for step in steps}
-    plain = next(step for step, count in kept.items() if not count)
-    assert "text_length" not in batch_of(task, next(step for step, count in kept.items() if count))
-    control = reading_task(copy.deepcopy(model), tmp_path, "full")
-    batch, text = batch_of(task, plain), batch_of(control, plain)
-    # The control's batch of the same step is the same context and questions, all of it as text.
-    assert torch.equal(batch["blocks"], text["blocks"])
-    states = read(model, text, None)
-    torch.testing.assert_close(of_text(model, batch), states, rtol=1e-4, atol=1e-4)
-    of_vectors = read(model, batch, model.project(model.encode_rows(batch["chunks"], batch["windows"])))
-    head, expected = head_weight(model.decoder), torch.zeros(())
-    for kind, weight in (("answers", 1.0), ("quotes", task.reading.settings.quotes_weight)):
-        places = batch[kind]
-        wanted = (states[places].detach() @ head.t()).softmax(-1)
-        expected = expected + weight * nn.functional.cross_entropy(of_vectors[places] @ head.t(), wanted)
-    loss, _ = task(batch)
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
-    loss.backward()
-    slopes = [parameter.grad for parameter in model.encoder.parameters() if parameter.grad is not None]
-    assert any(slope.abs().sum() > 0 for slope in slopes)
-    task.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = task(batch)
-    rounded.backward()
-    assert all(parameter.grad is not None for parameter in model.decoder.parameters() if parameter.requires_grad)
 
 
 def test_a_question_stands_in_the_format_of_serving(model: RefragModel) -> None:
@@ -208,7 +170,6 @@ def test_a_corpus_without_sentences_and_blocks_without_room_are_refused(model: R
         ({"curriculum": None, "reading": {"quotes_share": 0, "quotes_weight": 1}}, "quotes_weight"),
         ({"curriculum": None, "reading": {"renamed_share": 1.0}}, "renamed_share"),
         ({"curriculum": None, "reading": {"kept_steps_share": 0, "most_share_kept": 0.5}}, "most_share_kept"),
-        ({"curriculum": None, "reading": {"kept_steps_share": 1, "text_target_share": 0.5}}, "text_target_share"),
     ],
 )
 def test_reading_keys_that_disagree_are_refused(keys: dict[str, Any], message: str) -> None:

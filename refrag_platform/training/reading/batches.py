@@ -95,9 +95,8 @@ class ReadingBatches:
 
         chunks [B, L, k]: token ids, -1 where there are none; at rate m of the step L is m times as small, and k as
         large. windows [B, L m]: the number in its row of the window of each of the encoder's chunks, -1 for padding.
-        slots, owners [B, S] and keep [B, L]: as `pack_slots` reads them; length: of its rows; text_length: where the
-        context is to be read as text, too, of its rows then. blocks [B, n, o]: token ids. answers, quotes: places of
-        their tokens among all B n o.
+        slots, owners [B, S] and keep [B, L]: as `pack_slots` reads them; length: of its rows. blocks [B, n, o]: token
+        ids. answers, quotes: places of their tokens among all B n o.
         """
         rows = range(rank * size // world, (rank + 1) * size // world)
         chances = [np.random.default_rng([self._seed, 5, step, micro, row]) for row in rows]
@@ -180,7 +179,6 @@ class ReadingBatches:
                 place += -(-len(numbers) // rate) * rate
                 number = int(numbers[-1]) + 1
         real = chunks[..., 0] != PAD
-        taught = seen == "refrag" and not kept and self.settings.text_target_share > 0
         if seen == "full":
             keep = real
         elif seen == "none":
@@ -196,7 +194,7 @@ class ReadingBatches:
             "owners": owners,
             "keep": keep,
             "length": self.context_positions(seen, bool(kept), rate),
-        } | ({"text_length": self.context_positions("full", False, rate)} if taught else {})
+        }
 
     def _blocks_batch(self, drawn: Sequence[Sequence[Block]]) -> Batch:
         number, size = self.settings.blocks, self.settings.block_tokens

@@ -11,7 +11,6 @@ from refrag_platform.model.decoder import decoder_states, head_weight
 from refrag_platform.model.packed import packed_layout, predicting_states
 from refrag_platform.model.refrag import RefragModel
 from refrag_platform.model.segments import PAD, pack_slots
-from refrag_platform.recipes import ReadingRecipe
 from refrag_platform.training.core.batch import Batch, share
 from refrag_platform.training.core.groups import vector_std
 from refrag_platform.training.core.losses import linear_cross_entropy
@@ -19,7 +18,7 @@ from refrag_platform.training.reading.batches import ContextForm
 
 
 def reading_loss(
-    model: RefragModel, batch: Batch, seen: ContextForm, settings: ReadingRecipe
+    model: RefragModel, batch: Batch, seen: ContextForm, quotes_weight: float
 ) -> tuple[Tensor, dict[str, Any]]:
     """Mean loss of the answers' tokens in nats, that on quotes by its weight, and figures to log."""
     vectors, figures = None, {}
@@ -27,33 +26,17 @@ def reading_loss(
         vectors = model.project(model.encode_rows(batch["chunks"], batch["windows"]))
         figures["vector_std"] = vector_std(model, vectors[batch["chunks"][..., 0] != PAD])
     states, labels = read(model, batch, vectors), batch["blocks"].flatten()
-    # After the pass with gradients: autocast keeps the copies of weights that the first pass makes.
-    taught = of_text(model, batch) if "text_length" in batch else None
     losses: list[Tensor] = []
-    for number, (kind, weight) in enumerate((("answers", 1.0), ("quotes", settings.quotes_weight))):
+    for number, (kind, weight) in enumerate((("answers", 1.0), ("quotes", quotes_weight))):
         if len(places := batch[kind]):
             # Their number differs from batch to batch, and each would be compiled anew.
-            part = linear_cross_entropy(
-                states[places],
-                head_weight(model.decoder),
-                labels[places],
-                compiled=False,
-                taught=None if taught is None else taught[places],
-                taught_share=settings.text_target_share,
-            )
+            part = linear_cross_entropy(states[places], head_weight(model.decoder), labels[places], compiled=False)
             losses.append(share(batch, number) * weight * part)
             figures[f"{kind}_loss"] = part.detach()
     # Where no question fits: all that trains has a gradient all the same, as processes add theirs up.
     if not losses:
         losses.append(0.0 * (states.sum() + head_weight(model.decoder).sum()))
     return torch.stack(losses).sum(), figures
-
-
-@torch.no_grad()
-def of_text(model: RefragModel, batch: Batch) -> Tensor:
-    """As `read`, of the decoder as it is that reads every chunk of the batch as text."""
-    whole = {"keep": batch["chunks"][..., 0] != PAD, "length": batch["text_length"]}
-    return read(model, {**batch, **whole}, None)
 
 
 def read(model: RefragModel, batch: Batch, vectors: Tensor | None) -> Tensor:

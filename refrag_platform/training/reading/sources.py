@@ -51,10 +51,9 @@ def reading_batches(
         questions = _answered(corpus, reading.questions, root, tokenizer, chunks // coarsest, k * coarsest)
         asked = QuestionContexts(questions, tokenizer, chunks, k, renaming, reading.renamed_share)
     batches = ReadingBatches(contexts, tokenizer, reading, chunks, k, encoder.window_chunks, seed, asked, model.rates)
-    read = "full" if seen == "refrag" and reading.text_target_share else seen
     require_positions(
         model.decoder,
-        max(batches.context_positions(read, reading.kept_steps_share > 0, rate) for rate in model.rates)
+        max(batches.context_positions(seen, reading.kept_steps_share > 0, rate) for rate in model.rates)
         + settings.reading.block_tokens,
         f"shorten cpt.context_tokens ({settings.context_tokens}) or cpt.reading.block_tokens",
     )
