@@ -19,13 +19,13 @@ from refrag_platform.recipes.data import ChunksRecipe, CorpusRecipe, SourceRecip
 from refrag_platform.recipes.layers import BESIDE, Layer, extended, read_layer, recipe_layers
 from refrag_platform.recipes.loading import merge, origins, read_recipe, resolve
 from refrag_platform.recipes.parts import DecoderRecipe, EncoderRecipe, ProjectionRecipe
+from refrag_platform.recipes.reading import ReadingRecipe
 from refrag_platform.recipes.recipe import Recipe
 from refrag_platform.recipes.training import (
     CptRecipe,
     CurriculumRecipe,
     FinetunedRecipe,
     PolicyRecipe,
-    ReadingRecipe,
     ReconstructionRecipe,
     TrainingRecipe,
     TrainsDecoder,

@@ -75,6 +75,11 @@ class Recipe(Section):
                 f"cpt.context_tokens is {self.cpt.context_tokens}; it must be a multiple of encoder.chunk_size times "
                 f"the last of encoder.rates ({coarsest})"
             )
+        if self.cpt.reading and self.cpt.reading.first_rate_share is not None and len(self.encoder.rates) == 1:
+            raise ValueError(
+                f"cpt.reading.first_rate_share is {self.cpt.reading.first_rate_share}, and encoder.rates has one "
+                "rate: it would change nothing; leave it out, or give more rates"
+            )
         for section in ("cpt", "policy", "evaluation"):
             tokens = getattr(self, section).context_tokens
             if tokens % self.encoder.chunk_size:

@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def step_rate(rates: Sequence[int], seed: int, step: int) -> int:
-    """Which of the model's rates all prompts of a step are read at."""
-    return int(np.random.default_rng([seed, 12, step]).choice(rates))
+def step_rate(rates: Sequence[int], seed: int, step: int, first_share: float | None = None) -> int:
+    """Which of the model's rates all prompts of a step are read at: the first with this chance, None = one as any."""
+    chance = np.random.default_rng([seed, 12, step])
+    if first_share is None or len(rates) == 1:
+        return int(chance.choice(rates))
+    others = (1 - first_share) / (len(rates) - 1)
+    return int(chance.choice(rates, p=[first_share] + [others] * (len(rates) - 1)))
 
 
 def kept_at_random(count: int, kept: int, chance: np.random.Generator) -> NDArray[np.int64]:

@@ -112,3 +112,13 @@ def test_wrong_rates_are_refused_by_name(rates: list[int], context: int, message
     values["cpt"]["context_tokens"] = context
     with pytest.raises(ValueError, match=message):
         Recipe.model_validate(values)
+
+
+def test_a_share_of_the_first_rate_needs_others() -> None:
+    values: dict[str, Any] = Project(ROOT).recipe("tiny").model_dump(mode="json")
+    values["cpt"] |= {"curriculum": None, "repeat_steps_share": 0, "reading": {"first_rate_share": 0.8}}
+    values["encoder"]["rates"] = [1, 2]
+    assert Recipe.model_validate(values).cpt.reading is not None
+    values["encoder"]["rates"] = [1]
+    with pytest.raises(ValueError, match=r"first_rate_share is 0\.8, and encoder\.rates has one"):
+        Recipe.model_validate(values)

@@ -93,6 +93,22 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_the_first_rate_has_its_share_of_the_steps() -> None:
+    drawn = [step_rate((1, 2, 4), 0, step, 0.7) for step in range(2000)]
+    shares = [drawn.count(rate) / len(drawn) for rate in (1, 2, 4)]
+    assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.03)
+    assert {step_rate((1, 2), 0, step, 1.0) for step in range(50)} == {1}
+    assert {step_rate((1,), 0, step, 0.0) for step in range(50)} == {1}
+
+
+def test_reading_tasks_draw_rates_by_their_share(model: RefragModel, tmp_path: Path) -> None:
+    model.rates = RATES
+    for share, rates in ((None, set(RATES)), (1.0, {1}), (0.0, set(RATES) - {1})):
+        reading = reading_task(model, tmp_path, first_rate_share=share).reading
+        assert reading is not None
+        assert {reading.rate_and_kept(step)[0] for step in range(40)} == rates
+
+
 @pytest.mark.parametrize("stage", ["cpt", "finetuned"])
 def test_a_resumed_training_draws_the_same_rates(
     recipe: Recipe, model: RefragModel, corpus: Path, tmp_path: Path, stage: str

@@ -108,7 +108,8 @@ class ReadingBatches:
 
     def rate_and_kept(self, step: int) -> tuple[int, int]:
         """The rate of all rows of a step, and the chunks that each keeps: some in all, or none, as of one length."""
-        rate, chance = step_rate(self._rates, self._seed, step), np.random.default_rng([self._seed, 6, step])
+        rate = step_rate(self._rates, self._seed, step, self.settings.first_rate_share)
+        chance = np.random.default_rng([self._seed, 6, step])
         any_kept = chance.random() < self.settings.kept_steps_share
         return rate, int(chance.integers(1, self._most_kept(rate) + 1)) if any_kept else 0
 
